@@ -1,0 +1,79 @@
+"""The seam between search and engine. An engine sees tokens only; candidates are numbers to it.
+
+    prompt = engine.open(ids, sampling, budget_bytes)    # prefilled once, its KV held once
+    engine.add(prompt, range(8))                         # eight candidates that share it
+    output = engine.step()                               # one token for every live candidate of every prompt
+    engine.drop(prompt, [1, 4])                          # their KV is free now
+    engine.close(prompt)
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from specrej.types import FinishReason, Prompt, SamplingParams
+
+
+class Token(NamedTuple):
+    """What one step gave one candidate."""
+
+    prompt: int
+    """Handle of the prompt."""
+    index: int
+    """The candidate's index among the prompt's candidates."""
+    token_id: int
+    logprob: float
+    """Log-probability under the model, in nats, before temperature and filters."""
+    finish_reason: FinishReason | None
+    """Set when this token ended the candidate; its KV is free already."""
+
+
+class Memory(NamedTuple):
+    """KV of one prompt and its candidates, in bytes."""
+
+    in_use: int
+    """Allocated now."""
+    next_step: int
+    """The most that is allocated at any moment of the next step, if nobody is dropped before it."""
+    peak: int
+    """The most that was ever allocated for this prompt."""
+
+
+class Engine(Protocol):
+    """Decodes many candidates of many prompts, one token a step."""
+
+    name: str
+    context_tokens: int
+    """Most tokens of prompt and answer together."""
+
+    def describe(self) -> Mapping[str, str]:
+        """Model, device, precision, and versions of what computes: all that a figure depends on."""
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, through the chat template where there is one; BOS at most once."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of generated tokens without special ones; the bytes of an unfinished last character are left out."""
+
+    def kv_bytes(self, num_prompt_tokens: int, num_candidates: int, num_new_tokens: int) -> int:
+        """Most bytes of KV at any moment until that many candidates have that many tokens each."""
+
+    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int) -> int:
+        """The KV budget, in bytes, for a user who gave none."""
+
+    def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
+        """Prefill a prompt; its KV and that of its candidates stay within the budget. Returns its handle."""
+
+    def add(self, prompt: int, indices: Sequence[int]) -> None:
+        """Open new candidates of a prompt that has none live."""
+
+    def step(self) -> list[Token]:
+        """One token for every live candidate. May raise DeviceMemoryError; then nothing has changed."""
+
+    def memory(self, prompt: int) -> Memory:
+        """What a prompt and its candidates hold."""
+
+    def drop(self, prompt: int, indices: Sequence[int]) -> None:
+        """End these live candidates; their memory is free when this returns."""
+
+    def close(self, prompt: int) -> None:
+        """Free a prompt and all its candidates."""

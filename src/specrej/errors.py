@@ -1,0 +1,58 @@
+"""The exceptions of specrej, each with a message that says what was given and a hint that says what to do.
+
+    SpecrejError
+     ├── UsageError            an argument that cannot be honoured (the command exits with 2)
+     │    ├── UnknownNameError   a model, reward or algorithm nobody knows
+     │    ├── PromptError        an empty prompt, or one longer than the context
+     │    └── BudgetError        a memory budget that does not hold one candidate
+     ├── ModelError            a model that cannot be opened, or that needs what the engine cannot honour
+     ├── RewardError           a reward that failed, gave NaN, or the wrong number of scores
+     └── DeviceMemoryError     the device ran out of memory although the budget was kept
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SpecrejError(Exception):
+    """Root of all errors raised on purpose. `hint` is one sentence on what to do, or None."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(SpecrejError):
+    """An argument that cannot be honoured."""
+
+
+class UnknownNameError(UsageError):
+    """A name that is not in a table; the hint lists the nearest known names."""
+
+    def __init__(self, kind: str, given: str, known: Iterable[str], *, hint: str | None = None) -> None:
+        known = sorted(known)
+        near = difflib.get_close_matches(given, known, n=3)
+        guess = f"did you mean {' or '.join(repr(name) for name in near)}? " if near else ""
+        super().__init__(f"unknown {kind} {given!r}", hint=hint or f"{guess}known: {', '.join(known)}")
+        if hint and guess:
+            self.hint = guess + hint
+
+
+class PromptError(UsageError):
+    """A prompt that is empty or does not fit in the model's context."""
+
+
+class BudgetError(UsageError):
+    """A memory budget that does not hold what was asked for."""
+
+
+class ModelError(SpecrejError):
+    """A model that cannot be opened or honoured."""
+
+
+class RewardError(SpecrejError):
+    """A reward that failed; the message names the candidate."""
+
+
+class DeviceMemoryError(SpecrejError):
+    """The device has no memory left for the next step."""

@@ -1,0 +1,61 @@
+"""The seam between search and reward: open a session for a prompt, score its candidates as they grow.
+
+    session = reward.open(messages)
+    session.score(candidates)      # a batch, partial and complete texts alike; higher is better
+    session.drop([3, 5])           # these candidates will not come back
+    session.close()
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from specrej.types import Candidate, Message
+
+
+class RewardSession(Protocol):
+    """The scoring of one prompt's candidates."""
+
+    num_tokens: int
+    """Tokens that the reward model has read for this prompt so far."""
+
+    def score(self, candidates: Sequence[Candidate]) -> Sequence[float]:
+        """One finite number for each candidate, on its text (or its log-probabilities) so far."""
+
+    def drop(self, indices: Sequence[int]) -> None:
+        """Forget these candidates: they were rejected."""
+
+    def close(self) -> None:
+        """Free what the session holds."""
+
+
+class Reward(Protocol):
+    """Scores answers to a prompt."""
+
+    name: str
+
+    def open(self, messages: Sequence[Message]) -> RewardSession:
+        """Begin with a prompt; what depends on the prompt alone is computed here, once."""
+
+
+@dataclass(slots=True)
+class StatelessSession:
+    """The session of a reward that keeps nothing between two decisions.
+
+    `score_batch(messages, candidates)` returns the scores and the number of tokens it read.
+    """
+
+    messages: Sequence[Message]
+    score_batch: Callable[[Sequence[Message], Sequence[Candidate]], tuple[Sequence[float], int]]
+    num_tokens: int = 0
+
+    def score(self, candidates: Sequence[Candidate]) -> Sequence[float]:
+        scores, num_tokens = self.score_batch(self.messages, candidates)
+        self.num_tokens += num_tokens
+        return scores
+
+    def drop(self, indices: Sequence[int]) -> None:
+        """Nothing is held for a candidate."""
+
+    def close(self) -> None:
+        """Nothing is held for a prompt."""

@@ -1,0 +1,209 @@
+"""What flows through specrej: sampling parameters, candidates, decisions, usage, results.
+
+Everything is frozen and checked on construction but `Candidate`, the one mutable record: the search writes its
+tokens, its rewards and its fate as they come.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from specrej.errors import PromptError, UsageError
+
+Message = Mapping[str, str]
+"""One turn of a conversation: `{"role": "system" | "user" | "assistant", "content": text}`."""
+
+Prompt = str | Sequence[Message]
+"""A text (sent as one user message where the model has a chat template) or a conversation."""
+
+State = Literal["live", "complete", "rejected"]
+FinishReason = Literal["eos", "stop", "length"]
+Cause = Literal["budget", "schedule", "complete", "out_of_memory"]
+
+
+def as_messages(prompt: Prompt) -> list[dict[str, str]]:
+    """The prompt as a conversation.
+
+    Raises:
+        PromptError: the prompt is empty, or a message lacks `role` or `content`.
+    """
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+    for message in messages:
+        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+            raise PromptError(
+                f"a message needs the strings 'role' and 'content', got {message!r}",
+                hint='for example {"role": "user", "content": "Hello"}',
+            )
+    if not messages or not messages[-1]["content"].strip():
+        raise PromptError("the prompt is empty", hint="give a text of at least one character that is no space")
+    return messages
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
+    """How a candidate's tokens are drawn; the filters apply in the order transformers applies them.
+
+    Attributes:
+        max_new_tokens: length limit of an answer, in tokens.
+        temperature: divides the logits; must be above 0 (equal candidates cannot be told apart).
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens whose probability reaches top_p; 1.0 keeps all.
+        min_p: drop tokens less likely than min_p times the most likely one; 0.0 keeps all.
+        repetition_penalty: divides positive (multiplies negative) logits of tokens seen before; 1.0 is off.
+        stop: strings that end an answer; the answer's text ends before them.
+        ignore_eos: go on to max_new_tokens; for measuring.
+        seed: with the candidate's index and the position it decides every draw.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks = [
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", 0 < self.temperature < math.inf, "above 0"),
+            ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("min_p", 0 <= self.min_p < 1, "in [0, 1)"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
+            ("stop", all(self.stop), "free of empty strings"),
+            ("seed", 0 <= self.seed < 2**64, "in [0, 2^64)"),
+        ]
+        for name, is_valid, expected in checks:
+            if not is_valid:
+                raise UsageError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One answer in the making.
+
+    Attributes:
+        index: its number among the prompt's candidates; names its random stream.
+        token_ids: generated tokens, the ending one (EOS) included.
+        logprobs: log-probability of each token under the model (nats, before temperature and filters).
+        text: the text of the tokens as of the last decision; never ends in half a character.
+        rewards: reward by index of the decision that gave it, oldest first.
+        state: live, complete, or rejected.
+        finish_reason: why it ended; None while unfinished.
+    """
+
+    index: int
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    text: str = ""
+    rewards: dict[int, float] = field(default_factory=dict)
+    state: State = "live"
+    finish_reason: FinishReason | None = None
+
+    @property
+    def reward(self) -> float | None:
+        """The latest reward, None before the first decision."""
+        return next(reversed(self.rewards.values()), None)
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp of minus the mean log-probability of the answer's tokens; None without tokens."""
+        return math.exp(-math.fsum(self.logprobs) / len(self.logprobs)) if self.logprobs else None
+
+    def to_dict(self) -> dict[str, Any]:
+        rewards = {str(decision): reward for decision, reward in self.rewards.items()}
+        return {**asdict(self), "rewards": rewards, "reward": self.reward, "perplexity": self.perplexity}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """One moment at which candidates were scored and some of them rejected.
+
+    Attributes:
+        cause: the budget was full, the schedule said so, every candidate was complete, or the device ran out of memory.
+        num_tokens: length of the longest candidate scored, in tokens.
+        scored: indices of the candidates that were scored.
+        rejected: indices of those that were rejected.
+        cut: the reward below which candidates were rejected; None where none was.
+        kv_bytes: KV held for the prompt and its candidates before the decision, and after it.
+    """
+
+    cause: Cause
+    num_tokens: int
+    scored: tuple[int, ...]
+    rejected: tuple[int, ...]
+    cut: float | None
+    kv_bytes: int
+    kv_bytes_after: int
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a result cost. Tokens are counted once where they are made; seconds are wall clock and add up to total_s.
+
+    With several prompts in flight, a step's seconds are shared out by the number of candidates each had in it.
+    """
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    reward_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    reward_s: float = 0.0
+    other_s: float = 0.0
+    peak_kv_bytes: int = 0
+    num_steps: int = 0
+
+    @property
+    def total_s(self) -> float:
+        return self.prefill_s + self.decode_s + self.reward_s + self.other_s
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "total_s": self.total_s}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """The outcome of one prompt: the best answer, every candidate and its fate, and what it cost.
+
+    `is_complete` is False where the run was interrupted: then `best` may be unfinished or unscored.
+    `settings` says how to make the result again; `versions` with what.
+    """
+
+    best: Candidate
+    candidates: tuple[Candidate, ...]
+    decisions: tuple[Decision, ...]
+    usage: Usage
+    seed: int
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+    is_complete: bool = True
+
+    @property
+    def text(self) -> str:
+        """The best answer."""
+        return self.best.text
+
+    @property
+    def reward(self) -> float | None:
+        """The reward of the best answer."""
+        return self.best.reward
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it in JSON's types."""
+        return {
+            "text": self.text,
+            "reward": self.reward,
+            "best": self.best.index,
+            "is_complete": self.is_complete,
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
+            "decisions": [asdict(decision) for decision in self.decisions],
+            "usage": self.usage.to_dict(),
+            "seed": self.seed,
+            "settings": dict(self.settings),
+            "versions": dict(self.versions),
+        }
