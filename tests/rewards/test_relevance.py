@@ -1,0 +1,192 @@
+"""The relevance reward: what it feeds its model (a stub here), and what the real one says (slow)."""
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+from specrej.errors import ModelError, PromptError
+from specrej.rewards.relevance import MAX_TOKENS, RelevanceReward
+from specrej.types import Candidate
+
+QUESTION = [{"role": "user", "content": "Give three tips for staying healthy."}]
+GOOD = (
+    "1. Eat a balanced diet with plenty of fruit and vegetables. 2. Exercise regularly, at least 30 minutes a day. "
+    "3. Get enough sleep every night."
+)
+HALF = "1. Eat a balanced"
+OFF_TOPIC = "The capital of France is Paris, a city on the Seine."
+
+
+class StubModel:
+    """In the place of onnxruntime's session: gives the number of the answer's tokens, keeps what it was fed."""
+
+    output_shapes: Sequence[Sequence[Any]] = [["batch_size", 1]]
+
+    def __init__(self, path: Path, options: object, providers: Sequence[str]) -> None:
+        self.fed: list[Mapping[str, npt.NDArray[np.int64]]] = []
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name=name) for name in ("input_ids", "attention_mask", "token_type_ids")]
+
+    def get_outputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(shape=shape) for shape in self.output_shapes]
+
+    def run(self, _: None, inputs: Mapping[str, npt.NDArray[np.int64]]) -> list[npt.NDArray[np.float32]]:
+        self.fed.append(inputs)
+        return [inputs["token_type_ids"].sum(axis=1, keepdims=True).astype(np.float32) - 1]
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cross-encoder of a stub and a tokenizer of two words, which pads and truncates like the real one's file."""
+    monkeypatch.setattr("onnxruntime.InferenceSession", StubModel)
+    tokenizer = Tokenizer(WordLevel({"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "yes": 4, "no": 5}, "[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokenizer.enable_padding(length=64)
+    tokenizer.enable_truncation(8)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def candidates(*texts: str) -> list[Candidate]:
+    return [Candidate(index=index, text=text) for index, text in enumerate(texts)]
+
+
+def fed(reward: RelevanceReward) -> list[list[int]]:
+    return [inputs["input_ids"].tolist()[0] for inputs in reward._model.fed]
+
+
+def test_reads_question_and_answer_without_padding(model_dir: Path) -> None:
+    reward = RelevanceReward(model_dir)
+    session = reward.open([{"role": "user", "content": "no no"}])
+    assert session.score(candidates("yes yes yes", "")) == [3.0, 0.0]
+    assert sorted(fed(reward)) == [[1, 5, 5, 2, 2], [1, 5, 5, 2, 4, 4, 4, 2]]
+    assert session.num_tokens == 13
+
+
+def test_counts_tokens_over_all_decisions(model_dir: Path) -> None:
+    session = RelevanceReward(model_dir).open([{"role": "user", "content": "no"}])
+    assert session.score([]) == []
+    assert session.num_tokens == 0
+    session.score(candidates("yes"))
+    session.score(candidates("yes yes"))
+    assert session.num_tokens == 5 + 6
+
+
+@pytest.mark.parametrize(
+    ("turns", "question"),
+    [
+        ([("user", "yes"), ("assistant", "yes yes"), ("user", "no")], [5]),
+        ([("user", "no no"), ("assistant", "yes")], [5, 5]),
+        ([("system", "no")], [5]),
+    ],
+)
+def test_question_is_the_last_user_message(model_dir: Path, turns: list[tuple[str, str]], question: list[int]) -> None:
+    reward = RelevanceReward(model_dir)
+    reward.open([{"role": role, "content": content} for role, content in turns]).score(candidates(""))
+    assert fed(reward) == [[1, *question, 2, 2]]
+
+
+def test_too_long_answer_is_cut_on_the_right_and_named(model_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reward = RelevanceReward(model_dir)
+    session = reward.open([{"role": "user", "content": "no no"}])
+    fits = " ".join(["yes"] * (MAX_TOKENS - 5))
+    with caplog.at_level(logging.WARNING, logger="specrej"):
+        session.score(candidates(fits, "yes"))
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING, logger="specrej"):
+        scores = session.score(candidates("yes", fits + " no" * 7))
+    assert scores == [1.0, MAX_TOKENS - 5]
+    assert all(ids.count(5) == 2 for ids in fed(reward)), "the cut took another end than the right one"
+    [record] = caplog.records
+    assert "candidate 1 by 7" in record.getMessage()
+    assert "candidate 0" not in record.getMessage()
+
+
+def test_too_long_question_leaves_half_of_the_room(model_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reward = RelevanceReward(model_dir)
+    with caplog.at_level(logging.WARNING, logger="specrej"):
+        session = reward.open([{"role": "user", "content": "no " * 600}])
+        session.score(candidates("yes " * 200))
+        session.score(candidates("yes"))
+    [record] = caplog.records
+    assert "346 tokens" in record.getMessage()
+    assert [ids.count(5) for ids in fed(reward)] == [254, 254]
+
+
+def test_empty_prompt_is_refused(model_dir: Path) -> None:
+    with pytest.raises(PromptError):
+        RelevanceReward(model_dir).open([])
+
+
+def test_missing_onnxruntime_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ModelError, match="onnxruntime") as caught:
+        RelevanceReward("anywhere")
+    assert caught.value.hint == "pip install 'specrej[onnx]'"
+
+
+def test_directory_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=str(tmp_path)):
+        RelevanceReward(tmp_path)
+
+
+def test_damaged_tokenizer_is_a_model_error(model_dir: Path) -> None:
+    (model_dir / "tokenizer.json").write_text(json.dumps({"version": "1.0"}))
+    with pytest.raises(ModelError, match="cannot open"):
+        RelevanceReward(model_dir)
+
+
+def test_model_with_two_labels_is_refused(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StubModel, "output_shapes", [["batch_size", 2]])
+    with pytest.raises(ModelError, match="one logit"):
+        RelevanceReward(model_dir)
+
+
+@pytest.fixture(scope="module")
+def real() -> RelevanceReward:
+    return RelevanceReward()
+
+
+@pytest.mark.slow
+def test_real_scores_rank_good_half_and_off_topic(real: RelevanceReward) -> None:
+    good, half, unsure, off_topic = real.open(QUESTION).score(candidates(GOOD, HALF, "I don't know", OFF_TOPIC))
+    assert good > half > unsure > off_topic
+    # Wide enough for the kernels of other CPUs; a wrong pair order or lost token types moves scores by more.
+    assert [good, half, unsure, off_topic] == pytest.approx([1.4, -4.0, -9.5, -11.1], abs=1.0)
+
+
+@pytest.mark.slow
+def test_real_score_does_not_depend_on_its_neighbours(real: RelevanceReward) -> None:
+    texts = [GOOD, HALF, "", OFF_TOPIC, "tips " * 300, "Schlaf gut. 日本語"]
+    session = real.open(QUESTION)
+    alone = [session.score(candidates(text))[0] for text in texts]
+    assert session.score(candidates(*texts)) == alone
+    assert session.score(candidates(*reversed(texts))) == alone[::-1]
+    assert all(math.isfinite(score) for score in alone)
+
+
+@pytest.mark.slow
+def test_real_model_reads_no_more_than_it_can(real: RelevanceReward, caplog: pytest.LogCaptureFixture) -> None:
+    session = real.open(QUESTION)
+    with caplog.at_level(logging.WARNING, logger="specrej"):
+        [score] = session.score(candidates(GOOD * 40))
+    assert math.isfinite(score)
+    assert session.num_tokens == MAX_TOKENS
+    assert "candidate 0" in caplog.text
