@@ -1,0 +1,289 @@
+"""A Hugging Face sequence classifier as the reward: a reward model with one output, or one output of several.
+
+    ClassifierReward("org/reward-model")                        # one output
+    ClassifierReward("./toxicity", label="harmless")            # one of several
+    ClassifierReward((model, tokenizer), batch_size=4)          # already loaded
+
+Reads text only, never the generator's token ids: the conversation is written out by the reward model's own chat
+template; a tokenizer without one (a cross-encoder) gets the last question and the answer as a pair. Scores are raw
+logits, those that transformers gives for each conversation alone. Nothing is kept between two decisions: each reads the
+prompt again.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from specrej.errors import ModelError, PromptError, RewardError, UnknownNameError, UsageError
+from specrej.rewards.base import StatelessSession
+from specrej.rewards.function import last_question
+from specrej.types import Candidate, Message
+
+_log = logging.getLogger("specrej")
+
+LoadedModel = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+Row = dict[str, list[int]]
+"""One conversation as the model reads it: `input_ids`, and `token_type_ids` where the model takes them."""
+
+
+class ClassifierReward:
+    """Scores conversations with a sequence classifier.
+
+    Attributes:
+        name: `classifier:MODEL` or `classifier:MODEL#LABEL`, as `as_reward` reads it.
+        output: number of the logit that is the score.
+        max_tokens: tokens of a conversation that are read, a longer one loses the end of its answer; None reads all.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | LoadedModel,
+        *,
+        label: str | int | None = None,
+        batch_size: int = 16,
+        max_tokens: int | None = None,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Open the model, or take over a loaded one and put it in evaluation mode.
+
+        Args:
+            model: a Hugging Face id, a local directory, or a loaded model with its tokenizer.
+            label: which output is the score, by the model's name for it or by number; needed where there are several.
+            batch_size: conversations in a forward pass.
+            max_tokens: length limit of a conversation; by default what the model and its tokenizer can take.
+            device: by default CUDA where there is some, else the CPU. Not for a loaded model.
+            dtype: by default float32 on the CPU, that of the checkpoint elsewhere. Not for a loaded model.
+
+        Raises:
+            ModelError: the model cannot be opened, or its checkpoint has no weights for the classifier's head.
+            UnknownNameError: the model has no such label.
+            UsageError: several outputs and no label, a size below 1, or device or dtype for a loaded model.
+        """
+        for size_name, size in (("batch_size", batch_size), ("max_tokens", max_tokens)):
+            if size is not None and size < 1:
+                raise UsageError(f"{size_name} must be at least 1, got {size!r}")
+        self._model: Any  # transformers leaves much of it untyped
+        if isinstance(model, tuple):
+            if device is not None or dtype is not None:
+                raise UsageError("a loaded model has its device and dtype", hint="move the model before you give it")
+            self._model, self._tokenizer = model
+            source = self._model.name_or_path or type(self._model).__name__
+        else:
+            self._model, self._tokenizer = open_classifier(str(model), device, dtype)
+            source = str(model)
+        self._model.eval()
+        self._text_config = self._model.config.get_text_config()
+        self._takes_types = "token_type_ids" in signature(self._model.forward).parameters
+        self._batch_size = batch_size
+        self.output = choose_output(source, self._model.config.id2label, label)
+        self.max_tokens = max_tokens or self._limit()
+        self.name = f"classifier:{source}" + ("" if label is None else f"#{label}")
+
+    def open(self, messages: Sequence[Message]) -> StatelessSession:
+        """Begin with a prompt.
+
+        Raises:
+            PromptError: the prompt alone is longer than what the model reads, so that no answer would be seen.
+            RewardError: the chat template refuses the conversation.
+        """
+        num_tokens = len(self._encode(messages, [""])[0]["input_ids"])
+        if self.max_tokens is not None and num_tokens >= self.max_tokens:
+            raise PromptError(
+                f"the prompt takes {num_tokens} tokens of the reward {self.name!r}, which reads {self.max_tokens}: "
+                "it would see no answer",
+                hint="shorten the prompt, or choose a reward that reads more",
+            )
+        return StatelessSession(messages, self._score_batch)
+
+    def _limit(self) -> int | None:
+        # RoBERTa counts two positions too many in its config and has it right in its tokenizer; an unset limit of a
+        # tokenizer is a number beyond all lengths.
+        positions = getattr(self._text_config, "max_position_embeddings", None)
+        known = [n for n in (positions, self._tokenizer.model_max_length) if n is not None and 0 < n < 1 << 40]
+        return min(known, default=None)
+
+    def _score_batch(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> tuple[list[float], int]:
+        if not candidates:
+            return [], 0
+        rows = self._encode(messages, [candidate.text for candidate in candidates])
+        rows = [self._cut(messages, candidate, row) for candidate, row in zip(candidates, rows, strict=True)]
+        lengths = [len(row["input_ids"]) for row in rows]
+        scores = [0.0] * len(rows)
+        order = sorted(range(len(rows)), key=lengths.__getitem__)
+        for start in range(0, len(order), self._batch_size):
+            batch = order[start : start + self._batch_size]
+            try:
+                logits = self._forward([rows[i] for i in batch])
+            except Exception as exc:
+                indices = sorted(candidates[i].index for i in batch)
+                raise RewardError(
+                    f"reward {self.name!r} failed on candidates {indices}: {type(exc).__name__}: {exc}",
+                    hint="a smaller batch_size takes less memory, a smaller max_tokens fewer positions",
+                ) from exc
+            for i, score in zip(batch, logits, strict=True):
+                scores[i] = score
+        return scores, sum(lengths)
+
+    def _encode(self, messages: Sequence[Message], texts: list[str]) -> list[Row]:
+        """Token ids of each conversation, uncut."""
+        if self._tokenizer.chat_template is None:
+            return self._rows(self._tokenizer([last_question(messages)] * len(texts), texts, verbose=False))
+        turns = [dict(message) for message in messages]
+        try:
+            rendered = [
+                str(
+                    self._tokenizer.apply_chat_template(
+                        [*turns, {"role": "assistant", "content": text}],
+                        tokenize=False,
+                    )
+                )
+                for text in texts
+            ]
+        except Exception as exc:
+            raise RewardError(
+                f"the chat template of reward {self.name!r} refuses the conversation: {type(exc).__name__}: {exc}",
+                hint="see which roles the reward model was trained with",
+            ) from exc
+        # The template has written the special tokens already.
+        return self._rows(self._tokenizer(rendered, add_special_tokens=False, verbose=False))
+
+    def _rows(self, encoding: Any) -> list[Row]:
+        names = ["input_ids"]
+        if self._takes_types and "token_type_ids" in encoding:
+            names.append("token_type_ids")
+        return [
+            dict(zip(names, columns, strict=True)) for columns in zip(*(encoding[name] for name in names), strict=True)
+        ]
+
+    def _cut(self, messages: Sequence[Message], candidate: Candidate, row: Row) -> Row:
+        """The row, without the end of its answer where it is too long; that is said in the log."""
+        num_cut = len(row["input_ids"]) - (self.max_tokens or len(row["input_ids"]))
+        if num_cut <= 0:
+            return row
+        _log.warning(
+            "reward %r reads %d tokens: the last %d of candidate %d are cut off",
+            self.name,
+            self.max_tokens,
+            num_cut,
+            candidate.index,
+        )
+        if self._tokenizer.chat_template is not None:
+            return {name: values[: self.max_tokens] for name, values in row.items()}
+        # A pair ends in special tokens, which stay: its tokenizer cuts before them.
+        pair = self._tokenizer(
+            [last_question(messages)],
+            [candidate.text],
+            truncation="only_second",
+            max_length=self.max_tokens,
+            verbose=False,
+        )
+        return self._rows(pair)[0]
+
+    @torch.inference_mode()
+    def _forward(self, rows: Sequence[Row]) -> list[float]:
+        """The chosen logit of each row, whatever the other rows are."""
+        given = self._text_config.pad_token_id
+        padding = choose_padding(given, self._text_config.vocab_size, [row["input_ids"][-1] for row in rows])
+        fillers = {"input_ids": padding, "token_type_ids": 0}
+        inputs = {name: _pad([row[name] for row in rows], fillers[name]) for name in rows[0]}
+        inputs["attention_mask"] = _pad([[1] * len(row["input_ids"]) for row in rows], 0)
+        self._text_config.pad_token_id = padding
+        try:
+            logits = self._model(**{name: values.to(self._model.device) for name, values in inputs.items()}).logits
+        finally:
+            self._text_config.pad_token_id = given
+        scores: list[float] = logits[:, self.output].float().tolist()
+        return scores
+
+
+def choose_padding(pad_token_id: int | None, vocab_size: int, last_ids: Sequence[int]) -> int:
+    """The token id to pad a batch with, so that each row is pooled where transformers pools it alone.
+
+    Classifiers on causal models score at the last token that is not `config.pad_token_id`. Where the checkpoint names
+    one, a row alone is pooled by it too, and padding with the same one changes nothing. Where it names none, a row
+    alone is pooled at its very last token: any id will do but those that rows end with. (So EOS, the usual stand-in,
+    will not: conversations end with it.)
+    """
+    if pad_token_id is not None and 0 <= pad_token_id < vocab_size:
+        return pad_token_id
+    return next(token_id for token_id in range(vocab_size) if token_id not in last_ids)
+
+
+def choose_output(model: str, id2label: dict[int, str], label: str | int | None) -> int:
+    """Number of the output that `label` names; of the only one where no label is given.
+
+    Raises:
+        UnknownNameError: there is no such label.
+        UsageError: several outputs and no label.
+    """
+    names = {str(name): number for number, name in id2label.items()}
+    shown = [f"{number} ({name})" for number, name in sorted(id2label.items())]
+    if label is None:
+        if len(id2label) == 1:
+            return 0
+        raise UsageError(
+            f"the classifier {model!r} has {len(id2label)} outputs: {', '.join(shown)}",
+            hint="choose one with label=NAME, or classifier:MODEL#NAME",
+        )
+    if label in names:
+        return names[str(label)]
+    if str(label).isdecimal() and int(label) in id2label:
+        return int(label)
+    hint = f"its labels are {', '.join(shown)}"
+    raise UnknownNameError(f"label of the classifier {model!r}", str(label), names, hint=hint)
+
+
+def open_classifier(model: str, device: str | None, dtype: torch.dtype | None) -> LoadedModel:
+    """The classifier and its tokenizer, from a Hugging Face id or a local directory.
+
+    Raises:
+        ModelError: it cannot be read, or its checkpoint lacks weights, which would be random ones then.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = dtype or (torch.float32 if torch.device(device).type == "cpu" else "auto")
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(model)
+            network, report = AutoModelForSequenceClassification.from_pretrained(
+                model, dtype=wanted, output_loading_info=True
+            )
+    except Exception as exc:
+        raise ModelError(
+            f"the reward model {model!r} cannot be opened: {type(exc).__name__}: {exc}",
+            hint="give a local directory or a Hugging Face id of a sequence classifier with its tokenizer",
+        ) from exc
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"the checkpoint of {model!r} is no trained classifier: it lacks {', '.join(missing[:5])}",
+            hint="a language model has no reward head: give a checkpoint trained for sequence classification",
+        )
+    network.config.get_text_config().use_cache = False  # nothing is generated: KV would be memory for nothing
+    return network.to(device), tokenizer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Transformers without progress bars and reports: what a checkpoint lacks is raised, not printed."""
+    level, had_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if had_bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _pad(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
+    """Rows as a matrix as wide as the longest, filled up on the right."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
