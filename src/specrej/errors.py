@@ -1,13 +1,13 @@
 """The exceptions of specrej, each with a message that says what was given and a hint that says what to do.
 
-    SpecrejError
-     ├── UsageError            an argument that cannot be honoured (the command exits with 2)
-     │    ├── UnknownNameError   a model, reward or algorithm nobody knows
-     │    ├── PromptError        an empty prompt, or one longer than the context
-     │    └── BudgetError        a memory budget that does not hold one candidate
-     ├── ModelError            a model that cannot be opened, or that needs what the engine cannot honour
-     ├── RewardError           a reward that failed, gave NaN, or the wrong number of scores
-     └── DeviceMemoryError     the device ran out of memory although the budget was kept
+SpecrejError
+ ├── UsageError            an argument that cannot be honoured (the command exits with 2)
+ │    ├── UnknownNameError   a model, reward or algorithm nobody knows
+ │    ├── PromptError        an empty prompt, or one longer than the context
+ │    └── BudgetError        a memory budget that does not hold one candidate
+ ├── ModelError            a model that cannot be opened, or that needs what the engine cannot honour
+ ├── RewardError           a reward that failed, gave NaN, or the wrong number of scores
+ └── DeviceMemoryError     the device ran out of memory although the budget was kept
 """
 
 import difflib

@@ -111,7 +111,7 @@ class Candidate:
 
     @property
     def perplexity(self) -> float | None:
-        """exp of minus the mean log-probability of the answer's tokens; None without tokens."""
+        """Exp of minus the mean log-probability of the answer's tokens; None without tokens."""
         return math.exp(-math.fsum(self.logprobs) / len(self.logprobs)) if self.logprobs else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class Decision:
         num_tokens: length of the longest candidate scored, in tokens.
         scored: indices of the candidates that were scored.
         rejected: indices of those that were rejected.
-        cut: the reward below which candidates were rejected; None where none was.
+        cut: the lowest reward that stayed; None where nobody was rejected.
         kv_bytes: KV held for the prompt and its candidates before the decision, and after it.
     """
 

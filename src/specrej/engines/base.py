@@ -1,10 +1,10 @@
 """The seam between search and engine. An engine sees tokens only; candidates are numbers to it.
 
-    prompt = engine.open(ids, sampling, budget_bytes)    # prefilled once, its KV held once
-    engine.add(prompt, range(8))                         # eight candidates that share it
-    output = engine.step()                               # one token for every live candidate of every prompt
-    engine.drop(prompt, [1, 4])                          # their KV is free now
-    engine.close(prompt)
+prompt = engine.open(ids, sampling, budget_bytes)    # prefilled once, its KV held once
+engine.add(prompt, range(8))                         # eight candidates that share it
+output = engine.step()                               # one token for every live candidate of every prompt
+engine.drop(prompt, [1, 4])                          # their KV is free now
+engine.close(prompt)
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,10 @@ class Engine(Protocol):
     """Most tokens of prompt and answer together."""
 
     def describe(self) -> Mapping[str, str]:
-        """Model, device, precision, and versions of what computes: all that a figure depends on."""
+        """Engine, model, device, precision: what a figure depends on beside the settings."""
+
+    def versions(self) -> Mapping[str, str]:
+        """Versions of what computes."""
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, through the chat template where there is one; BOS at most once."""

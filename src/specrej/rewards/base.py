@@ -1,9 +1,9 @@
 """The seam between search and reward: open a session for a prompt, score its candidates as they grow.
 
-    session = reward.open(messages)
-    session.score(candidates)      # a batch, partial and complete texts alike; higher is better
-    session.drop([3, 5])           # these candidates will not come back
-    session.close()
+session = reward.open(messages)
+session.score(candidates)      # a batch, partial and complete texts alike; higher is better
+session.drop([3, 5])           # these candidates will not come back
+session.close()
 """
 
 from collections.abc import Callable, Sequence

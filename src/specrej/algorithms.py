@@ -1,0 +1,37 @@
+"""Best-of-N and Speculative Rejection, as generator functions over a search.
+
+Each yields the schedule it waits by; the scheduler resumes it when that says so, when the next step would not fit in
+the search's budget, or when no candidate is live.
+"""
+
+from collections.abc import Iterator
+
+from specrej.policies import Policy, Schedule, everyone, never
+from specrej.search import Search
+
+Steps = Iterator[Schedule]
+
+
+def best_of_n(search: Search, n: int | None, policy: Policy) -> Steps:
+    """Sample n candidates to their end, in as many waves as memory asks for, and score each once.
+
+    With n None, as many as the budget carries at full length. The policy is not used: nobody is rejected.
+    """
+    for wave in search.waves(n, None):
+        search.start(wave)
+        yield never
+        search.keep(everyone(search.score()))
+
+
+def speculative_rejection(search: Search, n: int | None, policy: Policy) -> Steps:
+    """Algorithm 1 of Sun et al. (NeurIPS 2024, arXiv 2410.20290).
+
+    Begin with n candidates (None: as many as the budget carries to the first decision), score them whenever memory is
+    about to run out, keep the best, and go on until all have ended. An n that the budget does not carry to the first
+    decision is split into waves, one run of the algorithm each.
+    """
+    for wave in search.waves(n, policy.first_tokens):
+        search.start(wave)
+        while search.live:
+            yield policy.when
+            search.keep(policy.keep(search.score()))

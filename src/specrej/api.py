@@ -1,0 +1,184 @@
+"""The Python interface: from what a user gives to a result.
+
+    import specrej
+
+    result = specrej.generate("Give three tips for staying healthy.", memory="64MiB", seed=1)
+    print(result.text, result.reward)
+
+    engine = specrej.open_engine("smollm2")              # opened once, used many times
+    for number, outcome in specrej.generate_batch(prompts, model=engine, reward=my_reward):
+        ...
+
+Nothing heavy is imported before a model is opened.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Unpack
+
+from specrej.algorithms import Steps
+from specrej.engines.base import Engine
+from specrej.errors import SpecrejError, UsageError
+from specrej.registry import ALGORITHMS, load
+from specrej.rewards import as_reward
+from specrej.rewards.base import Reward
+from specrej.scheduler import Observer, Outcome, run
+from specrej.search import Search
+from specrej.settings import Options, Settings
+from specrej.types import Prompt, Result
+
+Model = str | Path | Engine
+RewardSpec = str | Reward | Callable[[str, list[str]], Sequence[float]]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C came while candidates were being decoded. `result` is what there was by then, None if nothing."""
+
+    def __init__(self, result: Result | None) -> None:
+        super().__init__("interrupted")
+        self.result = result
+
+
+def _unobserved(search: Search) -> None:
+    pass
+
+
+def open_engine(model: Model, *, weights: str | None = None, device: str | None = None) -> Engine:
+    """An engine for a default model's name, a Hugging Face id, or a directory; an engine is returned as it is.
+
+    Args:
+        model: for example "smollm2".
+        weights: "fp16" (default) or "fp32" (exact): how a CPU holds the weights.
+        device: a torch device, such as "cuda:0"; by default the first GPU, else the CPU.
+
+    Raises:
+        UnknownNameError: nothing has this name.
+        ModelError: not a causal language model, or one that the engine cannot honour.
+    """
+    if not isinstance(model, str | Path):
+        return model
+    from specrej.engines.torch.loading import open_engine as open_torch_engine
+
+    return open_torch_engine(model, weights=weights, device=device)
+
+
+def generate(
+    prompt: Prompt,
+    *,
+    model: Model = "smollm2",
+    reward: RewardSpec = "relevance",
+    weights: str | None = None,
+    device: str | None = None,
+    observe: Observer = _unobserved,
+    **options: Unpack[Options],
+) -> Result:
+    """Sample many answers to a prompt and return the one that the reward prefers, with all that led to it.
+
+    Args:
+        prompt: a text, or a conversation as a list of `{"role", "content"}`.
+        model: a default model's name, a Hugging Face id, a directory, or an engine from `open_engine`.
+        reward: a name ("relevance", "logprob"), a classifier's id or directory, "module:function", a callable over
+            (prompt, texts), or a `Reward`.
+        weights: see `open_engine`.
+        device: see `open_engine`.
+        observe: called with the running search after each step and decision.
+        options: algorithm, n, alpha, memory, max_new_tokens, seed and more: see `Settings`.
+
+    Raises:
+        UsageError: an argument that cannot be honoured; see its subclasses.
+        ModelError: the model cannot be opened.
+        RewardError: the reward failed.
+        Interrupted: Ctrl-C; carries what was generated.
+    """
+    settings = Settings(**options)
+    scorer = as_reward(reward)
+    return _run_one(open_engine(model, weights=weights, device=device), scorer, prompt, settings, observe)
+
+
+def generate_batch(
+    prompts: Iterable[Prompt],
+    *,
+    model: Model = "smollm2",
+    reward: RewardSpec = "relevance",
+    weights: str | None = None,
+    device: str | None = None,
+    in_flight: int = 4,
+    observe: Observer = _unobserved,
+    **options: Unpack[Options],
+) -> Iterator[tuple[int, Outcome]]:
+    """Run `generate` for many prompts, several of them side by side; yield each outcome with its number as it ends.
+
+    A prompt's result is the one it has alone, since its memory budget is its own. A prompt that fails yields its
+    error, and the others go on.
+
+    Args:
+        prompts: texts or conversations.
+        model: see `generate`.
+        reward: see `generate`.
+        weights: see `open_engine`.
+        device: see `open_engine`.
+        in_flight: prompts that run side by side; each has a memory budget of its own.
+        observe: see `generate`.
+        options: see `Settings`; the same for all prompts.
+
+    Raises:
+        UsageError: an argument that cannot be honoured.
+    """
+    settings = Settings(**options)
+    if in_flight < 1:
+        raise UsageError(f"in_flight must be at least 1, got {in_flight}")
+    scorer = as_reward(reward)
+    engine = open_engine(model, weights=weights, device=device)
+    makers = ((lambda prompt=prompt: prepare(engine, scorer, prompt, settings)) for prompt in prompts)
+    return run(engine, makers, in_flight=in_flight, observe=observe)
+
+
+def compare(
+    prompt: Prompt,
+    *,
+    model: Model = "smollm2",
+    reward: RewardSpec = "relevance",
+    weights: str | None = None,
+    device: str | None = None,
+    observe: Observer = _unobserved,
+    **options: Unpack[Options],
+) -> dict[str, Result]:
+    """Speculative Rejection beside two Best-of-Ns, on one engine, in the same memory, with the same seed.
+
+    Returns:
+        By name: "best_of_n" with the n that the memory carries at full length, "speculative_rejection", and
+        "best_of_n_same_start" with the n that Speculative Rejection started with (in waves, where memory asks for it).
+
+    Raises:
+        As `generate`.
+    """
+    settings = Settings(**options)
+    scorer = as_reward(reward)
+    engine = open_engine(model, weights=weights, device=device)
+
+    def result_of(algorithm: str, n: int | str) -> Result:
+        return _run_one(engine, scorer, prompt, replace(settings, algorithm=algorithm, n=n), observe)
+
+    small = result_of("best_of_n", "auto")
+    rejection = result_of("speculative_rejection", settings.n)
+    large = result_of("best_of_n", len(rejection.candidates))
+    return {"best_of_n": small, "speculative_rejection": rejection, "best_of_n_same_start": large}
+
+
+def prepare(engine: Engine, reward: Reward, prompt: Prompt, settings: Settings) -> tuple[Search, Steps]:
+    """A search for the scheduler, with the algorithm that drives it."""
+    search = Search(engine, reward, prompt, settings.sampling, settings.memory_bytes, settings.to_dict())
+    algorithm = load("algorithm", ALGORITHMS, settings.algorithm)
+    return search, algorithm(search, settings.num_candidates, settings.policy)
+
+
+def _run_one(engine: Engine, reward: Reward, prompt: Prompt, settings: Settings, observe: Observer) -> Result:
+    search, steps = prepare(engine, reward, prompt, settings)
+    try:
+        _, outcome = next(run(engine, [lambda: (search, steps)], observe=observe))
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(search.result() if search.candidates else None) from interrupt
+    if isinstance(outcome, SpecrejError):
+        raise outcome
+    return outcome

@@ -1,0 +1,160 @@
+"""Attention over groups, plugged into transformers' own models through its `AttentionInterface`.
+
+A model calls `group_attention` in every layer with the queries, keys and values of the tokens it was fed. The
+keyword `kv`, which the engine gives to the model's forward pass and transformers hands through, says what they belong
+to: one chunk of one prompt (`PrefillPass`) or the last token of every candidate of every group (`DecodePass`). No mask
+is registered for the implementation, so transformers builds none: who sees what follows from the group.
+
+What an architecture asks of attention and is not honoured here (sinks, biases, ...) is refused by name.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface
+
+from specrej.engines.torch.groups import Group, Scoring
+from specrej.errors import ModelError
+
+IMPLEMENTATION = "specrej_groups"
+
+# What models hand to attention and ours has no use for: positions are in the keys already, nothing is trained.
+_WITHOUT_EFFECT = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions", "is_causal"})
+
+
+class Pass(Protocol):
+    """Where a forward pass keeps its keys and values."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+        """Store keys and values, attend. `[batch, heads, tokens, dim]` in, `[batch, tokens, heads, dim]` out."""
+
+
+@dataclass
+class PrefillPass:
+    """Some tokens of one prompt, those before them already in the group. `key[i]` has position `start + i`."""
+
+    group: Group
+    start: int
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+        group, stop = self.group, self.start + key.shape[2]
+        if len(group.prompt_keys) == layer:
+            length = len(group.prompt_ids)
+            group.prompt_keys.append(key.new_empty(key.shape[1], length, key.shape[3]))
+            group.prompt_values.append(value.new_empty(value.shape[1], length, value.shape[3]))
+        group.prompt_keys[layer][:, self.start : stop] = key[0]
+        group.prompt_values[layer][:, self.start : stop] = value[0]
+        keys, values = group.prompt_keys[layer][None, :, :stop], group.prompt_values[layer][None, :, :stop]
+        mask = _causal_mask(self.start, stop, scoring.window, query.device)
+        if scoring.softcap is None:
+            gqa = query.shape[1] != keys.shape[1]
+            out = functional.scaled_dot_product_attention(
+                query, keys, values, attn_mask=mask, scale=scoring.scaling, enable_gqa=gqa
+            )
+        else:
+            shared = query.shape[1] // keys.shape[1]
+            scores = scoring.scores(query * scoring.scaling, keys.repeat_interleave(shared, 1))
+            weights = scores.masked_fill_(~mask, -torch.inf).softmax(-1).to(values.dtype)
+            out = weights @ values.repeat_interleave(shared, 1)
+        return out.transpose(1, 2)
+
+
+def _causal_mask(start: int, stop: int, window: int | None, device: torch.device) -> Tensor:
+    """`[stop - start, stop]`, True where the query at position start + i sees position j."""
+    query = torch.arange(start, stop, device=device)[:, None]
+    position = torch.arange(stop, device=device)[None, :]
+    mask = position <= query
+    return mask if window is None else mask & (position > query - window)
+
+
+@dataclass
+class DecodePass:
+    """The newest token of every live candidate; the rows of each group stand together, in the order given."""
+
+    groups: Sequence[Group]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+        outputs, start = [], 0
+        scaled = query * scoring.scaling
+        for group in self.groups:
+            rows = slice(start, start + group.num_rows)
+            group.keys[layer][: group.num_rows, :, group.length] = key[rows, :, 0]
+            group.values[layer][: group.num_rows, :, group.length] = value[rows, :, 0]
+            outputs.append(_attend_to_group(group, layer, scaled[rows], scoring))
+            start = rows.stop
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _attend_to_group(group: Group, layer: int, query: Tensor, scoring: Scoring) -> Tensor:
+    """One query a row, to the prompt and to the row's own tokens, merged by the sums of their exponentials.
+
+    The prompt is the same for all rows: its keys and values are read once, in one matrix product for all of them.
+    """
+    rows, heads, _, dim = query.shape
+    num_prompt, length = len(group.prompt_ids), group.length + 1
+    first = 0 if scoring.window is None else max(num_prompt + length - scoring.window, 0)
+    own = slice(max(first - num_prompt, 0), length)
+    keys, values = group.keys[layer][:rows, :, own], group.values[layer][:rows, :, own]
+    kv_heads, shared = keys.shape[1], heads // keys.shape[1]
+
+    query = query.view(rows, kv_heads, shared, dim)
+    own_max, own_sum, out = _attend(query, keys, values, scoring)
+    if first < num_prompt:
+        prompt_keys, prompt_values = group.prompt_keys[layer][:, first:], group.prompt_values[layer][:, first:]
+        by_head = query.transpose(0, 1).reshape(kv_heads, rows * shared, dim)
+        prompt_part = [
+            part.view(kv_heads, rows, shared, -1).transpose(0, 1)
+            for part in _attend(by_head, prompt_keys, prompt_values, scoring)
+        ]
+        prompt_max, prompt_sum, prompt_out = prompt_part
+        top = torch.maximum(own_max, prompt_max)
+        own_weight, prompt_weight = (own_max - top).exp_(), (prompt_max - top).exp_()
+        own_sum = own_sum * own_weight + prompt_sum * prompt_weight
+        out = out * own_weight + prompt_out * prompt_weight
+    return (out / own_sum).to(values.dtype).view(rows, 1, heads, -1)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
+    """Maximum and sum of exponentials of the scores, `[..., queries, 1]`, and the values weighted by them, unnormalized."""
+    scores = scoring.scores(query, keys)
+    top = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(top).exp_()
+    return top, weights.sum(-1, keepdim=True), weights.to(values.dtype) @ values
+
+
+def group_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    kv: Pass | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **asked: Any,
+) -> tuple[Tensor, None]:
+    """The attention function that transformers calls in every layer of a model set to `specrej_groups`.
+
+    Raises:
+        ModelError: the architecture asks for what is not honoured here, or does not hand `kv` through.
+    """
+    unknown = sorted(name for name, given in asked.items() if given is not None and name not in _WITHOUT_EFFECT)
+    if attention_mask is not None:
+        unknown.append("attention_mask")
+    if unknown:
+        raise ModelError(f"{type(module).__name__} needs what the torch engine does not honour: {', '.join(unknown)}")
+    if kv is None:
+        raise ModelError(f"{type(module).__name__} does not receive the keywords of the model's forward pass")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    return kv.attend(layer, query, key, value, Scoring(scale, sliding_window, softcap)), None
+
+
+AttentionInterface.register(IMPLEMENTATION, group_attention)

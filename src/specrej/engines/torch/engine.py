@@ -1,0 +1,221 @@
+"""The torch engine: any transformers causal LM, many candidates of many prompts in one forward pass a step.
+
+Knows tokens, rows and bytes; not rewards and not why a candidate is dropped.
+
+    engine = open_engine("smollm2")                      # loading.py
+    prompt = engine.open(ids, SamplingParams(), budget_bytes=2**26)
+    engine.add(prompt, range(16))
+    tokens = engine.step()
+"""
+
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from specrej.engines.base import Memory, Token
+from specrej.engines.torch.attention import DecodePass, PrefillPass
+from specrej.engines.torch.groups import Group, KvLayout
+from specrej.engines.torch.sampling import sample
+from specrej.engines.torch.text import TextCodec
+from specrej.errors import DeviceMemoryError, UsageError
+from specrej.streams import uniforms
+from specrej.types import FinishReason, Prompt, SamplingParams
+
+PREFILL_CHUNK = 512
+"""Prompt tokens per forward pass: bounds what prefilling a long prompt needs beside its KV."""
+
+
+@dataclass
+class _Run:
+    """A group with how its candidates are sampled and where they stand."""
+
+    group: Group
+    sampling: SamplingParams
+    logits: Tensor
+    """Of the prompt's last position, `[1, vocabulary]`: the first token of every candidate is drawn from them."""
+    newest: Tensor
+    """`[rows, 1]` last token of each row; undefined before the first."""
+    num_tokens: int = 0
+    seen: Tensor | None = None
+    """`[rows, vocabulary]` tokens in prompt or answer; held only under a repetition penalty."""
+
+
+class TorchEngine:
+    """Decodes groups of candidates with a model whose attention is `group_attention`. See `loading.open_engine`."""
+
+    name = "torch"
+
+    def __init__(
+        self,
+        model: Any,
+        codec: TextCodec,
+        *,
+        layout: KvLayout,
+        eos_ids: frozenset[int],
+        context_tokens: int,
+        description: Mapping[str, str],
+    ) -> None:
+        self.model = model
+        self.context_tokens = context_tokens
+        self._codec = codec
+        self._layout = layout
+        self._eos_ids = eos_ids
+        self._description = dict(description)
+        self._device = model.device
+        self._runs: dict[int, _Run] = {}
+        self._handles = count()
+
+    def describe(self) -> Mapping[str, str]:
+        return self._description
+
+    def versions(self) -> Mapping[str, str]:
+        return {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        return self._codec.encode(prompt)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self._codec.decode(token_ids)
+
+    def kv_bytes(self, num_prompt_tokens: int, num_candidates: int, num_new_tokens: int) -> int:
+        # The last token of an answer is never fed back, so its KV is never made.
+        return self._layout.peak_bytes(num_prompt_tokens, num_candidates, max(num_new_tokens - 1, 0))
+
+    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int) -> int:
+        """On a CPU room for 8 full-length candidates; on a GPU 80% of the memory that is free now."""
+        if self._device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self._device)
+            return int(free * 0.8)
+        return self.kv_bytes(num_prompt_tokens, 8, max_new_tokens)
+
+    @torch.inference_mode()
+    def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
+        group = Group(list(prompt_ids), budget_bytes, self._layout, max(sampling.max_new_tokens - 1, 1))
+        with _memory_errors():
+            logits = prefill(self.model, group, self._device)
+        handle = next(self._handles)
+        newest = torch.empty(0, 1, dtype=torch.long, device=self._device)
+        self._runs[handle] = _Run(group, sampling, logits, newest)
+        return handle
+
+    @torch.inference_mode()
+    def add(self, prompt: int, indices: Sequence[int]) -> None:
+        run = self._runs[prompt]
+        if run.group.num_rows:
+            raise UsageError("candidates of a prompt advance together: these begin when those before them have ended")
+        run.group.indices = list(indices)
+        run.num_tokens = 0
+        if run.sampling.repetition_penalty != 1.0:
+            run.seen = torch.zeros(len(indices), run.logits.shape[-1], dtype=torch.bool, device=self._device)
+            run.seen[:, run.group.prompt_ids] = True
+
+    @torch.inference_mode()
+    def step(self) -> list[Token]:
+        live = {handle: run for handle, run in self._runs.items() if run.group.num_rows}
+        with _memory_errors():
+            logits = self._forward([run for run in live.values() if run.num_tokens])
+            drawn = [self._draw(run, next(logits) if run.num_tokens else run.logits) for run in live.values()]
+        tokens = []
+        for (handle, run), (ids, logprobs) in zip(live.items(), drawn, strict=True):
+            tokens += self._advance(handle, run, ids, logprobs)
+        return tokens
+
+    def _forward(self, runs: list[_Run]) -> Iterator[Tensor]:
+        """Logits `[rows, vocabulary]` of each run's newest tokens, from one pass of the model."""
+        if not runs:
+            return iter(())
+        for run in runs:
+            run.group.reserve()
+        ids = torch.cat([run.newest for run in runs])
+        positions = [len(run.group.prompt_ids) + run.group.length for run in runs for _ in run.group.indices]
+        logits = self.model(
+            input_ids=ids,
+            position_ids=torch.tensor(positions, device=self._device)[:, None],
+            use_cache=False,
+            kv=DecodePass([run.group for run in runs]),
+        ).logits[:, -1]
+        return iter(logits.split([run.group.num_rows for run in runs]))
+
+    def _draw(self, run: _Run, logits: Tensor) -> tuple[Tensor, Tensor]:
+        numbers = uniforms(run.sampling.seed, run.group.indices, run.num_tokens)
+        return sample(logits, run.sampling, torch.from_numpy(numbers).to(self._device), run.seen)
+
+    def _advance(self, handle: int, run: _Run, ids: Tensor, logprobs: Tensor) -> list[Token]:
+        """Write one drawn token a row; rows that ended leave the group."""
+        group = run.group
+        if run.num_tokens:
+            group.length += 1
+        run.num_tokens += 1
+        run.newest = ids[:, None]
+        if run.seen is not None:
+            run.seen.scatter_(1, run.newest, True)
+        tokens = [
+            Token(handle, index, token_id, logprob, self._finish_reason(run, token_id))
+            for index, token_id, logprob in zip(group.indices, ids.tolist(), logprobs.tolist(), strict=True)
+        ]
+        self._remove(run, [row for row, token in enumerate(tokens) if token.finish_reason])
+        return tokens
+
+    def _finish_reason(self, run: _Run, token_id: int) -> FinishReason | None:
+        if token_id in self._eos_ids and not run.sampling.ignore_eos:
+            return "eos"
+        return "length" if run.num_tokens == run.sampling.max_new_tokens else None
+
+    def _remove(self, run: _Run, rows: Sequence[int]) -> None:
+        if rows:
+            order = run.group.remove(rows)
+            run.newest = run.newest[order]
+            run.seen = None if run.seen is None else run.seen[order]
+
+    def memory(self, prompt: int) -> Memory:
+        group = self._runs[prompt].group
+        return Memory(group.allocated_bytes(), group.next_step_bytes(), max(group.peak_bytes, group.allocated_bytes()))
+
+    @torch.inference_mode()
+    def drop(self, prompt: int, indices: Sequence[int]) -> None:
+        run, gone = self._runs[prompt], set(indices)
+        self._remove(run, [row for row, index in enumerate(run.group.indices) if index in gone])
+        run.group.fit()
+
+    def close(self, prompt: int) -> None:
+        del self._runs[prompt]
+
+
+@torch.inference_mode()
+def prefill(model: Callable[..., Any], group: Group, device: torch.device) -> Tensor:
+    """Run a group's prompt through the model, its KV into the group. Returns the last logits, `[1, vocabulary]`."""
+    for start in range(0, len(group.prompt_ids), PREFILL_CHUNK):
+        ids = torch.tensor([group.prompt_ids[start : start + PREFILL_CHUNK]], device=device)
+        output = model(
+            input_ids=ids,
+            position_ids=torch.arange(start, start + ids.shape[1], device=device)[None],
+            use_cache=False,
+            logits_to_keep=1,
+            kv=PrefillPass(group, start),
+        )
+    logits: Tensor = output.logits[:, -1]
+    return logits
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Name the ways in which torch says that memory is out."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(str(error), hint="give a smaller --memory") from error
+    except RuntimeError as error:
+        if "not enough memory" not in str(error):  # what the CPU's allocator says
+            raise
+        raise DeviceMemoryError(str(error), hint="give a smaller --memory") from error

@@ -1,0 +1,129 @@
+"""The KV of one prompt and its candidates, and attention to it.
+
+A group holds the prompt's KV once and a dense block `[rows, kv_heads, slots, dim]` for what its candidates wrote. All
+live candidates of a group have the same length, so there is neither padding nor a page table. The block grows
+some slots at a time, layer by layer, within the group's budget.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+GRANULE = 32
+"""Slots that a block grows by: the whole block is copied once in as many steps."""
+
+
+class Scoring(NamedTuple):
+    """How a layer turns queries and keys into scores."""
+
+    scaling: float
+    window: int | None
+    """A query sees the last `window` positions, its own included; None sees all."""
+    softcap: float | None
+    """Scores s become softcap * tanh(s / softcap); None leaves them."""
+
+    def scores(self, query: Tensor, keys: Tensor) -> Tensor:
+        """Scaled (and capped) scores in float32, `[..., queries, positions]`, from scaled queries."""
+        scores = torch.matmul(query, keys.transpose(-1, -2)).float()
+        return scores if self.softcap is None else (scores / self.softcap).tanh_().mul_(self.softcap)
+
+
+class KvLayout(NamedTuple):
+    """Bytes of KV of one token: in all layers, and in the largest single tensor of them."""
+
+    bytes_per_token: int
+    largest_tensor_bytes: int
+
+    def peak_bytes(self, num_prompt_tokens: int, num_rows: int, num_slots: int) -> int:
+        """Most bytes while a block of this size is made: growing, one tensor of one layer is there twice."""
+        per_slot = self.bytes_per_token + self.largest_tensor_bytes
+        return num_prompt_tokens * self.bytes_per_token + num_rows * num_slots * per_slot
+
+
+@dataclass
+class Group:
+    """One prompt with its candidates. Tensors by layer; rows in the order of `indices`."""
+
+    prompt_ids: list[int]
+    budget_bytes: int
+    layout: KvLayout
+    max_slots: int
+    prompt_keys: list[Tensor] = field(default_factory=list)
+    """`[kv_heads, prompt, dim]` a layer."""
+    prompt_values: list[Tensor] = field(default_factory=list)
+    keys: list[Tensor] = field(default_factory=list)
+    """`[allocated rows, kv_heads, slots, dim]` a layer."""
+    values: list[Tensor] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    """The candidate in each row."""
+    length: int = 0
+    """Slots in use: tokens whose KV every live candidate has written."""
+    peak_bytes: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.indices)
+
+    @property
+    def slots(self) -> int:
+        return self.keys[0].shape[2] if self.keys else 0
+
+    def allocated_bytes(self) -> int:
+        """Bytes of all tensors held, as allocated."""
+        tensors = (*self.prompt_keys, *self.prompt_values, *self.keys, *self.values)
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+    def next_step_bytes(self) -> int:
+        """Most bytes while the next slot of all live rows is made room for."""
+        if self.num_rows == 0 or self.length < self.slots:
+            return self.allocated_bytes()
+        return max(self.layout.peak_bytes(len(self.prompt_ids), self.num_rows, self.length + 1), self.allocated_bytes())
+
+    def reserve(self) -> None:
+        """Make room for one more token of every live row: a granule, or as much of it as the budget holds."""
+        if self.length < self.slots:
+            return
+        room = self.budget_bytes - self.layout.peak_bytes(len(self.prompt_ids), 0, 0)
+        affordable = room // max(self.layout.peak_bytes(0, self.num_rows, 1), 1)
+        self._reallocate(max(min(self.length + GRANULE, self.max_slots, affordable), self.length + 1))
+
+    def fit(self) -> None:
+        """Give back the memory of rows that are gone."""
+        if self.keys and self.keys[0].shape[0] > self.num_rows:
+            self._reallocate(self.slots)
+
+    def _reallocate(self, slots: int) -> None:
+        rows, length, held = self.num_rows, self.length, self.allocated_bytes()
+        if not self.keys:
+            self.keys = [p.new_empty(rows, p.shape[0], slots, p.shape[2]) for p in self.prompt_keys]
+            self.values = [p.new_empty(rows, p.shape[0], slots, p.shape[2]) for p in self.prompt_values]
+            self.peak_bytes = max(self.peak_bytes, self.allocated_bytes())
+            return
+        for block in (self.keys, self.values):
+            for layer, old in enumerate(block):
+                new = old.new_empty(rows, old.shape[1], slots, old.shape[3])
+                new[:, :, :length] = old[:rows, :, :length]
+                self.peak_bytes = max(self.peak_bytes, held + new.nbytes)
+                held += new.nbytes - old.untyped_storage().nbytes()
+                block[layer] = new
+
+    def remove(self, rows: Sequence[int]) -> list[int]:
+        """Take rows out: the last rows move into their places. Returns the former row of every row that is left."""
+        order = list(range(self.num_rows))
+        left = self.num_rows - len(rows)
+        gone = set(rows)
+        holes = [row for row in sorted(gone) if row < left]
+        movers = [row for row in range(left, self.num_rows) if row not in gone]
+        for hole, mover in zip(holes, movers, strict=True):
+            order[hole] = mover
+        order = order[:left]
+        self.indices = [self.indices[row] for row in order]
+        if left == 0:
+            self.keys, self.values, self.length = [], [], 0
+        elif holes and self.length:
+            for tensor in (*self.keys, *self.values):
+                tensor[holes, :, : self.length] = tensor[movers, :, : self.length]
+        return order

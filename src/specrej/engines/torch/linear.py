@@ -1,0 +1,95 @@
+"""Linear layers through the fastest kernel this CPU has.
+
+On a CPU the matrix library decides the speed. Two kernels of torch beat `F.linear` there: weights reordered once for
+oneDNN (exact float32) and weights stored in float16 (fbgemm; half the bytes to read, sums in float32). Either may be
+missing on another processor or in another torch, so each is tried once on a small layer; what fails is not used.
+Which kernel is taken never depends on a timing: the same machine gives the same tokens every time.
+
+    pack_linears(model, "fp16")      # -> "fp16 (fbgemm)"
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+PackedCall = Callable[[Tensor], Tensor]
+
+_FP16_MAX = torch.finfo(torch.float16).max
+
+
+def _pack_onednn(weight: Tensor, bias: Tensor | None) -> PackedCall:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    apply = torch.ops.mkldnn._linear_pointwise
+    return lambda rows: apply(rows, packed, bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+def _pack_fp16(weight: Tensor, bias: Tensor | None) -> PackedCall:
+    # fbgemm saturates what float16 cannot hold; such a layer would be wrong in silence.
+    if weight.abs().max() > _FP16_MAX:
+        return _pack_onednn(weight, bias)
+    packed = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), bias)
+    apply = torch.ops.quantized.linear_dynamic_fp16
+    return lambda rows: apply(rows, packed)  # type: ignore[no-any-return]
+
+
+_KERNELS: dict[str, list[tuple[str, Callable[[Tensor, Tensor | None], PackedCall]]]] = {
+    "fp32": [("fp32 (oneDNN, prepacked)", _pack_onednn)],
+    "fp16": [("fp16 (fbgemm)", _pack_fp16), ("fp32 (oneDNN, prepacked)", _pack_onednn)],
+}
+
+WEIGHTS = tuple(_KERNELS)
+"""Storage of the weights on a CPU, as `--weights` takes it."""
+
+
+class PackedLinear(nn.Module):
+    """Stands in for a linear layer; holds its weight in the kernel's own layout."""
+
+    def __init__(self, call: PackedCall) -> None:
+        super().__init__()
+        self._call = call
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self._call(rows)
+
+
+def pack_linears(model: nn.Module, weights: str) -> str:
+    """Replace every linear layer of a float32 CPU model, the head included, and name the kernel that now runs.
+
+    Args:
+        model: changed in place; the original weights are released one by one.
+        weights: "fp32" or "fp16".
+    """
+    for name, pack in _KERNELS[weights]:
+        if _works(pack):
+            for parent, child_name, child in list(_linears(model)):
+                weight, bias = _weight_and_bias(child)
+                setattr(parent, child_name, PackedLinear(pack(weight, bias)))
+            return name
+    return "fp32 (torch)"
+
+
+def _works(pack: Callable[[Tensor, Tensor | None], PackedCall]) -> bool:
+    """Whether the kernel is there and right, on one small layer."""
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, rows = (torch.randn(shape, generator=generator) for shape in ((48, 32), (48,), (1, 5, 32)))
+    try:
+        return torch.allclose(pack(weight, bias)(rows), functional.linear(rows, weight, bias), rtol=1e-2, atol=1e-2)
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+
+
+def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if type(child) in (nn.Linear, Conv1D):
+                yield parent, name, child
+
+
+def _weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight `[out, in]` and bias of a linear layer; GPT-2 keeps its weights transposed."""
+    weight = layer.get_parameter("weight").detach()
+    bias = layer._parameters.get("bias")
+    return (weight.t() if isinstance(layer, Conv1D) else weight), (None if bias is None else bias.detach())

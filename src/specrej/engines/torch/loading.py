@@ -1,0 +1,229 @@
+"""Open a model for the torch engine, and prove that the engine computes what transformers computes.
+
+    engine = open_engine("smollm2")                          # a default model
+    engine = open_engine("org/name", device="cuda")          # a Hugging Face id
+    engine = open_engine("/models/mine", weights="fp32")     # a directory: safetensors, or one GGUF file
+
+Before an engine is handed out, a short text goes through the model twice: through transformers' own attention, and
+through ours, a prompt in chunks and then token by token. An architecture whose logits differ is refused.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from specrej import models
+from specrej.engines.torch.attention import IMPLEMENTATION, DecodePass, Pass, PrefillPass, Scoring
+from specrej.engines.torch.engine import TorchEngine
+from specrej.engines.torch.groups import Group, KvLayout
+from specrej.engines.torch.linear import WEIGHTS, pack_linears
+from specrej.engines.torch.text import TextCodec
+from specrej.errors import ModelError, SpecrejError, UnknownNameError, UsageError
+
+_PROBE_PROMPT, _PROBE_NEW = 9, 4
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest difference of two logits that counts as the same, as a share of the largest logit."""
+
+
+def open_engine(model: str | Path, *, weights: str | None = None, device: str | None = None) -> TorchEngine:
+    """Load a causal LM with its tokenizer.
+
+    Args:
+        model: a default model's name, a Hugging Face id, or a local directory.
+        weights: how a CPU holds the weights: "fp16" (the default) or "fp32" (exact). Not for GPUs.
+        device: a torch device; CUDA if there is one, else the CPU.
+
+    Raises:
+        UnknownNameError: nothing has this name.
+        ModelError: not a causal LM, a broken directory, or an architecture that the engine cannot honour.
+    """
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded, tokenizer = load_pretrained(model, target)
+    return wrap(loaded, tokenizer, weights=weights, name=str(model))
+
+
+def wrap(model: Any, tokenizer: Any, *, weights: str | None = None, name: str = "model") -> TorchEngine:
+    """An engine around a loaded model, which belongs to the engine from here on.
+
+    Raises:
+        ModelError: the architecture needs what the engine cannot honour; named.
+    """
+    if weights is not None and weights not in WEIGHTS:
+        raise UnknownNameError("weights", weights, WEIGHTS)
+    model.eval()
+    layout = _verify(model)
+    kernel = str(model.dtype).removeprefix("torch.")
+    if model.device.type == "cpu" and model.dtype == torch.float32:
+        kernel = pack_linears(model, weights or "fp16")
+    elif weights is not None:
+        raise UsageError(f"weights={weights!r} is for float32 models on a CPU, got {model.dtype} on {model.device}")
+    text_config = model.config.get_text_config()
+    return TorchEngine(
+        model,
+        TextCodec(tokenizer),
+        layout=layout,
+        eos_ids=_eos_ids(model.generation_config, tokenizer),
+        context_tokens=getattr(text_config, "max_position_embeddings", None) or 2**31,
+        description={
+            "engine": "torch",
+            "model": name,
+            "device": str(model.device),
+            "weights": kernel,
+        },
+    )
+
+
+def load_pretrained(model: str | Path, device: torch.device) -> tuple[Any, Any]:
+    """The transformers model and tokenizer of a name, an id or a directory."""
+    name = str(model)
+    if name in models.DEFAULT_MODELS and not Path(name).is_dir():
+        if models.DEFAULT_MODELS[name].kind != "generator":
+            raise UsageError(f"{name!r} is a reward, not a generator", hint="give it as the reward")
+        model = models.locate(name)
+    gguf = _gguf_file(Path(model))
+    arguments: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
+    # Half-precision arithmetic is emulated on most CPUs, a hundred times slower.
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(str(model), **arguments)
+            loaded = AutoModelForCausalLM.from_pretrained(str(model), dtype=dtype, **arguments)
+    except ValueError as error:
+        raise ModelError(
+            f"{name!r} is not a causal language model that transformers can open: {_first_line(error)}",
+            hint="a generator is opened with AutoModelForCausalLM; give a reward model as the reward",
+        ) from error
+    except OSError as error:
+        if "/" in name or Path(name).exists():
+            raise ModelError(f"cannot open the model {name!r}: {_first_line(error)}") from error
+        known = [key for key, entry in models.DEFAULT_MODELS.items() if entry.kind == "generator"]
+        hint = f"known: {', '.join(known)}; or a Hugging Face id, or a local directory"
+        raise UnknownNameError("model", name, known, hint=hint) from error
+    return loaded.to(device), tokenizer
+
+
+def _gguf_file(directory: Path) -> str | None:
+    """The one GGUF file of a directory that holds no model in transformers' own format."""
+    if not directory.is_dir() or (directory / "config.json").exists():
+        return None
+    files = sorted(path.name for path in directory.glob("*.gguf"))
+    if len(files) > 1:
+        raise ModelError(
+            f"{directory} holds {len(files)} GGUF files: {', '.join(files)}", hint="keep one of them there"
+        )
+    return files[0] if files else None
+
+
+def _eos_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
+    """All tokens that end an answer: the generation config's, else the tokenizer's."""
+    eos = generation_config.eos_token_id if generation_config is not None else None
+    if eos is None:
+        eos = tokenizer.eos_token_id
+    if eos is None:
+        return frozenset()
+    return frozenset(eos if isinstance(eos, list) else [eos])
+
+
+@dataclass
+class _Recorder:
+    """Passes on to another pass and notes what each layer asked for, and the shapes of its KV."""
+
+    inner: Pass
+    scoring: dict[int, Scoring] = field(default_factory=dict)
+    tensor_sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+        self.scoring[layer] = scoring
+        size = key.element_size()
+        self.tensor_sizes[layer] = (key[0, :, 0].numel() * size, value[0, :, 0].numel() * size)
+        return self.inner.attend(layer, query, key, value, scoring)
+
+
+@torch.inference_mode()
+def _verify(model: Any) -> KvLayout:
+    """Compare our attention with transformers' own on a short text, and measure the KV of a token.
+
+    Leaves the model set to our attention.
+
+    Raises:
+        ModelError: the logits differ, or the model cannot run on our attention; says why.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary, (2, _PROBE_PROMPT + _PROBE_NEW), generator=generator).to(model.device)
+    ids[1, :_PROBE_PROMPT] = ids[0, :_PROBE_PROMPT]
+    expected = model(input_ids=ids, use_cache=False).logits.float()
+    architecture = type(model).__name__
+    try:
+        model.set_attn_implementation(IMPLEMENTATION)
+        actual, recorder = _probe(model, ids)
+    except SpecrejError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{architecture} does not run on the torch engine: {_first_line(error)}") from error
+    _check_layers(model.config.get_text_config(), recorder)
+    error = (actual - expected[:, -actual.shape[1] :]).abs().max().item() / expected.abs().max().item()
+    if not error <= _TOLERANCE[model.dtype]:
+        raise ModelError(
+            f"{architecture} is not supported by the torch engine: its logits differ from transformers' own by "
+            f"{error:.1e} of the largest logit"
+        )
+    sizes = list(recorder.tensor_sizes.values())
+    return KvLayout(sum(key + value for key, value in sizes), max(max(pair) for pair in sizes))
+
+
+def _probe(model: Any, ids: Tensor) -> tuple[Tensor, _Recorder]:
+    """Logits `[2, new + 1, vocabulary]` for the last prompt token and each token after it, on our attention."""
+    prompt = ids[0, :_PROBE_PROMPT].tolist()
+    group = Group(prompt, budget_bytes=0, layout=KvLayout(0, 0), max_slots=_PROBE_NEW)
+    half = _PROBE_PROMPT // 2
+    for start, stop in ((0, half), (half, _PROBE_PROMPT)):
+        recorder = _Recorder(PrefillPass(group, start))
+        positions = torch.arange(start, stop, device=ids.device)[None]
+        output = model(input_ids=ids[:1, start:stop], position_ids=positions, use_cache=False, kv=recorder)
+    logits = [output.logits[:, -1].expand(2, -1)]
+    group.indices = [0, 1]
+    for step in range(_PROBE_NEW):
+        group.reserve()
+        position = _PROBE_PROMPT + step
+        positions = torch.full((2, 1), position, device=ids.device)
+        decode = DecodePass([group])
+        output = model(input_ids=ids[:, position, None], position_ids=positions, use_cache=False, kv=decode)
+        logits.append(output.logits[:, -1])
+        group.length += 1
+    return torch.stack(logits, dim=1).float(), recorder
+
+
+def _check_layers(config: Any, recorder: _Recorder) -> None:
+    """Refuse layers whose kind the short text cannot tell apart from full attention."""
+    for layer, kind in enumerate(getattr(config, "layer_types", None) or []):
+        scoring = recorder.scoring.get(layer)
+        is_honoured = kind == "full_attention" or (kind == "sliding_attention" and scoring and scoring.window)
+        if scoring is None or not is_honoured:
+            raise ModelError(f"layer {layer} is of kind {kind!r}, which the torch engine does not honour")
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' progress bars and notices off the terminal while something loads."""
+    logging = transformers.utils.logging
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,44 @@
+"""Between text and token ids: chat templates without a second BOS, partial texts without half a character."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from specrej.errors import PromptError
+from specrej.types import Prompt, as_messages
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True)
+class TextCodec:
+    """A transformers tokenizer, as the engines need it."""
+
+    tokenizer: Any
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt up to where the answer begins.
+
+        With a chat template, a text is one user message, and the template alone decides on BOS. Without one, a text is
+        continued as it stands.
+
+        Raises:
+            PromptError: the prompt is empty, or a conversation meets a model without a chat template.
+        """
+        messages = as_messages(prompt)
+        if self.tokenizer.chat_template is None:
+            if not isinstance(prompt, str):
+                raise PromptError(
+                    "this model has no chat template, so it cannot take a conversation",
+                    hint="give the prompt as a text",
+                )
+            ids = self.tokenizer(prompt)["input_ids"]
+        else:
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return list(ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of generated tokens. Bytes of a last character that is not all there are left out."""
+        text: str = self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text.rstrip(_REPLACEMENT)

@@ -1,0 +1,27 @@
+"""Amounts of memory as people write them: "64MiB", "1.5GiB"."""
+
+import re
+
+from specrej.errors import UsageError
+
+_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_bytes(amount: str | int) -> int:
+    """Bytes of "64MiB", "1.5 GiB", "4096" or 4096.
+
+    Raises:
+        UsageError: not an amount above 0 with a unit of B, KiB, MiB or GiB.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(amount))
+    if match is None or match[2].upper() not in _UNITS or (size := float(match[1]) * _UNITS[match[2].upper()]) < 1:
+        raise UsageError(f"memory must be like '64MiB' (units B, KiB, MiB, GiB), got {amount!r}")
+    return int(size)
+
+
+def format_bytes(amount: int) -> str:
+    """An amount of bytes with the largest unit that leaves a number of at least 1, two decimals, rounded up."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if amount >= size:
+            return f"{-(-amount * 100 // size) / 100:.2f} {unit}"
+    return f"{amount} B"

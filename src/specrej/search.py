@@ -1,0 +1,309 @@
+"""One prompt's run: its candidates, and the verbs an algorithm is written in: waves, start, score, keep.
+
+A search holds text, rewards and fates; the engine holds tokens and memory. The scheduler hands it the tokens of each
+step. Candidates of the current wave that are neither rejected nor done with are its batch.
+"""
+
+import math
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from specrej.engines.base import Engine, Memory, Token
+from specrej.errors import BudgetError, PromptError, RewardError, SpecrejError, UsageError
+from specrej.memory import format_bytes
+from specrej.policies import Schedule
+from specrej.rewards.base import Reward, RewardSession
+from specrej.types import Candidate, Cause, Decision, Prompt, Result, SamplingParams, Usage, as_messages
+from specrej.version import __version__
+
+_MOST_CANDIDATES = 1 << 20
+
+
+class Search:
+    """The candidates of one prompt, within one memory budget.
+
+    Args:
+        engine: decodes.
+        reward: scores.
+        prompt: a text or a conversation.
+        sampling: how candidates are drawn.
+        budget_bytes: KV of the prompt and its candidates; None leaves it to the engine.
+        settings: what the result reports as its settings.
+
+    Raises:
+        PromptError: the prompt is empty, or too long for the context.
+        BudgetError: the budget does not hold one candidate of full length.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        reward: Reward,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        budget_bytes: int | None,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.messages = as_messages(prompt)
+        self.prompt_ids = engine.encode(prompt)
+        self.sampling = sampling
+        self.budget_bytes = budget_bytes or engine.default_budget(len(self.prompt_ids), sampling.max_new_tokens)
+        self.candidates: list[Candidate] = []
+        self.batch: list[Candidate] = []
+        self.decisions: list[Decision] = []
+        self.usage = Usage(prompt_tokens=len(self.prompt_ids))
+        self._engine = engine
+        self._reward = reward
+        self._settings = {**settings, "memory_bytes": self.budget_bytes}
+        self._handle = -1
+        self._session: RewardSession | None = None
+        self._cause: Cause = "complete"
+        self._last_length = 0
+        self._check()
+
+    def _check(self) -> None:
+        num_prompt, num_new = len(self.prompt_ids), self.sampling.max_new_tokens
+        context = self._engine.context_tokens
+        if num_prompt + 1 > context:
+            raise PromptError(f"the prompt has {num_prompt} tokens, the model's context {context}")
+        if num_prompt + num_new > context:
+            raise UsageError(
+                f"the prompt's {num_prompt} tokens and max_new_tokens={num_new} exceed the context of {context}",
+                hint=f"give max_new_tokens of at most {context - num_prompt}",
+            )
+        needed = self._engine.kv_bytes(num_prompt, 1, num_new)
+        if needed > self.budget_bytes:
+            raise BudgetError(
+                f"a budget of {format_bytes(self.budget_bytes)} does not hold one candidate: {num_prompt} prompt "
+                f"tokens and {num_new} new ones need {format_bytes(needed)}",
+                hint=f"give a memory of at least {format_bytes(needed)}, or fewer max_new_tokens",
+            )
+
+    # What an algorithm asks and does
+
+    @property
+    def live(self) -> list[Candidate]:
+        """Candidates that are being decoded."""
+        return [candidate for candidate in self.batch if candidate.state == "live"]
+
+    def waves(self, n: int | None, num_tokens: int | None) -> Iterator[int]:
+        """Sizes of the waves in which n candidates begin, each as large as the budget carries to num_tokens.
+
+        n None is one such wave; num_tokens None is the full length.
+        """
+        num_tokens = min(num_tokens or self.sampling.max_new_tokens, self.sampling.max_new_tokens)
+        fitting = self._fitting(num_tokens)
+        left = fitting if n is None else n
+        while left > 0:
+            wave = min(left, fitting)
+            yield wave
+            left -= wave
+
+    def start(self, n: int) -> None:
+        """Begin n new candidates."""
+        first = len(self.candidates)
+        self.batch = [Candidate(index) for index in range(first, first + n)]
+        self.candidates += self.batch
+        self._last_length = 0
+        self._engine.add(self._handle, range(first, first + n))
+
+    def score(self) -> list[float]:
+        """The reward of every candidate of the batch on its text so far, in the order of the batch.
+
+        Raises:
+            RewardError: the reward failed, or gave something that is no finite number; names the candidate.
+        """
+        assert self._session is not None
+        for candidate in self.batch:
+            candidate.text = self._text(candidate)
+        begun = time.perf_counter()
+        try:
+            given = self._session.score(self.batch)
+        except SpecrejError:
+            raise
+        except Exception as error:
+            raise RewardError(
+                f"the reward {self._reward.name!r} failed on candidates {self.batch[0].index} to "
+                f"{self.batch[-1].index}: {error or type(error).__name__}"
+            ) from error
+        finally:
+            seconds = time.perf_counter() - begun
+            self.usage.reward_s += seconds
+            self.usage.other_s -= seconds
+        self.usage.reward_tokens = self._session.num_tokens
+        scores = self._checked(given)
+        for candidate, score in zip(self.batch, scores, strict=True):
+            candidate.rewards[len(self.decisions)] = score
+        return scores
+
+    def keep(self, is_kept: Sequence[bool]) -> None:
+        """Let these of the scored batch stay and reject the others, and so many more that the next step fits.
+
+        Those that stay and are complete can win; those that stay and are live go on.
+        """
+        scored, stays = self.batch, dict(zip((c.index for c in self.batch), is_kept, strict=True))
+        going_on = sorted(
+            (c for c in scored if stays[c.index] and c.state == "live"), key=lambda c: (-(c.reward or 0.0), c.index)
+        )
+        if going_on:
+            for candidate in going_on[self._fitting(len(going_on[0].token_ids) + 1) :]:
+                stays[candidate.index] = False
+        self._decide(self._cause, scored, [c for c in scored if not stays[c.index]])
+
+    # What the scheduler asks and does
+
+    def open(self) -> None:
+        """Prefill the prompt, and open the reward on it."""
+        begun = time.perf_counter()
+        self._handle = self._engine.open(self.prompt_ids, self.sampling, self.budget_bytes)
+        self.usage.prefill_s += time.perf_counter() - begun
+        begun = time.perf_counter()
+        self._session = self._reward.open(self.messages)
+        self.usage.reward_s += time.perf_counter() - begun
+
+    def is_due(self, schedule: Schedule) -> bool:
+        """Whether the algorithm must decide before the next step; remembers why."""
+        live = self.live
+        if not live:
+            self._cause = "complete"
+        elif self.memory().next_step > self.budget_bytes:
+            self._cause = "budget"
+        elif schedule(len(live[0].token_ids), self._last_length):
+            self._cause = "schedule"
+        else:
+            return False
+        return True
+
+    @property
+    def handle(self) -> int:
+        """The engine's number for this prompt."""
+        return self._handle
+
+    def memory(self) -> Memory:
+        """KV held for this prompt."""
+        return self._engine.memory(self._handle)
+
+    def receive(self, tokens: Sequence[Token], seconds: float) -> None:
+        """Take the tokens of one step and this search's share of its seconds."""
+        stopped = []
+        for token in tokens:
+            candidate = self.candidates[token.index]
+            candidate.token_ids.append(token.token_id)
+            candidate.logprobs.append(token.logprob)
+            candidate.finish_reason = token.finish_reason
+            if token.finish_reason is None and self._has_stopped(candidate):
+                candidate.finish_reason = "stop"
+                stopped.append(candidate.index)
+            if candidate.finish_reason is not None:
+                candidate.state = "complete"
+        if stopped:
+            self._engine.drop(self._handle, stopped)
+        self.usage.generated_tokens += len(tokens)
+        self.usage.decode_s += seconds
+        self.usage.num_steps += 1
+        self.usage.peak_kv_bytes = self.memory().peak
+
+    def give_up(self) -> bool:
+        """Reject half of the live candidates because the device has no memory left. False if only one is live."""
+        live = sorted(self.live, key=lambda c: (-math.inf if c.reward is None else -c.reward, c.index))
+        rejected = live[(len(live) + 1) // 2 :]
+        if rejected:
+            self._decide("out_of_memory", live, rejected)
+        return bool(rejected)
+
+    def close(self) -> None:
+        """Free what engine and reward hold."""
+        if self._session is not None:
+            self._session.close()
+        if self._handle >= 0:
+            self._engine.close(self._handle)
+
+    def result(self) -> Result:
+        """The best complete candidate that was not rejected; of equals the first.
+
+        Of an interrupted run the best there is: complete before live, then by reward, then by length.
+        """
+        for candidate in self.candidates:
+            candidate.text = self._text(candidate)
+        states = [candidate.state for candidate in self.candidates]
+        best = max(
+            (c for c in self.candidates if c.state != "rejected"),
+            key=lambda c: (
+                c.state == "complete",
+                -math.inf if c.reward is None else c.reward,
+                len(c.token_ids) if c.state == "live" else 0,
+                -c.index,
+            ),
+        )
+        return Result(
+            best=best,
+            candidates=tuple(self.candidates),
+            decisions=tuple(self.decisions),
+            usage=self.usage,
+            seed=self.sampling.seed,
+            settings={**self._settings, **self._engine.describe(), "reward": self._reward.name},
+            versions={"specrej": __version__, **self._engine.versions()},
+            is_complete="live" not in states and best.reward is not None,
+        )
+
+    # How
+
+    def _fitting(self, num_tokens: int) -> int:
+        """Most candidates that can have num_tokens each within the budget."""
+        num_prompt = len(self.prompt_ids)
+        cost: Callable[[int], int] = lambda n: self._engine.kv_bytes(num_prompt, n, num_tokens)  # noqa: E731
+        return bisect_right(range(_MOST_CANDIDATES), self.budget_bytes, key=cost) - 1
+
+    def _decide(self, cause: Cause, scored: Sequence[Candidate], rejected: Sequence[Candidate]) -> None:
+        before = self.memory().in_use
+        length = max(len(candidate.token_ids) for candidate in scored)
+        dropped = [candidate.index for candidate in rejected if candidate.state == "live"]
+        for candidate in rejected:
+            candidate.state = "rejected"
+        self._engine.drop(self._handle, dropped)
+        assert self._session is not None
+        self._session.drop([candidate.index for candidate in rejected])
+        kept_rewards = [c.reward for c in scored if c.state != "rejected" and c.reward is not None]
+        self.decisions.append(
+            Decision(
+                cause=cause,
+                num_tokens=length,
+                scored=tuple(candidate.index for candidate in scored),
+                rejected=tuple(candidate.index for candidate in rejected),
+                cut=min(kept_rewards) if rejected and kept_rewards else None,
+                kv_bytes=before,
+                kv_bytes_after=self.memory().in_use,
+            )
+        )
+        self.batch = [candidate for candidate in self.batch if candidate.state == "live"]
+        self._last_length = length
+        self.usage.peak_kv_bytes = self.memory().peak
+
+    def _text(self, candidate: Candidate) -> str:
+        text = self._engine.decode(candidate.token_ids)
+        starts = [start for stop in self.sampling.stop if (start := text.find(stop)) >= 0]
+        return text[: min(starts)] if starts else text
+
+    def _has_stopped(self, candidate: Candidate) -> bool:
+        if not self.sampling.stop:
+            return False
+        # A character takes at most four tokens, so this many newest tokens hold the longest stop string.
+        window = 4 * max(len(stop) for stop in self.sampling.stop)
+        tail = self._engine.decode(candidate.token_ids[-window:])
+        return any(stop in tail for stop in self.sampling.stop)
+
+    def _checked(self, scores: Sequence[float]) -> list[float]:
+        name = self._reward.name
+        if len(scores) != len(self.batch):
+            culprit = self.batch[min(len(scores), len(self.batch) - 1)].index
+            raise RewardError(
+                f"the reward {name!r} gave {len(scores)} scores for {len(self.batch)} candidates; they part ways at "
+                f"candidate {culprit}",
+                hint="a reward returns one number for each text, in order",
+            )
+        for candidate, score in zip(self.batch, scores, strict=True):
+            if not math.isfinite(score):
+                raise RewardError(f"the reward {name!r} gave {score} for candidate {candidate.index}")
+        return [float(score) for score in scores]

@@ -1,0 +1,109 @@
+"""What a run is made of beside model and reward: algorithm, candidates, memory, sampling. Checked on construction.
+
+Settings(algorithm="best_of_n", n=16, memory="64MiB", seed=1)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from specrej.errors import UnknownNameError, UsageError
+from specrej.memory import parse_bytes
+from specrej.policies import Policy, parse_policy
+from specrej.registry import ALGORITHMS
+from specrej.types import SamplingParams
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments that `generate`, `generate_batch` and `compare` share; `Settings` has the defaults."""
+
+    algorithm: str
+    n: int | str
+    alpha: float
+    keep: int | None
+    decide: str
+    min_tokens: int
+    memory: str | int | None
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    stop: Sequence[str]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """How answers are sampled and chosen.
+
+    Attributes:
+        algorithm: "speculative_rejection" or "best_of_n".
+        n: candidates to begin with; "auto" is as many as the memory carries.
+        alpha: share of the candidates rejected at each decision, in [0, 1).
+        keep: keep this many at each decision, in place of a share.
+        decide: "budget" (when memory is full), "every:K" or "at:A,B,C" tokens; a full memory always decides.
+        min_tokens: length that the initial batch can reach when the budget alone decides.
+        memory: KV budget, such as "64MiB" or a number of bytes; None leaves it to the engine: room for 8 full-length
+            candidates on a CPU, 80% of the free memory on a GPU.
+        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed: see `SamplingParams`.
+
+    Raises:
+        UsageError: a value outside its range; says which.
+    """
+
+    algorithm: str = "speculative_rejection"
+    n: int | str = "auto"
+    alpha: float = 0.5
+    keep: int | None = None
+    decide: str = "budget"
+    min_tokens: int = 32
+    memory: str | int | None = None
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: Sequence[str] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise UnknownNameError("algorithm", self.algorithm, ALGORITHMS)
+        if self.n != "auto" and (not isinstance(self.n, int) or self.n < 1):
+            raise UsageError(f"n must be 'auto' or a number of at least 1, got {self.n!r}")
+        if isinstance(self.stop, str):
+            raise UsageError(f"stop must be a list of strings, got the string {self.stop!r}")
+        _ = self.policy, self.sampling, self.memory_bytes  # each checks its part
+
+    @property
+    def num_candidates(self) -> int | None:
+        """N as a number; None for "auto"."""
+        return self.n if isinstance(self.n, int) else None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        return None if self.memory is None else parse_bytes(self.memory)
+
+    @property
+    def policy(self) -> Policy:
+        return parse_policy(alpha=self.alpha, keep=self.keep, decide=self.decide, min_tokens=self.min_tokens)
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return SamplingParams(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            stop=tuple(self.stop),
+            seed=self.seed,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """By name, in JSON's types."""
+        return {name: getattr(self, name) for name in Options.__annotations__} | {"stop": list(self.stop)}
