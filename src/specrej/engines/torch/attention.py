@@ -119,7 +119,7 @@ def _attend_to_group(group: Group, layer: int, query: Tensor, scoring: Scoring) 
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
-    """Maximum and sum of exponentials of the scores, `[..., queries, 1]`, and the values weighted by them, unnormalized."""
+    """Maximum and sum of exponentials of the scores, `[..., queries, 1]`, and the values weighted by these."""
     scores = scoring.scores(query, keys)
     top = scores.amax(-1, keepdim=True)
     weights = scores.sub_(top).exp_()
