@@ -23,7 +23,9 @@ from specrej.errors import ModelError
 IMPLEMENTATION = "specrej_groups"
 
 # What models hand to attention and ours has no use for: positions are in the keys already, nothing is trained.
-_WITHOUT_EFFECT = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions", "is_causal"})
+_WITHOUT_EFFECT = frozenset(
+    {"position_ids", "cache_position", "use_cache", "output_attentions", "output_router_logits", "is_causal"}
+)
 
 
 class Pass(Protocol):
