@@ -42,10 +42,10 @@ def open_engine(model: str | Path, *, weights: str | None = None, device: str | 
 
     Raises:
         UnknownNameError: nothing has this name.
+        UsageError: there is no such device.
         ModelError: not a causal LM, a broken directory, or an architecture that the engine cannot honour.
     """
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    loaded, tokenizer = load_pretrained(model, target)
+    loaded, tokenizer = load_pretrained(model, _device(device))
     return wrap(loaded, tokenizer, weights=weights, name=str(model))
 
 
@@ -58,7 +58,8 @@ def wrap(model: Any, tokenizer: Any, *, weights: str | None = None, name: str = 
     if weights is not None and weights not in WEIGHTS:
         raise UnknownNameError("weights", weights, WEIGHTS)
     model.eval()
-    layout = _verify(model)
+    with quiet_transformers():
+        layout = _verify(model)
     kernel = str(model.dtype).removeprefix("torch.")
     if model.device.type == "cpu" and model.dtype == torch.float32:
         kernel = pack_linears(model, weights or "fp16")
@@ -88,25 +89,42 @@ def load_pretrained(model: str | Path, device: torch.device) -> tuple[Any, Any]:
             raise UsageError(f"{name!r} is a reward, not a generator", hint="give it as the reward")
         model = models.locate(name)
     gguf = _gguf_file(Path(model))
-    arguments: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
+    # Code that comes with a checkpoint is never run, and nobody is asked on the terminal whether it may.
+    arguments = {"trust_remote_code": False, **({} if gguf is None else {"gguf_file": gguf})}
     # Half-precision arithmetic is emulated on most CPUs, a hundred times slower.
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(str(model), **arguments)
-            loaded = AutoModelForCausalLM.from_pretrained(str(model), dtype=dtype, **arguments)
-    except ValueError as error:
-        raise ModelError(
-            f"{name!r} is not a causal language model that transformers can open: {_first_line(error)}",
-            hint="a generator is opened with AutoModelForCausalLM; give a reward model as the reward",
-        ) from error
+            loaded, report = AutoModelForCausalLM.from_pretrained(
+                str(model), dtype=dtype, output_loading_info=True, **arguments
+            )
     except OSError as error:
         if "/" in name or Path(name).exists():
             raise ModelError(f"cannot open the model {name!r}: {_first_line(error)}") from error
         known = [key for key, entry in models.DEFAULT_MODELS.items() if entry.kind == "generator"]
         hint = f"known: {', '.join(known)}; or a Hugging Face id, or a local directory"
         raise UnknownNameError("model", name, known, hint=hint) from error
+    except Exception as error:  # a broken file fails in whatever library reads it
+        raise ModelError(
+            f"{name!r} is not a causal language model that transformers can open: {_first_line(error)}",
+            hint="a generator is opened with AutoModelForCausalLM; give a reward model as the reward",
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{name!r} is not a whole causal language model: weights are missing, {missing[0]} for one",
+            hint="give a model trained to write text; give a reward model as the reward",
+        )
     return loaded.to(device), tokenizer
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"cannot compute on the device {name!r}: {_first_line(error)}") from error
+    return device
 
 
 def _gguf_file(directory: Path) -> str | None:
@@ -114,11 +132,13 @@ def _gguf_file(directory: Path) -> str | None:
     if not directory.is_dir() or (directory / "config.json").exists():
         return None
     files = sorted(path.name for path in directory.glob("*.gguf"))
+    if not files:
+        raise ModelError(f"{directory} holds no model: neither config.json nor a GGUF file")
     if len(files) > 1:
         raise ModelError(
             f"{directory} holds {len(files)} GGUF files: {', '.join(files)}", hint="keep one of them there"
         )
-    return files[0] if files else None
+    return files[0]
 
 
 def _eos_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
@@ -155,12 +175,12 @@ def _verify(model: Any) -> KvLayout:
     Raises:
         ModelError: the logits differ, or the model cannot run on our attention; says why.
     """
-    vocabulary = model.config.get_text_config().vocab_size
+    architecture, config = type(model).__name__, model.config.get_text_config()
+    _check_kinds(architecture, config)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary, (2, _PROBE_PROMPT + _PROBE_NEW), generator=generator).to(model.device)
+    ids = torch.randint(config.vocab_size, (2, _PROBE_PROMPT + _PROBE_NEW), generator=generator).to(model.device)
     ids[1, :_PROBE_PROMPT] = ids[0, :_PROBE_PROMPT]
     expected = model(input_ids=ids, use_cache=False).logits.float()
-    architecture = type(model).__name__
     try:
         model.set_attn_implementation(IMPLEMENTATION)
         actual, recorder = _probe(model, ids)
@@ -168,7 +188,7 @@ def _verify(model: Any) -> KvLayout:
         raise
     except Exception as error:
         raise ModelError(f"{architecture} does not run on the torch engine: {_first_line(error)}") from error
-    _check_layers(model.config.get_text_config(), recorder)
+    _check_windows(architecture, config, recorder)
     error = (actual - expected[:, -actual.shape[1] :]).abs().max().item() / expected.abs().max().item()
     if not error <= _TOLERANCE[model.dtype]:
         raise ModelError(
@@ -201,13 +221,23 @@ def _probe(model: Any, ids: Tensor) -> tuple[Tensor, _Recorder]:
     return torch.stack(logits, dim=1).float(), recorder
 
 
-def _check_layers(config: Any, recorder: _Recorder) -> None:
-    """Refuse layers whose kind the short text cannot tell apart from full attention."""
+def _check_kinds(architecture: str, config: Any) -> None:
+    """Refuse layers that are no attention, or attention of another kind than ours."""
+    for layer, kind in enumerate(getattr(config, "layer_types", None) or []):
+        if kind not in ("full_attention", "sliding_attention"):
+            raise ModelError(
+                f"layer {layer} of {architecture} is of kind {kind!r}, which the torch engine does not honour"
+            )
+
+
+def _check_windows(architecture: str, config: Any, recorder: _Recorder) -> None:
+    """Refuse layers whose window our attention was not told of: the short text cannot tell them from full attention."""
     for layer, kind in enumerate(getattr(config, "layer_types", None) or []):
         scoring = recorder.scoring.get(layer)
-        is_honoured = kind == "full_attention" or (kind == "sliding_attention" and scoring and scoring.window)
-        if scoring is None or not is_honoured:
-            raise ModelError(f"layer {layer} is of kind {kind!r}, which the torch engine does not honour")
+        if scoring is None or (kind == "sliding_attention" and scoring.window is None):
+            raise ModelError(
+                f"layer {layer} of {architecture} does not hand its window to the torch engine's attention"
+            )
 
 
 @contextmanager
