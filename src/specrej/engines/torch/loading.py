@@ -20,9 +20,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specrej import models
-from specrej.engines.torch.attention import IMPLEMENTATION, DecodePass, Pass, PrefillPass, Scoring
+from specrej.engines.torch.attention import IMPLEMENTATION, DecodePass, Pass, PrefillPass
 from specrej.engines.torch.engine import TorchEngine
-from specrej.engines.torch.groups import Group, KvLayout
+from specrej.engines.torch.groups import Group, KvLayout, Scoring
 from specrej.engines.torch.linear import WEIGHTS, pack_linears
 from specrej.engines.torch.text import TextCodec
 from specrej.errors import ModelError, SpecrejError, UnknownNameError, UsageError
@@ -96,7 +96,7 @@ def load_pretrained(model: str | Path, device: torch.device) -> tuple[Any, Any]:
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(str(model), **arguments)
-            loaded, report = AutoModelForCausalLM.from_pretrained(
+            opened: Any = AutoModelForCausalLM.from_pretrained(
                 str(model), dtype=dtype, output_loading_info=True, **arguments
             )
     except OSError as error:
@@ -110,6 +110,7 @@ def load_pretrained(model: str | Path, device: torch.device) -> tuple[Any, Any]:
             f"{name!r} is not a causal language model that transformers can open: {_first_line(error)}",
             hint="a generator is opened with AutoModelForCausalLM; give a reward model as the reward",
         ) from error
+    loaded, report = opened
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"{name!r} is not a whole causal language model: weights are missing, {missing[0]} for one",
@@ -189,11 +190,11 @@ def _verify(model: Any) -> KvLayout:
     except Exception as error:
         raise ModelError(f"{architecture} does not run on the torch engine: {_first_line(error)}") from error
     _check_windows(architecture, config, recorder)
-    error = (actual - expected[:, -actual.shape[1] :]).abs().max().item() / expected.abs().max().item()
-    if not error <= _TOLERANCE[model.dtype]:
+    difference = (actual - expected[:, -actual.shape[1] :]).abs().max().item() / expected.abs().max().item()
+    if not difference <= _TOLERANCE[model.dtype]:
         raise ModelError(
             f"{architecture} is not supported by the torch engine: its logits differ from transformers' own by "
-            f"{error:.1e} of the largest logit"
+            f"{difference:.1e} of the largest logit"
         )
     sizes = list(recorder.tensor_sizes.values())
     return KvLayout(sum(key + value for key, value in sizes), max(max(pair) for pair in sizes))
@@ -243,7 +244,7 @@ def _check_windows(architecture: str, config: Any, recorder: _Recorder) -> None:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' progress bars and notices off the terminal while something loads."""
-    logging = transformers.utils.logging
+    logging: Any = transformers.utils.logging
     verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
