@@ -1,5 +1,6 @@
 """Amounts of memory as people write them: "64MiB", "1.5GiB"."""
 
+import math
 import re
 
 from specrej.errors import UsageError
@@ -14,7 +15,8 @@ def parse_bytes(amount: str | int) -> int:
         UsageError: not an amount above 0 with a unit of B, KiB, MiB or GiB.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(amount))
-    if match is None or match[2].upper() not in _UNITS or (size := float(match[1]) * _UNITS[match[2].upper()]) < 1:
+    size = float(match[1]) * _UNITS.get(match[2].upper(), 0) if match else 0
+    if not 1 <= size < math.inf:
         raise UsageError(f"memory must be like '64MiB' (units B, KiB, MiB, GiB), got {amount!r}")
     return int(size)
 

@@ -66,7 +66,8 @@ def fraction(alpha: float) -> Rule:
     def keep(scores: Sequence[float]) -> list[bool]:
         cut = quantile(scores, alpha)
         num_rejected = max(sum(score < cut for score in scores), math.floor(alpha * len(scores)))
-        return _best(scores, len(scores) - num_rejected)
+        # The cut between scores at both ends of the floats is infinite; the best stays all the same.
+        return _best(scores, max(len(scores) - num_rejected, 1))
 
     return keep
 

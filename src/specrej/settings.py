@@ -11,7 +11,7 @@ from specrej.errors import UnknownNameError, UsageError
 from specrej.memory import parse_bytes
 from specrej.policies import Policy, parse_policy
 from specrej.registry import ALGORITHMS
-from specrej.types import SamplingParams
+from specrej.types import SamplingParams, check_types
 
 
 class Options(TypedDict, total=False):
@@ -70,12 +70,15 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self, algorithm=str, alpha=float, decide=str, min_tokens=int)
+        if self.keep is not None:
+            check_types(self, keep=int)
         if self.algorithm not in ALGORITHMS:
             raise UnknownNameError("algorithm", self.algorithm, ALGORITHMS)
-        if self.n != "auto" and (not isinstance(self.n, int) or self.n < 1):
+        if self.n != "auto" and (type(self.n) is not int or self.n < 1):
             raise UsageError(f"n must be 'auto' or a number of at least 1, got {self.n!r}")
-        if isinstance(self.stop, str):
-            raise UsageError(f"stop must be a list of strings, got the string {self.stop!r}")
+        if isinstance(self.stop, str) or not isinstance(self.stop, Sequence):
+            raise UsageError(f"stop must be a list of strings, got {self.stop!r}")
         _ = self.policy, self.sampling, self.memory_bytes  # each checks its part
 
     @property

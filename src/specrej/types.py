@@ -26,9 +26,12 @@ def as_messages(prompt: Prompt) -> list[dict[str, str]]:
     """The prompt as a conversation.
 
     Raises:
-        PromptError: the prompt is empty, or a message lacks `role` or `content`.
+        PromptError: the prompt is empty, no text and no conversation, or a message lacks `role` or `content`.
     """
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+    given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(given, Sequence) or not all(isinstance(message, Mapping) for message in given):
+        raise PromptError(f"a prompt must be a text or a list of messages, got {prompt!r}")
+    messages = [dict(message) for message in given]
     for message in messages:
         if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
             raise PromptError(
@@ -38,6 +41,28 @@ def as_messages(prompt: Prompt) -> list[dict[str, str]]:
     if not messages or not messages[-1]["content"].strip():
         raise PromptError("the prompt is empty", hint="give a text of at least one character that is no space")
     return messages
+
+
+def check_types(record: object, **kinds: type) -> None:
+    """See that fields are of these types. A whole number is a float too; True is no number.
+
+    Raises:
+        UsageError: one is not; says which.
+    """
+    for name, kind in kinds.items():
+        value = getattr(record, name)
+        is_right = isinstance(value, (int, float) if kind is float else kind)
+        if not is_right or (isinstance(value, bool) and kind is not bool):
+            raise UsageError(f"{name} must be {_KINDS[kind]}, got {value!r}")
+
+
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "a string",
+    tuple: "a tuple of strings",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +92,8 @@ class SamplingParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self, max_new_tokens=int, temperature=float, top_k=int, top_p=float, min_p=float)
+        check_types(self, repetition_penalty=float, stop=tuple, ignore_eos=bool, seed=int)
         checks = [
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
             ("temperature", 0 < self.temperature < math.inf, "above 0"),
@@ -74,7 +101,7 @@ class SamplingParams:
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("min_p", 0 <= self.min_p < 1, "in [0, 1)"),
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
-            ("stop", all(self.stop), "free of empty strings"),
+            ("stop", all(isinstance(stop, str) and stop for stop in self.stop), "made of strings that are not empty"),
             ("seed", 0 <= self.seed < 2**64, "in [0, 2^64)"),
         ]
         for name, is_valid, expected in checks:
