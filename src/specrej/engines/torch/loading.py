@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specrej import models
@@ -177,7 +177,7 @@ def _verify(model: Any) -> KvLayout:
         ModelError: the logits differ, or the model cannot run on our attention; says why.
     """
     architecture, config = type(model).__name__, model.config.get_text_config()
-    _check_kinds(architecture, config)
+    _check_kinds(model, config)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (2, _PROBE_PROMPT + _PROBE_NEW), generator=generator).to(model.device)
     ids[1, :_PROBE_PROMPT] = ids[0, :_PROBE_PROMPT]
@@ -222,8 +222,12 @@ def _probe(model: Any, ids: Tensor) -> tuple[Tensor, _Recorder]:
     return torch.stack(logits, dim=1).float(), recorder
 
 
-def _check_kinds(architecture: str, config: Any) -> None:
+def _check_kinds(model: nn.Module, config: Any) -> None:
     """Refuse layers that are no attention, or attention of another kind than ours."""
+    architecture = type(model).__name__
+    for module in model.modules():
+        if getattr(module, "is_causal", None) is False:
+            raise ModelError(f"{architecture} is not causal: its {type(module).__name__} sees the tokens to come")
     for layer, kind in enumerate(getattr(config, "layer_types", None) or []):
         if kind not in ("full_attention", "sliding_attention"):
             raise ModelError(
