@@ -92,40 +92,28 @@ class DecodePass:
 
 
 def _attend_to_group(group: Group, layer: int, query: Tensor, scoring: Scoring) -> Tensor:
-    """One query a row, to the prompt and to the row's own tokens, merged by the sums of their exponentials.
+    """One scaled query a row, to the prompt and to the row's own tokens, under one softmax.
 
     The prompt is the same for all rows: its keys and values are read once, in one matrix product for all of them.
     """
     rows, heads, _, dim = query.shape
     num_prompt, length = len(group.prompt_ids), group.length + 1
     first = 0 if scoring.window is None else max(num_prompt + length - scoring.window, 0)
-    own = slice(max(first - num_prompt, 0), length)
-    keys, values = group.keys[layer][:rows, :, own], group.values[layer][:rows, :, own]
-    kv_heads, shared = keys.shape[1], heads // keys.shape[1]
+    prompt, own = slice(min(first, num_prompt), num_prompt), slice(max(first - num_prompt, 0), length)
+    prompt_keys, prompt_values = group.prompt_keys[layer][:, prompt], group.prompt_values[layer][:, prompt]
+    own_keys, own_values = group.keys[layer][:rows, :, own], group.values[layer][:rows, :, own]
+    kv_heads, num_seen = len(prompt_keys), prompt_keys.shape[1]
+    shared = heads // kv_heads
 
     query = query.view(rows, kv_heads, shared, dim)
-    own_max, own_sum, out = _attend(query, keys, values, scoring)
-    if first < num_prompt:
-        prompt_keys, prompt_values = group.prompt_keys[layer][:, first:], group.prompt_values[layer][:, first:]
-        by_head = query.transpose(0, 1).reshape(kv_heads, rows * shared, dim)
-        prompt_part = [
-            part.view(kv_heads, rows, shared, -1).transpose(0, 1)
-            for part in _attend(by_head, prompt_keys, prompt_values, scoring)
-        ]
-        prompt_max, prompt_sum, prompt_out = prompt_part
-        top = torch.maximum(own_max, prompt_max)
-        own_weight, prompt_weight = (own_max - top).exp_(), (prompt_max - top).exp_()
-        own_sum = own_sum * own_weight + prompt_sum * prompt_weight
-        out = out * own_weight + prompt_out * prompt_weight
-    return (out / own_sum).to(values.dtype).view(rows, 1, heads, -1)
-
-
-def _attend(query: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
-    """Maximum and sum of exponentials of the scores, `[..., queries, 1]`, and the values weighted by these."""
-    scores = scoring.scores(query, keys)
-    top = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(top).exp_()
-    return top, weights.sum(-1, keepdim=True), weights.to(values.dtype) @ values
+    by_head = query.transpose(0, 1).reshape(kv_heads, rows * shared, dim)
+    to_prompt = scoring.scores(by_head, prompt_keys).view(kv_heads, rows, shared, num_seen)
+    to_own = scoring.scores(query, own_keys).transpose(0, 1)
+    weights = torch.cat((to_prompt, to_own), -1).softmax(-1).to(own_values.dtype)
+    from_prompt = weights[..., :num_seen].reshape(kv_heads, rows * shared, num_seen) @ prompt_values
+    from_own = weights[..., num_seen:].transpose(0, 1) @ own_values
+    out = from_own + from_prompt.view(kv_heads, rows, shared, -1).transpose(0, 1)
+    return out.reshape(rows, 1, heads, -1)
 
 
 def group_attention(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-GRANULE = 32
+GRANULE = 64
 """Slots that a block grows by: the whole block is copied once in as many steps."""
 
 

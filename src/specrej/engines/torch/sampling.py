@@ -8,8 +8,8 @@ from torch import Tensor
 
 from specrej.types import SamplingParams
 
-_ROWS_AT_ONCE = 32
-"""Rows reduced together: 32 rows of 50,000 float32 logits stay in a CPU's cache, where a whole batch would not."""
+_ROWS_AT_ONCE = 8
+"""Rows reduced together: 8 rows of 50,000 float32 logits stay in a CPU's cache, where a whole batch would not."""
 
 _SEGMENT = 128
 """Width of the pieces whose maxima are compared first when the k largest logits are looked for."""
@@ -85,4 +85,9 @@ def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _logsumexp(logits: Tensor) -> Tensor:
     """`logits.logsumexp(-1, keepdim=True)` in float32, some rows at a time."""
-    return torch.cat([rows.float().logsumexp(-1, keepdim=True) for rows in logits.split(_ROWS_AT_ONCE)])
+    totals = []
+    for start in range(0, len(logits), _ROWS_AT_ONCE):
+        rows = logits[start : start + _ROWS_AT_ONCE].float()
+        top = rows.amax(-1, keepdim=True)
+        totals.append(top + (rows - top).exp_().sum(-1, keepdim=True).log_())
+    return torch.cat(totals)
