@@ -241,7 +241,8 @@ def all_logprobs(engine: TorchEngine, ids: list[int]) -> torch.Tensor:
     output = engine.model(
         input_ids=torch.tensor([ids]), position_ids=positions, use_cache=False, kv=PrefillPass(group, 0)
     )
-    return output.logits[0].double().log_softmax(-1)
+    logits: torch.Tensor = output.logits[0]
+    return logits.double().log_softmax(-1)
 
 
 def ratios(speeds: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -268,7 +269,8 @@ def main() -> None:
     engines = {"fp16": open_engine(path, weights="fp16")}
     open_s = time.perf_counter() - begun
     engines["fp32"] = open_engine(path, weights="fp32")
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model.eval()
     speeds = measure_speed(engines, model, [int(batch) for batch in arguments.batches.split(",")], arguments.rounds)
     figures = {
         "benchmark": "engine",

@@ -217,7 +217,7 @@ class Answers(dict[tuple[int, int], list[Token]]):
 
     def add(self, tokens: Sequence[Token]) -> None:
         for token in tokens:
-            self.setdefault((token.prompt, token.index), []).append(token)
+            self.setdefault((token.prompt, token.candidate), []).append(token)
 
     def ids(self, prompt: int, index: int) -> list[int]:
         return [token.token_id for token in self[prompt, index]]

@@ -7,7 +7,8 @@ step. Candidates of the current wave that are neither rejected nor done with are
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from specrej.engines.base import Engine, Memory, Token
@@ -49,7 +50,9 @@ class Search:
         self.messages = as_messages(prompt)
         self.prompt_ids = engine.encode(prompt)
         self.sampling = sampling
-        self.budget_bytes = budget_bytes or engine.default_budget(len(self.prompt_ids), sampling.max_new_tokens)
+        # The first token costs no KV. Counted like the second, it limits the number of candidates all the same.
+        num_new = max(sampling.max_new_tokens, 2)
+        self.budget_bytes = budget_bytes or engine.default_budget(len(self.prompt_ids), num_new)
         self.candidates: list[Candidate] = []
         self.batch: list[Candidate] = []
         self.decisions: list[Decision] = []
@@ -73,7 +76,7 @@ class Search:
                 f"the prompt's {num_prompt} tokens and max_new_tokens={num_new} exceed the context of {context}",
                 hint=f"give max_new_tokens of at most {context - num_prompt}",
             )
-        needed = self._engine.kv_bytes(num_prompt, 1, num_new)
+        needed = self._kv_bytes(1, num_new)
         if needed > self.budget_bytes:
             raise BudgetError(
                 f"a budget of {format_bytes(self.budget_bytes)} does not hold one candidate: {num_prompt} prompt "
@@ -118,22 +121,10 @@ class Search:
         assert self._session is not None
         for candidate in self.batch:
             candidate.text = self._text(candidate)
-        begun = time.perf_counter()
-        try:
-            given = self._session.score(self.batch)
-        except SpecrejError:
-            raise
-        except Exception as error:
-            raise RewardError(
-                f"the reward {self._reward.name!r} failed on candidates {self.batch[0].index} to "
-                f"{self.batch[-1].index}: {error or type(error).__name__}"
-            ) from error
-        finally:
-            seconds = time.perf_counter() - begun
-            self.usage.reward_s += seconds
-            self.usage.other_s -= seconds
+        with self._rewarding(f"candidates {self.batch[0].index} to {self.batch[-1].index}"):
+            scores = [float(score) for score in self._session.score(self.batch)]
         self.usage.reward_tokens = self._session.num_tokens
-        scores = self._checked(given)
+        self._check_scores(scores)
         for candidate, score in zip(self.batch, scores, strict=True):
             candidate.rewards[len(self.decisions)] = score
         return scores
@@ -151,6 +142,7 @@ class Search:
             for candidate in going_on[self._fitting(len(going_on[0].token_ids) + 1) :]:
                 stays[candidate.index] = False
         self._decide(self._cause, scored, [c for c in scored if not stays[c.index]])
+        self.batch = self.live
 
     # What the scheduler asks and does
 
@@ -159,9 +151,8 @@ class Search:
         begun = time.perf_counter()
         self._handle = self._engine.open(self.prompt_ids, self.sampling, self.budget_bytes)
         self.usage.prefill_s += time.perf_counter() - begun
-        begun = time.perf_counter()
-        self._session = self._reward.open(self.messages)
-        self.usage.reward_s += time.perf_counter() - begun
+        with self._rewarding("the prompt"):
+            self._session = self._reward.open(self.messages)
 
     def is_due(self, schedule: Schedule) -> bool:
         """Whether the algorithm must decide before the next step; remembers why."""
@@ -189,13 +180,14 @@ class Search:
         """Take the tokens of one step and this search's share of its seconds."""
         stopped = []
         for token in tokens:
-            candidate = self.candidates[token.index]
+            candidate = self.candidates[token.candidate]
             candidate.token_ids.append(token.token_id)
             candidate.logprobs.append(token.logprob)
             candidate.finish_reason = token.finish_reason
-            if token.finish_reason is None and self._has_stopped(candidate):
+            if token.finish_reason != "eos" and self._has_stopped(candidate):
                 candidate.finish_reason = "stop"
-                stopped.append(candidate.index)
+                if token.finish_reason is None:
+                    stopped.append(candidate.index)
             if candidate.finish_reason is not None:
                 candidate.state = "complete"
         if stopped:
@@ -210,24 +202,28 @@ class Search:
         live = sorted(self.live, key=lambda c: (-math.inf if c.reward is None else -c.reward, c.index))
         rejected = live[(len(live) + 1) // 2 :]
         if rejected:
+            for candidate in rejected:
+                candidate.text = self._text(candidate)
             self._decide("out_of_memory", live, rejected)
+            self.batch = [candidate for candidate in self.batch if candidate.state != "rejected"]
         return bool(rejected)
 
     def close(self) -> None:
         """Free what engine and reward hold."""
-        if self._session is not None:
-            self._session.close()
-        if self._handle >= 0:
-            self._engine.close(self._handle)
+        try:
+            if self._session is not None:
+                self._session.close()
+        finally:
+            if self._handle >= 0:
+                self._engine.close(self._handle)
 
     def result(self) -> Result:
         """The best complete candidate that was not rejected; of equals the first.
 
         Of an interrupted run the best there is: complete before live, then by reward, then by length.
         """
-        for candidate in self.candidates:
+        for candidate in self.batch:
             candidate.text = self._text(candidate)
-        states = [candidate.state for candidate in self.candidates]
         best = max(
             (c for c in self.candidates if c.state != "rejected"),
             key=lambda c: (
@@ -245,16 +241,30 @@ class Search:
             seed=self.sampling.seed,
             settings={**self._settings, **self._engine.describe(), "reward": self._reward.name},
             versions={"specrej": __version__, **self._engine.versions()},
-            is_complete="live" not in states and best.reward is not None,
+            is_complete=not self.batch,
         )
 
     # How
 
     def _fitting(self, num_tokens: int) -> int:
         """Most candidates that can have num_tokens each within the budget."""
-        num_prompt = len(self.prompt_ids)
-        cost: Callable[[int], int] = lambda n: self._engine.kv_bytes(num_prompt, n, num_tokens)  # noqa: E731
-        return bisect_right(range(_MOST_CANDIDATES), self.budget_bytes, key=cost) - 1
+        return bisect_right(range(_MOST_CANDIDATES), self.budget_bytes, key=lambda n: self._kv_bytes(n, num_tokens)) - 1
+
+    def _kv_bytes(self, num_candidates: int, num_tokens: int) -> int:
+        return self._engine.kv_bytes(len(self.prompt_ids), num_candidates, max(num_tokens, 2))
+
+    @contextmanager
+    def _rewarding(self, subject: str) -> Iterator[None]:
+        """Count the seconds of the reward's work, and name what it failed on."""
+        begun = time.perf_counter()
+        try:
+            yield
+        except SpecrejError:
+            raise
+        except Exception as error:
+            raise RewardError(f"the reward {self._reward.name!r} failed on {subject}: {error!r}") from error
+        finally:
+            self.usage.reward_s += time.perf_counter() - begun
 
     def _decide(self, cause: Cause, scored: Sequence[Candidate], rejected: Sequence[Candidate]) -> None:
         before = self.memory().in_use
@@ -264,20 +274,21 @@ class Search:
             candidate.state = "rejected"
         self._engine.drop(self._handle, dropped)
         assert self._session is not None
-        self._session.drop([candidate.index for candidate in rejected])
+        indices = [candidate.index for candidate in rejected]
+        with self._rewarding(f"the dropped candidates {indices}"):
+            self._session.drop(indices)
         kept_rewards = [c.reward for c in scored if c.state != "rejected" and c.reward is not None]
         self.decisions.append(
             Decision(
                 cause=cause,
                 num_tokens=length,
                 scored=tuple(candidate.index for candidate in scored),
-                rejected=tuple(candidate.index for candidate in rejected),
+                rejected=tuple(indices),
                 cut=min(kept_rewards) if rejected and kept_rewards else None,
                 kv_bytes=before,
                 kv_bytes_after=self.memory().in_use,
             )
         )
-        self.batch = [candidate for candidate in self.batch if candidate.state == "live"]
         self._last_length = length
         self.usage.peak_kv_bytes = self.memory().peak
 
@@ -294,7 +305,7 @@ class Search:
         tail = self._engine.decode(candidate.token_ids[-window:])
         return any(stop in tail for stop in self.sampling.stop)
 
-    def _checked(self, scores: Sequence[float]) -> list[float]:
+    def _check_scores(self, scores: Sequence[float]) -> None:
         name = self._reward.name
         if len(scores) != len(self.batch):
             culprit = self.batch[min(len(scores), len(self.batch) - 1)].index
@@ -306,4 +317,3 @@ class Search:
         for candidate, score in zip(self.batch, scores, strict=True):
             if not math.isfinite(score):
                 raise RewardError(f"the reward {name!r} gave {score} for candidate {candidate.index}")
-        return [float(score) for score in scores]

@@ -18,7 +18,7 @@ class Token(NamedTuple):
 
     prompt: int
     """Handle of the prompt."""
-    index: int
+    candidate: int
     """The candidate's index among the prompt's candidates."""
     token_id: int
     logprob: float

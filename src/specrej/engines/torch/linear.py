@@ -23,7 +23,7 @@ _FP16_MAX = torch.finfo(torch.float16).max
 def _pack_onednn(weight: Tensor, bias: Tensor | None) -> PackedCall:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
     apply = torch.ops.mkldnn._linear_pointwise
-    return lambda rows: apply(rows, packed, bias, "none", [], "")  # type: ignore[no-any-return]
+    return lambda rows: apply(rows, packed, bias, "none", [], "")
 
 
 def _pack_fp16(weight: Tensor, bias: Tensor | None) -> PackedCall:
@@ -32,7 +32,7 @@ def _pack_fp16(weight: Tensor, bias: Tensor | None) -> PackedCall:
         return _pack_onednn(weight, bias)
     packed = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), bias)
     apply = torch.ops.quantized.linear_dynamic_fp16
-    return lambda rows: apply(rows, packed)  # type: ignore[no-any-return]
+    return lambda rows: apply(rows, packed)
 
 
 _KERNELS: dict[str, list[tuple[str, Callable[[Tensor, Tensor | None], PackedCall]]]] = {

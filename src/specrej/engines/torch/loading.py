@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -116,7 +116,7 @@ def load_pretrained(model: str | Path, device: torch.device) -> tuple[Any, Any]:
             f"{name!r} is not a whole causal language model: weights are missing, {missing[0]} for one",
             hint="give a model trained to write text; give a reward model as the reward",
         )
-    return loaded.to(device), tokenizer
+    return cast("Any", loaded).to(device), tokenizer
 
 
 def _device(name: str | None) -> torch.device:
