@@ -291,6 +291,7 @@ def test_on_a_terminal_progress_is_live_and_sigint_leaves_a_report(tiny_model: s
     assert process.returncode == 130
     assert b"4 live of 4 candidates  decisions 0  best reward" in seen
     assert stdout.splitlines()[-1].startswith("Interrupted: so far the best of 4 candidates")
+    assert stdout.splitlines()[-1].endswith("is candidate 0, unfinished, not scored yet")
     assert "\x1b" not in stdout
 
 

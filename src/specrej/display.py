@@ -194,9 +194,9 @@ def _verdict_on(result: Result, *, is_interrupted: bool) -> Text:
     counted = f"{len(fates)} candidates ({fates.count('rejected')} rejected, {fates.count('complete')} complete"
     counted += f", {fates.count('live')} unfinished)" if "live" in fates else ")"
     if is_interrupted:
-        how = f"{'complete' if best.state == 'complete' else 'unfinished'}, reward {_number(best.reward)}"
-        if best.reward is not None and best.state == "live":
-            how += " when last scored"
+        when = " when last scored" if best.state == "live" else ""
+        scored = "not scored yet" if best.reward is None else f"reward {_number(best.reward)}{when}"
+        how = f"{'complete' if best.state == 'complete' else 'unfinished'}, {scored}"
         return Text(f"Interrupted: so far the best of {counted} is candidate {best.index}, {how}", style="bold yellow")
     end = {"eos": "ended by the model", "stop": "ended by a stop string", "length": "cut off at the length limit"}
     return Text(
