@@ -80,15 +80,17 @@ def _begin(number: int, maker: Maker) -> _Run | SpecrejError:
     try:
         search.open()
         return _Run(number, search, steps, next(steps))
-    except SpecrejError as error:
+    except BaseException as error:
         search.close()
-        return error
+        if isinstance(error, SpecrejError):
+            return error
+        raise
 
 
 def _decide(member: _Run, observe: Observer) -> Outcome | None:
     """Resume the algorithm while a decision is due. Its outcome if that was its end."""
     search = member.search
-    begun = time.perf_counter()
+    begun, reward_s = time.perf_counter(), search.usage.reward_s
     try:
         while search.is_due(member.schedule):
             schedule = next(member.steps, None)
@@ -99,7 +101,7 @@ def _decide(member: _Run, observe: Observer) -> Outcome | None:
     except SpecrejError as error:
         return error
     finally:
-        search.usage.other_s += time.perf_counter() - begun
+        search.usage.other_s += (time.perf_counter() - begun) - (search.usage.reward_s - reward_s)
     return None
 
 
