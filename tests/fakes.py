@@ -1,0 +1,253 @@
+"""An engine and a reward without a model: exact, fast, and strict about how they are used.
+
+The engine's tokens are bytes; the next one is a pure function of prompt, tokens so far and the candidate's random
+number. Its memory behaves like the torch engine's: blocks grow by a granule within the budget, layer by layer, so that
+one layer is there twice for a moment; rows of candidates that ended are held until the next growth or drop.
+It asserts what engines may take for granted: nobody is opened twice, stepped after its end, or drawn twice at one
+position, and what is allocated never exceeds the budget or what `memory` announced.
+
+    result = specrej.generate("Hello", model=FakeEngine(), reward=FakeReward(), n=8)
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from specrej.engines.base import Memory, Token
+from specrej.errors import DeviceMemoryError
+from specrej.streams import uniforms
+from specrej.types import Candidate, FinishReason, Message, Prompt, SamplingParams, as_messages
+
+BOS, EOS = 256, 257
+LETTERS = b"aabcde \xc3"  # the last one begins an "é", of two tokens
+
+LAYERS, LAYER_BYTES = 3, 8
+TOKEN_BYTES = LAYERS * LAYER_BYTES
+GRANULE = 5
+
+
+@dataclass
+class Group:
+    """One prompt with its candidates. A block has `rows` x `slots` places, of which the live candidates fill some."""
+
+    prompt_ids: list[int]
+    sampling: SamplingParams
+    budget_bytes: int
+    rows: int = 0
+    slots: int = 0
+    num_tokens: int = 0
+    peak: int = 0
+    live: list[int] = field(default_factory=list)
+    token_ids: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def in_use(self) -> int:
+        return len(self.prompt_ids) * TOKEN_BYTES + self.rows * self.slots * TOKEN_BYTES
+
+    def planned_slots(self) -> int:
+        """Slots of the block at the next step: a granule more, or as much of it as the budget holds."""
+        needed = self.num_tokens  # the newest tokens are fed to the model, which writes their KV
+        if needed <= self.slots:
+            return self.slots
+        room = self.budget_bytes - len(self.prompt_ids) * TOKEN_BYTES
+        affordable = room // (len(self.live) * (TOKEN_BYTES + LAYER_BYTES))
+        return max(min(self.slots + GRANULE, self.sampling.max_new_tokens - 1, affordable), needed)
+
+    def next_step(self) -> int:
+        slots = self.planned_slots()
+        most = kv_bytes(len(self.prompt_ids), len(self.live) * slots)
+        return self.in_use if slots == self.slots else max(self.in_use, most)
+
+    def reallocate(self, rows: int, slots: int) -> None:
+        self.peak = max(self.peak, *self._moments(rows, slots))
+        self.rows, self.slots = rows, slots if rows else 0
+        assert self.peak <= self.budget_bytes, f"{self.peak} bytes exceed the budget of {self.budget_bytes}"
+
+    def _moments(self, rows: int, slots: int) -> list[int]:
+        """Bytes held at each moment of a reallocation: a new layer beside the old one, which goes then."""
+        held, new, old = self.in_use, rows * slots * LAYER_BYTES, self.rows * self.slots * LAYER_BYTES
+        return [held, *(held + layer * (new - old) + new for layer in range(LAYERS)), held + LAYERS * (new - old)]
+
+
+class FakeEngine:
+    """Implements `specrej.engines.base.Engine`.
+
+    Attributes:
+        groups: open prompts by handle; empty when everybody cleaned up.
+        num_prefills, num_steps, num_drawn, num_decodes: what was asked for so far.
+        peaks: peak bytes of each prompt that was closed.
+    """
+
+    name = "fake"
+
+    def __init__(
+        self,
+        *,
+        eos: float = 0.06,
+        context_tokens: int = 400,
+        fail_at: Collection[int] = (),
+        error: Exception | None = None,
+    ) -> None:
+        """Candidates end with odds `eos` at each token; the steps `fail_at` (the first is 0) raise `error`."""
+        self.context_tokens = context_tokens
+        self.groups: dict[int, Group] = {}
+        self.num_prefills = self.num_steps = self.num_drawn = self.num_decodes = 0
+        self.peaks: list[int] = []
+        self._eos = eos
+        self._fail_at = fail_at
+        self._error = error or DeviceMemoryError("as asked for")
+
+    def describe(self) -> Mapping[str, str]:
+        return {"engine": self.name, "model": "bytes"}
+
+    def versions(self) -> Mapping[str, str]:
+        return {"fake": "1"}
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        return [BOS, *"\n".join(message["content"] for message in as_messages(prompt)).encode()]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        self.num_decodes += 1
+        return text_of(token_ids)
+
+    def kv_bytes(self, num_prompt_tokens: int, num_candidates: int, num_new_tokens: int) -> int:
+        return kv_bytes(num_prompt_tokens, num_candidates * max(num_new_tokens - 1, 0))
+
+    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int) -> int:
+        return self.kv_bytes(num_prompt_tokens, 8, max_new_tokens)
+
+    def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
+        handle = self.num_prefills
+        self.num_prefills += 1
+        self.groups[handle] = Group(list(prompt_ids), sampling, budget_bytes)
+        self.groups[handle].reallocate(0, 0)
+        return handle
+
+    def add(self, prompt: int, indices: Sequence[int]) -> None:
+        group = self.groups[prompt]
+        assert not group.live, "the candidates before these have not ended"
+        assert indices, "nobody to open"
+        assert not group.token_ids.keys() & set(indices), "opened twice"
+        group.reallocate(0, 0)
+        group.live, group.num_tokens = list(indices), 0
+        group.token_ids.update({index: [] for index in indices})
+
+    def step(self) -> list[Token]:
+        self.num_steps += 1
+        if self.num_steps - 1 in self._fail_at:
+            raise self._error
+        tokens = [token for handle, group in self.groups.items() if group.live for token in self._grow(handle, group)]
+        assert tokens, "a step without live candidates"
+        return tokens
+
+    def _grow(self, handle: int, group: Group) -> list[Token]:
+        announced = group.next_step()
+        if (slots := group.planned_slots()) > group.slots:
+            group.reallocate(len(group.live), slots)
+        assert group.in_use <= announced <= group.budget_bytes
+        tokens = []
+        numbers = uniforms(group.sampling.seed, group.live, group.num_tokens)
+        for index, number in zip(list(group.live), numbers.tolist(), strict=True):
+            token_ids = group.token_ids[index]
+            assert len(token_ids) == group.num_tokens, "a position drawn twice, or left out"
+            token_id = next_token(group.prompt_ids, token_ids, number, self._eos)
+            token_ids.append(token_id)
+            reason: FinishReason | None = "length" if len(token_ids) == group.sampling.max_new_tokens else None
+            if token_id == EOS and not group.sampling.ignore_eos:
+                reason = "eos"
+            if reason:
+                group.live.remove(index)
+            tokens.append(Token(handle, index, token_id, -math.log(2 + token_id % 7), reason))
+        group.num_tokens += 1
+        self.num_drawn += len(tokens)
+        return tokens
+
+    def memory(self, prompt: int) -> Memory:
+        group = self.groups[prompt]
+        return Memory(group.in_use, group.next_step() if group.live else group.in_use, group.peak)
+
+    def drop(self, prompt: int, indices: Sequence[int]) -> None:
+        group = self.groups[prompt]
+        assert set(indices) <= set(group.live), "dropped somebody who is not live"
+        group.live = [index for index in group.live if index not in indices]
+        if group.rows > len(group.live):
+            group.reallocate(len(group.live), group.slots)
+
+    def close(self, prompt: int) -> None:
+        self.peaks.append(self.groups.pop(prompt).peak)
+
+
+def kv_bytes(num_prompt_tokens: int, num_slots: int) -> int:
+    """The most that a block of so many places can take, while it grows."""
+    return num_prompt_tokens * TOKEN_BYTES + num_slots * (TOKEN_BYTES + LAYER_BYTES)
+
+
+def next_token(prompt_ids: Sequence[int], token_ids: Sequence[int], number: float, eos: float) -> int:
+    """The token that follows, from the text so far and one number in [0, 1)."""
+    if token_ids and token_ids[-1] == LETTERS[-1]:
+        return 0xA9
+    if number < eos:
+        return EOS
+    text = zlib.crc32(",".join(map(str, (*prompt_ids, *token_ids))).encode())
+    return LETTERS[(text + int(number * 2**16)) % len(LETTERS)]
+
+
+def text_of(token_ids: Sequence[int]) -> str:
+    """The text of tokens; a character that is not all there is left out."""
+    return bytes(token_id for token_id in token_ids if token_id < BOS).decode(errors="ignore")
+
+
+def by_hash(text: str) -> float:
+    """A score without ties but for equal texts."""
+    return float(zlib.crc32(text.encode()) % 1_000_003)
+
+
+def in_thirds(text: str) -> float:
+    """A score of three values."""
+    return float(zlib.crc32(text.encode()) % 3)
+
+
+def alike(text: str) -> float:
+    """The same score for all."""
+    return 1.0
+
+
+class FakeReward:
+    """Implements `specrej.rewards.base.Reward`: `rate` of each text, one token a character. `sessions` are recorded."""
+
+    def __init__(self, rate: Callable[[str], float] = by_hash) -> None:
+        self.name = rate.__name__
+        self.sessions: list[FakeSession] = []
+        self._rate = rate
+
+    def open(self, messages: Sequence[Message]) -> "FakeSession":
+        self.sessions.append(FakeSession(self._rate))
+        return self.sessions[-1]
+
+
+@dataclass
+class FakeSession:
+    """One prompt's scoring: what was scored, who was dropped, whether it was closed (which must happen once)."""
+
+    rate: Callable[[str], float]
+    num_tokens: int = 0
+    scored: list[list[int]] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
+    is_closed: bool = False
+
+    def score(self, candidates: Sequence[Candidate]) -> list[float]:
+        assert not self.is_closed
+        assert not {candidate.index for candidate in candidates} & set(self.dropped), "scored after it was dropped"
+        self.scored.append([candidate.index for candidate in candidates])
+        self.num_tokens += sum(len(candidate.text) for candidate in candidates)
+        return [self.rate(candidate.text) for candidate in candidates]
+
+    def drop(self, indices: Sequence[int]) -> None:
+        assert not self.is_closed
+        assert not set(indices) & set(self.dropped), "dropped twice"
+        self.dropped += indices
+
+    def close(self) -> None:
+        assert not self.is_closed, "closed twice"
+        self.is_closed = True

@@ -1,0 +1,224 @@
+"""Many searches over one engine: each as if alone, failures in their place, and everything freed whatever happens."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import specrej
+from fakes import FakeEngine, FakeReward, alike, by_hash, in_thirds
+from specrej.api import prepare
+from specrej.errors import DeviceMemoryError, PromptError, RewardError, SpecrejError
+from specrej.scheduler import Maker, Outcome, run
+from specrej.search import Search
+from specrej.settings import Settings
+from specrej.types import Candidate, Decision, Result, Usage
+
+PROMPTS = ["Why?", "How so, and since when?", "é", "Who?", "Where to?", "What for?", "Why not?"]
+OPTIONS: dict[str, Any] = {"max_new_tokens": 20, "min_tokens": 5, "n": 16, "memory": 4000}
+
+
+def unobserved(search: Search) -> None:
+    pass
+
+
+def makers(engine: FakeEngine, reward: FakeReward, prompts: list[str], **options: Any) -> Iterator[Maker]:
+    each = Settings(**{**OPTIONS, **options})
+    return (partial(prepare, engine, reward, prompt, each) for prompt in prompts)
+
+
+def essence(outcome: Outcome) -> tuple[list[Candidate], list[Decision], int, Usage]:
+    """All of a result that does not depend on the clock."""
+    assert isinstance(outcome, Result)
+    usage = replace(outcome.usage, prefill_s=0, decode_s=0, reward_s=0, other_s=0)
+    return list(outcome.candidates), list(outcome.decisions), outcome.best.index, usage
+
+
+def is_freed(engine: FakeEngine, reward: FakeReward) -> bool:
+    return not engine.groups and all(session.is_closed for session in reward.sessions)
+
+
+@given(
+    prompts=st.lists(st.sampled_from(PROMPTS), min_size=2, max_size=5),
+    in_flight=st.integers(1, 5),
+    rate=st.sampled_from([by_hash, in_thirds, alike]),
+    options=st.fixed_dictionaries(
+        {
+            "algorithm": st.sampled_from(["best_of_n", "speculative_rejection"]),
+            "seed": st.integers(0, 1000),
+            "memory": st.integers(1500, 6000),
+            "alpha": st.sampled_from([0.0, 0.2, 0.5, 0.9]),
+            "decide": st.sampled_from(["budget", "every:4"]),
+            "stop": st.sampled_from([(), ("ab",)]),
+        }
+    ),
+)
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_each_prompt_in_flight_has_the_result_it_has_alone(
+    prompts: list[str], in_flight: int, rate: Callable[[str], float], options: dict[str, Any]
+) -> None:
+    engine, reward = FakeEngine(), FakeReward(rate)
+    together = dict(run(engine, makers(engine, reward, prompts, **options), in_flight=in_flight, observe=unobserved))
+    assert sorted(together) == list(range(len(prompts)))
+    for number, prompt in enumerate(prompts):
+        alone = specrej.generate(prompt, model=FakeEngine(), reward=FakeReward(rate), **{**OPTIONS, **options})
+        assert essence(together[number]) == essence(alone)
+    assert engine.num_prefills == len(prompts)
+    assert is_freed(engine, reward)
+
+
+def test_as_many_searches_as_allowed_are_in_flight_and_the_next_begins_when_one_ends() -> None:
+    engine = FakeEngine(eos=0.2)
+    in_flight: list[int] = []
+
+    def observe(search: Search) -> None:
+        in_flight.append(len(engine.groups))
+
+    outcomes = list(run(engine, makers(engine, FakeReward(), PROMPTS, n=3), in_flight=3, observe=observe))
+    numbers = [number for number, _ in outcomes]
+    assert max(in_flight) == 3
+    assert sorted(numbers) == list(range(len(PROMPTS)))
+    assert numbers != sorted(numbers), "they come as they end"
+
+
+def test_searches_in_flight_share_their_steps() -> None:
+    together, alone = FakeEngine(eos=0.0), FakeEngine(eos=0.0)
+    for engine, in_flight in ((together, 4), (alone, 1)):
+        assert (
+            len(list(run(engine, makers(engine, FakeReward(), PROMPTS[:4]), in_flight=in_flight, observe=unobserved)))
+            == 4
+        )
+    assert together.num_drawn == alone.num_drawn
+    assert alone.num_steps == 4 * together.num_steps
+
+
+def test_searches_are_made_only_when_their_turn_comes() -> None:
+    engine = FakeEngine()
+    made: list[str] = []
+
+    def endless() -> Iterator[Maker]:
+        for prompt in PROMPTS * 1000:
+            made.append(prompt)
+            yield partial(prepare, engine, FakeReward(), prompt, Settings(**OPTIONS))
+
+    outcomes = run(engine, endless(), in_flight=2, observe=unobserved)
+    for _ in range(3):
+        next(outcomes)
+    assert len(made) <= 5
+    outcomes.close()  # type: ignore[attr-defined]
+    assert not engine.groups
+
+
+def test_a_search_that_fails_yields_its_error_in_its_place_and_the_others_go_on() -> None:
+    def picky(text: str) -> float:
+        if len(text) == 7:
+            raise ValueError("seven")
+        return 1.0
+
+    engine, reward = FakeEngine(), FakeReward(picky)
+    prompts = [*PROMPTS, "", "x" * 500]
+    outcomes = dict(run(engine, makers(engine, reward, prompts, decide="every:5"), in_flight=3, observe=unobserved))
+    errors = {number: outcome for number, outcome in outcomes.items() if isinstance(outcome, SpecrejError)}
+    assert sorted(outcomes) == list(range(len(prompts)))
+    assert isinstance(errors.pop(len(PROMPTS)), PromptError)
+    assert isinstance(errors.pop(len(PROMPTS) + 1), PromptError)
+    assert 0 < len(errors) < len(PROMPTS)
+    for number, error in errors.items():
+        assert isinstance(error, RewardError)
+        with pytest.raises(RewardError, match="seven"):
+            specrej.generate(PROMPTS[number], model=FakeEngine(), reward=reward, **{**OPTIONS, "decide": "every:5"})
+    assert is_freed(engine, reward)
+
+
+def test_a_device_without_memory_takes_candidates_of_the_largest_search_first() -> None:
+    engine, reward = FakeEngine(eos=0.0, fail_at={6}), FakeReward()
+    each = [Settings(**{**OPTIONS, "n": n, "alpha": 0.0, "memory": 20_000}) for n in (4, 12)]
+    both = (partial(prepare, engine, reward, "Why?", one) for one in each)
+    outcomes = dict(run(engine, both, in_flight=2, observe=unobserved))
+    small, large = outcomes[0], outcomes[1]
+    assert isinstance(small, Result)
+    assert isinstance(large, Result)
+    assert [decision.cause for decision in small.decisions] == ["complete"]
+    assert [(d.cause, len(d.rejected)) for d in large.decisions] == [("out_of_memory", 6), ("complete", 0)]
+
+
+def test_a_device_without_memory_for_one_candidate_each_is_an_error_that_frees_all() -> None:
+    engine, reward = FakeEngine(eos=0.0, fail_at=range(4, 99)), FakeReward()
+    with pytest.raises(DeviceMemoryError):
+        list(run(engine, makers(engine, reward, PROMPTS, n=4), in_flight=3, observe=unobserved))
+    assert engine.num_steps == 4 + 3 * 2 + 1
+    assert is_freed(engine, reward)
+
+
+class Stop(BaseException):
+    """What nobody catches, like a Ctrl-C."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error"), Stop()])
+def test_whatever_the_engine_raises_frees_all(error: Exception) -> None:
+    engine, reward = FakeEngine(fail_at={5}, error=error), FakeReward()
+    with pytest.raises(type(error)):
+        list(run(engine, makers(engine, reward, PROMPTS), in_flight=3, observe=unobserved))
+    assert len(reward.sessions) == 3
+    assert is_freed(engine, reward)
+
+
+@pytest.mark.parametrize("moment", [0, 1, 7, 30])
+def test_an_observer_that_raises_frees_all(moment: int) -> None:
+    engine, reward = FakeEngine(), FakeReward()
+    seen: list[Search] = []
+
+    def observe(search: Search) -> None:
+        seen.append(search)
+        if len(seen) > moment:
+            raise Stop
+
+    with pytest.raises(Stop):
+        list(run(engine, makers(engine, reward, PROMPTS), in_flight=3, observe=observe))
+    assert is_freed(engine, reward)
+
+
+@pytest.mark.parametrize("error", [OSError("no such host"), RewardError("asleep"), Stop()])
+def test_a_reward_that_fails_to_open_frees_the_engine(error: BaseException) -> None:
+    class Closed(FakeReward):
+        def open(self, messages: object) -> Any:
+            raise error
+
+    engine = FakeEngine()
+    outcomes = run(engine, makers(engine, Closed(), PROMPTS[:2]), in_flight=2, observe=unobserved)
+    if isinstance(error, Exception):
+        assert [type(outcome) for _, outcome in outcomes] == [RewardError, RewardError]
+    else:
+        with pytest.raises(Stop):
+            next(outcomes)
+    assert not engine.groups
+
+
+def test_a_caller_that_stops_listening_frees_all() -> None:
+    engine, reward = FakeEngine(), FakeReward()
+    outcomes = run(engine, makers(engine, reward, PROMPTS), in_flight=3, observe=unobserved)
+    next(outcomes)
+    assert engine.groups
+    del outcomes
+    assert is_freed(engine, reward)
+
+
+def test_the_observer_sees_every_step_and_every_decision() -> None:
+    engine = FakeEngine()
+    seen: list[tuple[int, int]] = []
+
+    def observe(search: Search) -> None:
+        seen.append((search.usage.num_steps, len(search.decisions)))
+
+    ((_, outcome),) = run(engine, makers(engine, FakeReward(), PROMPTS[:1]), observe=observe)
+    assert isinstance(outcome, Result)
+    assert len(seen) == outcome.usage.num_steps + len(outcome.decisions)
+    assert seen == sorted(set(seen))
+
+
+def test_no_searches_no_outcomes() -> None:
+    assert list(run(FakeEngine(), [], observe=unobserved)) == []

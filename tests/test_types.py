@@ -1,0 +1,136 @@
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+
+from specrej.errors import PromptError, UsageError
+from specrej.types import Candidate, Decision, Prompt, Result, SamplingParams, Usage, as_messages
+
+USER = {"role": "user", "content": "Hello"}
+
+
+def test_a_text_is_one_user_message() -> None:
+    assert as_messages("Hello") == [USER]
+
+
+def test_a_conversation_is_copied() -> None:
+    given = [{"role": "system", "content": ""}, dict(USER)]
+    messages = as_messages(given)
+    assert messages == given
+    messages[0]["content"] = "changed"
+    assert given[0]["content"] == ""
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n", [], [{"role": "user", "content": " "}]])
+def test_an_empty_prompt_is_an_error(prompt: Prompt) -> None:
+    with pytest.raises(PromptError, match="the prompt is empty"):
+        as_messages(prompt)
+
+
+@pytest.mark.parametrize("message", [{"role": "user"}, {"content": "Hello"}, {"role": 1, "content": "Hello"}, {}])
+def test_a_message_without_role_or_content_is_quoted(message: dict[str, Any]) -> None:
+    with pytest.raises(PromptError, match="needs the strings 'role' and 'content'") as caught:
+        as_messages([USER, message])
+    assert repr(message) in str(caught.value)
+
+
+@pytest.mark.parametrize("prompt", [None, 5, ["Hello"], b"Hello", USER])
+def test_what_is_neither_text_nor_conversation_is_quoted(prompt: Any) -> None:
+    with pytest.raises(PromptError, match="a prompt must be a text or a list of messages") as caught:
+        as_messages(prompt)
+    assert repr(prompt) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("max_new_tokens", 1.5),
+        ("max_new_tokens", True),
+        ("max_new_tokens", "8"),
+        ("temperature", 0),
+        ("temperature", -1.0),
+        ("temperature", math.inf),
+        ("temperature", math.nan),
+        ("temperature", "hot"),
+        ("top_k", -1),
+        ("top_k", 2.0),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_p", None),
+        ("min_p", -0.1),
+        ("min_p", 1.0),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", math.nan),
+        ("stop", ("a", "")),
+        ("stop", (1,)),
+        ("stop", ["a"]),
+        ("stop", "a"),
+        ("ignore_eos", 1),
+        ("seed", -1),
+        ("seed", 2**64),
+        ("seed", 1.0),
+    ],
+)
+def test_a_bad_sampling_parameter_is_named_and_quoted(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"^{name} must be ") as caught:
+        SamplingParams(**{name: value})
+    assert str(caught.value).endswith(f"got {value!r}")
+
+
+def test_sampling_parameters_at_the_edges_of_their_ranges_are_taken() -> None:
+    SamplingParams(max_new_tokens=1, temperature=1, top_k=0, top_p=1, min_p=0, repetition_penalty=2, seed=2**64 - 1)
+
+
+def test_sampling_parameters_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SamplingParams().seed = 1  # type: ignore[misc]
+
+
+def test_a_candidate_knows_its_latest_reward_and_its_perplexity() -> None:
+    candidate = Candidate(3)
+    assert (candidate.reward, candidate.perplexity) == (None, None)
+    candidate.rewards[0] = 2.0
+    candidate.rewards[4] = -1.0
+    candidate.logprobs += [-math.log(2), -math.log(8)]
+    assert candidate.reward == -1.0
+    assert candidate.perplexity == pytest.approx(4.0)
+
+
+def test_the_seconds_of_a_usage_add_up_to_its_total() -> None:
+    usage = Usage(prefill_s=1.0, decode_s=2.0, reward_s=4.0, other_s=8.0)
+    assert usage.total_s == usage.to_dict()["total_s"] == 15.0
+
+
+def test_a_result_is_json_and_complete_at_that() -> None:
+    best = Candidate(1, [5], [-0.5], "b", {0: 1.0}, "complete", "eos")
+    decision = Decision(
+        cause="complete", num_tokens=1, scored=(0, 1), rejected=(0,), cut=1.0, kv_bytes=4, kv_bytes_after=2
+    )
+    result = Result(
+        best=best,
+        candidates=(Candidate(0, state="rejected"), best),
+        decisions=(decision,),
+        usage=Usage(),
+        seed=7,
+        settings={"n": 2},
+        versions={"specrej": "1"},
+    )
+    read = json.loads(json.dumps(result.to_dict()))
+    assert (read["text"], read["reward"], read["best"], read["seed"], read["is_complete"]) == ("b", 1.0, 1, 7, True)
+    assert read["candidates"][1] == {
+        "index": 1,
+        "token_ids": [5],
+        "logprobs": [-0.5],
+        "text": "b",
+        "rewards": {"0": 1.0},
+        "reward": 1.0,
+        "perplexity": pytest.approx(math.exp(0.5)),
+        "state": "complete",
+        "finish_reason": "eos",
+    }
+    assert read["decisions"][0]["rejected"] == [0]
+    assert set(read["usage"]) == {*(field.name for field in dataclasses.fields(Usage)), "total_s"}
+    assert set(read) == {*(field.name for field in dataclasses.fields(Result)), "text", "reward"}
