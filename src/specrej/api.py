@@ -26,7 +26,7 @@ from specrej.rewards.base import Reward
 from specrej.scheduler import Observer, Outcome, run
 from specrej.search import Search
 from specrej.settings import Options, Settings
-from specrej.types import Prompt, Result
+from specrej.types import Prompt, Result, as_messages
 
 Model = str | Path | Engine
 RewardSpec = str | Reward | Callable[[str, list[str]], Sequence[float]]
@@ -91,6 +91,7 @@ def generate(
         RewardError: the reward failed.
         Interrupted: Ctrl-C; carries what was generated.
     """
+    as_messages(prompt)  # a model takes long to open only to hear that the prompt is empty
     settings = Settings(**options)
     scorer = as_reward(reward)
     return _run_one(open_engine(model, weights=weights, device=device), scorer, prompt, settings, observe)
@@ -153,6 +154,7 @@ def compare(
     Raises:
         As `generate`.
     """
+    as_messages(prompt)
     settings = Settings(**options)
     scorer = as_reward(reward)
     engine = open_engine(model, weights=weights, device=device)

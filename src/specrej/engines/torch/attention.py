@@ -59,9 +59,9 @@ class PrefillPass:
             )
         else:
             shared = query.shape[1] // keys.shape[1]
-            scores = scoring.scores(query * scoring.scaling, keys.repeat_interleave(shared, 1))
+            scores = scoring.scores((query * scoring.scaling)[0], keys[0].repeat_interleave(shared, 0))
             weights = scores.masked_fill_(~mask, -torch.inf).softmax(-1).to(values.dtype)
-            out = weights @ values.repeat_interleave(shared, 1)
+            out = torch.bmm(weights, values[0].repeat_interleave(shared, 0))[None]
         return out.transpose(1, 2)
 
 
@@ -84,8 +84,8 @@ class DecodePass:
         scaled = query * scoring.scaling
         for group in self.groups:
             rows = slice(start, start + group.num_rows)
-            group.keys[layer][: group.num_rows, :, group.length] = key[rows, :, 0]
-            group.values[layer][: group.num_rows, :, group.length] = value[rows, :, 0]
+            group.keys[layer][: group.num_rows, :, group.length].copy_(key[rows, :, 0])
+            group.values[layer][: group.num_rows, :, group.length].copy_(value[rows, :, 0])
             outputs.append(_attend_to_group(group, layer, scaled[rows], scoring))
             start = rows.stop
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -101,18 +101,19 @@ def _attend_to_group(group: Group, layer: int, query: Tensor, scoring: Scoring) 
     first = 0 if scoring.window is None else max(num_prompt + length - scoring.window, 0)
     prompt, own = slice(min(first, num_prompt), num_prompt), slice(max(first - num_prompt, 0), length)
     prompt_keys, prompt_values = group.prompt_keys[layer][:, prompt], group.prompt_values[layer][:, prompt]
-    own_keys, own_values = group.keys[layer][:rows, :, own], group.values[layer][:rows, :, own]
-    kv_heads, num_seen = len(prompt_keys), prompt_keys.shape[1]
+    own_keys, own_values = (block[layer][:rows].flatten(0, 1)[:, own] for block in (group.keys, group.values))
+    kv_heads, num_seen = prompt_keys.shape[:2]
     shared = heads // kv_heads
 
-    query = query.view(rows, kv_heads, shared, dim)
-    by_head = query.transpose(0, 1).reshape(kv_heads, rows * shared, dim)
+    # Rows of one head stand together for the prompt's matrix product, heads of one row for that of its own tokens.
+    by_head = query.view(rows, kv_heads, shared, dim).transpose(0, 1).reshape(kv_heads, rows * shared, dim)
     to_prompt = scoring.scores(by_head, prompt_keys).view(kv_heads, rows, shared, num_seen)
-    to_own = scoring.scores(query, own_keys).transpose(0, 1)
+    to_own = scoring.scores(query.view(rows * kv_heads, shared, dim), own_keys)
+    to_own = to_own.view(rows, kv_heads, shared, -1).transpose(0, 1)
     weights = torch.cat((to_prompt, to_own), -1).softmax(-1).to(own_values.dtype)
-    from_prompt = weights[..., :num_seen].reshape(kv_heads, rows * shared, num_seen) @ prompt_values
-    from_own = weights[..., num_seen:].transpose(0, 1) @ own_values
-    out = from_own + from_prompt.view(kv_heads, rows, shared, -1).transpose(0, 1)
+    from_prompt = torch.bmm(weights[..., :num_seen].reshape(kv_heads, rows * shared, num_seen), prompt_values)
+    from_own = torch.bmm(weights[..., num_seen:].transpose(0, 1).flatten(0, 1), own_values)
+    out = from_own.view(rows, kv_heads, shared, -1) + from_prompt.view(kv_heads, rows, shared, -1).transpose(0, 1)
     return out.reshape(rows, 1, heads, -1)
 
 

@@ -26,8 +26,8 @@ class Scoring(NamedTuple):
     """Scores s become softcap * tanh(s / softcap); None leaves them."""
 
     def scores(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Scaled (and capped) scores in float32, `[..., queries, positions]`, from scaled queries."""
-        scores = torch.matmul(query, keys.transpose(-1, -2)).float()
+        """Capped scores in float32, `[batch, queries, positions]`, from scaled queries and keys `[batch, ..., dim]`."""
+        scores = torch.bmm(query, keys.transpose(1, 2)).float()
         return scores if self.softcap is None else (scores / self.softcap).tanh_().mul_(self.softcap)
 
 

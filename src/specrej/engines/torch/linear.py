@@ -22,7 +22,7 @@ _FP16_MAX = torch.finfo(torch.float16).max
 
 def _pack_onednn(weight: Tensor, bias: Tensor | None) -> PackedCall:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-    apply = torch.ops.mkldnn._linear_pointwise
+    apply = torch.ops.mkldnn._linear_pointwise.default
     return lambda rows: apply(rows, packed, bias, "none", [], "")
 
 
@@ -31,7 +31,7 @@ def _pack_fp16(weight: Tensor, bias: Tensor | None) -> PackedCall:
     if weight.abs().max() > _FP16_MAX:
         return _pack_onednn(weight, bias)
     packed = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), bias)
-    apply = torch.ops.quantized.linear_dynamic_fp16
+    apply = torch.ops.quantized.linear_dynamic_fp16.default
     return lambda rows: apply(rows, packed)
 
 
