@@ -10,7 +10,7 @@ Knows tokens, rows and bytes; not rewards and not why a candidate is dropped.
 
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -179,14 +179,19 @@ class TorchEngine:
             run.seen = None if run.seen is None else run.seen[order]
 
     def memory(self, prompt: int) -> Memory:
-        group = self._runs[prompt].group
-        return Memory(group.allocated_bytes(), group.next_step_bytes(), max(group.peak_bytes, group.allocated_bytes()))
+        run = self._runs[prompt]
+        in_use = run.group.allocated_bytes()
+        # The first tokens are drawn from the prompt's logits, so they need no KV.
+        next_step = run.group.next_step_bytes() if run.num_tokens else in_use
+        return Memory(in_use, next_step, max(run.group.peak_bytes, in_use))
 
     @torch.inference_mode()
     def drop(self, prompt: int, indices: Sequence[int]) -> None:
         run, gone = self._runs[prompt], set(indices)
         self._remove(run, [row for row, index in enumerate(run.group.indices) if index in gone])
-        run.group.fit()
+        # Where there is no room for the copy, the block stays as it is until it grows.
+        with suppress(DeviceMemoryError), _memory_errors():
+            run.group.fit()
 
     def close(self, prompt: int) -> None:
         del self._runs[prompt]

@@ -69,7 +69,8 @@ class Group:
 
     @property
     def slots(self) -> int:
-        return self.keys[0].shape[2] if self.keys else 0
+        """Slots of every tensor; where memory ran out amid growth, some have more."""
+        return min((tensor.shape[2] for tensor in (*self.keys, *self.values)), default=0)
 
     def allocated_bytes(self) -> int:
         """Bytes of all tensors held, as allocated."""
@@ -92,14 +93,15 @@ class Group:
 
     def fit(self) -> None:
         """Give back the memory of rows that are gone."""
-        if self.keys and self.keys[0].shape[0] > self.num_rows:
+        if any(tensor.shape[0] > self.num_rows for tensor in (*self.keys, *self.values)):
             self._reallocate(self.slots)
 
     def _reallocate(self, slots: int) -> None:
         rows, length, held = self.num_rows, self.length, self.allocated_bytes()
         if not self.keys:
-            self.keys = [p.new_empty(rows, p.shape[0], slots, p.shape[2]) for p in self.prompt_keys]
-            self.values = [p.new_empty(rows, p.shape[0], slots, p.shape[2]) for p in self.prompt_values]
+            keys = [p.new_empty(rows, p.shape[0], slots, p.shape[2]) for p in self.prompt_keys]
+            values = [p.new_empty(rows, p.shape[0], slots, p.shape[2]) for p in self.prompt_values]
+            self.keys, self.values = keys, values
             self.peak_bytes = max(self.peak_bytes, self.allocated_bytes())
             return
         for block in (self.keys, self.values):
@@ -124,6 +126,8 @@ class Group:
         if left == 0:
             self.keys, self.values, self.length = [], [], 0
         elif holes and self.length:
+            copied = len(movers) * self.length * self.layout.largest_tensor_bytes
+            self.peak_bytes = max(self.peak_bytes, self.allocated_bytes() + copied)
             for tensor in (*self.keys, *self.values):
                 tensor[holes, :, : self.length] = tensor[movers, :, : self.length]
         return order

@@ -23,7 +23,8 @@ class TextCodec:
         continued as it stands.
 
         Raises:
-            PromptError: the prompt is empty, or a conversation meets a model without a chat template.
+            PromptError: the prompt is empty, a conversation meets a model without a chat template, or the template
+                refuses it.
         """
         messages = as_messages(prompt)
         if self.tokenizer.chat_template is None:
@@ -34,7 +35,10 @@ class TextCodec:
                 )
             ids = self.tokenizer(prompt)["input_ids"]
         else:
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            try:
+                text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            except Exception as error:
+                raise PromptError(f"the model's chat template refuses this conversation: {error}") from error
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return list(ids)
 
