@@ -44,5 +44,14 @@ class TextCodec:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of generated tokens. Bytes of a last character that is not all there are left out."""
+        text = self._text(token_ids)
+        if not text.endswith(_REPLACEMENT):
+            return text
+        # A tokenizer that falls back to bytes gives up the whole characters before the unfinished one as well, so its
+        # bytes, three at most and perhaps an EOS behind them, are left out one by one.
+        shorter = (self._text(token_ids[: max(len(token_ids) - cut, 0)]) for cut in range(5))
+        return max((text.rstrip(_REPLACEMENT) for text in shorter), key=len)
+
+    def _text(self, token_ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text.rstrip(_REPLACEMENT)
+        return text
