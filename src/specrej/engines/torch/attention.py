@@ -59,7 +59,7 @@ class PrefillPass:
             )
         else:
             shared = query.shape[1] // keys.shape[1]
-            scores = scoring.scores((query * scoring.scaling)[0], keys[0].repeat_interleave(shared, 0))
+            scores = scoring.scores(query[0], keys[0].repeat_interleave(shared, 0))
             weights = scores.masked_fill_(~mask, -torch.inf).softmax(-1).to(values.dtype)
             out = torch.bmm(weights, values[0].repeat_interleave(shared, 0))[None]
         return out.transpose(1, 2)
@@ -81,18 +81,17 @@ class DecodePass:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         outputs, start = [], 0
-        scaled = query * scoring.scaling
         for group in self.groups:
             rows = slice(start, start + group.num_rows)
             group.keys[layer][: group.num_rows, :, group.length].copy_(key[rows, :, 0])
             group.values[layer][: group.num_rows, :, group.length].copy_(value[rows, :, 0])
-            outputs.append(_attend_to_group(group, layer, scaled[rows], scoring))
+            outputs.append(_attend_to_group(group, layer, query[rows], scoring))
             start = rows.stop
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _attend_to_group(group: Group, layer: int, query: Tensor, scoring: Scoring) -> Tensor:
-    """One scaled query a row, to the prompt and to the row's own tokens, under one softmax.
+    """One query a row, to the prompt and to the row's own tokens, under one softmax.
 
     The prompt is the same for all rows: its keys and values are read once, in one matrix product for all of them.
     """
@@ -106,9 +105,9 @@ def _attend_to_group(group: Group, layer: int, query: Tensor, scoring: Scoring) 
     shared = heads // kv_heads
 
     # Rows of one head stand together for the prompt's matrix product, heads of one row for that of its own tokens.
-    by_head = query.view(rows, kv_heads, shared, dim).transpose(0, 1).reshape(kv_heads, rows * shared, dim)
+    by_head = query.reshape(rows, kv_heads, shared, dim).transpose(0, 1).reshape(kv_heads, rows * shared, dim)
     to_prompt = scoring.scores(by_head, prompt_keys).view(kv_heads, rows, shared, num_seen)
-    to_own = scoring.scores(query.view(rows * kv_heads, shared, dim), own_keys)
+    to_own = scoring.scores(query.reshape(rows * kv_heads, shared, dim), own_keys)
     to_own = to_own.view(rows, kv_heads, shared, -1).transpose(0, 1)
     weights = torch.cat((to_prompt, to_own), -1).softmax(-1).to(own_values.dtype)
     from_prompt = torch.bmm(weights[..., :num_seen].reshape(kv_heads, rows * shared, num_seen), prompt_values)

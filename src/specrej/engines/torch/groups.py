@@ -26,8 +26,9 @@ class Scoring(NamedTuple):
     """Scores s become softcap * tanh(s / softcap); None leaves them."""
 
     def scores(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Capped scores in float32, `[batch, queries, positions]`, from scaled queries and keys `[batch, ..., dim]`."""
-        scores = torch.bmm(query, keys.transpose(1, 2)).float()
+        """Scaled, capped scores in float32, `[batch, queries, positions]`, of queries and keys `[batch, ..., dim]`."""
+        nothing = query.new_zeros(1)  # the scaling comes with the product: beta=0 leaves this term out
+        scores = torch.baddbmm(nothing, query, keys.transpose(1, 2), beta=0, alpha=self.scaling).float()
         return scores if self.softcap is None else (scores / self.softcap).tanh_().mul_(self.softcap)
 
 

@@ -85,9 +85,5 @@ def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _logsumexp(logits: Tensor) -> Tensor:
     """`logits.logsumexp(-1, keepdim=True)` in float32, some rows at a time."""
-    totals = []
-    for start in range(0, len(logits), _ROWS_AT_ONCE):
-        rows = logits[start : start + _ROWS_AT_ONCE].float()
-        top = rows.amax(-1, keepdim=True)
-        totals.append(top + (rows - top).exp_().sum(-1, keepdim=True).log_())
-    return torch.cat(totals)
+    starts = range(0, len(logits), _ROWS_AT_ONCE)
+    return torch.cat([logits[at : at + _ROWS_AT_ONCE].float().logsumexp(-1, keepdim=True) for at in starts])
