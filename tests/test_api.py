@@ -196,6 +196,7 @@ def test_an_interrupted_run_carries_what_there_was_by_then(moment: int) -> None:
     result = caught.value.result
     assert result is not None
     assert not result.is_complete
+    assert isinstance(caught.value.__cause__, KeyboardInterrupt)
     assert result.best.state == "live"
     assert result.text != ""
     assert result.usage.generated_tokens == sum(len(candidate.token_ids) for candidate in result.candidates) > 0
