@@ -114,7 +114,7 @@ class FakeEngine:
     def kv_bytes(self, num_prompt_tokens: int, num_candidates: int, num_new_tokens: int) -> int:
         return kv_bytes(num_prompt_tokens, num_candidates * max(num_new_tokens - 1, 0))
 
-    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int) -> int:
+    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int, in_flight: int = 1) -> int:
         return self.kv_bytes(num_prompt_tokens, 8, max_new_tokens)
 
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
@@ -133,11 +133,12 @@ class FakeEngine:
         group.live, group.num_tokens = list(indices), 0
         group.token_ids.update({index: [] for index in indices})
 
-    def step(self) -> list[Token]:
+    def step(self, prompts: Sequence[int] | None = None) -> list[Token]:
         self.num_steps += 1
         if self.num_steps - 1 in self._fail_at:
             raise self._error
-        tokens = [token for handle, group in self.groups.items() if group.live for token in self._grow(handle, group)]
+        asked = {handle: self.groups[handle] for handle in (self.groups if prompts is None else prompts)}
+        tokens = [token for handle, group in asked.items() if group.live for token in self._grow(handle, group)]
         assert tokens, "a step without live candidates"
         return tokens
 

@@ -237,3 +237,23 @@ def test_a_run_interrupted_before_its_first_candidate_carries_nothing_and_frees_
         specrej.generate("Why?", model=engine, reward=Slow(), **OPTIONS)
     assert caught.value.result is None
     assert not engine.groups
+
+
+def test_a_run_may_begin_on_an_engine_that_another_run_is_using() -> None:
+    engine, reward = FakeEngine(), FakeReward(by_hash)
+    alone = [specrej.generate(prompt, model=engine, reward=reward, **OPTIONS) for prompt in ("Why?", "How?", "Who?")]
+    outer = specrej.generate_batch(["Why?", "How?"], model=engine, reward=reward, in_flight=2, **OPTIONS)
+    number, first = next(outer)
+    inner = specrej.generate("Who?", model=engine, reward=reward, **OPTIONS)
+    outcomes = {number: first, **dict(outer)}
+    for expected, outcome in zip(alone, (outcomes[0], outcomes[1], inner), strict=True):
+        assert isinstance(outcome, Result)
+        assert [c.token_ids for c in outcome.candidates] == [c.token_ids for c in expected.candidates]
+
+
+def test_compare_takes_no_algorithm_and_gives_all_three_the_same_memory() -> None:
+    engine, reward = FakeEngine(), FakeReward(by_hash)
+    with pytest.raises(UsageError, match="no 'algorithm'"):
+        specrej.compare("Why?", model=engine, reward=reward, algorithm="best_of_n")
+    results = specrej.compare("Why?", model=engine, reward=reward, max_new_tokens=20, min_tokens=5)
+    assert len({result.settings["memory_bytes"] for result in results.values()}) == 1

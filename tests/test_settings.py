@@ -114,11 +114,11 @@ def test_memory_is_read_once_and_none_is_left_to_the_engine() -> None:
 @pytest.mark.parametrize(
     ("options", "first_tokens"),
     [
-        ({}, 32),
+        ({}, 16),
         ({"min_tokens": 5}, 5),
         ({"decide": "every:7"}, 7),
         ({"decide": "at:9,4"}, 4),
-        ({"keep": 2, "alpha": 0.0}, 32),
+        ({"keep": 2, "alpha": 0.0}, 16),
         ({"alpha": 0.0}, None),
         ({"alpha": 0.0, "decide": "every:7"}, None),
     ],

@@ -131,7 +131,7 @@ def generate_batch(
         raise UsageError(f"in_flight must be at least 1, got {in_flight}")
     scorer = as_reward(reward)
     engine = open_engine(model, weights=weights, device=device)
-    makers = ((lambda prompt=prompt: prepare(engine, scorer, prompt, settings)) for prompt in prompts)
+    makers = ((lambda prompt=prompt: prepare(engine, scorer, prompt, settings, in_flight)) for prompt in prompts)
     return run(engine, makers, in_flight=in_flight, observe=observe)
 
 
@@ -155,22 +155,28 @@ def compare(
         As `generate`.
     """
     as_messages(prompt)
+    if "algorithm" in options:
+        raise UsageError("compare runs both algorithms; it takes no 'algorithm'")
     settings = Settings(**options)
     scorer = as_reward(reward)
     engine = open_engine(model, weights=weights, device=device)
 
-    def result_of(algorithm: str, n: int | str) -> Result:
-        return _run_one(engine, scorer, prompt, replace(settings, algorithm=algorithm, n=n), observe)
+    def result_of(algorithm: str, n: int | str, memory: str | int | None) -> Result:
+        own = replace(settings, algorithm=algorithm, n=n, memory=memory)
+        return _run_one(engine, scorer, prompt, own, observe)
 
-    small = result_of("best_of_n", "auto")
-    rejection = result_of("speculative_rejection", settings.n)
-    large = result_of("best_of_n", len(rejection.candidates))
+    small = result_of("best_of_n", "auto", settings.memory)
+    memory = small.settings["memory_bytes"]  # a default depends on what is free: ask for it once
+    rejection = result_of("speculative_rejection", settings.n, memory)
+    large = result_of("best_of_n", len(rejection.candidates), memory)
     return {"best_of_n": small, "speculative_rejection": rejection, "best_of_n_same_start": large}
 
 
-def prepare(engine: Engine, reward: Reward, prompt: Prompt, settings: Settings) -> tuple[Search, Steps]:
+def prepare(
+    engine: Engine, reward: Reward, prompt: Prompt, settings: Settings, in_flight: int = 1
+) -> tuple[Search, Steps]:
     """A search for the scheduler, with the algorithm that drives it."""
-    search = Search(engine, reward, prompt, settings.sampling, settings.memory_bytes, settings.to_dict())
+    search = Search(engine, reward, prompt, settings.sampling, settings.memory_bytes, settings.to_dict(), in_flight)
     algorithm = load("algorithm", ALGORITHMS, settings.algorithm)
     return search, algorithm(search, settings.num_candidates, settings.policy)
 

@@ -110,7 +110,7 @@ def _step(engine: Engine, active: list[_Run], observe: Observer) -> None:
         return
     begun = time.perf_counter()
     try:
-        tokens = engine.step()
+        tokens = engine.step([member.search.handle for member in active])
     except DeviceMemoryError:
         # The largest gives up candidates first; with nothing left to give up, the device is too small.
         by_size = sorted(active, key=lambda member: member.search.memory().in_use, reverse=True)

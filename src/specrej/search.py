@@ -32,6 +32,7 @@ class Search:
         sampling: how candidates are drawn.
         budget_bytes: KV of the prompt and its candidates; None leaves it to the engine.
         settings: what the result reports as its settings.
+        in_flight: searches that run side by side, and share the memory where the budget is left to the engine.
 
     Raises:
         PromptError: the prompt is empty, or too long for the context.
@@ -46,13 +47,14 @@ class Search:
         sampling: SamplingParams,
         budget_bytes: int | None,
         settings: Mapping[str, Any],
+        in_flight: int = 1,
     ) -> None:
         self.messages = as_messages(prompt)
         self.prompt_ids = engine.encode(prompt)
         self.sampling = sampling
         # The first token costs no KV. Counted like the second, it limits the number of candidates all the same.
         num_new = max(sampling.max_new_tokens, 2)
-        self.budget_bytes = budget_bytes or engine.default_budget(len(self.prompt_ids), num_new)
+        self.budget_bytes = budget_bytes or engine.default_budget(len(self.prompt_ids), num_new, in_flight)
         self.candidates: list[Candidate] = []
         self.batch: list[Candidate] = []
         self.decisions: list[Decision] = []

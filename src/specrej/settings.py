@@ -58,7 +58,7 @@ class Settings:
     alpha: float = 0.5
     keep: int | None = None
     decide: str = "budget"
-    min_tokens: int = 32
+    min_tokens: int = 16
     memory: str | int | None = None
     max_new_tokens: int = 256
     temperature: float = 1.0

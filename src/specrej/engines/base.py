@@ -33,7 +33,7 @@ class Memory(NamedTuple):
     in_use: int
     """Allocated now."""
     next_step: int
-    """The most that is allocated at any moment of the next step, if nobody is dropped before it."""
+    """The least that the next step needs, at its highest moment. An engine may take more, within the budget."""
     peak: int
     """The most that was ever allocated for this prompt."""
 
@@ -60,8 +60,8 @@ class Engine(Protocol):
     def kv_bytes(self, num_prompt_tokens: int, num_candidates: int, num_new_tokens: int) -> int:
         """Most bytes of KV at any moment until that many candidates have that many tokens each."""
 
-    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int) -> int:
-        """The KV budget, in bytes, for a user who gave none."""
+    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int, in_flight: int = 1) -> int:
+        """The KV budget of one prompt, in bytes, for a user who gave none and runs so many prompts side by side."""
 
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
         """Prefill a prompt; its KV and that of its candidates stay within the budget. Returns its handle."""
@@ -69,8 +69,11 @@ class Engine(Protocol):
     def add(self, prompt: int, indices: Sequence[int]) -> None:
         """Open new candidates of a prompt that has none live."""
 
-    def step(self) -> list[Token]:
-        """One token for every live candidate. May raise DeviceMemoryError; then nothing has changed."""
+    def step(self, prompts: Sequence[int] | None = None) -> list[Token]:
+        """One token for every live candidate of these prompts, of all where none is given.
+
+        May raise DeviceMemoryError; then nothing has changed.
+        """
 
     def memory(self, prompt: int) -> Memory:
         """What a prompt and its candidates hold."""

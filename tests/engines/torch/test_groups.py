@@ -1,7 +1,7 @@
 """KV memory as measured: every storage that torch allocates while the engine runs is followed until it is freed."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from specrej.engines.torch import engine as engine_module
 from specrej.engines.torch import groups
@@ -90,8 +89,11 @@ def _is_called_by_the_engine() -> bool:
 
 
 def _storages(tree: Any) -> list[Any]:
-    leaves = tree_leaves(tree)
-    return [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, Tensor) and leaf.layout == torch.strided]
+    """Of tensors as they stand in arguments and results, in lists at most: quicker than a walk of any tree."""
+    if isinstance(tree, Tensor):
+        return [tree.untyped_storage()] if tree.layout == torch.strided else []
+    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, tuple | list) else ()
+    return [storage for item in items for storage in _storages(item)]
 
 
 def beside_kv(engine: TorchEngine, num_rows: int) -> int:
@@ -103,7 +105,7 @@ def beside_kv(engine: TorchEngine, num_rows: int) -> int:
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.2])
 def test_memory_stays_within_the_budget_at_every_moment(name: str, share: float) -> None:
     """A run as Speculative Rejection makes it: whenever the next step would not fit, a third of the rows goes."""
-    prompt_ids, num_candidates, max_new_tokens = make_ids(150), 12, 60
+    prompt_ids, num_candidates, max_new_tokens = make_ids(150), 12, 45
     engine = make_engine(make_model(name), [] if share == 0.5 else EOS_IDS)
     prompt_bytes = engine.kv_bytes(len(prompt_ids), 0, 0)
     full = engine.kv_bytes(len(prompt_ids), num_candidates, max_new_tokens)
@@ -184,8 +186,8 @@ def test_a_full_block_is_dropped_from_within_the_budget() -> None:
             assert meter.peak_bytes <= engine.memory(prompt).peak
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "deepseek_v3", "gpt2"])
-@pytest.mark.parametrize(("num_candidates", "num_new_tokens"), [(1, 1), (1, 2), (7, 8), (7, 9), (7, 10), (3, 40)])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "deepseek_v3"])
+@pytest.mark.parametrize(("num_candidates", "num_new_tokens"), [(1, 1), (1, 2), (7, 8), (7, 9), (3, 20)])
 def test_kv_bytes_is_enough_and_all_that_is_taken(name: str, num_candidates: int, num_new_tokens: int) -> None:
     prompt_ids = make_ids(33)
     engine = make_engine(make_model(name))
@@ -223,7 +225,7 @@ def test_many_prompts_keep_to_budgets_of_their_own() -> None:
 class Shortage(TorchDispatchMode):
     """Raises in the n-th operator that makes a tensor of some size, as a device does that is full."""
 
-    def __init__(self, number: int, error: Callable[[], Exception]) -> None:
+    def __init__(self, number: int, error: Exception) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.left = number
         self._error = error
@@ -236,21 +238,21 @@ class Shortage(TorchDispatchMode):
         if any(storage.nbytes() > 400 and storage._cdata not in given_storages for storage in _storages(out)):
             self.left -= 1
             if self.left == 0:
-                raise self._error()
+                raise self._error
         return out
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("disturbed_steps", "error"),
     [
-        lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: not enough memory: you tried"),
+        ([1, 3, 9], torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")),
+        ([9], RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: not enough memory: you tried")),
     ],
 )
-def test_a_step_that_ran_out_of_memory_has_changed_nothing(error: Callable[[], Exception]) -> None:
+def test_a_step_that_ran_out_of_memory_has_changed_nothing(disturbed_steps: list[int], error: Exception) -> None:
     """Whichever operator fails: at the first growth of the block, at a later one and in between, the step can be made
     again, and its tokens are those of an undisturbed run."""
-    sampling = SamplingParams(max_new_tokens=40, top_k=0, repetition_penalty=1.1)
+    sampling = SamplingParams(max_new_tokens=14, top_k=0, repetition_penalty=1.1)
 
     def run(disturbed_steps: Sequence[int]) -> tuple[Answers, int]:
         engine = make_engine(make_model("llama"))
@@ -258,7 +260,7 @@ def test_a_step_that_ran_out_of_memory_has_changed_nothing(error: Callable[[], E
         second = engine.open(make_ids(20, seed=1), sampling, 2**22)
         engine.add(first, range(6))
         answers, num_failures = Answers(), 0
-        for step in range(40):
+        for step in range(16):
             if step == 2:
                 engine.add(second, range(6, 12))
             number = 1
@@ -277,8 +279,8 @@ def test_a_step_that_ran_out_of_memory_has_changed_nothing(error: Callable[[], E
         return answers, num_failures
 
     quiet, _ = run([])
-    disturbed, num_failures = run([1, 3, 9])
-    assert num_failures > 100
+    disturbed, num_failures = run(disturbed_steps)
+    assert num_failures > 40
     assert disturbed == quiet
 
 
@@ -295,7 +297,7 @@ def test_candidates_can_be_given_up_after_a_shortage() -> None:
         answers = decode(engine, 9)
         if is_disturbed:
             for number in range(1, 10):
-                with pytest.raises(DeviceMemoryError), Shortage(number, lambda: torch.OutOfMemoryError("full")):
+                with pytest.raises(DeviceMemoryError), Shortage(number, torch.OutOfMemoryError("full")):
                     engine.step()
         engine.drop(second, [0, 3])
         return decode(engine, None, answers)
@@ -310,7 +312,7 @@ def test_an_error_that_is_no_shortage_stays_what_it_is() -> None:
     engine.step()
     with (
         pytest.raises(RuntimeError, match="unspecified launch failure"),
-        Shortage(1, lambda: RuntimeError("unspecified launch failure")),
+        Shortage(1, RuntimeError("unspecified launch failure")),
     ):
         engine.step()
 
@@ -320,7 +322,7 @@ def test_opening_that_ran_out_of_memory_leaves_nothing() -> None:
     prompt_ids = make_ids(100)
     with Meter() as meter:
         for number in (1, 2, 5, 20, 50):
-            with pytest.raises(DeviceMemoryError), Shortage(number, lambda: torch.OutOfMemoryError("full")):
+            with pytest.raises(DeviceMemoryError), Shortage(number, torch.OutOfMemoryError("full")):
                 engine.open(prompt_ids, SamplingParams(), 2**22)
             assert meter.all_bytes() == 0
     assert engine.step() == []

@@ -264,7 +264,7 @@ def test_eos_ids_of_the_generation_config_are_honoured(
     directory = save(make_model("llama", eos_token_id=None))
     edit_json(directory / "generation_config.json", eos_token_id=eos)
     engine = open_engine(directory, weights="fp32")
-    prompt = engine.open(make_ids(10), SamplingParams(max_new_tokens=400, top_k=0, temperature=3.0), 2**24)
+    prompt = engine.open(make_ids(10), SamplingParams(max_new_tokens=120, top_k=0, temperature=3.0), 2**24)
     engine.add(prompt, range(12))
     answers = decode(engine)
     tokens = [token for answer in answers.values() for token in answer]

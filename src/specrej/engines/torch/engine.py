@@ -92,11 +92,11 @@ class TorchEngine:
         # The last token of an answer is never fed back, so its KV is never made.
         return self._layout.peak_bytes(num_prompt_tokens, num_candidates, max(num_new_tokens - 1, 0))
 
-    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int) -> int:
-        """On a CPU room for 8 full-length candidates; on a GPU 80% of the memory that is free now."""
+    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int, in_flight: int = 1) -> int:
+        """On a CPU room for 8 full-length candidates; on a GPU a fair part of 80% of the memory that is free now."""
         if self._device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self._device)
-            return int(free * 0.8)
+            return int(free * 0.8) // in_flight
         return self.kv_bytes(num_prompt_tokens, 8, max_new_tokens)
 
     @torch.inference_mode()
@@ -121,8 +121,9 @@ class TorchEngine:
             run.seen[:, run.group.prompt_ids] = True
 
     @torch.inference_mode()
-    def step(self) -> list[Token]:
-        live = {handle: run for handle, run in self._runs.items() if run.group.num_rows}
+    def step(self, prompts: Sequence[int] | None = None) -> list[Token]:
+        runs = {handle: self._runs[handle] for handle in (self._runs if prompts is None else prompts)}
+        live = {handle: run for handle, run in runs.items() if run.group.num_rows}
         with _memory_errors():
             logits = self._forward([run for run in live.values() if run.num_tokens])
             drawn = [self._draw(run, next(logits) if run.num_tokens else run.logits) for run in live.values()]
