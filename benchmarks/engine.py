@@ -245,6 +245,36 @@ def all_logprobs(engine: TorchEngine, ids: list[int]) -> torch.Tensor:
     return logits.double().log_softmax(-1)
 
 
+def measure_flips(engine: TorchEngine) -> dict[str, float]:
+    """How often a candidate's token changes because others were rejected: the order of float sums depends on the batch.
+
+    64 candidates of 64 tokens, once all to the end and once with half of them dropped after 16 tokens. Only the first
+    change of a candidate counts; what follows it follows from it.
+    """
+    ids = engine.encode("Give three tips for staying healthy.")
+    everyone, survivors = (written(engine, ids, num_dropped) for num_dropped in (0, 32))
+    flips = positions = 0
+    for index, tokens in survivors.items():
+        same = [here == there for here, there in zip(tokens, everyone[index], strict=True)]
+        flips += not all(same)
+        positions += same.index(False) + 1 if not all(same) else len(same)
+    return {"flips": flips, "positions": positions}
+
+
+def written(engine: TorchEngine, ids: list[int], num_dropped: int) -> dict[int, list[int]]:
+    """Tokens of 64 candidates by index, without the first num_dropped, which go after 16 tokens."""
+    prompt = engine.open(ids, SamplingParams(max_new_tokens=64, ignore_eos=True, seed=SEED), UNLIMITED)
+    engine.add(prompt, range(64))
+    tokens: dict[int, list[int]] = {index: [] for index in range(64)}
+    for step in range(64):
+        if step == 16 and num_dropped:
+            engine.drop(prompt, range(num_dropped))
+        for token in engine.step():
+            tokens[token.candidate].append(token.token_id)
+    engine.close(prompt)
+    return {index: tokens[index] for index in range(num_dropped, 64)}
+
+
 def ratios(speeds: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     """The ratios that are promised."""
     pairs = {
@@ -279,6 +309,7 @@ def main() -> None:
         "shared_prompt": measure_shared_prompt(engines["fp32"]),
         "rejection": measure_rejection(engines["fp16"]),
         "fp16_weights": measure_fp16_error(engines),
+        "flips_by_rejection": {name: measure_flips(engine) for name, engine in engines.items()},
         "open_s": round(open_s, 2),
         "prompt_tokens": PROMPT_TOKENS,
         "new_tokens": NEW_TOKENS,
