@@ -238,7 +238,7 @@ class Shortage(TorchDispatchMode):
         if any(storage.nbytes() > 400 and storage._cdata not in given_storages for storage in _storages(out)):
             self.left -= 1
             if self.left == 0:
-                raise self._error
+                raise type(self._error)(*self._error.args)
         return out
 
 
@@ -328,7 +328,7 @@ def test_opening_that_ran_out_of_memory_leaves_nothing() -> None:
     assert engine.step() == []
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(num_rows=st.integers(1, 12), data=st.data())
 def test_rows_that_leave_take_nothing_along(num_rows: int, data: st.DataObject) -> None:
     """Each row of the block keeps its candidate's numbers, whatever leaves, in whatever order."""
