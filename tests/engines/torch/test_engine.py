@@ -183,6 +183,25 @@ def test_one_pass_serves_all_prompts(engine: TorchEngine) -> None:
     assert shapes[1:] == [(num_live, 1)]
 
 
+def test_a_step_of_some_prompts_leaves_the_others_where_they_are(engine: TorchEngine) -> None:
+    prompts = [make_ids(length, seed=length) for length in (30, 17)]
+    alone = [by_index(run_alone(engine, ids, 4, SAMPLING)) for ids in prompts]
+    first, second = (engine.open(ids, SAMPLING, BUDGET) for ids in prompts)
+    for prompt in (first, second):
+        engine.add(prompt, range(4))
+    answers = decode(engine, 2)
+    before = engine.memory(second)
+    for _ in range(5):
+        tokens = engine.step([first])
+        assert {token.prompt for token in tokens} == {first}
+        answers.add(tokens)
+    assert engine.memory(second) == before
+    assert engine.step([]) == []
+    answers.add(engine.step([second]))
+    decode(engine, None, answers)
+    assert [answers.of(first), answers.of(second)] == alone
+
+
 def test_endings() -> None:
     engine = make_engine(make_model("llama"), EOS_IDS)
     answers = run_alone(engine, make_ids(20), 30, SamplingParams(max_new_tokens=12, top_k=0))
