@@ -32,7 +32,7 @@ from specrej.types import Decision, Result
 METHODS = {
     "best_of_n": "best_of_n",
     "speculative_rejection": "speculative_rejection",
-    "best_of_n_same_start": "best_of_n (same start)",
+    "best_of_n_same_start": "best_of_n, same start",
 }
 """What `api.compare` runs, in its order, and what each is called in a table."""
 
@@ -210,7 +210,7 @@ def print_comparison(results: Mapping[str, Result], *, is_interrupted: bool) -> 
     """The methods side by side, their answers, and one line that says what happened."""
     console = Console()
     large = results.get("best_of_n_same_start")
-    table = _table(("method", "left"), "N", "reward", "tokens", "×", "reward tokens", "seconds", "×", "peak KV")
+    table = _table(("method", "left"), "N", "reward", "tokens", "×", "seconds", "×", "peak KV")
     for name, result in results.items():
         usage = result.usage
         table.add_row(
@@ -219,7 +219,6 @@ def print_comparison(results: Mapping[str, Result], *, is_interrupted: bool) -> 
             _number(result.reward),
             f"{usage.generated_tokens:,}",
             _ratio(usage.generated_tokens, large.usage.generated_tokens) if large else "–",
-            f"{usage.reward_tokens:,}",
             f"{usage.total_s:.1f}",
             _ratio(usage.total_s, large.usage.total_s) if large else "–",
             format_bytes(usage.peak_kv_bytes),
@@ -317,7 +316,7 @@ def print_note(words: str) -> None:
 
 def _table(*columns: str | tuple[str, str]) -> Table:
     """A plain table; a column is its header (numbers, flush right) or its header and "left"."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for column in columns:
         is_text = isinstance(column, tuple)
         table.add_column(column[0] if is_text else str(column), justify="left" if is_text else "right", no_wrap=True)

@@ -11,17 +11,16 @@ prompt again.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from specrej.errors import ModelError, PromptError, RewardError, UnknownNameError, UsageError
+from specrej.quiet import quiet_transformers
 from specrej.rewards.base import StatelessSession
 from specrej.rewards.function import last_question
 from specrej.types import Candidate, Message
@@ -250,7 +249,7 @@ def open_classifier(model: str, device: str | None, dtype: torch.dtype | None) -
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     wanted = dtype or (torch.float32 if torch.device(device).type == "cpu" else "auto")
     try:
-        with _quiet():
+        with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(model)
             network, report = AutoModelForSequenceClassification.from_pretrained(
                 model, dtype=wanted, output_loading_info=True
@@ -267,20 +266,6 @@ def open_classifier(model: str, device: str | None, dtype: torch.dtype | None) -
         )
     network.config.get_text_config().use_cache = False  # nothing is generated: KV would be memory for nothing
     return network.to(device), tokenizer
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Transformers without progress bars and reports: what a checkpoint lacks is raised, not printed."""
-    level, had_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if had_bars:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _pad(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:

@@ -8,14 +8,12 @@ Before an engine is handed out, a short text goes through the model twice: throu
 through ours, a prompt in chunks and then token by token. An architecture whose logits differ is refused.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -26,6 +24,7 @@ from specrej.engines.torch.groups import Group, KvLayout, Scoring
 from specrej.engines.torch.linear import WEIGHTS, pack_linears
 from specrej.engines.torch.text import TextCodec
 from specrej.errors import ModelError, SpecrejError, UnknownNameError, UsageError
+from specrej.quiet import quiet_transformers
 
 _PROBE_PROMPT, _PROBE_NEW = 9, 4
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -84,10 +83,16 @@ def wrap(model: Any, tokenizer: Any, *, weights: str | None = None, name: str = 
 def load_pretrained(model: str | Path, device: torch.device) -> tuple[Any, Any]:
     """The transformers model and tokenizer of a name, an id or a directory."""
     name = str(model)
+    generators = [key for key, entry in models.DEFAULT_MODELS.items() if entry.kind == "generator"]
+    unknown = UnknownNameError(
+        "model", name, generators, hint=f"known: {', '.join(generators)}; or a Hugging Face id, or a local directory"
+    )
     if name in models.DEFAULT_MODELS and not Path(name).is_dir():
         if models.DEFAULT_MODELS[name].kind != "generator":
             raise UsageError(f"{name!r} is a reward, not a generator", hint="give it as the reward")
         model = models.locate(name)
+    elif difflib.get_close_matches(name, generators) and not Path(name).exists():
+        raise unknown  # a slip of the finger: the hub, which may be far away, need not be asked
     gguf = _gguf_file(Path(model))
     # Code that comes with a checkpoint is never run, and nobody is asked on the terminal whether it may.
     arguments = {"trust_remote_code": False, **({} if gguf is None else {"gguf_file": gguf})}
@@ -102,9 +107,7 @@ def load_pretrained(model: str | Path, device: torch.device) -> tuple[Any, Any]:
     except OSError as error:
         if "/" in name or Path(name).exists():
             raise ModelError(f"cannot open the model {name!r}: {_first_line(error)}") from error
-        known = [key for key, entry in models.DEFAULT_MODELS.items() if entry.kind == "generator"]
-        hint = f"known: {', '.join(known)}; or a Hugging Face id, or a local directory"
-        raise UnknownNameError("model", name, known, hint=hint) from error
+        raise unknown from error
     except Exception as error:  # a broken file fails in whatever library reads it
         raise ModelError(
             f"{name!r} is not a causal language model that transformers can open: {_first_line(error)}",
@@ -243,21 +246,6 @@ def _check_windows(architecture: str, config: Any, recorder: _Recorder) -> None:
             raise ModelError(
                 f"layer {layer} of {architecture} does not hand its window to the torch engine's attention"
             )
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars and notices off the terminal while something loads."""
-    logging: Any = transformers.utils.logging
-    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bars:
-            logging.enable_progress_bar()
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,27 @@
+"""Keeps what transformers and the hub's client say while something loads off the terminal; failures are raised anyway."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import huggingface_hub.utils
+import transformers.utils
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars, notices or reports of retries within the block."""
+    transformers_logging: Any = transformers.utils.logging
+    hub_logging: Any = huggingface_hub.utils.logging
+    levels = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
+    had_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity(50)  # its retries are reported as warnings and errors
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(levels[0])
+        hub_logging.set_verbosity(levels[1])
+        if had_bars:
+            transformers_logging.enable_progress_bar()
