@@ -32,7 +32,7 @@ from specrej.types import Decision, Result
 METHODS = {
     "best_of_n": "best_of_n",
     "speculative_rejection": "speculative_rejection",
-    "best_of_n_same_start": "best_of_n, same start",
+    "best_of_n_same_start": "best_of_n (same start)",
 }
 """What `api.compare` runs, in its order, and what each is called in a table."""
 

@@ -1,4 +1,4 @@
-"""Keeps what transformers and the hub's client say while something loads off the terminal; failures are raised anyway."""
+"""Keeps off the terminal what transformers and the hub's client say while something loads; failures are raised."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
