@@ -13,6 +13,7 @@ Everyone decodes 64 new tokens after the same 60, top_k 50, temperature 1, prefi
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -150,6 +151,7 @@ def measure_shared_prompt(engine: TorchEngine) -> dict[str, float]:
     ids = prompt_ids(prompt_tokens)
     decode(engine, candidates, prompt_ids(4), 2)  # what logits and activations need is there before
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed; the KV would come from there, unseen
     before = resident_bytes()
     prompt = engine.open(ids, SamplingParams(max_new_tokens=new_tokens, ignore_eos=True), UNLIMITED)
     engine.add(prompt, range(candidates))
