@@ -14,7 +14,6 @@ import hashlib
 import importlib.util
 import io
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -289,16 +288,11 @@ def convert_smollm2(directory: Path) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers' progress bars and warnings off the terminal."""
-    from transformers.utils.logging import get_verbosity, set_verbosity
+    from specrej.quiet import quiet_transformers
 
-    verbosity = get_verbosity()
-    set_verbosity(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        set_verbosity(verbosity)
+    with quiet_transformers(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
 
 
 _SMOLLM2 = DefaultModel(

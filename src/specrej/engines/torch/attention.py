@@ -9,7 +9,7 @@ What an architecture asks of attention and is not honoured here (sinks, biases, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -41,6 +41,8 @@ class PrefillPass:
 
     group: Group
     start: int
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+    """Who sees whom, by window: the same in every layer of the pass."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         group, stop = self.group, self.start + key.shape[2]
@@ -51,7 +53,9 @@ class PrefillPass:
         group.prompt_keys[layer][:, self.start : stop] = key[0]
         group.prompt_values[layer][:, self.start : stop] = value[0]
         keys, values = group.prompt_keys[layer][None, :, :stop], group.prompt_values[layer][None, :, :stop]
-        mask = _causal_mask(self.start, stop, scoring.window, query.device)
+        if scoring.window not in self.masks:
+            self.masks[scoring.window] = _causal_mask(self.start, stop, scoring.window, query.device)
+        mask = self.masks[scoring.window]
         if scoring.softcap is None:
             gqa = query.shape[1] != keys.shape[1]
             out = functional.scaled_dot_product_attention(
