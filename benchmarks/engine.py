@@ -240,7 +240,7 @@ def all_logprobs(engine: TorchEngine, ids: list[int]) -> torch.Tensor:
     """Log-probabilities `[tokens, vocabulary]` after every token of a text, from one prefill."""
     from specrej.engines.torch.groups import Group
 
-    group = Group(ids, UNLIMITED, engine._layout, 1)
+    group = Group(ids, UNLIMITED, engine.layout, 1)
     positions = torch.arange(len(ids))[None]
     output = engine.model(
         input_ids=torch.tensor([ids]), position_ids=positions, use_cache=False, kv=PrefillPass(group, 0)

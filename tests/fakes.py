@@ -14,7 +14,10 @@ import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from specrej.engines.base import Memory, Token
+import numpy as np
+from numpy.typing import NDArray
+
+from specrej.engines.base import KvLayout, Memory, Token
 from specrej.errors import DeviceMemoryError
 from specrej.streams import uniforms
 from specrej.types import Candidate, FinishReason, Message, Prompt, SamplingParams, as_messages
@@ -25,6 +28,7 @@ LETTERS = b"aabcde \xc3"  # the last one begins an "é", of two tokens
 LAYERS, LAYER_BYTES = 3, 8
 TOKEN_BYTES = LAYERS * LAYER_BYTES
 GRANULE = 5
+LAYOUT = KvLayout(TOKEN_BYTES, LAYER_BYTES, GRANULE)
 
 
 @dataclass
@@ -39,6 +43,7 @@ class Group:
     num_tokens: int = 0
     peak: int = 0
     live: list[int] = field(default_factory=list)
+    drawn: list[int] = field(default_factory=list)
     token_ids: dict[int, list[int]] = field(default_factory=dict)
 
     @property
@@ -80,6 +85,7 @@ class FakeEngine:
     """
 
     name = "fake"
+    layout = LAYOUT
 
     def __init__(
         self,
@@ -148,6 +154,7 @@ class FakeEngine:
             group.reallocate(len(group.live), slots)
         assert group.in_use <= announced <= group.budget_bytes
         tokens = []
+        group.drawn = list(group.live)
         numbers = uniforms(group.sampling.seed, group.live, group.num_tokens)
         for index, number in zip(list(group.live), numbers.tolist(), strict=True):
             token_ids = group.token_ids[index]
@@ -163,6 +170,12 @@ class FakeEngine:
         group.num_tokens += 1
         self.num_drawn += len(tokens)
         return tokens
+
+    def hidden_states(self, prompt: int) -> dict[int, NDArray[np.float32]]:
+        """Two numbers a candidate: how many tokens it has, and the last of them."""
+        drawn = self.groups[prompt].drawn
+        token_ids = self.groups[prompt].token_ids
+        return {index: np.array([len(token_ids[index]), token_ids[index][-1]], np.float32) for index in drawn}
 
     def memory(self, prompt: int) -> Memory:
         group = self.groups[prompt]

@@ -10,6 +10,9 @@ engine.close(prompt)
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from specrej.types import FinishReason, Prompt, SamplingParams
 
 
@@ -38,12 +41,41 @@ class Memory(NamedTuple):
     """The most that was ever allocated for this prompt."""
 
 
+class KvLayout(NamedTuple):
+    """How much KV there is, and by what rule the block of a prompt's candidates grows.
+
+    The KV of a prompt's candidates is one block of rows (live candidates) by slots (tokens). It is made anew when it
+    has to grow or when rows are given back; while it is, one tensor of one layer is there twice.
+    """
+
+    bytes_per_token: int
+    """Of all layers together."""
+    largest_tensor_bytes: int
+    """Of one token in the largest single tensor of a layer."""
+    granule: int
+    """Slots that a block grows by, where the budget carries them."""
+
+    def peak_bytes(self, num_prompt_tokens: int, num_rows: int, num_slots: int) -> int:
+        """Most bytes while a block of this size is made."""
+        per_slot = self.bytes_per_token + self.largest_tensor_bytes
+        return num_prompt_tokens * self.bytes_per_token + num_rows * num_slots * per_slot
+
+    def grown_slots(
+        self, num_prompt_tokens: int, num_rows: int, num_slots: int, max_slots: int, budget_bytes: int
+    ) -> int:
+        """Slots after a full block of `num_slots` has grown: a granule more, or what the budget carries of it."""
+        room = budget_bytes - self.peak_bytes(num_prompt_tokens, 0, 0)
+        affordable = room // max(self.peak_bytes(0, num_rows, 1), 1)
+        return max(min(num_slots + self.granule, max_slots, affordable), num_slots + 1)
+
+
 class Engine(Protocol):
     """Decodes many candidates of many prompts, one token a step."""
 
     name: str
     context_tokens: int
     """Most tokens of prompt and answer together."""
+    layout: KvLayout
 
     def describe(self) -> Mapping[str, str]:
         """Engine, model, device, precision: what a figure depends on beside the settings."""
@@ -73,6 +105,12 @@ class Engine(Protocol):
         """One token for every live candidate of these prompts, of all where none is given.
 
         May raise DeviceMemoryError; then nothing has changed.
+        """
+
+    def hidden_states(self, prompt: int) -> Mapping[int, NDArray[np.float32]]:
+        """The last hidden state `[hidden]` that each candidate's newest token was drawn from.
+
+        Of the candidates that took part in this prompt's last step, those that ended in it included.
         """
 
     def memory(self, prompt: int) -> Memory:

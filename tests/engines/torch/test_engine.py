@@ -3,6 +3,7 @@
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -94,6 +95,27 @@ def test_dropping_some_never_changes_the_others(engine: TorchEngine, after: int)
         else:
             assert kept[index] == ids
     assert any(len(kept[index]) < len(alone[index]) for index in alone)
+
+
+@torch.inference_mode()
+def test_hidden_states_are_those_the_newest_tokens_were_drawn_from() -> None:
+    """Against transformers' own last hidden states; candidates that end in a step still have theirs after it."""
+    fresh = reference(make_model("llama", dtype=torch.float64))
+    engine = make_engine(make_model("llama", dtype=torch.float64), EOS_IDS)
+    prompt_ids, answers, num_ended = make_ids(30), Answers(), 0
+    prompt = engine.open(prompt_ids, SAMPLING, BUDGET)
+    assert engine.hidden_states(prompt) == {}
+    engine.add(prompt, range(6))
+    while tokens := engine.step():
+        answers.add(tokens)
+        num_ended += sum(token.finish_reason is not None for token in tokens)
+        states = engine.hidden_states(prompt)
+        assert sorted(states) == sorted(token.candidate for token in tokens)
+        for index, state in states.items():
+            ids = [*prompt_ids, *answers.ids(prompt, index)[:-1]]
+            output = fresh(input_ids=torch.tensor([ids]), use_cache=False, output_hidden_states=True)
+            assert np.allclose(state, output.hidden_states[-1][0, -1].numpy(), atol=1e-5)
+    assert num_ended == 6
 
 
 def test_waves_are_the_candidates_of_one_big_batch(engine: TorchEngine) -> None:

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from specrej.engines.base import KvLayout
 from specrej.engines.torch import engine as engine_module
 from specrej.engines.torch import groups
 from specrej.engines.torch.engine import TorchEngine
-from specrej.engines.torch.groups import Group, KvLayout
+from specrej.engines.torch.groups import Group
 from specrej.errors import DeviceMemoryError
 from specrej.types import SamplingParams
 from tiny import VOCABULARY, Answers, decode, make_engine, make_ids, make_model
@@ -97,8 +98,9 @@ def _storages(tree: Any) -> list[Any]:
 
 
 def beside_kv(engine: TorchEngine, num_rows: int) -> int:
-    """Bytes that a prompt holds beside its KV: the logits of its last position, and a newest token a row."""
-    return VOCABULARY * 4 + num_rows * 8
+    """Bytes that a prompt holds beside its KV: logits and state of its last position, a token and a state a row."""
+    hidden_bytes: int = engine.model.config.get_text_config().hidden_size * 4
+    return VOCABULARY * 4 + hidden_bytes + num_rows * (8 + hidden_bytes)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "deepseek_v3"])
@@ -332,7 +334,7 @@ def test_opening_that_ran_out_of_memory_leaves_nothing() -> None:
 @given(num_rows=st.integers(1, 12), data=st.data())
 def test_rows_that_leave_take_nothing_along(num_rows: int, data: st.DataObject) -> None:
     """Each row of the block keeps its candidate's numbers, whatever leaves, in whatever order."""
-    group = Group([1, 2, 3], 10**9, KvLayout(0, 0), max_slots=50)
+    group = Group([1, 2, 3], 10**9, KvLayout(0, 0, groups.GRANULE), max_slots=50)
     group.prompt_keys, group.prompt_values = [torch.zeros(2, 3, 4)], [torch.zeros(2, 3, 5)]
     group.indices = list(range(100, 100 + num_rows))
     newest = list(group.indices)

@@ -9,19 +9,21 @@ Knows tokens, rows and bytes; not rewards and not why a candidate is dropped.
 """
 
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from torch import Tensor
 
-from specrej.engines.base import Memory, Token
-from specrej.engines.torch.attention import DecodePass, PrefillPass
-from specrej.engines.torch.groups import Group, KvLayout
+from specrej.engines.base import KvLayout, Memory, Token
+from specrej.engines.torch.attention import DecodePass, Pass, PrefillPass
+from specrej.engines.torch.groups import Group
 from specrej.engines.torch.sampling import sample
 from specrej.engines.torch.text import TextCodec
 from specrej.errors import DeviceMemoryError, UsageError
@@ -40,9 +42,15 @@ class _Run:
     sampling: SamplingParams
     logits: Tensor
     """Of the prompt's last position, `[1, vocabulary]`: the first token of every candidate is drawn from them."""
+    prompt_hidden: Tensor
+    """The last hidden state `[1, hidden]` that these logits came from."""
     newest: Tensor
     """`[rows, 1]` last token of each row; undefined before the first."""
     num_tokens: int = 0
+    drawn: tuple[int, ...] = ()
+    """The candidates that took part in the latest step."""
+    hidden: Tensor | None = None
+    """`[drawn, hidden]` what their tokens were drawn from."""
     seen: Tensor | None = None
     """`[rows, vocabulary]` tokens in prompt or answer; held only under a repetition penalty."""
 
@@ -65,7 +73,7 @@ class TorchEngine:
         self.model = model
         self.context_tokens = context_tokens
         self._codec = codec
-        self._layout = layout
+        self.layout = layout
         self._eos_ids = eos_ids
         self._description = dict(description)
         self._device = model.device
@@ -90,7 +98,7 @@ class TorchEngine:
 
     def kv_bytes(self, num_prompt_tokens: int, num_candidates: int, num_new_tokens: int) -> int:
         # The last token of an answer is never fed back, so its KV is never made.
-        return self._layout.peak_bytes(num_prompt_tokens, num_candidates, max(num_new_tokens - 1, 0))
+        return self.layout.peak_bytes(num_prompt_tokens, num_candidates, max(num_new_tokens - 1, 0))
 
     def default_budget(self, num_prompt_tokens: int, max_new_tokens: int, in_flight: int = 1) -> int:
         """On a CPU room for 8 full-length candidates; on a GPU a fair part of 80% of the memory that is free now."""
@@ -101,12 +109,12 @@ class TorchEngine:
 
     @torch.inference_mode()
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
-        group = Group(list(prompt_ids), budget_bytes, self._layout, max(sampling.max_new_tokens - 1, 1))
+        group = Group(list(prompt_ids), budget_bytes, self.layout, max(sampling.max_new_tokens - 1, 1))
         with _memory_errors():
-            logits = prefill(self.model, group, self._device)
+            logits, hidden = prefill(self.model, group, self._device)
         handle = next(self._handles)
         newest = torch.empty(0, 1, dtype=torch.long, device=self._device)
-        self._runs[handle] = _Run(group, sampling, logits, newest)
+        self._runs[handle] = _Run(group, sampling, logits, hidden, newest)
         return handle
 
     @torch.inference_mode()
@@ -125,30 +133,32 @@ class TorchEngine:
         runs = {handle: self._runs[handle] for handle in (self._runs if prompts is None else prompts)}
         live = {handle: run for handle, run in runs.items() if run.group.num_rows}
         with _memory_errors():
-            logits = self._forward([run for run in live.values() if run.num_tokens])
-            drawn = [self._draw(run, next(logits) if run.num_tokens else run.logits) for run in live.values()]
+            outputs = self._feed([run for run in live.values() if run.num_tokens])
+            drawn = [
+                self._draw(run, *(next(outputs) if run.num_tokens else (run.logits, run.prompt_hidden)))
+                for run in live.values()
+            ]
         tokens = []
         for (handle, run), (ids, logprobs) in zip(live.items(), drawn, strict=True):
             tokens += self._advance(handle, run, ids, logprobs)
         return tokens
 
-    def _forward(self, runs: list[_Run]) -> Iterator[Tensor]:
-        """Logits `[rows, vocabulary]` of each run's newest tokens, from one pass of the model."""
+    def _feed(self, runs: list[_Run]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits `[rows, vocabulary]` and last hidden states of each run's newest tokens, from one pass."""
         if not runs:
             return iter(())
         for run in runs:
             run.group.reserve()
         ids = torch.cat([run.newest for run in runs])
         positions = [len(run.group.prompt_ids) + run.group.length for run in runs for _ in run.group.indices]
-        logits = self.model(
-            input_ids=ids,
-            position_ids=torch.tensor(positions, device=self._device)[:, None],
-            use_cache=False,
-            kv=DecodePass([run.group for run in runs]),
-        ).logits[:, -1]
-        return iter(logits.split([run.group.num_rows for run in runs]))
+        logits, hidden = _forward(
+            self.model, ids, torch.tensor(positions, device=self._device)[:, None], DecodePass([r.group for r in runs])
+        )
+        rows = [run.group.num_rows for run in runs]
+        return zip(torch.split(logits, rows), torch.split(hidden, rows), strict=True)
 
-    def _draw(self, run: _Run, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw(self, run: _Run, logits: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        run.drawn, run.hidden = tuple(run.group.indices), hidden
         numbers = uniforms(run.sampling.seed, run.group.indices, run.num_tokens)
         return sample(logits, run.sampling, torch.from_numpy(numbers).to(self._device), run.seen)
 
@@ -179,6 +189,13 @@ class TorchEngine:
             run.newest = run.newest[order]
             run.seen = None if run.seen is None else run.seen[order]
 
+    def hidden_states(self, prompt: int) -> Mapping[int, NDArray[np.float32]]:
+        run = self._runs[prompt]
+        if run.hidden is None:
+            return {}
+        states = run.hidden.expand(len(run.drawn), -1).float().cpu().numpy()
+        return dict(zip(run.drawn, states, strict=True))
+
     def memory(self, prompt: int) -> Memory:
         run = self._runs[prompt]
         in_use = run.group.allocated_bytes()
@@ -199,19 +216,27 @@ class TorchEngine:
 
 
 @torch.inference_mode()
-def prefill(model: Callable[..., Any], group: Group, device: torch.device) -> Tensor:
-    """Run a group's prompt through the model, its KV into the group. Returns the last logits, `[1, vocabulary]`."""
+def prefill(model: Any, group: Group, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Run a group's prompt through the model, its KV into the group.
+
+    Returns the logits `[1, vocabulary]` and the last hidden state `[1, hidden]` at the prompt's last position.
+    """
     for start in range(0, len(group.prompt_ids), PREFILL_CHUNK):
         ids = torch.tensor([group.prompt_ids[start : start + PREFILL_CHUNK]], device=device)
-        output = model(
-            input_ids=ids,
-            position_ids=torch.arange(start, start + ids.shape[1], device=device)[None],
-            use_cache=False,
-            logits_to_keep=1,
-            kv=PrefillPass(group, start),
-        )
-    logits: Tensor = output.logits[:, -1]
-    return logits
+        positions = torch.arange(start, start + ids.shape[1], device=device)[None]
+        logits, hidden = _forward(model, ids, positions, PrefillPass(group, start))
+    return logits, hidden.clone()  # a view would hold the states of the whole chunk
+
+
+def _forward(model: Any, ids: Tensor, positions: Tensor, kv: Pass) -> tuple[Tensor, Tensor]:
+    """Logits `[rows, vocabulary]` and last hidden states `[rows, hidden]` of the last position of each row."""
+    head_inputs: list[Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: head_inputs.append(given[0]))
+    try:
+        output = model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1, kv=kv)
+    finally:
+        hook.remove()
+    return output.logits[:, -1], head_inputs[0][:, -1]
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from specrej.engines.base import KvLayout
+
 GRANULE = 64
 """Slots that a block grows by: the whole block is copied once in as many steps."""
 
@@ -30,18 +32,6 @@ class Scoring(NamedTuple):
         nothing = query.new_zeros(1)  # the scaling comes with the product: beta=0 leaves this term out
         scores = torch.baddbmm(nothing, query, keys.transpose(1, 2), beta=0, alpha=self.scaling).float()
         return scores if self.softcap is None else (scores / self.softcap).tanh_().mul_(self.softcap)
-
-
-class KvLayout(NamedTuple):
-    """Bytes of KV of one token: in all layers, and in the largest single tensor of them."""
-
-    bytes_per_token: int
-    largest_tensor_bytes: int
-
-    def peak_bytes(self, num_prompt_tokens: int, num_rows: int, num_slots: int) -> int:
-        """Most bytes while a block of this size is made: growing, one tensor of one layer is there twice."""
-        per_slot = self.bytes_per_token + self.largest_tensor_bytes
-        return num_prompt_tokens * self.bytes_per_token + num_rows * num_slots * per_slot
 
 
 @dataclass
@@ -88,9 +78,8 @@ class Group:
         """Make room for one more token of every live row: a granule, or as much of it as the budget holds."""
         if self.length < self.slots:
             return
-        room = self.budget_bytes - self.layout.peak_bytes(len(self.prompt_ids), 0, 0)
-        affordable = room // max(self.layout.peak_bytes(0, self.num_rows, 1), 1)
-        self._reallocate(max(min(self.length + GRANULE, self.max_slots, affordable), self.length + 1))
+        sizes = (len(self.prompt_ids), self.num_rows, self.length)
+        self._reallocate(self.layout.grown_slots(*sizes, self.max_slots, self.budget_bytes))
 
     def fit(self) -> None:
         """Give back the memory of rows that are gone."""

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specrej import models
+from specrej.engines.base import KvLayout
+from specrej.engines.torch import groups
 from specrej.engines.torch.attention import IMPLEMENTATION, DecodePass, Pass, PrefillPass
 from specrej.engines.torch.engine import TorchEngine
-from specrej.engines.torch.groups import Group, KvLayout, Scoring
+from specrej.engines.torch.groups import Group, Scoring
 from specrej.engines.torch.linear import WEIGHTS, pack_linears
 from specrej.engines.torch.text import TextCodec
 from specrej.errors import ModelError, SpecrejError, UnknownNameError, UsageError
@@ -200,13 +202,13 @@ def _verify(model: Any) -> KvLayout:
             f"{difference:.1e} of the largest logit"
         )
     sizes = list(recorder.tensor_sizes.values())
-    return KvLayout(sum(key + value for key, value in sizes), max(max(pair) for pair in sizes))
+    return KvLayout(sum(key + value for key, value in sizes), max(max(pair) for pair in sizes), groups.GRANULE)
 
 
 def _probe(model: Any, ids: Tensor) -> tuple[Tensor, _Recorder]:
     """Logits `[2, new + 1, vocabulary]` for the last prompt token and each token after it, on our attention."""
     prompt = ids[0, :_PROBE_PROMPT].tolist()
-    group = Group(prompt, budget_bytes=0, layout=KvLayout(0, 0), max_slots=_PROBE_NEW)
+    group = Group(prompt, budget_bytes=0, layout=KvLayout(0, 0, groups.GRANULE), max_slots=_PROBE_NEW)
     half = _PROBE_PROMPT // 2
     for start, stop in ((0, half), (half, _PROBE_PROMPT)):
         recorder = _Recorder(PrefillPass(group, start))

@@ -1,0 +1,121 @@
+"""What a bench writes, in JSON's types: the contract between the runs and all that reads them.
+
+    DIR/run.json         one `RunInfo`: what was run, on what, with which versions
+    DIR/results.jsonl    one `Row` a (prompt, method), as they ended
+
+Types only. `folder` writes and reads them.
+"""
+
+from typing import Literal, TypedDict
+
+from specrej.types import Cause, FinishReason, State
+
+
+class DecisionRow(TypedDict):
+    """See `specrej.types.Decision`."""
+
+    cause: Cause
+    num_tokens: int
+    scored: list[int]
+    rejected: list[int]
+    cut: float | None
+    kv_bytes: int
+    kv_bytes_after: int
+
+
+class CandidateRow(TypedDict):
+    """A candidate without its tokens."""
+
+    index: int
+    num_tokens: int
+    state: State
+    finish_reason: FinishReason | None
+    perplexity: float | None
+    rewards: dict[str, float]
+    """Reward by the index of the decision that gave it, oldest first; the last one is its reward."""
+
+
+class UsageRow(TypedDict):
+    """See `specrej.types.Usage`."""
+
+    prompt_tokens: int
+    generated_tokens: int
+    reward_tokens: int
+    prefill_s: float
+    decode_s: float
+    reward_s: float
+    other_s: float
+    total_s: float
+    peak_kv_bytes: int
+    num_steps: int
+
+
+class FlopsRow(TypedDict):
+    """Floating-point operations by part; see `cost`."""
+
+    prefill: float
+    decode: float
+    reward: float | None
+    """None where the reward does not say what reading a token costs it."""
+
+
+class TurnRow(TypedDict):
+    """One question of a conversation and the answer that was chosen."""
+
+    messages: list[dict[str, str]]
+    """The conversation that the answers follow, the chosen answers of earlier turns included."""
+    text: str
+    reward: float
+    perplexity: float | None
+    lowest_text: str
+    """The complete candidate of the lowest reward, the chosen one where it is alone."""
+    lowest_reward: float
+    candidates: list[CandidateRow]
+    decisions: list[DecisionRow]
+    usage: UsageRow
+    flops: FlopsRow
+    memory_bytes: int
+    """The KV budget."""
+
+
+class FailureRow(TypedDict):
+    """Why a (prompt, method) has no answer."""
+
+    kind: str
+    message: str
+
+
+class Row(TypedDict):
+    """One method on one prompt."""
+
+    prompt_id: str
+    category: str | None
+    method: str
+    """As given, such as "best_of_n:8" or "speculative_rejection:0.5"."""
+    place: int
+    """How many methods ran on this prompt before it."""
+    turns: list[TurnRow]
+    """Those that came to their end: all of them where `error` is None."""
+    error: FailureRow | None
+
+
+class PromptsInfo(TypedDict):
+    """Where the prompts came from."""
+
+    source: str
+    sha256: str
+    """Of ids and messages, as they were run."""
+    num_prompts: int
+
+
+class RunInfo(TypedDict):
+    """What makes a run the same run: equal but for `created` and `versions` on resuming."""
+
+    kind: Literal["bench", "trace"]
+    created: str
+    prompts: PromptsInfo
+    methods: list[str]
+    settings: dict[str, object]
+    """Model, reward, seed, memory, sampling: all options but the methods' own."""
+    engine: dict[str, str]
+    versions: dict[str, str]
