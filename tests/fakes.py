@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from specrej.engines.base import KvLayout, Memory, Token
 from specrej.errors import DeviceMemoryError
+from specrej.evaluation.cost import AttentionFlops, ModelFlops
 from specrej.streams import uniforms
 from specrej.types import Candidate, FinishReason, Message, Prompt, SamplingParams, as_messages
 
@@ -29,6 +30,7 @@ LAYERS, LAYER_BYTES = 3, 8
 TOKEN_BYTES = LAYERS * LAYER_BYTES
 GRANULE = 5
 LAYOUT = KvLayout(TOKEN_BYTES, LAYER_BYTES, GRANULE)
+FLOPS = ModelFlops(linear=100, head=10, attention=(AttentionFlops(None, 1),), chunk=16)
 
 
 @dataclass
@@ -86,6 +88,7 @@ class FakeEngine:
 
     name = "fake"
     layout = LAYOUT
+    flops = FLOPS
 
     def __init__(
         self,
@@ -229,6 +232,8 @@ def alike(text: str) -> float:
 
 class FakeReward:
     """Implements `specrej.rewards.base.Reward`: `rate` of each text, one token a character. `sessions` are recorded."""
+
+    flops_per_token: float | None = 7.0
 
     def __init__(self, rate: Callable[[str], float] = by_hash) -> None:
         self.name = rate.__name__

@@ -40,8 +40,8 @@ class Interrupted(KeyboardInterrupt):
         self.result = result
 
 
-def _unobserved(search: Search) -> None:
-    pass
+def unobserved(search: Search) -> None:
+    """The observer of a run that nobody watches."""
 
 
 def open_engine(model: Model, *, weights: str | None = None, device: str | None = None) -> Engine:
@@ -70,7 +70,7 @@ def generate(
     reward: RewardSpec = "relevance",
     weights: str | None = None,
     device: str | None = None,
-    observe: Observer = _unobserved,
+    observe: Observer = unobserved,
     **options: Unpack[Options],
 ) -> Result:
     """Sample many answers to a prompt and return the one that the reward prefers, with all that led to it.
@@ -94,7 +94,7 @@ def generate(
     as_messages(prompt)  # a model takes long to open only to hear that the prompt is empty
     settings = Settings(**options)
     scorer = as_reward(reward)
-    return _run_one(open_engine(model, weights=weights, device=device), scorer, prompt, settings, observe)
+    return run_one(open_engine(model, weights=weights, device=device), scorer, prompt, settings, observe)
 
 
 def generate_batch(
@@ -105,7 +105,7 @@ def generate_batch(
     weights: str | None = None,
     device: str | None = None,
     in_flight: int = 4,
-    observe: Observer = _unobserved,
+    observe: Observer = unobserved,
     **options: Unpack[Options],
 ) -> Iterator[tuple[int, Outcome]]:
     """Run `generate` for many prompts, several of them side by side; yield each outcome with its number as it ends.
@@ -142,7 +142,7 @@ def compare(
     reward: RewardSpec = "relevance",
     weights: str | None = None,
     device: str | None = None,
-    observe: Observer = _unobserved,
+    observe: Observer = unobserved,
     **options: Unpack[Options],
 ) -> dict[str, Result]:
     """Speculative Rejection beside two Best-of-Ns, on one engine, in the same memory, with the same seed.
@@ -163,7 +163,7 @@ def compare(
 
     def result_of(algorithm: str, n: int | str, memory: str | int | None) -> Result:
         own = replace(settings, algorithm=algorithm, n=n, memory=memory)
-        return _run_one(engine, scorer, prompt, own, observe)
+        return run_one(engine, scorer, prompt, own, observe)
 
     small = result_of("best_of_n", "auto", settings.memory)
     memory = small.settings["memory_bytes"]  # a default depends on what is free: ask for it once
@@ -181,7 +181,13 @@ def prepare(
     return search, algorithm(search, settings.num_candidates, settings.policy)
 
 
-def _run_one(engine: Engine, reward: Reward, prompt: Prompt, settings: Settings, observe: Observer) -> Result:
+def run_one(engine: Engine, reward: Reward, prompt: Prompt, settings: Settings, observe: Observer) -> Result:
+    """`generate` with everything opened and checked.
+
+    Raises:
+        SpecrejError: the prompt or the run failed.
+        Interrupted: Ctrl-C; carries what was generated.
+    """
     search, steps = prepare(engine, reward, prompt, settings)
     try:
         _, outcome = next(run(engine, [lambda: (search, steps)], observe=observe))

@@ -8,12 +8,15 @@ engine.close(prompt)
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from specrej.types import FinishReason, Prompt, SamplingParams
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from specrej.evaluation.cost import ModelFlops
 
 
 class Token(NamedTuple):
@@ -76,6 +79,8 @@ class Engine(Protocol):
     context_tokens: int
     """Most tokens of prompt and answer together."""
     layout: KvLayout
+    flops: "ModelFlops"
+    """What prefilling and decoding cost."""
 
     def describe(self) -> Mapping[str, str]:
         """Engine, model, device, precision: what a figure depends on beside the settings."""
@@ -107,7 +112,7 @@ class Engine(Protocol):
         May raise DeviceMemoryError; then nothing has changed.
         """
 
-    def hidden_states(self, prompt: int) -> Mapping[int, NDArray[np.float32]]:
+    def hidden_states(self, prompt: int) -> "Mapping[int, NDArray[np.float32]]":
         """The last hidden state `[hidden]` that each candidate's newest token was drawn from.
 
         Of the candidates that took part in this prompt's last step, those that ended in it included.

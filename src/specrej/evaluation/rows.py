@@ -109,7 +109,7 @@ class PromptsInfo(TypedDict):
 
 
 class RunInfo(TypedDict):
-    """What makes a run the same run: equal but for `created` and `versions` on resuming."""
+    """What makes a run the same run: all but `created` must be equal on resuming."""
 
     kind: Literal["bench", "trace"]
     created: str

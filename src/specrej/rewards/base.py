@@ -33,6 +33,11 @@ class Reward(Protocol):
     """Scores answers to a prompt."""
 
     name: str
+    flops_per_token: float | None
+    """Floating-point operations for each token that a session counts in `num_tokens`; None where it is not known.
+
+    Only reports of compute read it: a reward that lacks it serves as well, and its cost is told in seconds and tokens.
+    """
 
     def open(self, messages: Sequence[Message]) -> RewardSession:
         """Begin with a prompt; what depends on the prompt alone is computed here, once."""

@@ -20,6 +20,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from specrej.errors import ModelError, PromptError, RewardError, UnknownNameError, UsageError
+from specrej.evaluation.cost import linear_flops
 from specrej.quiet import quiet_transformers
 from specrej.rewards.base import StatelessSession
 from specrej.rewards.function import last_question
@@ -37,6 +38,8 @@ class ClassifierReward:
 
     Attributes:
         name: `classifier:MODEL` or `classifier:MODEL#LABEL`, as `as_reward` reads it.
+        flops_per_token: of its linear layers, as if each read every token once; attention, which grows with the length,
+            and padding are left out.
         output: number of the logit that is the score.
         max_tokens: tokens of a conversation that are read, a longer one loses the end of its answer; None reads all.
     """
@@ -79,6 +82,7 @@ class ClassifierReward:
             self._model, self._tokenizer = open_classifier(str(model), device, dtype)
             source = str(model)
         self._model.eval()
+        self.flops_per_token: float | None = linear_flops(self._model)
         self._text_config = self._model.config.get_text_config()
         self._takes_types = "token_type_ids" in signature(self._model.forward).parameters
         self._batch_size = batch_size

@@ -29,7 +29,10 @@ class FunctionReward:
 
     Attributes:
         name: what results and errors call it; the function's own name unless one is given.
+        flops_per_token: None: what a function computes is not known.
     """
+
+    flops_per_token: float | None = None
 
     def __init__(self, function: ScoreFunction, name: str | None = None) -> None:
         self.function = function

@@ -35,6 +35,7 @@ class LogprobReward:
         if reduction not in ("mean", "sum"):
             raise UnknownNameError("reduction of the logprob reward", reduction, ["mean", "sum"])
         self.reduction = reduction
+        self.flops_per_token: float | None = 0.0  # it reads no tokens
         self.name = "logprob" if reduction == "mean" else f"logprob:{reduction}"
 
     def open(self, messages: Sequence[Message]) -> StatelessSession:

@@ -40,6 +40,12 @@ if TYPE_CHECKING:
 MAX_TOKENS = 512
 """Tokens of question and answer together that the model reads, its three special tokens included."""
 
+FLOPS_PER_TOKEN = 2.0 * 12 * (4 * 384 * 384 + 2 * 384 * 1536)
+"""Of the default model: 12 layers, 384 wide, 1,536 inside; integer operations count as floating-point ones.
+
+Its linear layers only: attention, which grows with the length, and the last layers, which read one token, are left out.
+"""
+
 _LOG = logging.getLogger("specrej")
 
 
@@ -57,6 +63,7 @@ class RelevanceReward:
     """
 
     name = "relevance"
+    flops_per_token: float | None
 
     def __init__(self, directory: Path | str | None = None) -> None:
         try:
@@ -67,6 +74,8 @@ class RelevanceReward:
                 f"the reward 'relevance' needs onnxruntime and tokenizers: {error}",
                 hint="pip install 'specrej[onnx]'",
             ) from error
+        # An ONNX file does not say its shape without a further library.
+        self.flops_per_token = FLOPS_PER_TOKEN if directory is None else None
         directory = Path(directory) if directory is not None else locate("relevance")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1

@@ -27,6 +27,7 @@ from specrej.engines.torch.groups import Group
 from specrej.engines.torch.sampling import sample
 from specrej.engines.torch.text import TextCodec
 from specrej.errors import DeviceMemoryError, UsageError
+from specrej.evaluation.cost import ModelFlops
 from specrej.streams import uniforms
 from specrej.types import FinishReason, Prompt, SamplingParams
 
@@ -66,6 +67,7 @@ class TorchEngine:
         codec: TextCodec,
         *,
         layout: KvLayout,
+        flops: ModelFlops,
         eos_ids: frozenset[int],
         context_tokens: int,
         description: Mapping[str, str],
@@ -74,6 +76,7 @@ class TorchEngine:
         self.context_tokens = context_tokens
         self._codec = codec
         self.layout = layout
+        self.flops = flops
         self._eos_ids = eos_ids
         self._description = dict(description)
         self._device = model.device

@@ -9,6 +9,7 @@ through ours, a prompt in chunks and then token by token. An architecture whose 
 """
 
 import difflib
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -21,11 +22,12 @@ from specrej import models
 from specrej.engines.base import KvLayout
 from specrej.engines.torch import groups
 from specrej.engines.torch.attention import IMPLEMENTATION, DecodePass, Pass, PrefillPass
-from specrej.engines.torch.engine import TorchEngine
+from specrej.engines.torch.engine import PREFILL_CHUNK, TorchEngine
 from specrej.engines.torch.groups import Group, Scoring
 from specrej.engines.torch.linear import WEIGHTS, pack_linears
 from specrej.engines.torch.text import TextCodec
 from specrej.errors import ModelError, SpecrejError, UnknownNameError, UsageError
+from specrej.evaluation.cost import AttentionFlops, ModelFlops, linear_flops
 from specrej.quiet import quiet_transformers
 
 _PROBE_PROMPT, _PROBE_NEW = 9, 4
@@ -60,7 +62,7 @@ def wrap(model: Any, tokenizer: Any, *, weights: str | None = None, name: str = 
         raise UnknownNameError("weights", weights, WEIGHTS)
     model.eval()
     with quiet_transformers():
-        layout = _verify(model)
+        layout, flops = _verify(model)
     kernel = str(model.dtype).removeprefix("torch.")
     if model.device.type == "cpu" and model.dtype == torch.float32:
         kernel = pack_linears(model, weights or "fp16")
@@ -71,6 +73,7 @@ def wrap(model: Any, tokenizer: Any, *, weights: str | None = None, name: str = 
         model,
         TextCodec(tokenizer),
         layout=layout,
+        flops=flops,
         eos_ids=_eos_ids(model.generation_config, tokenizer),
         context_tokens=getattr(text_config, "max_position_embeddings", None) or 2**31,
         description={
@@ -159,22 +162,24 @@ def _eos_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
 
 @dataclass
 class _Recorder:
-    """Passes on to another pass and notes what each layer asked for, and the shapes of its KV."""
+    """Passes on to another pass and notes what each layer asked for, and the shapes of its KV and its heads."""
 
     inner: Pass
     scoring: dict[int, Scoring] = field(default_factory=dict)
     tensor_sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    pair_flops: dict[int, int] = field(default_factory=dict)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         self.scoring[layer] = scoring
         size = key.element_size()
         self.tensor_sizes[layer] = (key[0, :, 0].numel() * size, value[0, :, 0].numel() * size)
+        self.pair_flops[layer] = 2 * query.shape[1] * (query.shape[3] + value.shape[3])
         return self.inner.attend(layer, query, key, value, scoring)
 
 
 @torch.inference_mode()
-def _verify(model: Any) -> KvLayout:
-    """Compare our attention with transformers' own on a short text, and measure the KV of a token.
+def _verify(model: Any) -> tuple[KvLayout, ModelFlops]:
+    """Compare our attention with transformers' own on a short text; what a token holds in KV, and what it costs.
 
     Leaves the model set to our attention.
 
@@ -202,7 +207,21 @@ def _verify(model: Any) -> KvLayout:
             f"{difference:.1e} of the largest logit"
         )
     sizes = list(recorder.tensor_sizes.values())
-    return KvLayout(sum(key + value for key, value in sizes), max(max(pair) for pair in sizes), groups.GRANULE)
+    layout = KvLayout(sum(key + value for key, value in sizes), max(max(pair) for pair in sizes), groups.GRANULE)
+    return layout, _flops(model, recorder)
+
+
+def _flops(model: Any, recorder: _Recorder) -> ModelFlops:
+    per_pair: Counter[int | None] = Counter()
+    for layer, scoring in recorder.scoring.items():
+        per_pair[scoring.window] += recorder.pair_flops[layer]
+    head = model.get_output_embeddings()
+    return ModelFlops(
+        linear=linear_flops(model, head),
+        head=2 * head.weight.numel(),
+        attention=tuple(AttentionFlops(window, count) for window, count in per_pair.items()),
+        chunk=PREFILL_CHUNK,
+    )
 
 
 def _probe(model: Any, ids: Tensor) -> tuple[Tensor, _Recorder]:

@@ -1,0 +1,70 @@
+"""One prompt: generate, compare."""
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from specrej import api
+from specrej.cli.options import Json, exit_codes, stdout_for_results, takes_options
+from specrej.errors import PromptError
+
+_Prompt = Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.", show_default=False)]
+
+
+@takes_options()
+def generate(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
+    """Sample many answers to a prompt and print the one that the reward prefers."""
+    from specrej import display
+
+    with exit_codes():
+        is_interrupted = False
+        with display.Progress([given["algorithm"]], given["model"]) as progress, stdout_for_results():
+            try:
+                result = api.generate(_read(prompt), observe=progress, **given)
+            except api.Interrupted as interrupt:
+                if interrupt.result is None or not interrupt.result.usage.generated_tokens:
+                    raise
+                is_interrupted, result = True, interrupt.result
+        if json:
+            display.print_json(result.to_dict())
+        else:
+            display.print_result(result, is_interrupted=is_interrupted)
+        if is_interrupted:
+            raise typer.Exit(130)
+
+
+@takes_options("algorithm")
+def compare(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
+    """Speculative Rejection beside two Best-of-Ns in the same memory: the N that fits, and the N it started with."""
+    from specrej import display
+
+    with exit_codes():
+        is_interrupted = False
+        with display.Progress(list(display.METHODS), given["model"]) as progress, stdout_for_results():
+            text = _read(prompt)
+            try:
+                results = api.compare(text, observe=progress, **given)
+            except api.Interrupted:
+                results = progress.results()
+                if not results:
+                    raise
+                is_interrupted = True
+        if json:
+            methods = {name: result.to_dict() for name, result in results.items()}
+            display.print_json({"prompt": text, "methods": methods})
+        else:
+            display.print_comparison(results, is_interrupted=is_interrupted)
+        if is_interrupted:
+            raise typer.Exit(130)
+
+
+def _read(prompt: str) -> str:
+    """The prompt's text; - is stdin without the newline at its end."""
+    if prompt == "-" and sys.stdin.isatty():
+        typer.echo("reading the prompt from stdin, up to Ctrl-D", err=True)
+    try:
+        return sys.stdin.buffer.read().decode().rstrip("\r\n") if prompt == "-" else os.fsencode(prompt).decode()
+    except UnicodeError as error:
+        raise PromptError(f"the prompt is not UTF-8: {error}") from error

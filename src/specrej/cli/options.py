@@ -1,0 +1,119 @@
+"""What commands share: the options of the Python interface, and what an error means as an exit code.
+
+Exit codes: 0, 1 (a model or reward failed), 2 (arguments that cannot be honoured), 130 (Ctrl-C).
+"""
+
+import contextlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from specrej import api
+from specrej.errors import SpecrejError, UsageError
+from specrej.settings import Settings
+
+_DEFAULTS = {**(api.generate.__kwdefaults__ or {}), **Settings().to_dict()}
+Command = TypeVar("Command", bound=Callable[..., None])
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+
+
+def _count(words: str | int) -> str | int:
+    """A number where it is one; `Settings` judges the rest."""
+    try:
+        return int(words)
+    except ValueError:
+        return str(words)
+
+
+def _option(words: str, **how: Any) -> Any:
+    return typer.Option(help=words, **how)
+
+
+_MODEL, _SEARCH, _SAMPLING = (
+    {"rich_help_panel": title} for title in ("Model and reward", "How answers are chosen", "How tokens are drawn")
+)
+_OPTIONS: dict[str, Any] = {
+    "model": Annotated[str, _option("A default model, a Hugging Face id or a directory.", **_MODEL)],
+    "reward": Annotated[
+        str, _option("relevance, logprob, module:function, a classifier's id or directory.", metavar="REWARD", **_MODEL)
+    ],
+    "weights": Annotated[
+        str | None, _option("How a CPU holds the weights: fp16 (default) or fp32.", metavar="fp16|fp32", **_MODEL)
+    ],
+    "device": Annotated[
+        str | None, _option("A torch device; by default the first GPU, else the CPU.", metavar="DEVICE", **_MODEL)
+    ],
+    "algorithm": Annotated[str, _option("speculative_rejection or best_of_n.", metavar="NAME", **_SEARCH)],
+    "n": Annotated[
+        Any,
+        _option("Candidates to begin with; auto: as many as fit.", parser=_count, metavar="auto|INT", **_SEARCH),
+    ],
+    "alpha": Annotated[float, _option("Share of the candidates rejected at each decision, in [0, 1).", **_SEARCH)],
+    "keep": Annotated[int | None, _option("Keep this many at each decision, in place of a share.", **_SEARCH)],
+    "decide": Annotated[
+        str,
+        _option("budget (when memory is full), every:K or at:A,B tokens.", metavar="budget|every:K|at:A,B", **_SEARCH),
+    ],
+    "min_tokens": Annotated[
+        int, _option("Length that all first candidates can reach when the budget alone decides.", **_SEARCH)
+    ],
+    "memory": Annotated[
+        str | None,
+        _option(
+            "KV budget, such as 64MiB; by default 8 full-length candidates on a CPU, 80% of a GPU's free memory.",
+            metavar="SIZE",
+            **_SEARCH,
+        ),
+    ],
+    "max_new_tokens": Annotated[int, _option("Length limit of an answer, in tokens.", **_SAMPLING)],
+    "temperature": Annotated[float, _option("Divides the logits; above 0.", **_SAMPLING)],
+    "top_k": Annotated[int, _option("Draw from the k most likely tokens; 0: from all.", **_SAMPLING)],
+    "top_p": Annotated[float, _option("Draw from the likeliest tokens that reach this probability.", **_SAMPLING)],
+    "min_p": Annotated[float, _option("Drop tokens below this share of the likeliest one.", **_SAMPLING)],
+    "repetition_penalty": Annotated[float, _option("Makes tokens seen before less likely; 1.0 is off.", **_SAMPLING)],
+    "stop": Annotated[
+        list[str], _option("A string that ends an answer; may be given again.", metavar="TEXT", **_SAMPLING)
+    ],
+    "seed": Annotated[int, _option("Decides every draw, with candidate and position.", **_SAMPLING)],
+}
+"""What `generate` and `compare` take, by the names and with the defaults of the Python interface."""
+
+
+def takes_options(*left_out: str) -> Callable[[Command], Command]:
+    """Show typer the options above in place of a command's `**given`."""
+
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command)
+        options = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS[name], annotation=annotation)
+            for name, annotation in _OPTIONS.items()
+            if name not in left_out
+        ]
+        own = [parameter for parameter in signature.parameters.values() if parameter.kind != parameter.VAR_KEYWORD]
+        command.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """Say what went wrong on stderr, and exit with the code that means it."""
+    from specrej import display
+
+    try:
+        yield
+    except SpecrejError as error:
+        display.print_error(error)
+        raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
+    except KeyboardInterrupt:
+        display.print_note("interrupted before there was a result")
+        raise typer.Exit(130) from None
+
+
+def stdout_for_results() -> contextlib.AbstractContextManager[object]:
+    """Send to stderr what libraries and a user's reward print: stdout is for results."""
+    return contextlib.redirect_stdout(sys.stderr)

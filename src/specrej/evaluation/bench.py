@@ -1,0 +1,214 @@
+"""Methods side by side on the same prompts: one engine, one memory budget, one seed, everything inside the clock.
+
+    methods = parse_methods(["best_of_n:8", "speculative_rejection:0.5"], Settings(max_new_tokens=128))
+    for row in run_bench(load_prompts("prompts.jsonl"), methods, engine, reward, Path("out"), settings=settings):
+        print(row["prompt_id"], row["method"])
+
+Each prompt runs all methods before the next prompt begins, and their order rotates from prompt to prompt, so that a
+drift of the machine hits all alike. Rows are on the disk when they are yielded. Nothing is compared here: see `metrics`.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, cast
+
+from specrej.api import run_one, unobserved
+from specrej.engines.base import Engine
+from specrej.errors import SpecrejError, UnknownNameError, UsageError
+from specrej.evaluation.cost import flops_of, flops_per_token_of
+from specrej.evaluation.folder import RESULTS, claim
+from specrej.evaluation.prompts import Loaded, Task
+from specrej.evaluation.rows import CandidateRow, DecisionRow, Row, RunInfo, TurnRow, UsageRow
+from specrej.journal import Journal
+from specrej.registry import ALGORITHMS
+from specrej.rewards.base import Reward
+from specrej.scheduler import Observer
+from specrej.settings import Settings
+from specrej.types import Candidate, Decision, Prompt, Result, as_messages
+from specrej.version import __version__
+
+_OWN = ("algorithm", "n", "alpha")
+"""What a method sets; all other settings are the bench's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to choose an answer, by the name that rows carry."""
+
+    name: str
+    settings: Settings
+
+
+def parse_methods(words: Sequence[str], settings: Settings) -> list[Method]:
+    """Methods as given on a command line: "best_of_n:N", "speculative_rejection:ALPHA" or "...:ALPHA:N".
+
+    Without an N, Speculative Rejection begins with as many candidates as the memory carries.
+
+    Raises:
+        UsageError: a word that means no method, or the same method twice.
+    """
+    methods = [Method(word, _settings_of(word, settings)) for word in words]
+    if not methods:
+        raise UsageError("a bench needs a method", hint="for example best_of_n:8,speculative_rejection:0.5")
+    if twice := [word for word in words if words.count(word) > 1]:
+        raise UsageError(f"the method {twice[0]!r} is given twice")
+    return methods
+
+
+def _settings_of(word: str, settings: Settings) -> Settings:
+    algorithm, *numbers = word.split(":")
+    if algorithm not in ALGORITHMS:
+        raise UnknownNameError("method", algorithm, ALGORITHMS)
+    try:
+        if algorithm == "best_of_n":
+            (n,) = numbers
+            return replace(settings, algorithm=algorithm, n=int(n))
+        alpha, *rest = numbers
+        start: int | str = int(*rest) if rest else "auto"
+        return replace(settings, algorithm=algorithm, alpha=float(alpha), n=start)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"{word!r} is no method",
+            hint="expected best_of_n:N, speculative_rejection:ALPHA or speculative_rejection:ALPHA:N",
+        ) from None
+
+
+def describe_run(
+    kind: Literal["bench", "trace"],
+    loaded: Loaded,
+    engine: Engine,
+    reward: Reward,
+    settings: Settings,
+    methods: Sequence[str],
+) -> RunInfo:
+    """What is written to run.json: it tells one run from another."""
+    return RunInfo(
+        kind=kind,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        prompts={"source": loaded.source, "sha256": loaded.sha256, "num_prompts": len(loaded.tasks)},
+        methods=list(methods),
+        settings={name: value for name, value in settings.to_dict().items() if name not in _OWN}
+        | {"reward": reward.name},
+        engine=dict(engine.describe()),
+        versions={"specrej": __version__, **engine.versions()},
+    )
+
+
+def run_bench(
+    loaded: Loaded,
+    methods: Sequence[Method],
+    engine: Engine,
+    reward: Reward,
+    directory: Path,
+    *,
+    settings: Settings,
+    resume: bool = False,
+    observe: Observer = unobserved,
+) -> Iterator[Row]:
+    """Run every method on every prompt; yield each row when it is on the disk.
+
+    A prompt on which a method fails is a row with the error. Rows that an earlier run has written are not run again,
+    and not yielded.
+
+    Args:
+        loaded: the prompts.
+        methods: see `parse_methods`.
+        engine: decodes for all methods.
+        reward: chooses for all methods.
+        directory: gets run.json and results.jsonl.
+        settings: what the methods have in common.
+        resume: go on with the run that the directory holds.
+        observe: called with the running search after each step and decision.
+
+    Raises:
+        UsageError: the directory holds something else, or cannot be written.
+    """
+    info = describe_run("bench", loaded, engine, reward, settings, [method.name for method in methods])
+    with claim(directory, info, resume=resume), Journal(directory / RESULTS) as journal:
+        done = {(row["prompt_id"], row["method"]) for row in journal.rows}
+        _warm_up(engine, reward, settings)
+        for number, task in enumerate(loaded.tasks):
+            first = number % len(methods)
+            for place, method in enumerate([*methods[first:], *methods[:first]]):
+                if (task.id, method.name) not in done:
+                    row = _run(task, method, place, engine, reward, observe)
+                    journal.append(row)
+                    yield row
+
+
+def _warm_up(engine: Engine, reward: Reward, settings: Settings) -> None:
+    """What is slow only the first time is not to be the cost of the method that comes first."""
+    short = replace(settings, algorithm="best_of_n", n=2, max_new_tokens=8, memory=None)
+    with contextlib.suppress(SpecrejError):  # what fails here fails on the prompts as well, and is recorded there
+        run_one(engine, reward, "Hello", short, unobserved)
+
+
+def _run(task: Task, method: Method, place: int, engine: Engine, reward: Reward, observe: Observer) -> Row:
+    row = Row(prompt_id=task.id, category=task.category, method=method.name, place=place, turns=[], error=None)
+    try:
+        memory = method.settings.memory_bytes or _default_memory(task, method.settings, engine)
+        settings = replace(method.settings, memory=memory)
+        prompt: Prompt = task.turns[0]
+        for number, turn in enumerate(task.turns):
+            if number:
+                answered = row["turns"][-1]
+                answer = {"role": "assistant", "content": answered["text"]}
+                prompt = [*answered["messages"], answer, *as_messages(turn)]
+            result = run_one(engine, reward, prompt, settings, observe)
+            row["turns"].append(_turn(prompt, result, engine, reward))
+    except SpecrejError as error:
+        row["error"] = {"kind": type(error).__name__, "message": str(error)}
+    return row
+
+
+def _default_memory(task: Task, settings: Settings, engine: Engine) -> int:
+    """The engine's default for the longest conversation that this prompt can become: the same for all methods."""
+    longest = sum(len(engine.encode(turn)) for turn in task.turns)
+    longest += (len(task.turns) - 1) * settings.max_new_tokens
+    return engine.default_budget(longest, settings.max_new_tokens)
+
+
+def _turn(prompt: Prompt, result: Result, engine: Engine, reward: Reward) -> TurnRow:
+    complete = [c for c in result.candidates if c.state == "complete"]
+    lowest = min(complete, key=lambda c: (c.reward if c.reward is not None else math.inf, c.index))
+    assert result.reward is not None
+    assert lowest.reward is not None
+    return TurnRow(
+        messages=as_messages(prompt),
+        text=result.text,
+        reward=result.reward,
+        perplexity=result.best.perplexity,
+        lowest_text=lowest.text,
+        lowest_reward=lowest.reward,
+        candidates=[_candidate(candidate) for candidate in result.candidates],
+        decisions=[_decision(decision) for decision in result.decisions],
+        usage=cast("UsageRow", result.usage.to_dict()),
+        flops=flops_of(
+            engine.flops,
+            result.usage.prompt_tokens,
+            [len(candidate.token_ids) for candidate in result.candidates],
+            flops_per_token_of(reward),
+            result.usage.reward_tokens,
+        ),
+        memory_bytes=result.settings["memory_bytes"],
+    )
+
+
+def _candidate(candidate: Candidate) -> CandidateRow:
+    return CandidateRow(
+        index=candidate.index,
+        num_tokens=len(candidate.token_ids),
+        state=candidate.state,
+        finish_reason=candidate.finish_reason,
+        perplexity=candidate.perplexity,
+        rewards={str(decision): reward for decision, reward in candidate.rewards.items()},
+    )
+
+
+def _decision(decision: Decision) -> DecisionRow:
+    fields = asdict(decision) | {"scored": list(decision.scored), "rejected": list(decision.rejected)}
+    return cast("DecisionRow", fields)

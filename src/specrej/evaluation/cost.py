@@ -1,0 +1,148 @@
+"""Floating-point operations of a run, counted from the shape of its models. The one place where they are counted.
+
+    flops = engine.flops                                     # what one token costs this model
+    flops.prefill(60)                                        # one prompt of 60 tokens, read once for all candidates
+    flops.decode(60, [128, 16, 16])                          # three answers to it, of which two were rejected early
+    row = flops_of(flops, 60, [128, 16, 16], flops_per_token_of(reward), usage.reward_tokens)
+
+Counted are matrix products, a multiplication and an addition as two operations, as the torch engine executes them:
+linear layers, the head, and queries times keys and weights times values in attention. Left out are norms, activations,
+softmax, rotary positions, sampling and copies: together under 1% of the operations, not of the seconds.
+
+KV memory is counted by `specrej.engines.base.KvLayout`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from specrej.evaluation.rows import FlopsRow
+from specrej.rewards.base import Reward
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+class AttentionFlops(NamedTuple):
+    """The layers of one window."""
+
+    window: int | None
+    """A query sees the last `window` positions, its own included; None sees all."""
+    per_pair: float
+    """Operations for one query and one key it meets, over all heads and all these layers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFlops:
+    """What a forward pass of a decoder costs.
+
+    Attributes:
+        linear: operations for each token fed to the model, in all linear layers but the head.
+        head: operations for each position whose logits are computed.
+        attention: operations for each pair of a query and a key, by window.
+        chunk: prompt tokens that are read in one pass.
+    """
+
+    linear: float
+    head: float
+    attention: tuple[AttentionFlops, ...]
+    chunk: int
+
+    def prefill(self, num_prompt_tokens: int) -> float:
+        """Reading a prompt once, in chunks, with logits for the last position of each chunk.
+
+        A chunk is multiplied with all positions so far; those that causality or a window hides are masked afterwards,
+        so they cost as much as the others.
+        """
+        starts = [*range(0, num_prompt_tokens, self.chunk), num_prompt_tokens]
+        num_pairs = sum((stop - start) * stop for start, stop in pairwise(starts))
+        attention: float = num_pairs * sum(layers.per_pair for layers in self.attention)
+        return self.linear * num_prompt_tokens + self.head * (len(starts) - 1) + attention
+
+    def decode_each(self, num_prompt_tokens: int, lengths: ArrayLike) -> NDArray[np.float64]:
+        """Drawing answers of these lengths in tokens, one by one: an array of the shape of `lengths`, in operations.
+
+        The first token of an answer is drawn from the prompt's logits, and the last one is never fed to the model.
+        """
+        fed = np.maximum(np.asarray(lengths, dtype=np.float64) - 1, 0)
+        total = fed * (self.linear + self.head)
+        for window, per_pair in self.attention:
+            # The i-th token fed meets the prompt and i tokens, as many of them as the window shows.
+            in_sight = fed if window is None else np.clip(window - num_prompt_tokens, 0, fed)
+            num_pairs = in_sight * num_prompt_tokens + in_sight * (in_sight + 1) / 2
+            total = total + per_pair * (num_pairs + (fed - in_sight) * (window or 0))
+        return total
+
+    def decode(self, num_prompt_tokens: int, lengths: ArrayLike) -> float:
+        """Drawing all these answers, the rejected ones by the tokens they had."""
+        return float(self.decode_each(num_prompt_tokens, lengths).sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it in JSON's types."""
+        return {**asdict(self), "attention": [list(layers) for layers in self.attention]}
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> "ModelFlops":
+        """What `to_dict` gave, by way of JSON or not."""
+        attention = tuple(AttentionFlops(*layers) for layers in given["attention"])
+        return cls(linear=given["linear"], head=given["head"], attention=attention, chunk=given["chunk"])
+
+
+def flops_of(
+    model: ModelFlops,
+    num_prompt_tokens: int,
+    lengths: ArrayLike,
+    reward_flops_per_token: float | None,
+    reward_tokens: int,
+) -> FlopsRow:
+    """The operations of one prompt's run, by part.
+
+    Args:
+        model: of the engine.
+        num_prompt_tokens: read once, however many waves of candidates follow.
+        lengths: tokens of every candidate, rejected ones included.
+        reward_flops_per_token: None where the reward does not say.
+        reward_tokens: tokens that the reward has read, all decisions together.
+    """
+    return {
+        "prefill": model.prefill(num_prompt_tokens),
+        "decode": model.decode(num_prompt_tokens, lengths),
+        "reward": None if reward_flops_per_token is None else reward_flops_per_token * reward_tokens,
+    }
+
+
+def flops_per_token_of(reward: Reward) -> float | None:
+    """What a reward says that reading a token costs it; None where it does not know or does not say."""
+    # A user's own reward may have been written without this figure, which no run depends on.
+    return getattr(reward, "flops_per_token", None)
+
+
+def linear_flops(model: "PreTrainedModel", head: "nn.Module | None" = None) -> float:
+    """Operations of a transformers model's linear layers for each token, by the weights in its modules.
+
+    Of a mixture of experts, whose weights are `[experts, out, in]`, each token meets `config.num_experts_per_tok`; all
+    where the config does not say. Embeddings are looked up, not multiplied. A layer that is called several times in one
+    pass is counted once.
+
+    Args:
+        model: with its weights in their modules, so before the engine has packed them.
+        head: left out.
+    """
+    from torch import nn
+
+    num_active = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
+    total = 0.0
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) or module is head:
+            continue
+        for weight in module.parameters(recurse=False):
+            if weight.dim() == 2:
+                total += 2 * weight.numel()
+            elif weight.dim() == 3:
+                total += 2 * weight.numel() * (num_active or len(weight)) / len(weight)
+    return total

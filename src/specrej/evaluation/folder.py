@@ -1,0 +1,101 @@
+"""A run's folder: run.json says what the run is, so that nobody mixes two.
+
+with claim(directory, info, resume=False):                # the only writer, until the block ends
+    with Journal(directory / RESULTS) as journal:
+        ...
+info, rows = read_bench(directory)
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+from filelock import FileLock, Timeout
+
+from specrej.errors import UsageError
+from specrej.evaluation.rows import Row, RunInfo
+from specrej.journal import read_rows, write_json
+
+RUN = "run.json"
+RESULTS = "results.jsonl"
+_LOCK = ".lock"
+
+
+@contextmanager
+def claim(directory: Path, info: RunInfo, *, resume: bool) -> Iterator[None]:
+    """Be the only writer of a run's folder: a new one, or (with `resume`) one that was stopped.
+
+    Raises:
+        UsageError: the folder cannot be written, is in use, holds another run or files of no run, or holds this run
+            already and `resume` was not asked for.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / _LOCK, timeout=0)
+        with lock:
+            _check(directory, info, resume=resume)
+            if not (directory / RUN).exists():
+                write_json(directory / RUN, info)
+            yield
+    except Timeout:
+        raise UsageError(f"another process is writing to {directory}", hint="wait for it, or stop it") from None
+    except OSError as error:
+        raise UsageError(f"cannot write to {directory}: {error.strerror or error}") from error
+
+
+def _check(directory: Path, info: RunInfo, *, resume: bool) -> None:
+    if not (directory / RUN).exists():
+        if foreign := sorted(path.name for path in directory.iterdir() if not path.name.startswith(".")):
+            raise UsageError(
+                f"{directory} holds no run but other files, such as {foreign[0]}", hint="give a folder of its own"
+            )
+        return
+    there = read_info(directory)
+    if not resume:
+        raise UsageError(
+            f"{directory} holds a run of {there['created']} already",
+            hint="go on with it by --resume, or give another folder",
+        )
+    differing = [
+        name for name in RunInfo.__annotations__ if name != "created" and there.get(name) != _plain(info)[name]
+    ]
+    if differing:
+        name = differing[0]
+        before, now = there.get(name), _plain(info)[name]
+        raise UsageError(
+            f"{directory} holds another run: its {name} are {json.dumps(before)}, yours {json.dumps(now)}",
+            hint="resume with the options that the run began with (see run.json), or give another folder",
+        )
+
+
+def _plain(info: RunInfo) -> dict[str, object]:
+    """As JSON gives it back."""
+    return cast("dict[str, object]", json.loads(json.dumps(info)))
+
+
+def read_info(directory: Path) -> RunInfo:
+    """What the run in a folder is.
+
+    Raises:
+        UsageError: there is no run.
+    """
+    try:
+        return cast("RunInfo", json.loads((directory / RUN).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{directory} holds no run: {RUN} cannot be read", hint="give a folder that specrej bench or trace has made"
+        ) from error
+
+
+def read_bench(directory: Path) -> tuple[RunInfo, list[Row]]:
+    """What a bench has written so far.
+
+    Raises:
+        UsageError: the folder holds no bench.
+    """
+    info = read_info(directory)
+    if info["kind"] != "bench":
+        raise UsageError(f"{directory} holds a {info['kind']}, not a bench")
+    return info, cast("list[Row]", read_rows(directory / RESULTS))

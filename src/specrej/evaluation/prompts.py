@@ -1,0 +1,291 @@
+"""What a user gives to a bench or a trace, as tasks: a JSONL file, stdin, or a well-known set by name.
+
+    loaded = load_prompts("prompts.jsonl", limit=10)     # or "-", or "mt_bench"
+    for task in loaded.tasks:
+        conversation = as_messages(task.turns[0])        # answer it; then add the answer and as_messages(task.turns[1])
+    for line, reason in loaded.broken:
+        ...                                              # said, and left out; the rest runs
+
+A row holds `prompt` (a text), `messages` (a conversation) or `turns` (a user's texts, asked one after the other as in
+MT-Bench). Nothing is asked of a model here.
+"""
+
+import hashlib
+import json
+import os
+import reprlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from specrej.errors import PromptError, UnknownNameError, UsageError
+from specrej.types import Prompt, as_messages
+
+_FORM = 'one JSON object a line, such as {"id": "a", "prompt": "Why is the sky blue?"}'
+_KINDS: dict[str, tuple[type[Any], str]] = {
+    "prompt": (str, "a text"),
+    "messages": (list, "a list of messages"),
+    "turns": (list, "a list of texts"),
+}
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_IDS = ("id", "prompt_id", "question_id", "key")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One prompt.
+
+    Attributes:
+        id: unique among the tasks that were loaded.
+        turns: what is asked: a text or a conversation, then the texts of the turns that follow. A first turn given as
+            a text stays one: a model without a chat template takes nothing else.
+        category: for example "writing"; None where the source has none.
+        line: where it came from, counted from 1: a line of the file, or a row of the set.
+    """
+
+    id: str
+    turns: tuple[Prompt, ...]
+    category: str | None
+    line: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """The tasks of one source.
+
+    Attributes:
+        source: as given.
+        tasks: at least one, in the order of the source.
+        broken: line and reason of what could not be taken.
+        sha256: of the tasks' ids and messages, whatever the file looks like.
+    """
+
+    source: str
+    tasks: tuple[Task, ...]
+    broken: tuple[tuple[int, str], ...]
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamedSet:
+    """A set on the Hugging Face hub.
+
+    Attributes:
+        hub_id: its repository.
+        split: for example "test".
+        to_row: a row of it as a row of a JSONL file.
+        config: where there are several.
+        file: the one JSON file to read, where the repository as a whole cannot be loaded.
+    """
+
+    hub_id: str
+    split: str
+    to_row: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    config: str | None = None
+    file: str | None = None
+
+
+def read_dialogue(text: str) -> list[dict[str, str]]:
+    r"""The conversation of an HH-RLHF text ("\n\nHuman: ...\n\nAssistant: ..."), without its last answer."""
+    messages: list[dict[str, str]] = []
+    for part in text.split("\n\n"):
+        speaker, colon, content = part.partition(":")
+        role = {"Human": "user", "Assistant": "assistant"}.get(speaker)
+        if colon and role:
+            messages.append({"role": role, "content": content.strip()})
+        elif messages:
+            messages[-1]["content"] += f"\n\n{part}"
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    return messages
+
+
+NAMED_SETS = {
+    "alpaca_eval": NamedSet(
+        hub_id="tatsu-lab/alpaca_eval",
+        file="alpaca_eval.json",
+        split="train",
+        to_row=lambda row: {"prompt": row["instruction"], "category": row["dataset"]},
+    ),
+    "gsm8k": NamedSet(
+        hub_id="openai/gsm8k", config="main", split="test", to_row=lambda row: {"prompt": row["question"]}
+    ),
+    "hh_rlhf": NamedSet(
+        hub_id="Anthropic/hh-rlhf", split="test", to_row=lambda row: {"messages": read_dialogue(row["chosen"])}
+    ),
+    "ifeval": NamedSet(
+        hub_id="google/IFEval", split="train", to_row=lambda row: {"id": row["key"], "prompt": row["prompt"]}
+    ),
+    "math_500": NamedSet(
+        hub_id="HuggingFaceH4/MATH-500",
+        split="test",
+        to_row=lambda row: {"id": row["unique_id"], "prompt": row["problem"], "category": row["subject"]},
+    ),
+    "mt_bench": NamedSet(
+        hub_id="lighteval/mt-bench",
+        split="train",
+        to_row=lambda row: {"id": row["question_id"], "turns": row["turns"], "category": row["category"]},
+    ),
+    "ultrafeedback": NamedSet(
+        hub_id="HuggingFaceH4/ultrafeedback_binarized",
+        split="test_prefs",
+        to_row=lambda row: {"id": row["prompt_id"], "prompt": row["prompt"]},
+    ),
+}
+"""Read through `datasets`; a name here goes before a file of that name (write ./NAME for the file)."""
+
+
+def load_prompts(source: str, limit: int | None = None) -> Loaded:
+    """The tasks of a JSONL file, of stdin ("-") or of a set in `NAMED_SETS`.
+
+    Args:
+        source: a path, "-", or a name.
+        limit: take the first so many good rows and read no further; None takes all.
+
+    Raises:
+        UnknownNameError: neither a file nor a set.
+        UsageError: the source cannot be read, or holds no good row.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit must be at least 1, got {limit}")
+    tasks: dict[str, Task] = {}
+    broken: list[tuple[int, str]] = []
+    for line, read in _rows(source):
+        if len(tasks) == limit:
+            break
+        try:
+            task = _to_task(read(), line)
+            if task.id in tasks:
+                raise PromptError(f"the id {task.id!r} is that of line {tasks[task.id].line}")
+            tasks[task.id] = task
+        except KeyError as error:
+            broken.append((line, f"the set has no column {error}"))
+        except (PromptError, ValueError, RecursionError) as error:
+            broken.append((line, str(error)[:300]))
+    if not tasks:
+        first = "it is empty" if not broken else "line {}: {}".format(*broken[0])
+        raise UsageError(f"no prompt can be read from {source!r}: {first}", hint=f"expected {_FORM}")
+    return Loaded(source=source, tasks=tuple(tasks.values()), broken=tuple(broken), sha256=_hash(tasks.values()))
+
+
+def _rows(source: str) -> Iterator[tuple[int, Callable[[], Any]]]:
+    """Each row's number and what reads it: a broken row is to fail on its own."""
+    if source in NAMED_SETS:
+        named = NAMED_SETS[source]
+        for number, row in enumerate(_download(source, named), 1):
+            yield number, partial(named.to_row, row)
+        return
+    for number, line in enumerate(_lines(source), 1):
+        text = line.removeprefix(_BYTE_ORDER_MARK).strip() if number == 1 else line.strip()
+        if text:
+            yield number, partial(_parse, text)
+
+
+def _lines(source: str) -> Iterator[bytes]:
+    """The lines of a file or of stdin."""
+    if source == "-":
+        yield from sys.stdin.buffer
+        return
+    hint = f"give a JSONL file, - for stdin, or one of {', '.join(NAMED_SETS)}"
+    path = Path(source)
+    if not path.suffix and os.sep not in source and not path.exists():
+        raise UnknownNameError("prompt set", source, NAMED_SETS, hint=hint)
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except OSError as error:
+        raise UsageError(f"cannot read prompts from {source!r}: {error.strerror}", hint=hint) from error
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise PromptError(f"not UTF-8: {error.reason} at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise PromptError(f"no JSON: {error.msg} at column {error.colno}") from error
+
+
+def _to_task(row: Any, line: int) -> Task:
+    """A row as a task.
+
+    Raises:
+        PromptError: says what is wrong with the row.
+    """
+    if not isinstance(row, Mapping):
+        raise PromptError(f"expected {_FORM}, got {reprlib.repr(row)}")
+    given = [name for name in _KINDS if row.get(name) is not None]
+    if len(given) != 1:
+        raise PromptError(f"give one of prompt, messages and turns, got {' and '.join(given) or 'none of them'}")
+    name = given[0]
+    kind, words = _KINDS[name]
+    value = row[name]
+    if not isinstance(value, kind):
+        raise PromptError(f"{name} must be {words}, got {reprlib.repr(value)}")
+    category = row.get("category")
+    if not isinstance(category, str | None):
+        raise PromptError(f"category must be a text, got {reprlib.repr(category)}")
+    turns = tuple(value) if name == "turns" else (value,)
+    if not turns or not (name == "messages" or all(isinstance(turn, str) for turn in turns)):
+        raise PromptError(f"turns must be a list of texts, got {reprlib.repr(value)}")
+    messages = [as_messages(turn) for turn in turns]
+    if messages[0][-1]["role"] == "assistant":
+        raise PromptError("the conversation ends in an answer, expected a question")
+    task_id = _read_id(row, line)
+    _check_characters([task_id, category, messages])
+    return Task(id=task_id, turns=turns, category=category, line=line)
+
+
+def _read_id(row: Mapping[str, Any], line: int) -> str:
+    given = next((row[name] for name in _IDS if row.get(name) is not None), line)
+    if not isinstance(given, str | int) or isinstance(given, bool) or given == "":
+        raise PromptError(f"an id must be a text or a whole number, got {reprlib.repr(given)}")
+    return str(given)
+
+
+def _check_characters(texts: object) -> None:
+    r"""JSON can spell half a character ("\ud83d"), which no tokenizer and no file can take."""
+    try:
+        json.dumps(texts, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise PromptError("the text holds half a surrogate pair, which is no character") from error
+
+
+def _hash(tasks: Iterable[Task]) -> str:
+    content = [[task.id, [as_messages(turn) for turn in task.turns]] for task in tasks]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _download(name: str, named: NamedSet) -> Iterable[Mapping[str, Any]]:
+    """The rows of a set, from the hub or (HF_HUB_OFFLINE=1) from the cache of `datasets`.
+
+    Raises:
+        UsageError: `datasets` is not installed, or the set cannot be had.
+    """
+    try:
+        datasets, hub = import_module("datasets"), import_module("huggingface_hub")
+    except ImportError as error:
+        raise UsageError(
+            f"the prompt set {name!r} is read through datasets, which is not installed",
+            hint="pip install 'specrej[evaluation]', or give a JSONL file",
+        ) from error
+    from specrej.quiet import quiet_transformers
+
+    path, config, file = named.hub_id, named.config, None
+    if named.file:
+        path, file = "json", f"hf://datasets/{named.hub_id}/{named.file}"
+    try:
+        with quiet_transformers():
+            if not hub.is_offline_mode():
+                hub.HfApi().dataset_info(named.hub_id, timeout=10)  # fails at once, where datasets would retry
+            rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(path, config, data_files=file, split=named.split)
+    except Exception as error:  # three libraries, whose errors have no class in common
+        raise UsageError(
+            f"cannot load the prompt set {name!r} ({named.hub_id}): {error}",
+            hint="without a network give a JSONL file, or set HF_HUB_OFFLINE=1 where datasets has the set in its cache",
+        ) from error
+    return rows

@@ -1,0 +1,109 @@
+"""Rows that survive: an append-only JSONL file that a kill, at any moment, leaves readable.
+
+    with Journal(path) as journal:
+        done = {row["id"] for row in journal.rows}       # what an earlier run has written
+        journal.append({"id": "a", "text": "..."})       # on the disk when this returns
+
+A line that was being written when the process died is cut off on opening; whole lines are never touched.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from specrej.errors import UsageError
+
+
+class Journal:
+    """A JSONL file with one writer.
+
+    Attributes:
+        path: the file, made where it is not there.
+        rows: what it held on opening; rows appended since are not added.
+
+    Raises:
+        UsageError: the file cannot be opened, or holds a line that is no JSON object.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            content = path.read_bytes() if path.exists() else b""
+            self._end = content.rfind(b"\n") + 1
+            self.rows = _parse(path, content)
+            self._file = path.open("ab", buffering=0)
+            self._file.truncate(self._end)
+        except OSError as error:
+            raise UsageError(f"cannot write to {path}: {error.strerror}") from error
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row through to the disk.
+
+        Raises:
+            UsageError: the disk took no more; the file ends with the row before.
+        """
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        try:
+            left = memoryview(line)
+            while left:
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(self._end)
+            raise UsageError(
+                f"cannot write to {self.path}: {error.strerror}",
+                hint=f"nothing before this is lost: {self._end} bytes of whole rows are there; make room and go on",
+            ) from error
+        self._end += len(line)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a journal that somebody else may be writing.
+
+    Raises:
+        UsageError: there is no such file, or a line is no JSON object.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    return _parse(path, content)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, ensure_ascii=False, allow_nan=False, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:
+    """The rows of all lines that have an end."""
+    rows = []
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"line {number} of {path} is no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UsageError(f"line {number} of {path} is no JSON object")
+        rows.append(row)
+    return rows

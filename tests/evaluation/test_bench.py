@@ -1,0 +1,246 @@
+"""A bench runs every method on every prompt once, the same way each time, whatever fails or stops in between."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import specrej
+from fakes import FakeEngine, FakeReward
+from specrej.api import unobserved
+from specrej.errors import UsageError
+from specrej.evaluation.bench import parse_methods, run_bench
+from specrej.evaluation.folder import RESULTS, read_bench
+from specrej.evaluation.prompts import Loaded, load_prompts
+from specrej.evaluation.rows import Row
+from specrej.rewards import as_reward
+from specrej.rewards.base import Reward
+from specrej.scheduler import Observer
+from specrej.search import Search
+from specrej.settings import Settings
+from specrej.types import as_messages
+
+OPTIONS: dict[str, Any] = {"max_new_tokens": 40, "min_tokens": 6, "seed": 5, "memory": "4KiB"}
+SETTINGS = Settings(**OPTIONS)
+WORDS = ["best_of_n:3", "best_of_n:9", "speculative_rejection:0.5", "speculative_rejection:0.25:12"]
+PROMPTS: list[dict[str, Any]] = [
+    {"id": "a", "prompt": "Why?"},
+    {"id": "b", "turns": ["How?", "And then?"], "category": "writing"},
+    {"id": "c", "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]},
+]
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> Loaded:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
+    return load_prompts(str(path))
+
+
+def bench(
+    loaded: Loaded,
+    directory: Path,
+    *,
+    reward: Reward | None = None,
+    settings: Settings = SETTINGS,
+    resume: bool = False,
+    observe: Observer = unobserved,
+) -> list[Row]:
+    engine = FakeEngine()
+    methods = parse_methods(WORDS, settings)
+    rows = run_bench(
+        loaded, methods, engine, reward or FakeReward(), directory, settings=settings, resume=resume, observe=observe
+    )
+    try:
+        return list(rows)
+    finally:
+        rows.close()  # type: ignore[attr-defined]
+        assert not engine.groups
+
+
+def without_seconds(rows: Sequence[Row]) -> list[Any]:
+    """Rows as JSON gives them back, sorted, but for what a clock has measured."""
+    plain = json.loads(json.dumps(sorted(rows, key=lambda row: (row["prompt_id"], row["method"]))))
+    for row in plain:
+        for turn in row["turns"]:
+            turn["usage"] = {name: value for name, value in turn["usage"].items() if not name.endswith("_s")}
+    return list(plain)
+
+
+def test_each_row_is_what_generate_gives(loaded: Loaded, tmp_path: Path) -> None:
+    rows = bench(loaded, tmp_path / "out")
+    assert sorted((row["prompt_id"], row["method"]) for row in rows) == sorted(
+        (str(prompt["id"]), word) for prompt in PROMPTS for word in WORDS
+    )
+    options: dict[str, dict[str, Any]] = {
+        "best_of_n:3": {"algorithm": "best_of_n", "n": 3},
+        "best_of_n:9": {"algorithm": "best_of_n", "n": 9},
+        "speculative_rejection:0.5": {"alpha": 0.5},
+        "speculative_rejection:0.25:12": {"alpha": 0.25, "n": 12},
+    }
+    for row in rows:
+        assert row["error"] is None
+        for turn in row["turns"]:
+            result = specrej.generate(
+                turn["messages"],
+                model=FakeEngine(),
+                reward=FakeReward(),
+                **OPTIONS,
+                **options[row["method"]],
+            )
+            assert (turn["text"], turn["reward"]) == (result.text, result.reward)
+            assert turn["usage"]["generated_tokens"] == result.usage.generated_tokens
+            assert [c["num_tokens"] for c in turn["candidates"]] == [len(c.token_ids) for c in result.candidates]
+            assert [c["state"] for c in turn["candidates"]] == [c.state for c in result.candidates]
+            assert [d["rejected"] for d in turn["decisions"]] == [list(d.rejected) for d in result.decisions]
+            complete = [c for c in result.candidates if c.state == "complete"]
+            assert turn["lowest_reward"] == min(c.reward for c in complete if c.reward is not None)
+            assert turn["lowest_text"] in {c.text for c in complete if c.reward == turn["lowest_reward"]}
+
+
+def test_what_is_yielded_is_on_the_disk(loaded: Loaded, tmp_path: Path) -> None:
+    engine = FakeEngine()
+    methods = parse_methods(WORDS, SETTINGS)
+    for count, row in enumerate(
+        run_bench(loaded, methods, engine, FakeReward(), tmp_path / "out", settings=SETTINGS), 1
+    ):
+        info, rows = read_bench(tmp_path / "out")
+        assert rows[-1] == json.loads(json.dumps(row))
+        assert len(rows) == count
+    assert info["methods"] == WORDS
+    assert info["prompts"]["num_prompts"] == 3
+    assert info["settings"]["seed"] == 5
+    assert not {"n", "alpha", "algorithm"} & info["settings"].keys()
+
+
+def test_the_order_of_the_methods_rotates(loaded: Loaded, tmp_path: Path) -> None:
+    rows = bench(loaded, tmp_path / "out")
+    for number, prompt in enumerate("abc"):
+        in_order = [row["method"] for row in rows if row["prompt_id"] == prompt]
+        assert in_order == [*WORDS[number:], *WORDS[:number]]
+        assert [row["place"] for row in rows if row["prompt_id"] == prompt] == [0, 1, 2, 3]
+
+
+def test_turns_follow_on_the_chosen_answers(loaded: Loaded, tmp_path: Path) -> None:
+    for row in bench(loaded, tmp_path / "out"):
+        if row["prompt_id"] == "b":
+            first, second = row["turns"]
+            assert first["messages"] == as_messages("How?")
+            answer = {"role": "assistant", "content": first["text"]}
+            assert second["messages"] == [*as_messages("How?"), answer, *as_messages("And then?")]
+            assert row["category"] == "writing"
+        else:
+            assert len(row["turns"]) == 1
+            assert row["category"] is None
+
+
+def test_a_default_budget_is_the_same_for_all_methods(loaded: Loaded, tmp_path: Path) -> None:
+    rows = bench(loaded, tmp_path / "out", settings=Settings(max_new_tokens=40, seed=5))
+    for prompt in "abc":
+        budgets = {turn["memory_bytes"] for row in rows if row["prompt_id"] == prompt for turn in row["turns"]}
+        assert len(budgets) == 1
+    assert not [row for row in rows if row["error"]]
+
+
+@pytest.mark.parametrize("after", [1, 60, 150, 290])
+def test_a_run_that_was_stopped_goes_on_to_the_same_rows(loaded: Loaded, tmp_path: Path, after: int) -> None:
+    whole = bench(loaded, tmp_path / "whole")
+    num_seen = 0
+
+    def interrupt(_: Search) -> None:
+        nonlocal num_seen
+        num_seen += 1
+        if num_seen == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench(loaded, tmp_path / "out", observe=interrupt)
+    _, before = read_bench(tmp_path / "out")
+    with (tmp_path / "out" / RESULTS).open("ab") as file:
+        file.write(b'{"prompt_id": "c", "met')  # as a kill amid writing leaves it
+    rest = bench(loaded, tmp_path / "out", resume=True)
+    _, rows = read_bench(tmp_path / "out")
+    assert rows[: len(before)] == before
+    assert len(before) + len(rest) == len(rows) == len(PROMPTS) * len(WORDS)
+    assert without_seconds(rows) == without_seconds(whole)
+    assert bench(loaded, tmp_path / "out", resume=True) == []
+
+
+def test_a_failure_is_a_row_and_the_rest_runs(loaded: Loaded, tmp_path: Path) -> None:
+    def failing(prompt: str, texts: list[str]) -> list[float]:
+        if "then" in prompt:
+            raise ValueError("no score today")
+        return [float(len(text)) for text in texts]
+
+    rows = bench(loaded, tmp_path / "out", reward=as_reward(failing))
+    failed = [row for row in rows if row["error"]]
+    assert {row["prompt_id"] for row in failed} == {"b"}
+    assert len(failed) == len(WORDS)
+    for row in failed:
+        assert row["error"] is not None
+        assert row["error"]["kind"] == "RewardError"
+        assert "no score today" in row["error"]["message"]
+        assert len(row["turns"]) == 1  # the first one had come to its end
+    assert bench(loaded, tmp_path / "out", reward=as_reward(failing), resume=True) == []
+
+
+def test_a_prompt_that_does_not_fit_is_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "x" * 380}) + "\n" + json.dumps({"prompt": "Why?"}) + "\n")
+    rows = bench(load_prompts(str(path)), tmp_path / "out")
+    assert [row["error"] is not None for row in rows] == [True] * 4 + [False] * 4
+
+
+def test_figures_carry_their_cost(loaded: Loaded, tmp_path: Path) -> None:
+    for row in bench(loaded, tmp_path / "out"):
+        for turn in row["turns"]:
+            usage, flops = turn["usage"], turn["flops"]
+            assert usage["generated_tokens"] == sum(c["num_tokens"] for c in turn["candidates"])
+            assert usage["peak_kv_bytes"] <= turn["memory_bytes"]
+            assert flops["prefill"] > 0
+            assert flops["decode"] > 0
+
+
+class _Unmeasured:
+    """A reward of somebody else, who knows of no FLOPs."""
+
+    name = "foreign"
+
+    def open(self, messages: Sequence[Mapping[str, str]]) -> Any:
+        return FakeReward().open(messages)
+
+
+def test_a_reward_that_says_no_flops_has_none(loaded: Loaded, tmp_path: Path) -> None:
+    rows = bench(loaded, tmp_path / "out", reward=as_reward(_Unmeasured()))
+    assert {turn["flops"]["reward"] for row in rows for turn in row["turns"]} == {None}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "needs a method"),
+        (["beam_search:4"], "unknown method 'beam_search'"),
+        (["best_of_n"], "'best_of_n' is no method"),
+        (["best_of_n:0.5"], "'best_of_n:0.5' is no method"),
+        (["best_of_n:4:2"], "is no method"),
+        (["best_of_n:0"], "n must be"),
+        (["speculative_rejection"], "is no method"),
+        (["speculative_rejection:half"], "is no method"),
+        (["speculative_rejection:1"], "alpha must be in"),
+        (["speculative_rejection:0.5:4:4"], "is no method"),
+        (["best_of_n:4", "best_of_n:8", "best_of_n:4"], "given twice"),
+    ],
+)
+def test_words_that_mean_no_method(words: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse_methods(words, SETTINGS)
+
+
+def test_candidates_of_the_fake_are_many_enough(loaded: Loaded, tmp_path: Path) -> None:
+    """The tests above see waves, rejections and several decisions."""
+    rows = bench(loaded, tmp_path / "out")
+    turns = [turn for row in rows for turn in row["turns"] if row["method"] == "speculative_rejection:0.5"]
+    assert any(len(turn["decisions"]) >= 2 for turn in turns)
+    assert all(any(c["state"] == "rejected" for c in turn["candidates"]) for turn in turns)
