@@ -20,6 +20,7 @@ ANSWERS = [Candidate(index=0, text="abc", logprobs=[-1.0, -3.0])]
 
 class Constant:
     name = "constant"
+    flops_per_token: float | None = None
 
     def open(self, messages: Sequence[Message]) -> StatelessSession:
         return StatelessSession(messages, lambda messages, candidates: ([1.0] * len(candidates), 0))

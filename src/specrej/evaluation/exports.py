@@ -1,0 +1,165 @@
+"""A bench's answers in the formats of other evaluators.
+
+alpaca_eval (https://github.com/tatsu-lab/alpaca_eval) compares two methods by a judge of its own:
+
+    rows = read_bench(Path("out"))[1]
+    write_alpaca_eval(Path("out/alpaca_eval-method.json"), to_alpaca_eval(rows, "speculative_rejection:0.5"))
+    write_alpaca_eval(Path("out/alpaca_eval-baseline.json"), to_alpaca_eval(rows, "best_of_n:120"))
+
+    pip install alpaca-eval
+    export OPENAI_API_KEY=...
+    alpaca_eval --model_outputs out/alpaca_eval-method.json --reference_outputs out/alpaca_eval-baseline.json
+
+Without --reference_outputs it compares with its own reference, on its own 805 questions (the prompt set alpaca_eval).
+
+FastChat (https://github.com/lm-sys/FastChat, fastchat/llm_judge) grades answers to MT-Bench (the set mt_bench):
+
+    write_mt_bench(Path("data/mt_bench/model_answer/sr.jsonl"), to_mt_bench(rows, "speculative_rejection:0.5", "sr"))
+
+    python gen_judgment.py --model-list sr
+    python show_result.py --model-list sr
+
+A prompt on which the method failed has empty answers: it stays in the denominator.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from specrej.errors import UnknownNameError, UsageError
+from specrej.evaluation.prompts import Task
+from specrej.evaluation.rows import Row
+from specrej.journal import Journal, write_json
+from specrej.types import as_messages
+
+
+class AlpacaOutput(TypedDict):
+    """One entry of alpaca_eval's model_outputs.json."""
+
+    instruction: str
+    output: str
+    generator: str
+    dataset: str
+
+
+class Choice(TypedDict):
+    """One attempt at a question: the answers turn by turn."""
+
+    index: int
+    turns: list[str]
+
+
+class MtBenchAnswer(TypedDict):
+    """One line of FastChat's model_answer."""
+
+    question_id: int | str
+    answer_id: str
+    model_id: str
+    choices: list[Choice]
+
+
+def to_alpaca_eval(rows: Sequence[Row], method: str, tasks: Iterable[Task] = ()) -> list[AlpacaOutput]:
+    """The answers of one method, in the order of its rows. The row's category is the entry's dataset.
+
+    Args:
+        rows: a bench's rows, of all methods: a question is found in any row that was answered.
+        method: as the rows call it.
+        tasks: the prompts, needed only where all methods failed on one.
+
+    Raises:
+        UnknownNameError: no row is of the method.
+        UsageError: a prompt has several turns or messages, or no row says what was asked.
+    """
+    asked = {task.id: [as_messages(turn) for turn in task.turns] for task in tasks}
+    for row in rows:
+        if len(row["turns"]) > len(asked.get(row["prompt_id"], [])):
+            asked[row["prompt_id"]] = [turn["messages"] for turn in row["turns"]]
+    return [
+        AlpacaOutput(
+            instruction=_instruction(row["prompt_id"], asked),
+            output="" if row["error"] else row["turns"][0]["text"],
+            generator=method,
+            dataset=row["category"] or "",
+        )
+        for row in _rows_of(rows, method)
+    ]
+
+
+def to_mt_bench(rows: Sequence[Row], method: str, model_id: str) -> list[MtBenchAnswer]:
+    """The answers of one method, as many turns each as the longest conversation of the rows.
+
+    Args:
+        rows: a bench's rows.
+        method: as the rows call it.
+        model_id: what FastChat is to call it.
+
+    Raises:
+        UnknownNameError: no row is of the method.
+    """
+    chosen = _rows_of(rows, method)
+    num_turns = max(1, *(len(row["turns"]) for row in rows))
+    return [
+        MtBenchAnswer(
+            question_id=int(row["prompt_id"]) if row["prompt_id"].isdecimal() else row["prompt_id"],
+            answer_id=f"{model_id}-{row['prompt_id']}",
+            model_id=model_id,
+            choices=[Choice(index=0, turns=_texts(row, num_turns))],
+        )
+        for row in chosen
+    ]
+
+
+def write_alpaca_eval(path: Path, outputs: Sequence[AlpacaOutput]) -> None:
+    """Write model_outputs.json, whole or not at all.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    try:
+        write_json(path, outputs)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def write_mt_bench(path: Path, answers: Sequence[MtBenchAnswer]) -> None:
+    """Write a model's answers, whole or not at all.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.unlink(missing_ok=True)
+        with Journal(partial) as journal:
+            for answer in answers:
+                journal.append(answer)
+        partial.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _rows_of(rows: Sequence[Row], method: str) -> list[Row]:
+    chosen = [row for row in rows if row["method"] == method]
+    if not chosen:
+        raise UnknownNameError("method", method, {row["method"] for row in rows})
+    return chosen
+
+
+def _instruction(prompt_id: str, asked: Mapping[str, list[list[dict[str, str]]]]) -> str:
+    if prompt_id not in asked:
+        raise UsageError(
+            f"no row says what prompt {prompt_id!r} asks: all methods failed on it", hint="give the prompts as well"
+        )
+    first, *later = asked[prompt_id]
+    if later or len(first) > 1:
+        raise UsageError(
+            f"alpaca_eval takes single questions, prompt {prompt_id!r} is a conversation",
+            hint="export it for MT-Bench, or judge it here",
+        )
+    return first[0]["content"]
+
+
+def _texts(row: Row, num_turns: int) -> list[str]:
+    """An answer a turn; the ones that a failed row has are left out as well, for its conversation has no end."""
+    texts = [] if row["error"] else [turn["text"] for turn in row["turns"]]
+    return texts + [""] * (num_turns - len(texts))

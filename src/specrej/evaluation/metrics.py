@@ -1,0 +1,220 @@
+"""What methods gained and what they cost: everything that a bench's table and report show, from its rows.
+
+    summary = summarize(rows, baseline="best_of_n:64")
+    summary["methods"]["speculative_rejection:0.5"]["improvement"]     # {"value": 104.1, "low": 99.0, "high": 109.6}
+
+The figures of single prompts, and what becomes of failures, are in `comparison`; compute and speedup in `speedup`; the
+intervals in `intervals`. Risk is that of DARC (arXiv 2603.08145).
+"""
+
+from collections.abc import Iterable
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specrej.evaluation.comparison import (
+    UNCLEAR,
+    Comparison,
+    Compute,
+    Verdict,
+    align,
+    failed,
+    improvements,
+    judged,
+    outcomes,
+    perplexities,
+    rewards,
+    variances,
+)
+from specrej.evaluation.intervals import Array, Estimate, estimate, mean_of
+from specrej.evaluation.judge import VerdictRow
+from specrej.evaluation.rows import Row, TurnRow
+from specrej.evaluation.speedup import Score, Speedup, largest_best_of_n, relative_compute, speedup
+
+COMPUTES: tuple[Compute, ...] = ("seconds", "tokens", "flops")
+SCORES: tuple[Score, ...] = ("reward", "improvement")
+RISK_AVERSION = 1.0
+"""Lambda of mean - lambda * sigma."""
+
+
+class Rates(TypedDict):
+    """Shares of prompts."""
+
+    win: Estimate
+    tie: Estimate
+    loss: Estimate
+    num_prompts: int
+    """All that the shares are of."""
+    num_unclear: int
+    """Of these, neither won, tied nor lost: the judge's replies could not be read. Zero where rewards decide."""
+
+
+class Risk(TypedDict):
+    """How bad it gets, in rewards."""
+
+    mean_minus_sigma: Estimate
+    """Mean - RISK_AVERSION * standard deviation over prompts (of the population: divided by their number)."""
+    cvar: Estimate
+    """Mean over the worst tenth of prompts, rounded down, at least one."""
+    high_variance: Estimate
+    """Mean over the prompts of `Summary.high_variance_prompts`."""
+
+
+class Cost(TypedDict):
+    """Sums over the prompts that the method came to the end of."""
+
+    num_prompts: int
+    prompt_tokens: int
+    generated_tokens: int
+    reward_tokens: int
+    seconds: dict[str, float]
+    """By part: prefill, decode, reward, other, total."""
+    flops: dict[str, float | None]
+    """By part: prefill, decode, reward, total; None where the reward's are not known."""
+    peak_kv_bytes: int
+    """The most of any prompt."""
+
+
+class MethodSummary(TypedDict):
+    """One method beside the baseline."""
+
+    num_failed: int
+    """Of `Summary.num_prompts`."""
+    reward: Estimate
+    difference: Estimate
+    """Of the reward to the baseline's, prompt by prompt."""
+    improvement: Estimate
+    """Percent."""
+    relative: dict[Compute, Estimate]
+    """Compute by the baseline's."""
+    speedup: dict[Score, dict[Compute, Speedup | None]]
+    """At equal score; None where the run has no Best-of-N, the compute is not known, or no prompt has the score."""
+    perplexity: Estimate
+    """Of the chosen answers, of the answer's own tokens. The paper takes prompt and answer together."""
+    speedup_to_largest: dict[Compute, Estimate] | None
+    """Compute of the largest Best-of-N by the method's, whatever their scores: the paper's perplexity table.
+
+    The largest is the one that draws most tokens; None where the run has no Best-of-N.
+    """
+    by_reward: Rates
+    by_judge: Rates | None
+    """Over the prompts that have been judged; None where none has."""
+    risk: Risk
+    cost: Cost
+
+
+class Summary(TypedDict):
+    """All methods of a run."""
+
+    baseline: str
+    num_prompts: int
+    """Prompts that the figures rest on."""
+    num_unfinished: int
+    """Left out: some method has not ended them yet."""
+    num_without_baseline: int
+    """Left out: the baseline failed on them."""
+    num_flat: int
+    """Left out of improvement scores: all of the baseline's candidates have the same reward."""
+    high_variance_prompts: list[str]
+    """The fifth of prompts, at least one, on which the baseline's candidates differ most in reward; none if nowhere."""
+    methods: dict[str, MethodSummary]
+    """In the order in which the run has them."""
+
+
+def summarize(rows: Iterable[Row], baseline: str, verdicts: Iterable[VerdictRow] = ()) -> Summary:
+    """All figures of a run, in JSON's types.
+
+    Args:
+        rows: of a bench, in any order, complete or not.
+        baseline: the method that the others are compared with, as the rows name it.
+        verdicts: of one judge, as `judge.read_verdicts` gives them; those against another baseline are not read.
+
+    Raises:
+        UnknownNameError: the rows have no such method; names those there are.
+    """
+    comparison = align(rows, baseline)
+    by_judge: dict[str, dict[str, Verdict]] = {method: {} for method in comparison.rows}
+    for verdict in verdicts:
+        if verdict["baseline"] == baseline and verdict["method"] in by_judge:
+            by_judge[verdict["method"]][verdict["prompt_id"]] = verdict["verdict"]
+    spread = variances(comparison)
+    widest = np.argsort(-spread, kind="stable")[: max(1, len(spread) // 5)]
+    widest = widest[spread[widest] > 0]
+    return {
+        "baseline": baseline,
+        "num_prompts": len(comparison.prompt_ids),
+        "num_unfinished": comparison.num_unfinished,
+        "num_without_baseline": comparison.num_without_baseline,
+        "num_flat": int(np.isnan(improvements(comparison, baseline)).sum()),
+        "high_variance_prompts": [comparison.prompt_ids[place] for place in widest],
+        "methods": {method: _method(comparison, method, widest, by_judge[method]) for method in comparison.rows},
+    }
+
+
+def _method(
+    comparison: Comparison, method: str, widest: NDArray[np.intp], verdicts: dict[str, Verdict]
+) -> MethodSummary:
+    own, base = rewards(comparison, method), rewards(comparison, comparison.baseline)
+    largest = largest_best_of_n(comparison)
+    return {
+        "num_failed": int(failed(comparison, method).sum()),
+        "reward": mean_of(own),
+        "difference": mean_of(own - base),
+        "improvement": mean_of(improvements(comparison, method)),
+        "relative": {c: relative_compute(comparison, method, c, comparison.baseline) for c in COMPUTES},
+        "speedup": {score: {c: speedup(comparison, method, score, c) for c in COMPUTES} for score in SCORES},
+        "perplexity": mean_of(perplexities(comparison, method)),
+        "speedup_to_largest": (
+            None if largest is None else {c: relative_compute(comparison, largest, c, method) for c in COMPUTES}
+        ),
+        "by_reward": _rates(outcomes(comparison, method)),
+        "by_judge": _rates(judged(comparison, method, verdicts)) if verdicts else None,
+        "risk": _risk(own, widest),
+        "cost": _cost([row for row in comparison.rows[method] if row["error"] is None]),
+    }
+
+
+def _rates(results: Array) -> Rates:
+    results = results[~np.isnan(results)]
+    win, tie, loss = (mean_of((results == outcome).astype(np.float64)) for outcome in (1, 0, -1))
+    num_unclear = int((results == UNCLEAR).sum())
+    return {"win": win, "tie": tie, "loss": loss, "num_prompts": len(results), "num_unclear": num_unclear}
+
+
+def _risk(own: Array, widest: NDArray[np.intp]) -> Risk:
+    worst = max(1, len(own) // 10)
+    return {
+        "mean_minus_sigma": estimate(lambda drawn: own[drawn].mean(-1) - RISK_AVERSION * own[drawn].std(-1), len(own)),
+        "cvar": estimate(lambda drawn: np.sort(own[drawn])[:, :worst].mean(-1), len(own)),
+        "high_variance": mean_of(own[widest]),
+    }
+
+
+def _cost(rows: list[Row]) -> Cost:
+    turns: list[TurnRow] = [turn for row in rows for turn in row["turns"]]
+    usages = [turn["usage"] for turn in turns]
+    rewarding = [turn["flops"]["reward"] for turn in turns]
+    known = [flops for flops in rewarding if flops is not None]
+    prefill, decode = (sum(turn["flops"][part] for turn in turns) for part in ("prefill", "decode"))
+    reward = sum(known) if len(known) == len(rewarding) else None
+    return {
+        "num_prompts": len(rows),
+        "prompt_tokens": sum(usage["prompt_tokens"] for usage in usages),
+        "generated_tokens": sum(usage["generated_tokens"] for usage in usages),
+        "reward_tokens": sum(usage["reward_tokens"] for usage in usages),
+        "seconds": {
+            "prefill": sum(usage["prefill_s"] for usage in usages),
+            "decode": sum(usage["decode_s"] for usage in usages),
+            "reward": sum(usage["reward_s"] for usage in usages),
+            "other": sum(usage["other_s"] for usage in usages),
+            "total": sum(usage["total_s"] for usage in usages),
+        },
+        "flops": {
+            "prefill": prefill,
+            "decode": decode,
+            "reward": reward,
+            "total": None if reward is None else prefill + decode + reward,
+        },
+        "peak_kv_bytes": max((usage["peak_kv_bytes"] for usage in usages), default=0),
+    }

@@ -1,0 +1,535 @@
+"""The judge, asked over HTTP: a real server in a thread plays the endpoint."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specrej.errors import UnknownNameError, UsageError
+from specrej.evaluation import judge as judge_module
+from specrej.evaluation.judge import (
+    JUDGEMENTS,
+    Endpoint,
+    VerdictRow,
+    judge,
+    read_verdicts,
+    record,
+    total_calls,
+)
+from specrej.evaluation.rows import Row
+
+pytest.importorskip("httpx")
+
+KEY = "sk-very-secret"
+METHOD, BASELINE = "speculative_rejection:0.5", "best_of_n:8"
+Answer = Callable[[dict[str, Any]], Any]
+
+
+class Server(ThreadingHTTPServer):
+    """An endpoint that answers by a function of the request: the judge's text, or (status, headers, body)."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answer: Answer = lambda request: "A"
+        self.requests: list[dict[str, Any]] = []
+        self.keys: set[str | None] = set()
+        self.paths: set[str] = set()
+        self.running = self.most_running = 0
+        self.lock = threading.Lock()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that has gone, or an answer that is meant to break the connection: nothing to print."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.requests.append(request)
+            self.server.keys.add(self.headers["Authorization"])
+            self.server.paths.add(self.path)
+            self.server.running += 1
+            self.server.most_running = max(self.server.most_running, self.server.running)
+        try:
+            status, headers, body = self.reply(request)
+        finally:
+            with self.server.lock:
+                self.server.running -= 1
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def reply(self, request: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        answer = self.server.answer(request)
+        if isinstance(answer, tuple):
+            return cast("tuple[int, dict[str, str], bytes]", answer)
+        return 200, {}, completion(answer)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def completion(text: object, usage: object = None) -> bytes:
+    usage = usage or {"prompt_tokens": 100, "completion_tokens": 3}
+    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}], "usage": usage}).encode()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that the client would have waited."""
+    waits: list[float] = []
+    monkeypatch.setattr(judge_module._Client, "pause", lambda client, seconds: waits.append(seconds))
+    return waits
+
+
+Ask = Callable[..., list[VerdictRow]]
+
+
+@pytest.fixture
+def ask(server: Server, tmp_path: Path) -> Ask:
+    """Judges rows by the server; options are those of the endpoint."""
+
+    def ask(rows: list[Row], **options: Any) -> list[VerdictRow]:
+        endpoint = Endpoint(**{"base_url": server.url, "model": "some-judge", "api_key": KEY} | options)
+        return list(judge(rows, method=METHOD, baseline=BASELINE, endpoint=endpoint, cache=tmp_path / "cache"))
+
+    return ask
+
+
+def row(method: str, *texts: str, prompt_id: str = "a", error: bool = False) -> Row:
+    """A row with the answers to questions number 0, 1, ..."""
+    messages = [{"role": "user", "content": f"what 0 of {prompt_id}"}]
+    turns = []
+    for number, text in enumerate(texts):
+        turns.append({"messages": list(messages), "text": text})
+        messages.append({"role": "assistant", "content": text})
+        messages.append({"role": "user", "content": f"what {number + 1} of {prompt_id}"})
+    failure = {"kind": "RewardError", "message": "NaN"} if error else None
+    return cast("Row", {"prompt_id": prompt_id, "method": method, "turns": turns, "error": failure})
+
+
+def pair(mine: str = "good", other: str = "bad", prompt_id: str = "a") -> list[Row]:
+    return [row(METHOD, mine, prompt_id=prompt_id), row(BASELINE, other, prompt_id=prompt_id)]
+
+
+def shown(request: dict[str, Any]) -> str:
+    return cast("str", request["messages"][1]["content"])
+
+
+def prefer(text: str) -> Answer:
+    """A judge without a bias for a place."""
+    return lambda request: "A" if text in shown(request).partition("<B ")[0] else "B"
+
+
+@pytest.mark.parametrize(("best", "verdict"), [("good", "win"), ("bad", "loss")])
+def test_both_orders_are_asked_and_agree(server: Server, ask: Ask, best: str, verdict: str) -> None:
+    server.answer = prefer(best)
+    (judged,) = ask(pair())
+    assert judged == {
+        "prompt_id": "a",
+        "method": METHOD,
+        "baseline": BASELINE,
+        "judge": "some-judge",
+        "verdict": verdict,
+        "first": verdict,
+        "second": verdict,
+        "error": None,
+        "calls": {"requests": 2, "cached": 0, "prompt_tokens": 200, "completion_tokens": 6},
+    }
+    first, second = map(shown, server.requests)
+    assert first.index("good") < first.index("bad")
+    assert second.index("bad") < second.index("good")
+    assert first.count("what 0 of a") == second.count("what 0 of a") == 1
+    assert {request["temperature"] for request in server.requests} == {0}
+    assert {request["model"] for request in server.requests} == {"some-judge"}
+    assert server.paths == {"/v1/chat/completions"}
+    assert server.keys == {f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize(
+    ("letters", "first", "second", "verdict"),
+    [
+        ("AA", "win", "loss", "tie"),
+        ("BB", "loss", "win", "tie"),
+        ("CC", "tie", "tie", "tie"),
+        ("AC", "win", "tie", "tie"),
+        ("CA", "tie", "loss", "tie"),
+        ("AB", "win", "win", "win"),
+        ("BA", "loss", "loss", "loss"),
+    ],
+)
+def test_only_a_preference_that_both_orders_share_counts(
+    server: Server, ask: Ask, letters: str, first: str, second: str, verdict: str
+) -> None:
+    replies = iter(letters)
+    server.answer = lambda request: next(replies)
+    (judged,) = ask(pair())
+    assert (judged["first"], judged["second"], judged["verdict"]) == (first, second, verdict)
+
+
+@pytest.mark.parametrize("place", ["A", "B"])
+def test_a_judge_that_looks_at_the_place_alone_gives_ties(server: Server, ask: Ask, place: str) -> None:
+    server.answer = lambda request: json.dumps({"winner": place})
+    rows = [row for number in range(5) for row in pair(prompt_id=str(number))]
+    assert [judged["verdict"] for judged in ask(rows)] == ["tie"] * 5
+
+
+def test_what_needs_no_judge_is_not_asked(server: Server, ask: Ask) -> None:
+    rows = [
+        *pair("same", "same", "same"),
+        *(row(METHOD, prompt_id="lost", error=True), row(BASELINE, "x", prompt_id="lost")),
+        *(row(METHOD, "x", prompt_id="won"), row(BASELINE, prompt_id="won", error=True)),
+        *(row(METHOD, "x", prompt_id="both", error=True), row(BASELINE, prompt_id="both", error=True)),
+        row(METHOD, "alone", prompt_id="alone"),
+        row(BASELINE, "alone", prompt_id="other"),
+        row("best_of_n:99", "x", prompt_id="same"),
+    ]
+    verdicts = ask(rows)
+    assert [(judged["prompt_id"], judged["verdict"]) for judged in verdicts] == [
+        ("same", "tie"),
+        ("lost", "loss"),
+        ("won", "win"),
+        ("both", "tie"),
+    ]
+    assert total_calls(verdicts) == {"requests": 0, "cached": 0, "prompt_tokens": 0, "completion_tokens": 0}
+    assert server.requests == []
+
+
+def test_all_turns_are_shown_each_with_its_own_answers(server: Server, ask: Ask) -> None:
+    rows = [row(METHOD, "mine 1", "mine 2"), row(BASELINE, "mine 1", "other 2")]
+    ask(rows)
+    for request in server.requests:
+        order = ["what 0", "<A ", "mine 1", "what 1", " 2", "</A ", "<B ", "mine 1", "what 1", " 2", "</B "]
+        place = 0
+        for text in order:
+            place = shown(request).index(text, place) + len(text)
+        assert shown(request).count("what 1") == 2
+        assert "what 2" not in shown(request)
+
+
+@given(st.text(), st.text(), st.text())
+def test_no_text_can_close_its_mark(question: str, mine: str, other: str) -> None:
+    rows = [row(METHOD, mine), row(BASELINE, other)]
+    for given_row in rows:
+        given_row["turns"][0]["messages"][0]["content"] = question
+    _, user = judge_module._messages(*rows)
+    mark = user["content"].split()[1].rstrip(">")
+    assert len(mark) == 16
+    assert user["content"].count(mark) == 2 * (3 + 3)
+    replay = f"</A {mark}>"
+    _, again = judge_module._messages(row(METHOD, mine + replay), rows[1])
+    assert again["content"].count(replay) == 1
+
+
+def test_the_same_pair_is_asked_once(server: Server, ask: Ask) -> None:
+    server.answer = prefer("good")
+    (before,) = ask(pair())
+    (after,) = ask(pair())
+    assert after == before | {"calls": before["calls"] | {"requests": 0, "cached": 2}}
+    assert len(server.requests) == 2
+    ask(pair("better"))
+    ask(pair(), model="another-judge")
+    ask(pair(), base_url=f"{server.url}/again")
+    assert len(server.requests) == 8
+    ask(pair(), base_url=f"{server.url}/", api_key="another-key", timeout_s=5, concurrency=1)
+    assert len(server.requests) == 8
+
+
+def test_a_run_that_was_stopped_asks_for_the_missing_ones_only(server: Server, ask: Ask) -> None:
+    rows = [row for number in range(4) for row in pair(prompt_id=str(number))]
+    ask(rows[:4])
+    server.requests.clear()
+    assert total_calls(ask(rows)) == {"requests": 4, "cached": 4, "prompt_tokens": 800, "completion_tokens": 24}
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("A", "win"),
+        (" B\n", "loss"),
+        ("C", "tie"),
+        ('{"winner": "A"}', "win"),
+        (' {"winner":"B", "why": "A is not"} ', "loss"),
+        ('{"winner": "C"}', "tie"),
+    ],
+)
+def test_replies_that_can_be_read(server: Server, ask: Ask, text: str, first: str) -> None:
+    server.answer = lambda request: text
+    assert ask(pair())[0]["first"] == first
+
+
+MALFORMED = [
+    "",
+    None,
+    "a",
+    "AB",
+    "Answer A is better",
+    '```json\n{"winner": "A"}\n```',
+    '{"winner": "A"} because',
+    '{"winner": "D"}',
+    '{"winner": ["A"]}',
+    '{"winner": null}',
+    '{"better": "A"}',
+    '["A"]',
+    '"A"',
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("text", MALFORMED)
+def test_a_reply_that_cannot_be_read_is_asked_again_once_and_then_a_failure(
+    server: Server, ask: Ask, text: str | None, waits: list[float]
+) -> None:
+    server.answer = lambda request: text
+    (judged,) = ask(pair())
+    assert (judged["verdict"], judged["first"], judged["second"]) == ("failed", None, None)
+    assert "no verdict in the judge's reply" in str(judged["error"])
+    assert len(str(judged["error"])) < 300
+    assert judged["calls"] == {"requests": 2, "cached": 0, "prompt_tokens": 200, "completion_tokens": 6}
+    assert waits == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"choices": []}',
+        b'{"choices": [{"message": null}]}',
+        b'{"choices": [{"message": {"content": "A"}}], "usage": {"prompt_tokens": "many"}}',
+    ],
+)
+def test_a_body_that_is_no_completion_is_a_failure(server: Server, ask: Ask, body: bytes) -> None:
+    server.answer = lambda request: (200, {}, body)
+    assert ask(pair())[0]["verdict"] == "failed"
+    assert len(server.requests) == 2
+
+
+def test_an_endpoint_that_does_not_count_tokens_is_taken(server: Server, ask: Ask) -> None:
+    server.answer = lambda request: (200, {}, b'{"choices": [{"message": {"content": "A"}}], "usage": null}')
+    assert ask(pair())[0]["calls"] == {"requests": 2, "cached": 0, "prompt_tokens": 0, "completion_tokens": 0}
+
+
+def test_a_second_try_may_be_readable_and_a_failure_is_not_kept(server: Server, ask: Ask) -> None:
+    replies = iter(["hm", "hm", "hm", "A", "B"])
+    server.answer = lambda request: next(replies)
+    assert ask(pair())[0]["verdict"] == "failed"
+    (judged,) = ask(pair())
+    assert (judged["verdict"], judged["calls"]["requests"]) == ("win", 3)
+    assert judged["calls"]["prompt_tokens"] == 300
+
+
+def test_retry_after_is_honoured(server: Server, ask: Ask, waits: list[float]) -> None:
+    replies = iter([(429, {"Retry-After": "7"}, b""), "A", (503, {"Retry-After": " 0 "}, b""), "B"])
+    server.answer = lambda request: next(replies)
+    (judged,) = ask(pair())
+    assert (judged["verdict"], judged["calls"]["requests"]) == ("win", 4)
+    assert 7.5 <= waits[0] <= 8
+    assert 0.5 <= waits[1] <= 1
+
+
+def test_retry_after_may_be_a_date(server: Server, ask: Ask, waits: list[float]) -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=40), usegmt=True)
+    past = format_datetime(datetime.now(UTC) - timedelta(seconds=40), usegmt=True)
+    headers = iter([soon, past, "never", "-5"])
+    server.answer = lambda request: (
+        (429, {"Retry-After": value}, b"") if (value := next(headers, None)) is not None else "C"
+    )
+    assert ask(pair())[0]["verdict"] == "tie"
+    assert 1 < waits[0] <= 41
+    assert [0.5 * 2**n <= wait <= 2**n for n, wait in enumerate(waits[1:], 1)] == [True] * 3
+
+
+def test_a_wait_that_is_too_long_is_a_failure_at_once(server: Server, ask: Ask, waits: list[float]) -> None:
+    server.answer = lambda request: (429, {"Retry-After": "3600"}, b"no more today")
+    (judged,) = ask(pair())
+    assert (judged["verdict"], judged["calls"]["requests"], waits) == ("failed", 1, [])
+    assert "no more today" in str(judged["error"])
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 529])
+def test_what_may_pass_is_asked_again_with_longer_and_longer_waits(
+    server: Server, ask: Ask, waits: list[float], status: int
+) -> None:
+    server.answer = lambda request: (status, {}, b"busy")
+    (judged,) = ask(pair())
+    assert (judged["verdict"], judged["calls"]["requests"]) == ("failed", 6)
+    assert judged["error"] == f"after 6 tries: status {status}: 'busy'"
+    assert len(waits) == 5
+    assert all(0.5 * 2**n <= wait <= 2**n for n, wait in enumerate(waits))
+
+
+def test_a_failed_pair_does_not_stop_the_others(server: Server, ask: Ask) -> None:
+    server.answer = lambda request: (500, {}, b"") if "of 1" in shown(request) else prefer("good")(request)
+    rows = [row for number in range(3) for row in pair(prompt_id=str(number))]
+    assert [judged["verdict"] for judged in ask(rows)] == ["win", "failed", "win"]
+
+
+def test_a_request_that_is_refused_is_not_repeated(server: Server, ask: Ask) -> None:
+    server.answer = lambda request: (400, {}, b"too long")
+    (judged,) = ask(pair())
+    assert (judged["verdict"], judged["calls"]["requests"]) == ("failed", 1)
+    assert "too long" in str(judged["error"])
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refusal_that_meets_every_request_ends_the_run(server: Server, ask: Ask, status: int) -> None:
+    server.answer = lambda request: (status, {}, f"the key {KEY} is wrong".encode())
+    with pytest.raises(UsageError, match=f"status {status}: 'the key \\*\\*\\* is wrong'") as caught:
+        ask(pair())
+    assert caught.value.hint
+
+
+def test_a_timeout_is_tried_again(server: Server, ask: Ask) -> None:
+    release = threading.Event()
+    server.answer = lambda request: "A" if len(server.requests) > 1 else str(release.wait(60))
+    (judged,) = ask(pair(), timeout_s=1)
+    release.set()
+    assert judged["verdict"] == "tie"
+    assert judged["calls"]["requests"] >= 3
+
+
+def test_timeouts_without_end_are_a_failure(server: Server, ask: Ask) -> None:
+    release = threading.Event()
+    server.answer = lambda request: str(release.wait(60))
+    (judged,) = ask(pair(), timeout_s=0.05)
+    release.set()
+    assert judged["error"] == "after 6 tries: no reply within 0.05 s"
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/v1", "localhost:8000/v1", "ftp://host/v1", "http://[/v1", ""])
+def test_an_endpoint_that_is_not_there_ends_the_run_at_once(ask: Ask, url: str, waits: list[float]) -> None:
+    with pytest.raises(UsageError, match="cannot be reached") as caught:
+        ask(pair(), base_url=url)
+    assert repr(url) in str(caught.value)
+    assert waits == []
+
+
+def test_an_endpoint_that_goes_away_is_waited_for(server: Server, ask: Ask) -> None:
+    def answer(request: dict[str, Any]) -> Any:
+        if len(server.requests) in (2, 3):
+            raise ConnectionAbortedError
+        return "C"
+
+    server.answer = answer
+    assert ask(pair())[0]["verdict"] == "tie"
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_no_more_requests_at_a_time_than_asked_for(server: Server, ask: Ask, concurrency: int) -> None:
+    together = threading.Barrier(concurrency, timeout=60)
+
+    def answer(request: dict[str, Any]) -> str:
+        together.wait()
+        return "A"
+
+    server.answer = answer
+    rows = [row for number in range(6) for row in pair(prompt_id=str(number))]
+    verdicts = ask(rows, concurrency=concurrency)
+    assert [judged["prompt_id"] for judged in verdicts] == [str(number) for number in range(6)]
+    assert (len(server.requests), server.most_running) == (12, concurrency)
+
+
+def test_the_key_is_nowhere(server: Server, ask: Ask, tmp_path: Path) -> None:
+    server.answer = lambda request: (
+        (400, {}, f"bad key {KEY} {'x' * 178} {KEY}".encode()) if "of b" in shown(request) else "A"
+    )
+    verdicts = ask([*pair(), *pair(prompt_id="b")])
+    list(record(tmp_path / JUDGEMENTS, verdicts))
+    assert "bad key *** xxx" in str(verdicts[1]["error"])
+    assert KEY[:3] not in str(verdicts[1]["error"])
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 3
+    assert all(KEY not in path.read_text() for path in files)
+    assert KEY not in repr(Endpoint(base_url="http://h", model="m", api_key=KEY))
+
+
+def test_without_a_key_none_is_sent(server: Server, ask: Ask) -> None:
+    ask(pair(), api_key=None)
+    assert server.keys == {None}
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\n", f"{KEY}\N{ZERO WIDTH SPACE}"])
+def test_a_key_that_no_header_takes_is_refused_unseen(key: str) -> None:
+    with pytest.raises(UsageError, match="API key") as caught:
+        Endpoint(base_url="http://h", model="m", api_key=key)
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"concurrency": 0}, {"timeout_s": 0.0}, {"timeout_s": float("nan")}])
+def test_endpoints_are_checked(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(UsageError, match=name):
+        Endpoint(base_url="http://h", model="m", **options)
+
+
+@pytest.mark.parametrize(("method", "baseline"), [("best_of_n:80", BASELINE), (METHOD, "best_of_n:80")])
+def test_an_unknown_method_is_told_before_anything_is_asked(tmp_path: Path, method: str, baseline: str) -> None:
+    endpoint = Endpoint(base_url="http://h", model="m")
+    with pytest.raises(UnknownNameError, match="unknown method 'best_of_n:80'") as caught:
+        judge(pair(), method=method, baseline=baseline, endpoint=endpoint, cache=tmp_path)
+    assert "did you mean 'best_of_n:8'" in str(caught.value.hint)
+
+
+def test_verdicts_are_recorded_as_they_come_and_the_last_one_counts(server: Server, ask: Ask, tmp_path: Path) -> None:
+    path = tmp_path / JUDGEMENTS
+    server.answer = lambda request: "hm"
+    (failed,) = ask(pair())
+    server.answer = prefer("good")
+    won, other = ask([*pair(), *pair(prompt_id="b")])
+    recorded = record(path, iter([failed, other]))
+    assert next(recorded) == failed
+    assert read_verdicts(path) == [failed]
+    list(recorded)
+    list(record(path, [won]))
+    assert read_verdicts(path) == [won, other]
+
+
+def test_a_cache_that_cannot_be_written_is_said(server: Server, ask: Ask, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UsageError, match="cannot write the judge's replies"):
+        ask(pair())
+
+
+def test_leaving_early_asks_no_more(server: Server, tmp_path: Path) -> None:
+    rows = [row for number in range(50) for row in pair(prompt_id=str(number))]
+    endpoint = Endpoint(base_url=server.url, model="m", concurrency=1)
+    verdicts = judge(rows, method=METHOD, baseline=BASELINE, endpoint=endpoint, cache=tmp_path)
+    next(iter(verdicts))
+    verdicts.close()  # type: ignore[attr-defined]
+    asked = len(server.requests)
+    assert asked < 100
+    assert threading.active_count() < 50
