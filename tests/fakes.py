@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from specrej.engines.base import KvLayout, Memory, Token
+from specrej.cost import AttentionFlops, KvLayout, ModelFlops
+from specrej.engines.base import Memory, Token
 from specrej.errors import DeviceMemoryError
-from specrej.evaluation.cost import AttentionFlops, ModelFlops
 from specrej.streams import uniforms
 from specrej.types import Candidate, FinishReason, Message, Prompt, SamplingParams, as_messages
 

@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fakes import FLOPS, FakeEngine, FakeReward
 from specrej import generate, models
+from specrej.cost import AttentionFlops, ModelFlops, flops_of, flops_per_token_of, linear_flops
 from specrej.engines.torch.loading import open_engine, wrap
-from specrej.evaluation.cost import AttentionFlops, ModelFlops, flops_of, flops_per_token_of, linear_flops
 from specrej.rewards import as_reward
 from specrej.rewards.relevance import FLOPS_PER_TOKEN, RelevanceReward
 from specrej.types import SamplingParams

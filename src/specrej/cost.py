@@ -1,4 +1,4 @@
-"""Floating-point operations of a run, counted from the shape of its models. The one place where they are counted.
+"""What a run costs in floating-point operations and in KV memory, from the shape of its models: the one place for it.
 
     flops = engine.flops                                     # what one token costs this model
     flops.prefill(60)                                        # one prompt of 60 tokens, read once for all candidates
@@ -9,23 +9,59 @@ Counted are matrix products, a multiplication and an addition as two operations,
 linear layers, the head, and queries times keys and weights times values in attention. Left out are norms, activations,
 softmax, rotary positions, sampling and copies: together under 1% of the operations, not of the seconds.
 
-KV memory is counted by `specrej.engines.base.KvLayout`.
+KV memory is counted here too: `KvLayout` says what a block of candidates holds, and how it grows.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from specrej.evaluation.rows import FlopsRow
 from specrej.rewards.base import Reward
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
+
+
+class KvLayout(NamedTuple):
+    """How much KV there is, and by what rule the block of a prompt's candidates grows.
+
+    The KV of a prompt's candidates is one block of rows (live candidates) by slots (tokens). It is made anew when it
+    has to grow or when rows are given back; while it is, one tensor of one layer is there twice.
+    """
+
+    bytes_per_token: int
+    """Of all layers together."""
+    largest_tensor_bytes: int
+    """Of one token in the largest single tensor of a layer."""
+    granule: int
+    """Slots that a block grows by, where the budget carries them."""
+
+    def peak_bytes(self, num_prompt_tokens: int, num_rows: int, num_slots: int) -> int:
+        """Most bytes while a block of this size is made."""
+        per_slot = self.bytes_per_token + self.largest_tensor_bytes
+        return num_prompt_tokens * self.bytes_per_token + num_rows * num_slots * per_slot
+
+    def grown_slots(
+        self, num_prompt_tokens: int, num_rows: int, num_slots: int, max_slots: int, budget_bytes: int
+    ) -> int:
+        """Slots after a full block of `num_slots` has grown: a granule more, or what the budget carries of it."""
+        room = budget_bytes - self.peak_bytes(num_prompt_tokens, 0, 0)
+        affordable = room // max(self.peak_bytes(0, num_rows, 1), 1)
+        return max(min(num_slots + self.granule, max_slots, affordable), num_slots + 1)
+
+
+class FlopsRow(TypedDict):
+    """Floating-point operations of one prompt's run, by part."""
+
+    prefill: float
+    decode: float
+    reward: float | None
+    """None where the reward does not say what reading a token costs it."""
 
 
 class AttentionFlops(NamedTuple):

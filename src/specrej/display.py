@@ -58,7 +58,7 @@ class Progress:
         self._live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
 
     def __enter__(self) -> Self:
-        opening = Text(f"opening {_plain(self._model)}", style="dim")
+        opening = Text(f"opening {plain(self._model)}", style="dim")
         if self._is_live:
             self._live.start()
             self._live.update(opening, refresh=True)
@@ -105,7 +105,7 @@ class Progress:
 
 
 def _describe(decision: Decision) -> str:
-    cut = "" if decision.cut is None else f", cut {_number(decision.cut)}"
+    cut = "" if decision.cut is None else f", cut {number(decision.cut)}"
     return (
         f"({decision.cause}) at {decision.num_tokens} tokens: scored {len(decision.scored)}, "
         f"rejected {len(decision.rejected)}{cut}, KV {_kv(decision)}"
@@ -118,7 +118,7 @@ def _picture(method: str, search: Search) -> Group:
     fates = Text.assemble(
         (method, "bold"),
         f"  {len(search.live)} live of {len(search.candidates)} candidates  decisions {len(search.decisions)}  ",
-        f"best reward {_number(max(rewards, default=None))}",
+        f"best reward {number(max(rewards, default=None))}",
     )
     fates.no_wrap = True
     costs = Table.grid(padding=(0, 1))
@@ -141,7 +141,7 @@ def print_result(result: Result, *, is_interrupted: bool) -> None:
     if result.decisions:
         console.print(_decisions_table(result.decisions))
     console.print(_rule(console, "answer"))
-    console.print(Text(_plain(result.text)), soft_wrap=not console.is_terminal)
+    console.print(Text(plain(result.text)), soft_wrap=not console.is_terminal)
     console.print(_rule(console, "cost"))
     console.print(_costs(result), soft_wrap=not console.is_terminal)
     console.print()
@@ -153,15 +153,15 @@ def _rule(console: Console, title: str) -> Padding:
 
 
 def _decisions_table(decisions: Iterable[Decision]) -> Table:
-    table = _table("decision", ("cause", "left"), "tokens", "scored", "rejected", "cut", "KV before → after")
-    for number, decision in enumerate(decisions, start=1):
+    table = make_table("decision", ("cause", "left"), "tokens", "scored", "rejected", "cut", "KV before → after")
+    for place, decision in enumerate(decisions, start=1):
         table.add_row(
-            str(number),
+            str(place),
             decision.cause,
             str(decision.num_tokens),
             str(len(decision.scored)),
             str(len(decision.rejected)),
-            _number(decision.cut),
+            number(decision.cut),
             _kv(decision),
         )
     return table
@@ -171,8 +171,8 @@ def _costs(result: Result) -> Table:
     usage, settings, best = result.usage, result.settings, result.best
     seconds = {"prefill": usage.prefill_s, "decode": usage.decode_s, "reward": usage.reward_s, "other": usage.other_s}
     rows = {
-        "reward": f"{_number(result.reward)} ({settings['reward']})",
-        "perplexity": f"{_number(best.perplexity)} over {len(best.token_ids)} tokens",
+        "reward": f"{number(result.reward)} ({settings['reward']})",
+        "perplexity": f"{number(best.perplexity)} over {len(best.token_ids)} tokens",
         "tokens": f"{usage.generated_tokens:,} generated, {usage.reward_tokens:,} read by the reward, "
         f"{usage.prompt_tokens:,} of the prompt",
         "seconds": f"{usage.total_s:.2f} = " + " + ".join(f"{part} {s:.2f}" for part, s in seconds.items()),
@@ -185,7 +185,7 @@ def _costs(result: Result) -> Table:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, text in rows.items():
-        grid.add_row(name, Text(_plain(text)))
+        grid.add_row(name, Text(plain(text)))
     return grid
 
 
@@ -195,12 +195,12 @@ def _verdict_on(result: Result, *, is_interrupted: bool) -> Text:
     counted += f", {fates.count('live')} unfinished)" if "live" in fates else ")"
     if is_interrupted:
         when = " when last scored" if best.state == "live" else ""
-        scored = "not scored yet" if best.reward is None else f"reward {_number(best.reward)}{when}"
+        scored = "not scored yet" if best.reward is None else f"reward {number(best.reward)}{when}"
         how = f"{'complete' if best.state == 'complete' else 'unfinished'}, {scored}"
         return Text(f"Interrupted: so far the best of {counted} is candidate {best.index}, {how}", style="bold yellow")
     end = {"eos": "ended by the model", "stop": "ended by a stop string", "length": "cut off at the length limit"}
     return Text(
-        f"Candidate {best.index} wins with reward {_number(best.reward)}, the best of {counted}; "
+        f"Candidate {best.index} wins with reward {number(best.reward)}, the best of {counted}; "
         f"{end[best.finish_reason or 'length']}",
         style="bold",
     )
@@ -210,13 +210,13 @@ def print_comparison(results: Mapping[str, Result], *, is_interrupted: bool) -> 
     """The methods side by side, their answers, and one line that says what happened."""
     console = Console()
     large = results.get("best_of_n_same_start")
-    table = _table(("method", "left"), "N", "reward", "tokens", "×", "seconds", "×", "peak KV")
+    table = make_table(("method", "left"), "N", "reward", "tokens", "×", "seconds", "×", "peak KV")
     for name, result in results.items():
         usage = result.usage
         table.add_row(
             METHODS[name],
             str(len(result.candidates)),
-            _number(result.reward),
+            number(result.reward),
             f"{usage.generated_tokens:,}",
             _ratio(usage.generated_tokens, large.usage.generated_tokens) if large else "–",
             f"{usage.total_s:.1f}",
@@ -237,11 +237,11 @@ def print_comparison(results: Mapping[str, Result], *, is_interrupted: bool) -> 
 
 
 def _answer_panel(method: str, result: Result, same_as: str | None) -> Panel:
-    text = _plain(result.text).strip()
+    text = plain(result.text).strip()
     if len(text) > _PANEL_CHARACTERS:
         text = text[:_PANEL_CHARACTERS].rsplit(maxsplit=1)[0] + " …"
     body = Text(f"the same answer as {same_as}", style="dim italic") if same_as else Text(text)
-    title = Text.assemble((method, "bold"), f"  candidate {result.best.index}, reward {_number(result.reward)}")
+    title = Text.assemble((method, "bold"), f"  candidate {result.best.index}, reward {number(result.reward)}")
     return Panel(body, title=title, title_align="left", box=box.ROUNDED, border_style="dim")
 
 
@@ -253,7 +253,7 @@ def _comparison(best_of_n: Result, speculative_rejection: Result, best_of_n_same
     tokens = f"{abs(saved):.0%} {'fewer' if saved > 0 else 'more'} tokens {counts}" if saved else "as many tokens"
     return Text(
         f"On this prompt with seed {speculative_rejection.seed}, Speculative Rejection's reward of "
-        f"{_number(speculative_rejection.reward)} is {_against(speculative_rejection, best_of_n)} "
+        f"{number(speculative_rejection.reward)} is {_against(speculative_rejection, best_of_n)} "
         f"Best-of-{len(best_of_n.candidates)} in the same memory, and "
         f"{_against(speculative_rejection, best_of_n_same_start)} {large} with the same start; it took {tokens} "
         f"and {cost.total_s:.1f} s instead of {full.total_s:.1f} s.",
@@ -265,7 +265,7 @@ def _against(result: Result, other: Result) -> str:
     difference = (result.reward or 0.0) - (other.reward or 0.0)
     if difference == 0:
         return "equal to that of"
-    return f"{_number(abs(difference))} {'above' if difference > 0 else 'below'} that of"
+    return f"{number(abs(difference))} {'above' if difference > 0 else 'below'} that of"
 
 
 def _interruption(results: Mapping[str, Result]) -> Text:
@@ -284,7 +284,7 @@ def print_models(known: Iterable[tuple[DefaultModel, bool]]) -> None:
         facts = f"  {model.kind}, {model.licence}, download of {model.download_bytes / 1e6:.0f} MB, "
         console.print(Text.assemble((model.name, "bold"), facts, state), soft_wrap=True)
         console.print(Text(f"  {model.summary}"), soft_wrap=True)
-        console.print(Text(f"  {_plain(str(model.directory))}", style="dim"), soft_wrap=True)
+        console.print(Text(f"  {plain(str(model.directory))}", style="dim"), soft_wrap=True)
 
 
 def model_to_dict(model: DefaultModel, is_pulled: bool) -> dict[str, Any]:
@@ -304,9 +304,9 @@ def print_json(content: Mapping[str, Any]) -> None:
 def print_error(error: SpecrejError) -> None:
     """The message, and the hint where there is one, on stderr."""
     console = Console(stderr=True)
-    console.print(Text.assemble(("error: ", "bold red"), _plain(str(error))), soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), plain(str(error))), soft_wrap=True)
     if error.hint:
-        console.print(Text.assemble(("hint: ", "bold"), _plain(error.hint)), soft_wrap=True)
+        console.print(Text.assemble(("hint: ", "bold"), plain(error.hint)), soft_wrap=True)
 
 
 def print_note(words: str) -> None:
@@ -314,7 +314,7 @@ def print_note(words: str) -> None:
     Console(stderr=True).print(Text(words, style="yellow"), soft_wrap=True)
 
 
-def _table(*columns: str | tuple[str, str]) -> Table:
+def make_table(*columns: str | tuple[str, str]) -> Table:
     """A plain table; a column is its header (numbers, flush right) or its header and "left"."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for column in columns:
@@ -323,11 +323,13 @@ def _table(*columns: str | tuple[str, str]) -> Table:
     return table
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """Text without control characters."""
     return text.translate(_CONTROLS)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Three decimals, an exponent where they do not serve, a dash for None."""
     if value is None:
         return "–"
     return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 1e5 else f"{value:.2e}"

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from specrej.cli import answer
+from specrej.cli import answer, evaluate
 from specrej.cli.pull import models_app
 from specrej.version import __version__
 
@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 app.command()(answer.generate)
 app.command()(answer.compare)
+for _command in (evaluate.bench, evaluate.trace, evaluate.replay, evaluate.report, evaluate.judge, evaluate.export):
+    app.command(rich_help_panel="Measuring")(_command)
 app.add_typer(models_app, name="models")
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from specrej.evaluation.cost import ModelFlops
+    from specrej.cost import KvLayout, ModelFlops
 
 
 class Token(NamedTuple):
@@ -44,41 +44,13 @@ class Memory(NamedTuple):
     """The most that was ever allocated for this prompt."""
 
 
-class KvLayout(NamedTuple):
-    """How much KV there is, and by what rule the block of a prompt's candidates grows.
-
-    The KV of a prompt's candidates is one block of rows (live candidates) by slots (tokens). It is made anew when it
-    has to grow or when rows are given back; while it is, one tensor of one layer is there twice.
-    """
-
-    bytes_per_token: int
-    """Of all layers together."""
-    largest_tensor_bytes: int
-    """Of one token in the largest single tensor of a layer."""
-    granule: int
-    """Slots that a block grows by, where the budget carries them."""
-
-    def peak_bytes(self, num_prompt_tokens: int, num_rows: int, num_slots: int) -> int:
-        """Most bytes while a block of this size is made."""
-        per_slot = self.bytes_per_token + self.largest_tensor_bytes
-        return num_prompt_tokens * self.bytes_per_token + num_rows * num_slots * per_slot
-
-    def grown_slots(
-        self, num_prompt_tokens: int, num_rows: int, num_slots: int, max_slots: int, budget_bytes: int
-    ) -> int:
-        """Slots after a full block of `num_slots` has grown: a granule more, or what the budget carries of it."""
-        room = budget_bytes - self.peak_bytes(num_prompt_tokens, 0, 0)
-        affordable = room // max(self.peak_bytes(0, num_rows, 1), 1)
-        return max(min(num_slots + self.granule, max_slots, affordable), num_slots + 1)
-
-
 class Engine(Protocol):
     """Decodes many candidates of many prompts, one token a step."""
 
     name: str
     context_tokens: int
     """Most tokens of prompt and answer together."""
-    layout: KvLayout
+    layout: "KvLayout"
     flops: "ModelFlops"
     """What prefilling and decoding cost."""
 

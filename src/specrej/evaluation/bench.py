@@ -5,7 +5,7 @@
         print(row["prompt_id"], row["method"])
 
 Each prompt runs all methods before the next prompt begins, and their order rotates from prompt to prompt, so that a
-drift of the machine hits all alike. Rows are on the disk when they are yielded. Nothing is compared here: see `metrics`.
+drift of the machine hits all alike. Rows are on the disk when they are yielded. `metrics` compares them.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Literal, cast
 
 from specrej.api import run_one, unobserved
+from specrej.cost import flops_of, flops_per_token_of
 from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UnknownNameError, UsageError
-from specrej.evaluation.cost import flops_of, flops_per_token_of
 from specrej.evaluation.folder import RESULTS, claim
 from specrej.evaluation.prompts import Loaded, Task
 from specrej.evaluation.rows import CandidateRow, DecisionRow, Row, RunInfo, TurnRow, UsageRow
@@ -92,7 +92,7 @@ def describe_run(
         prompts={"source": loaded.source, "sha256": loaded.sha256, "num_prompts": len(loaded.tasks)},
         methods=list(methods),
         settings={name: value for name, value in settings.to_dict().items() if name not in _OWN}
-        | {"reward": reward.name},
+        | {"model": engine.describe()["model"], "reward": reward.name},
         engine=dict(engine.describe()),
         versions={"specrej": __version__, **engine.versions()},
     )

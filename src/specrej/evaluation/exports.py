@@ -2,20 +2,17 @@
 
 alpaca_eval (https://github.com/tatsu-lab/alpaca_eval) compares two methods by a judge of its own:
 
-    rows = read_bench(Path("out"))[1]
-    write_alpaca_eval(Path("out/alpaca_eval-method.json"), to_alpaca_eval(rows, "speculative_rejection:0.5"))
-    write_alpaca_eval(Path("out/alpaca_eval-baseline.json"), to_alpaca_eval(rows, "best_of_n:120"))
-
+    specrej export out --method speculative_rejection:0.5 --output method.json
+    specrej export out --method best_of_n:120 --output baseline.json
     pip install alpaca-eval
     export OPENAI_API_KEY=...
-    alpaca_eval --model_outputs out/alpaca_eval-method.json --reference_outputs out/alpaca_eval-baseline.json
+    alpaca_eval --model_outputs method.json --reference_outputs baseline.json
 
 Without --reference_outputs it compares with its own reference, on its own 805 questions (the prompt set alpaca_eval).
 
 FastChat (https://github.com/lm-sys/FastChat, fastchat/llm_judge) grades answers to MT-Bench (the set mt_bench):
 
-    write_mt_bench(Path("data/mt_bench/model_answer/sr.jsonl"), to_mt_bench(rows, "speculative_rejection:0.5", "sr"))
-
+    specrej export out --to mt_bench --method speculative_rejection:0.5 --output data/mt_bench/model_answer/sr.jsonl
     python gen_judgment.py --model-list sr
     python show_result.py --model-list sr
 
@@ -31,6 +28,8 @@ from specrej.evaluation.prompts import Task
 from specrej.evaluation.rows import Row
 from specrej.journal import Journal, write_json
 from specrej.types import as_messages
+
+FORMATS = ("alpaca_eval", "mt_bench")
 
 
 class AlpacaOutput(TypedDict):
@@ -107,6 +106,24 @@ def to_mt_bench(rows: Sequence[Row], method: str, model_id: str) -> list[MtBench
         )
         for row in chosen
     ]
+
+
+def export(path: Path, rows: Sequence[Row], method: str, to: str, tasks: Iterable[Task] = ()) -> int:
+    """Write a method's answers in the format of `FORMATS` that `to` names; how many there are.
+
+    Raises:
+        UnknownNameError: no row is of the method, or the format is not known.
+        UsageError: the answers do not fit the format, or the file cannot be written.
+    """
+    if to == "alpaca_eval":
+        outputs = to_alpaca_eval(rows, method, tasks)
+        write_alpaca_eval(path, outputs)
+        return len(outputs)
+    if to == "mt_bench":
+        answers = to_mt_bench(rows, method, path.stem)
+        write_mt_bench(path, answers)
+        return len(answers)
+    raise UnknownNameError("format", to, FORMATS)
 
 
 def write_alpaca_eval(path: Path, outputs: Sequence[AlpacaOutput]) -> None:

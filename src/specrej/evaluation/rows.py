@@ -8,6 +8,7 @@ Types only. `folder` writes and reads them.
 
 from typing import Literal, TypedDict
 
+from specrej.cost import FlopsRow
 from specrej.types import Cause, FinishReason, State
 
 
@@ -48,15 +49,6 @@ class UsageRow(TypedDict):
     total_s: float
     peak_kv_bytes: int
     num_steps: int
-
-
-class FlopsRow(TypedDict):
-    """Floating-point operations by part; see `cost`."""
-
-    prefill: float
-    decode: float
-    reward: float | None
-    """None where the reward does not say what reading a token costs it."""
 
 
 class TurnRow(TypedDict):

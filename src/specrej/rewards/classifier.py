@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from specrej.cost import linear_flops
 from specrej.errors import ModelError, PromptError, RewardError, UnknownNameError, UsageError
-from specrej.evaluation.cost import linear_flops
 from specrej.quiet import quiet_transformers
 from specrej.rewards.base import StatelessSession
 from specrej.rewards.function import last_question

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from specrej.engines.base import KvLayout
+from specrej.cost import KvLayout
 from specrej.engines.torch import engine as engine_module
 from specrej.engines.torch import groups
 from specrej.engines.torch.engine import TorchEngine

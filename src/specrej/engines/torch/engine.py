@@ -21,13 +21,13 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
-from specrej.engines.base import KvLayout, Memory, Token
+from specrej.cost import KvLayout, ModelFlops
+from specrej.engines.base import Memory, Token
 from specrej.engines.torch.attention import DecodePass, Pass, PrefillPass
 from specrej.engines.torch.groups import Group
 from specrej.engines.torch.sampling import sample
 from specrej.engines.torch.text import TextCodec
 from specrej.errors import DeviceMemoryError, UsageError
-from specrej.evaluation.cost import ModelFlops
 from specrej.streams import uniforms
 from specrej.types import FinishReason, Prompt, SamplingParams
 

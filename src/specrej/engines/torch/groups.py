@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from specrej.engines.base import KvLayout
+from specrej.cost import KvLayout
 
 GRANULE = 64
 """Slots that a block grows by: the whole block is copied once in as many steps."""

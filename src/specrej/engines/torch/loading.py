@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specrej import models
-from specrej.engines.base import KvLayout
+from specrej.cost import AttentionFlops, KvLayout, ModelFlops, linear_flops
 from specrej.engines.torch import groups
 from specrej.engines.torch.attention import IMPLEMENTATION, DecodePass, Pass, PrefillPass
 from specrej.engines.torch.engine import PREFILL_CHUNK, TorchEngine
@@ -27,7 +27,6 @@ from specrej.engines.torch.groups import Group, Scoring
 from specrej.engines.torch.linear import WEIGHTS, pack_linears
 from specrej.engines.torch.text import TextCodec
 from specrej.errors import ModelError, SpecrejError, UnknownNameError, UsageError
-from specrej.evaluation.cost import AttentionFlops, ModelFlops, linear_flops
 from specrej.quiet import quiet_transformers
 
 _PROBE_PROMPT, _PROBE_NEW = 9, 4

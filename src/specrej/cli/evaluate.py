@@ -1,0 +1,280 @@
+"""Measuring: bench, trace, replay, report, judge, export."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from specrej import api
+from specrej.cli.options import Json, exit_codes, stdout_for_results, takes_options
+from specrej.engines.base import Engine
+from specrej.errors import UnknownNameError, UsageError
+from specrej.rewards import as_reward
+from specrej.rewards.base import Reward
+from specrej.settings import Settings
+
+_Prompts = Annotated[
+    str,
+    typer.Argument(
+        help="A JSONL file (prompt, messages or turns in each row), - for stdin, or a set such as mt_bench.",
+        show_default=False,
+    ),
+]
+_Output = Annotated[Path, typer.Option(help="The run's folder.", show_default=False)]
+_Folder = Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)]
+_Limit = Annotated[int | None, typer.Option(help="Only the first so many prompts.")]
+_Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
+_Baseline = Annotated[
+    str | None,
+    typer.Option(help="What the others are compared with; by default the first Best-of-N.", metavar="METHOD"),
+]
+
+
+@takes_options("algorithm", "n", "alpha")
+def bench(
+    prompts: _Prompts,
+    *,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="best_of_n:N, speculative_rejection:ALPHA or speculative_rejection:ALPHA:N, separated by commas.",
+            show_default=False,
+        ),
+    ],
+    output: _Output,
+    baseline: _Baseline = None,
+    limit: _Limit = None,
+    resume: _Resume = False,
+    json: Json = False,
+    **given: Any,
+) -> None:
+    """Run several methods on many prompts, on one engine, in the same memory, with the same seed."""
+    from specrej import display
+    from specrej.evaluation import tables
+    from specrej.evaluation.bench import parse_methods, run_bench
+    from specrej.evaluation.folder import read_bench
+    from specrej.evaluation.metrics import summarize
+    from specrej.evaluation.prompts import load_prompts
+
+    with exit_codes(), _stoppable(output):
+        settings = _settings(given)
+        chosen = parse_methods([word.strip() for word in methods.split(",") if word.strip()], settings)
+        named = _baseline(baseline, [method.name for method in chosen])
+        loaded = load_prompts(prompts, limit)
+        _say_broken(loaded.broken)
+        total = len(chosen) * len(loaded.tasks)
+        with stdout_for_results(), tables.RowProgress(total=total, unit="rows") as progress:
+            engine, reward = _open(given)
+            rows = run_bench(loaded, chosen, engine, reward, output, settings=settings, resume=resume)
+            for row in rows:
+                error = row["error"]
+                progress.advance(f"{row['prompt_id']} {row['method']}", error and error["message"])
+        info, done = read_bench(output)
+        summary = summarize(done, named)
+        if json:
+            display.print_json({"run": info, "summary": summary})
+            return
+        tables.print_bench(summary)
+        num_failed = sum(row["error"] is not None for row in done)
+        typer.echo(
+            f"{len(done)} rows in {output}, {num_failed} failed ({progress.num_done} run now); "
+            f"{tables.totals_of(summary['methods'])}; seed {settings.seed}. For the page: specrej report {output}"
+        )
+
+
+@takes_options("algorithm", "n", "alpha", "keep", "decide", "min_tokens")
+def trace(
+    prompts: _Prompts,
+    *,
+    n: Annotated[int, typer.Option(help="Candidates of each prompt.")] = 64,
+    checkpoints: Annotated[
+        str, typer.Option(help="Lengths to score at, in tokens, separated by commas.", metavar="A,B,C")
+    ] = "8,16,32,64,128",
+    output: _Output,
+    limit: _Limit = None,
+    resume: _Resume = False,
+    **given: Any,
+) -> None:
+    """Record Best-of-N with the reward of every candidate at checkpoints, for `specrej replay`."""
+    from specrej.evaluation import tables
+    from specrej.evaluation.prompts import load_prompts
+    from specrej.evaluation.trace import record
+
+    with exit_codes(), _stoppable(output):
+        settings = _settings({**given, "n": n})
+        lengths = _lengths(checkpoints)
+        loaded = load_prompts(prompts, limit)
+        _say_broken(loaded.broken)
+        num_failed = 0
+        with stdout_for_results(), tables.RowProgress(total=len(loaded.tasks), unit="prompts") as progress:
+            engine, reward = _open(given)
+            for step in record(loaded, engine, reward, output, settings=settings, checkpoints=lengths, resume=resume):
+                num_failed += step.error is not None
+                progress.advance(step.prompt_id, None if step.error is None else str(step.error))
+        typer.echo(
+            f"{len(loaded.tasks)} prompts in {output} ({progress.num_done} run now, {num_failed} of them failed); "
+            f"seed {settings.seed}. Next: specrej replay {output}"
+        )
+
+
+def replay(
+    directory: _Folder,
+    *,
+    policies: Annotated[
+        str, typer.Option(help="A file with a policy a line, or grid: several hundred.", metavar="FILE|grid")
+    ] = "grid",
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="Score again where a decision falls between checkpoints, with the trace's reward.",
+        ),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Say what Speculative Rejection would have done on a trace, by any policy."""
+    from specrej import display
+    from specrej.evaluation import tables
+    from specrej.evaluation.folder import read_info
+    from specrej.evaluation.policy_grid import grid, read_policies
+    from specrej.evaluation.replay import Rescorer
+    from specrej.evaluation.replay_summary import REPLAY, replay_folder
+    from specrej.evaluation.trace import load
+
+    with exit_codes():
+        info = read_info(directory)
+        traces = list(load(directory))
+        chosen = grid(traces) if policies == "grid" else read_policies(Path(policies))
+        rescore = None
+        if exact:
+            with stdout_for_results():
+                engine = api.open_engine(info["engine"]["model"])
+                rescore = Rescorer(as_reward(info["settings"]["reward"]), engine.decode)
+        summary = replay_folder(directory, chosen, rescore)
+        if json:
+            display.print_json(summary)
+            return
+        tables.print_replay(summary)
+        num_errors = sum(row["error"] is not None for row in summary["policies"])
+        typer.echo(
+            f"{len(chosen)} policies on {summary['num_prompts']} prompts in {directory / REPLAY}, {num_errors} of them "
+            f"not to be replayed. For the page: specrej report {directory}"
+        )
+
+
+def report(directory: _Folder, *, baseline: _Baseline = None) -> None:
+    """Write one HTML page on a run, and its figures as SVG and PNG."""
+    from specrej.evaluation.report import write_report
+
+    with exit_codes():
+        typer.echo(write_report(directory, baseline=baseline))
+
+
+def judge(
+    directory: _Folder,
+    *,
+    method: Annotated[str, typer.Option(help="The method to judge, as the run calls it.", show_default=False)],
+    baseline: Annotated[str, typer.Option(help="What it is compared with.", show_default=False)],
+    base_url: Annotated[str, typer.Option(help="An OpenAI-compatible endpoint.")] = "https://api.openai.com/v1",
+    judge_model: Annotated[str, typer.Option(help="The judge's name there.", show_default=False)],
+    api_key_variable: Annotated[
+        str, typer.Option(help="The environment variable that holds the API key.")
+    ] = "OPENAI_API_KEY",
+    concurrency: Annotated[int, typer.Option(help="Requests at a time.")] = 8,
+) -> None:
+    """Ask a judge which of two methods answered better, in both orders, prompt by prompt."""
+    from specrej.evaluation import judge as judging
+    from specrej.evaluation import tables
+    from specrej.evaluation.folder import read_bench
+
+    with exit_codes(), _stoppable(directory):
+        _, rows = read_bench(directory)
+        endpoint = judging.Endpoint(
+            base_url=base_url, model=judge_model, api_key=os.environ.get(api_key_variable), concurrency=concurrency
+        )
+        verdicts = judging.judge(
+            rows, method=method, baseline=baseline, endpoint=endpoint, cache=directory / "judge_cache"
+        )
+        total = sum(row["method"] == method for row in rows)
+        done = []
+        with tables.RowProgress(total=total, unit="prompts") as progress:
+            for verdict in judging.record(directory / judging.JUDGEMENTS, verdicts):
+                done.append(verdict)
+                progress.advance(verdict["prompt_id"], verdict["error"])
+        counts = ", ".join(
+            f"{sum(row['verdict'] == word for row in done)} {word}" for word in ("win", "tie", "loss", "failed")
+        )
+        calls = judging.total_calls(done)
+        typer.echo(
+            f"{method} against {baseline}: {counts}; {calls['requests']} requests, {calls['cached']} from the cache, "
+            f"{calls['prompt_tokens'] + calls['completion_tokens']:,} tokens"
+        )
+
+
+def export(
+    directory: _Folder,
+    *,
+    method: Annotated[str, typer.Option(help="The method whose answers are wanted.", show_default=False)],
+    output: Annotated[Path, typer.Option(help="The file to write.", show_default=False)],
+    to: Annotated[str, typer.Option(help="The evaluator that is to read it.", metavar="NAME")] = "alpaca_eval",
+    prompts: Annotated[
+        str | None, typer.Option(help="The bench's prompts; needed where all methods failed on one.")
+    ] = None,
+) -> None:
+    """Write a method's answers for alpaca_eval (model_outputs.json) or mt_bench (FastChat's model_answer)."""
+    from specrej.evaluation import exports
+    from specrej.evaluation.folder import read_bench
+    from specrej.evaluation.prompts import load_prompts
+
+    with exit_codes():
+        rows = read_bench(directory)[1]
+        tasks = load_prompts(prompts).tasks if prompts else ()
+        num_answers = exports.export(output, rows, method, to, tasks)
+        typer.echo(f"{num_answers} answers of {method} for {to} in {output}")
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    names = {field.name for field in dataclasses.fields(Settings)}
+    return Settings(**{name: value for name, value in given.items() if name in names})
+
+
+def _open(given: dict[str, Any]) -> tuple[Engine, Reward]:
+    reward = as_reward(given["reward"])
+    return api.open_engine(given["model"], weights=given["weights"], device=given["device"]), reward
+
+
+def _baseline(given: str | None, methods: list[str]) -> str:
+    """The method that the user names, else the first Best-of-N, else the first method."""
+    if given is not None and given not in methods:
+        raise UnknownNameError("method", given, methods)
+    return given or next((method for method in methods if method.startswith("best_of_n:")), methods[0])
+
+
+def _lengths(words: str) -> list[int]:
+    try:
+        return [int(word) for word in words.split(",")]
+    except ValueError:
+        raise UsageError(f"checkpoints must be lengths separated by commas, got {words!r}") from None
+
+
+def _say_broken(broken: tuple[tuple[int, str], ...]) -> None:
+    from specrej import display
+
+    for line, reason in broken:
+        display.print_note(f"line {line} is left out: {reason}")
+
+
+@contextmanager
+def _stoppable(directory: Path) -> Iterator[None]:
+    """On Ctrl-C say what is there and how to go on."""
+    from specrej import display
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        display.print_note(f"interrupted; what is done is in {directory}: give the same command with --resume to go on")
+        raise typer.Exit(130) from None

@@ -1,0 +1,202 @@
+"""The measuring commands, from a file of prompts to a page, on a tiny model with random weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import specrej
+from specrej.cli import app
+from specrej.evaluation.folder import RESULTS, read_bench
+from specrej.journal import read_rows
+from tiny import CHAT_TEMPLATE, make_model, make_tokenizer
+
+METHODS = "best_of_n:2,best_of_n:6,speculative_rejection:0.5:6"
+PROMPTS = [{"id": "a", "prompt": "Why?"}, {"id": "b", "turns": ["How?", "And?"]}, {"id": "c", "prompt": "Who?"}]
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    make_model("llama", max_position_embeddings=2**20).save_pretrained(directory)
+    make_tokenizer(CHAT_TEMPLATE).save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS) + '{"id": "d"}\n')
+    return str(path)
+
+
+@pytest.fixture
+def run(tiny_model: str, prompts: str) -> Run:
+    def invoke(command: str, output: Path, *arguments: str, **how: Any) -> Result:
+        options = ["--model", tiny_model, "--reward", "logprob", "--max-new-tokens", "12", "--output", str(output)]
+        return CliRunner().invoke(app, [command, prompts, *options, *arguments], **how)
+
+    return invoke
+
+
+def ask(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def plain(rows: list[Any]) -> list[Any]:
+    """Rows without what a clock has measured, in the order of prompts and methods."""
+    for row in rows:
+        for turn in row["turns"]:
+            turn["usage"] = {name: value for name, value in turn["usage"].items() if not name.endswith("_s")}
+    return sorted(rows, key=lambda row: (row["prompt_id"], row["method"]))
+
+
+def test_bench_prints_gain_and_cost_and_says_what_is_next(run: Run, tmp_path: Path) -> None:
+    done = run("bench", tmp_path / "out", "--methods", METHODS, "--decide", "every:4")
+    assert done.exit_code == 0, done.stderr
+    assert "line 4 is left out: give one of prompt, messages and turns" in done.stderr
+    assert "9 of 9 rows: c" in done.stderr
+    for word in ("reward", "score", "win", "seconds", "tokens", "FLOPs", "speedup", "relative to best_of_n:2"):
+        assert word in done.stdout
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(f"9 rows in {tmp_path / 'out'}, 0 failed (9 run now); ")
+    assert last.endswith(f"For the page: specrej report {tmp_path / 'out'}")
+    assert len(read_rows(tmp_path / "out" / RESULTS)) == 9
+
+
+def test_bench_as_json_is_the_run_and_its_summary(run: Run, tmp_path: Path) -> None:
+    done = run("bench", tmp_path / "out", "--methods", METHODS, "--json", "--limit", "2", "--baseline", "best_of_n:6")
+    assert done.exit_code == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed["run"]["methods"] == METHODS.split(",")
+    assert printed["run"]["prompts"]["num_prompts"] == 2
+    assert printed["summary"]["baseline"] == "best_of_n:6"
+    assert printed["summary"]["methods"]["best_of_n:6"]["improvement"]["value"] == pytest.approx(100)
+
+
+def test_a_bench_that_is_there_is_not_written_over(run: Run, tmp_path: Path) -> None:
+    run("bench", tmp_path / "out", "--methods", METHODS)
+    before = (tmp_path / "out" / RESULTS).read_bytes()
+    again = run("bench", tmp_path / "out", "--methods", METHODS)
+    assert again.exit_code == 2
+    assert "go on with it by --resume" in again.stderr
+    other = run("bench", tmp_path / "out", "--methods", METHODS, "--seed", "9", "--resume")
+    assert other.exit_code == 2
+    assert "holds another run" in other.stderr
+    resumed = run("bench", tmp_path / "out", "--methods", METHODS, "--resume")
+    assert resumed.exit_code == 0
+    assert "(0 run now)" in resumed.stdout
+    assert (tmp_path / "out" / RESULTS).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--methods", "best_of_m:2"], "unknown method 'best_of_m'"),
+        (["--methods", ","], "a bench needs a method"),
+        (["--methods", METHODS, "--baseline", "best_of_n:3"], "unknown method 'best_of_n:3'"),
+        (["--methods", METHODS, "--limit", "0"], "limit must be at least 1"),
+        (["--methods", METHODS, "--memory", "64 potatoes"], "memory"),
+    ],
+)
+def test_what_cannot_be_benched_costs_nothing(run: Run, tmp_path: Path, arguments: list[str], said: str) -> None:
+    done = run("bench", tmp_path / "out", *arguments)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+def test_a_bench_that_was_stopped_goes_on_to_the_same_rows(
+    run: Run, tiny_model: str, prompts: str, tmp_path: Path, kind: signal.Signals
+) -> None:
+    arguments = ["bench", prompts, "--methods", METHODS, "--max-new-tokens", "300"]
+    arguments += ["--model", tiny_model, "--reward", "logprob"]
+    whole = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "whole")])
+    assert whole.exit_code == 0, whole.stderr
+    source = str(Path(specrej.__file__).parents[1])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "specrej", *arguments, "--output", str(tmp_path / "out")],
+        env={**os.environ, "PYTHONPATH": source, "OMP_WAIT_POLICY": "PASSIVE"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    results = tmp_path / "out" / RESULTS
+    while not results.exists() or results.read_bytes().count(b"\n") < 3:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(kind)
+    _, stderr = process.communicate(timeout=60)
+    before = read_bench(tmp_path / "out")[1]
+    assert 3 <= len(before) < 9
+    if kind == signal.SIGINT:
+        assert process.returncode == 130
+        assert "give the same command with --resume to go on" in stderr
+    resumed = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "out"), "--resume"])
+    assert resumed.exit_code == 0, resumed.stderr
+    rows = read_bench(tmp_path / "out")[1]
+    assert rows[: len(before)] == before
+    assert plain(rows) == plain(read_bench(tmp_path / "whole")[1])
+
+
+def test_from_a_bench_to_its_page_and_exports(run: Run, tmp_path: Path) -> None:
+    run("bench", tmp_path / "out", "--methods", METHODS, "--decide", "every:4")
+    page = ask("report", tmp_path / "out")
+    assert page.exit_code == 0, page.stderr
+    assert page.stdout.strip() == str(tmp_path / "out" / "report.html")
+    assert "best_of_n:6" in (tmp_path / "out" / "report.html").read_text()
+    assert ask("report", tmp_path / "out", "--baseline", "best_of_n:7").exit_code == 2
+    options: list[str | Path] = ["--method", "best_of_n:6", "--output", tmp_path / "outputs.jsonl"]
+    exported = ask("export", tmp_path / "out", *options, "--to", "mt_bench")
+    assert exported.exit_code == 0, exported.stderr
+    answers = read_rows(tmp_path / "outputs.jsonl")
+    assert [len(answer["choices"][0]["turns"]) for answer in answers] == [2, 2, 2]
+    refused = ask("export", tmp_path / "out", *options)
+    assert (refused.exit_code, "alpaca_eval takes single questions" in refused.stderr) == (2, True)
+    assert "unknown format 'x'" in ask("export", tmp_path / "out", *options, "--to", "x").stderr
+
+
+def test_an_export_for_alpaca_eval(run: Run, tmp_path: Path) -> None:
+    run("bench", tmp_path / "out", "--methods", METHODS, "--limit", "1")
+    done = ask("export", tmp_path / "out", "--method", "best_of_n:6", "--output", tmp_path / "outputs.json")
+    assert done.stdout == f"1 answers of best_of_n:6 for alpaca_eval in {tmp_path / 'outputs.json'}\n"
+    assert json.loads((tmp_path / "outputs.json").read_text())[0]["instruction"] == "Why?"
+
+
+def test_from_a_trace_to_a_replay_and_its_page(run: Run, tmp_path: Path) -> None:
+    traced = run("trace", tmp_path / "out", "--n", "8", "--checkpoints", "2,4,8")
+    assert traced.exit_code == 0, traced.stderr
+    assert traced.stdout.splitlines()[-1].startswith(f"3 prompts in {tmp_path / 'out'} (3 run now, 0 of them failed)")
+    assert "(0 run now" in run("trace", tmp_path / "out", "--n", "8", "--checkpoints", "2,4,8", "--resume").stdout
+    replayed = ask("replay", tmp_path / "out")
+    assert replayed.exit_code == 0, replayed.stderr
+    for word in ("policy on the front", "best_of_n:1", "Pearson", "Spearman", "Kendall"):
+        assert word in replayed.stdout
+    policies = tmp_path / "policies.jsonl"
+    policies.write_text('{"alpha": 0.5, "decide": "at:4", "n": 8}\n{"alpha": 0.25, "decide": "at:2,8", "n": 8}\n')
+    exact = ask("replay", tmp_path / "out", "--policies", policies, "--exact", "--json")
+    assert exact.exit_code == 0, exact.stderr
+    summary = json.loads(exact.stdout)
+    assert [row["policy"]["alpha"] for row in summary["policies"]] == [0.5, 0.25]
+    assert all(row["figures"]["stale_share"]["value"] == 0 for row in summary["policies"])
+    page = ask("report", tmp_path / "out")
+    assert page.exit_code == 0, page.stderr
+
+
+@pytest.mark.parametrize("command", ["report", "replay"])
+def test_a_folder_without_a_run(tmp_path: Path, command: str) -> None:
+    done = ask(command, tmp_path)
+    assert done.exit_code == 2
+    assert f"error: {tmp_path} holds no run" in done.stderr
