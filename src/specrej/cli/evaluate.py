@@ -30,7 +30,7 @@ _Limit = Annotated[int | None, typer.Option(help="Only the first so many prompts
 _Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
 _Baseline = Annotated[
     str | None,
-    typer.Option(help="What the others are compared with; by default the first Best-of-N.", metavar="METHOD"),
+    typer.Option(help="What the others are compared with; by default the largest Best-of-N.", metavar="METHOD"),
 ]
 
 
@@ -57,13 +57,16 @@ def bench(
     from specrej.evaluation import tables
     from specrej.evaluation.bench import parse_methods, run_bench
     from specrej.evaluation.folder import read_bench
-    from specrej.evaluation.metrics import summarize
+    from specrej.evaluation.metrics import default_baseline, summarize
     from specrej.evaluation.prompts import load_prompts
 
     with exit_codes(), _stoppable(output):
         settings = _settings(given)
         chosen = parse_methods([word.strip() for word in methods.split(",") if word.strip()], settings)
-        named = _baseline(baseline, [method.name for method in chosen])
+        names = [method.name for method in chosen]
+        named = baseline or default_baseline(names)
+        if named not in names:
+            raise UnknownNameError("method", named, names)
         loaded = load_prompts(prompts, limit)
         _say_broken(loaded.broken)
         total = len(chosen) * len(loaded.tasks)
@@ -245,13 +248,6 @@ def _settings(given: dict[str, Any]) -> Settings:
 def _open(given: dict[str, Any]) -> tuple[Engine, Reward]:
     reward = as_reward(given["reward"])
     return api.open_engine(given["model"], weights=given["weights"], device=given["device"]), reward
-
-
-def _baseline(given: str | None, methods: list[str]) -> str:
-    """The method that the user names, else the first Best-of-N, else the first method."""
-    if given is not None and given not in methods:
-        raise UnknownNameError("method", given, methods)
-    return given or next((method for method in methods if method.startswith("best_of_n:")), methods[0])
 
 
 def _lengths(words: str) -> list[int]:

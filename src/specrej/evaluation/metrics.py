@@ -7,7 +7,7 @@ The figures of single prompts, and what becomes of failures, are in `comparison`
 intervals in `intervals`. Risk is that of DARC (arXiv 2603.08145).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -150,6 +150,12 @@ def summarize(rows: Iterable[Row], baseline: str, verdicts: Iterable[VerdictRow]
         "high_variance_prompts": [comparison.prompt_ids[place] for place in widest],
         "methods": {method: _method(comparison, method, widest, by_judge[method]) for method in comparison.rows},
     }
+
+
+def default_baseline(methods: Sequence[str]) -> str:
+    """The largest Best-of-N, or the first method where there is none."""
+    sizes = {method: int(method.partition(":")[2]) for method in methods if method.startswith("best_of_n:")}
+    return max(sizes, key=lambda method: sizes[method]) if sizes else methods[0]
 
 
 def _method(
