@@ -16,6 +16,8 @@ from specrej.evaluation.bench import parse_methods, run_bench
 from specrej.evaluation.folder import read_bench
 from specrej.evaluation.metrics import summarize
 from specrej.evaluation.prompts import Loaded, load_prompts
+from specrej.evaluation.report import write_report
+from specrej.evaluation.tables import print_bench
 from specrej.rewards import as_reward
 from specrej.settings import Settings
 
@@ -55,6 +57,8 @@ def measure(loaded: Loaded, reward: str, directory: Path) -> dict[str, object]:
         print(f"{reward} {number}: {row['prompt_id']} {row['method']} {reached} {row['error'] or ''}", flush=True)
     info, done = read_bench(directory)
     summary = summarize(done, BASELINE)
+    print_bench(summary)
+    print(write_report(directory, baseline=BASELINE))
     return {"summary": summary, "seed": SETTINGS.seed, "engine": info["engine"], "versions": info["versions"]}
 
 

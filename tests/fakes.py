@@ -21,7 +21,7 @@ from specrej.cost import AttentionFlops, KvLayout, ModelFlops
 from specrej.engines.base import Memory, Token
 from specrej.errors import DeviceMemoryError
 from specrej.streams import uniforms
-from specrej.types import Candidate, FinishReason, Message, Prompt, SamplingParams, as_messages
+from specrej.types import Candidate, FinishReason, Message, Prompt, Reuse, SamplingParams, as_messages
 
 BOS, EOS = 256, 257
 LETTERS = b"aabcde \xc3"  # the last one begins an "é", of two tokens
@@ -251,6 +251,8 @@ class FakeSession:
 
     rate: Callable[[str], float]
     num_tokens: int = 0
+    reuse: Reuse = "none"
+    peak_kv_bytes: int = 0
     scored: list[list[int]] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
     is_closed: bool = False

@@ -247,7 +247,7 @@ def failing(candidates: Sequence[Candidate]) -> Any:
     [
         (failing, r"the reward 'broken' failed on candidates 0 to 3: ValueError\('too long'\)"),
         (lambda candidates: [0.0, 1.0, float("nan"), 2.0], "the reward 'broken' gave nan for candidate 2"),
-        (lambda candidates: [0.0, float("-inf"), 1.0, 2.0], "the reward 'broken' gave -inf for candidate 1"),
+        (lambda candidates: [0.0, float("inf"), 1.0, 2.0], "the reward 'broken' gave inf for candidate 1"),
         (lambda candidates: [0.0, 1.0], "gave 2 scores for 4 candidates; they part ways at candidate 2"),
         (lambda candidates: [], "gave 0 scores for 4 candidates; they part ways at candidate 0"),
         (lambda candidates: [0.0] * 5, "gave 5 scores for 4 candidates; they part ways at candidate 3"),

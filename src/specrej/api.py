@@ -68,6 +68,7 @@ def generate(
     *,
     model: Model = "smollm2",
     reward: RewardSpec = "relevance",
+    reward_memory: str | int | None = None,
     weights: str | None = None,
     device: str | None = None,
     observe: Observer = unobserved,
@@ -80,6 +81,8 @@ def generate(
         model: a default model's name, a Hugging Face id, a directory, or an engine from `open_engine`.
         reward: a name ("relevance", "logprob"), a classifier's id or directory, "module:function", a callable over
             (prompt, texts), or a `Reward`.
+        reward_memory: KV that a classifier may hold for the prompt, such as "256MiB"; by default 1 GiB on a CPU, a
+            tenth of a GPU's free memory.
         weights: see `open_engine`.
         device: see `open_engine`.
         observe: called with the running search after each step and decision.
@@ -93,7 +96,7 @@ def generate(
     """
     as_messages(prompt)  # a model takes long to open only to hear that the prompt is empty
     settings = Settings(**options)
-    scorer = as_reward(reward)
+    scorer = as_reward(reward, reward_memory)
     return run_one(open_engine(model, weights=weights, device=device), scorer, prompt, settings, observe)
 
 
@@ -102,6 +105,7 @@ def generate_batch(
     *,
     model: Model = "smollm2",
     reward: RewardSpec = "relevance",
+    reward_memory: str | int | None = None,
     weights: str | None = None,
     device: str | None = None,
     in_flight: int = 4,
@@ -117,6 +121,7 @@ def generate_batch(
         prompts: texts or conversations.
         model: see `generate`.
         reward: see `generate`.
+        reward_memory: see `generate`.
         weights: see `open_engine`.
         device: see `open_engine`.
         in_flight: prompts that run side by side; each has a memory budget of its own.
@@ -129,7 +134,7 @@ def generate_batch(
     settings = Settings(**options)
     if in_flight < 1:
         raise UsageError(f"in_flight must be at least 1, got {in_flight}")
-    scorer = as_reward(reward)
+    scorer = as_reward(reward, reward_memory)
     engine = open_engine(model, weights=weights, device=device)
     makers = ((lambda prompt=prompt: prepare(engine, scorer, prompt, settings, in_flight)) for prompt in prompts)
     return run(engine, makers, in_flight=in_flight, observe=observe)
@@ -140,6 +145,7 @@ def compare(
     *,
     model: Model = "smollm2",
     reward: RewardSpec = "relevance",
+    reward_memory: str | int | None = None,
     weights: str | None = None,
     device: str | None = None,
     observe: Observer = unobserved,
@@ -158,7 +164,7 @@ def compare(
     if "algorithm" in options:
         raise UsageError("compare runs both algorithms; it takes no 'algorithm'")
     settings = Settings(**options)
-    scorer = as_reward(reward)
+    scorer = as_reward(reward, reward_memory)
     engine = open_engine(model, weights=weights, device=device)
 
     def result_of(algorithm: str, n: int | str, memory: str | int | None) -> Result:

@@ -6,7 +6,7 @@ SpecrejError
  │    ├── PromptError        an empty prompt, or one longer than the context
  │    └── BudgetError        a memory budget that does not hold one candidate
  ├── ModelError            a model that cannot be opened, or that needs what the engine cannot honour
- ├── RewardError           a reward that failed, gave NaN, or the wrong number of scores
+ ├── RewardError           a reward that failed, gave NaN or the wrong number of scores, or filtered out everybody
  └── DeviceMemoryError     the device ran out of memory although the budget was kept
 """
 

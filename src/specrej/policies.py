@@ -64,6 +64,8 @@ def fraction(alpha: float) -> Rule:
     """
 
     def keep(scores: Sequence[float]) -> list[bool]:
+        if not scores:  # all were filtered
+            return []
         cut = quantile(scores, alpha)
         num_rejected = max(sum(score < cut for score in scores), math.floor(alpha * len(scores)))
         # The cut between scores at both ends of the floats is infinite; the best stays all the same.

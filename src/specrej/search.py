@@ -16,6 +16,7 @@ from specrej.errors import BudgetError, PromptError, RewardError, SpecrejError, 
 from specrej.memory import format_bytes
 from specrej.policies import Schedule
 from specrej.rewards.base import Reward, RewardSession
+from specrej.rewards.scores import checked_scores
 from specrej.types import Candidate, Cause, Decision, Prompt, Result, SamplingParams, Usage, as_messages
 from specrej.version import __version__
 
@@ -117,19 +118,28 @@ class Search:
     def score(self) -> list[float]:
         """The reward of every candidate of the batch on its text so far, in the order of the batch.
 
+        Candidates that score minus infinity are rejected at once, and are no longer part of the batch.
+
         Raises:
-            RewardError: the reward failed, or gave something that is no finite number; names the candidate.
+            RewardError: the reward failed, or gave NaN, infinity or no number; names the candidate.
         """
         assert self._session is not None
         for candidate in self.batch:
             candidate.text = self._text(candidate)
         with self._rewarding(f"candidates {self.batch[0].index} to {self.batch[-1].index}"):
-            scores = [float(score) for score in self._session.score(self.batch)]
+            scores = checked_scores(self._reward.name, self.batch, self._session.score(self.batch))
         self.usage.reward_tokens = self._session.num_tokens
-        self._check_scores(scores)
-        for candidate, score in zip(self.batch, scores, strict=True):
+        # A user's own session may have been written without these figures, which no decision depends on.
+        self.usage.reward_reuse = getattr(self._session, "reuse", "none")
+        self.usage.reward_kv_bytes = getattr(self._session, "peak_kv_bytes", 0)
+        failed = [candidate for candidate, score in zip(self.batch, scores, strict=True) if score == -math.inf]
+        if failed:
+            self._decide("filter", failed, failed)
+            self.batch = [candidate for candidate in self.batch if candidate.state != "rejected"]
+        passed = [score for score in scores if score > -math.inf]
+        for candidate, score in zip(self.batch, passed, strict=True):
             candidate.rewards[len(self.decisions)] = score
-        return scores
+        return passed
 
     def keep(self, is_kept: Sequence[bool]) -> None:
         """Let these of the scored batch stay and reject the others, and so many more that the next step fits.
@@ -143,7 +153,8 @@ class Search:
         if going_on:
             for candidate in going_on[self._fitting(len(going_on[0].token_ids) + 1) :]:
                 stays[candidate.index] = False
-        self._decide(self._cause, scored, [c for c in scored if not stays[c.index]])
+        if scored:  # a filter may have left nobody
+            self._decide(self._cause, scored, [c for c in scored if not stays[c.index]])
         self.batch = self.live
 
     # What the scheduler asks and does
@@ -223,11 +234,14 @@ class Search:
         """The best complete candidate that was not rejected; of equals the first.
 
         Of an interrupted run the best there is: complete before live, then by reward, then by length.
+
+        Raises:
+            RewardError: the reward's filter left nobody.
         """
         for candidate in self.batch:
             candidate.text = self._text(candidate)
         best = max(
-            (c for c in self.candidates if c.state != "rejected"),
+            self._left(),
             key=lambda c: (
                 c.state == "complete",
                 -math.inf if c.reward is None else c.reward,
@@ -247,6 +261,18 @@ class Search:
         )
 
     # How
+
+    def _left(self) -> list[Candidate]:
+        left = [candidate for candidate in self.candidates if candidate.state != "rejected"]
+        if not left:
+            num_filtered = sum(len(decision.rejected) for decision in self.decisions if decision.cause == "filter")
+            others = ", decisions rejected the others" if num_filtered < len(self.candidates) else ""
+            raise RewardError(
+                f"no candidate is left: {num_filtered} of {len(self.candidates)} did not pass the filter of the reward "
+                f"{self._reward.name!r}{others}",
+                hint="loosen the filter, begin with more candidates, or reject a smaller share at each decision",
+            )
+        return left
 
     def _fitting(self, num_tokens: int) -> int:
         """Most candidates that can have num_tokens each within the budget."""
@@ -306,16 +332,3 @@ class Search:
         window = 4 * max(len(stop) for stop in self.sampling.stop)
         tail = self._engine.decode(candidate.token_ids[-window:])
         return any(stop in tail for stop in self.sampling.stop)
-
-    def _check_scores(self, scores: Sequence[float]) -> None:
-        name = self._reward.name
-        if len(scores) != len(self.batch):
-            culprit = self.batch[min(len(scores), len(self.batch) - 1)].index
-            raise RewardError(
-                f"the reward {name!r} gave {len(scores)} scores for {len(self.batch)} candidates; they part ways at "
-                f"candidate {culprit}",
-                hint="a reward returns one number for each text, in order",
-            )
-        for candidate, score in zip(self.batch, scores, strict=True):
-            if not math.isfinite(score):
-                raise RewardError(f"the reward {name!r} gave {score} for candidate {candidate.index}")

@@ -19,7 +19,8 @@ Prompt = str | Sequence[Message]
 
 State = Literal["live", "complete", "rejected"]
 FinishReason = Literal["eos", "stop", "length"]
-Cause = Literal["budget", "schedule", "complete", "out_of_memory"]
+Reuse = Literal["none", "prompt", "answers"]
+Cause = Literal["budget", "schedule", "complete", "out_of_memory", "filter"]
 
 
 def as_messages(prompt: Prompt) -> list[dict[str, str]]:
@@ -151,7 +152,8 @@ class Decision:
     """One moment at which candidates were scored and some of them rejected.
 
     Attributes:
-        cause: the budget was full, the schedule said so, every candidate was complete, or the device ran out of memory.
+        cause: the budget was full, the schedule said so, every candidate was complete, the device ran out of memory, or
+            the reward's filter rejected some, just before the decision on the others.
         num_tokens: length of the longest candidate scored, in tokens.
         scored: indices of the candidates that were scored.
         rejected: indices of those that were rejected.
@@ -173,6 +175,8 @@ class Usage:
     """What a result cost. Tokens are counted once where they are made; seconds are wall clock and add up to total_s.
 
     With several prompts in flight, a step's seconds are shared out by the number of candidates each had in it.
+    `reward_reuse` is what the reward model kept of its KV between decisions, to the last ("answers": prompt and
+    answers), `reward_kv_bytes` the most it held.
     """
 
     prompt_tokens: int = 0
@@ -184,6 +188,8 @@ class Usage:
     other_s: float = 0.0
     peak_kv_bytes: int = 0
     num_steps: int = 0
+    reward_reuse: Reuse = "none"
+    reward_kv_bytes: int = 0
 
     @property
     def total_s(self) -> float:

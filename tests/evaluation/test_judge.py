@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from servers import Answer, Server, completion, record_waits, serving
 from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation import judge as judge_module
 from specrej.evaluation.judge import (
@@ -30,85 +30,18 @@ pytest.importorskip("httpx")
 
 KEY = "sk-very-secret"
 METHOD, BASELINE = "speculative_rejection:0.5", "best_of_n:8"
-Answer = Callable[[dict[str, Any]], Any]
-
-
-class Server(ThreadingHTTPServer):
-    """An endpoint that answers by a function of the request: the judge's text, or (status, headers, body)."""
-
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answer: Answer = lambda request: "A"
-        self.requests: list[dict[str, Any]] = []
-        self.keys: set[str | None] = set()
-        self.paths: set[str] = set()
-        self.running = self.most_running = 0
-        self.lock = threading.Lock()
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that has gone, or an answer that is meant to break the connection: nothing to print."""
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.requests.append(request)
-            self.server.keys.add(self.headers["Authorization"])
-            self.server.paths.add(self.path)
-            self.server.running += 1
-            self.server.most_running = max(self.server.most_running, self.server.running)
-        try:
-            status, headers, body = self.reply(request)
-        finally:
-            with self.server.lock:
-                self.server.running -= 1
-        self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(body))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def reply(self, request: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
-        answer = self.server.answer(request)
-        if isinstance(answer, tuple):
-            return cast("tuple[int, dict[str, str], bytes]", answer)
-        return 200, {}, completion(answer)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-def completion(text: object, usage: object = None) -> bytes:
-    usage = usage or {"prompt_tokens": 100, "completion_tokens": 3}
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}], "usage": usage}).encode()
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(completion) as server:
+        server.answer = lambda request: "A"
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that the client would have waited."""
-    waits: list[float] = []
-    monkeypatch.setattr(judge_module._Client, "pause", lambda client, seconds: waits.append(seconds))
-    return waits
+    return record_waits(monkeypatch)
 
 
 Ask = Callable[..., list[VerdictRow]]
@@ -119,7 +52,7 @@ def ask(server: Server, tmp_path: Path) -> Ask:
     """Judges rows by the server; options are those of the endpoint."""
 
     def ask(rows: list[Row], **options: Any) -> list[VerdictRow]:
-        endpoint = Endpoint(**{"base_url": server.url, "model": "some-judge", "api_key": KEY} | options)
+        endpoint = Endpoint(**{"base_url": f"{server.url}/v1", "model": "some-judge", "api_key": KEY} | options)
         return list(judge(rows, method=METHOD, baseline=BASELINE, endpoint=endpoint, cache=tmp_path / "cache"))
 
     return ask
@@ -258,9 +191,9 @@ def test_the_same_pair_is_asked_once(server: Server, ask: Ask) -> None:
     assert len(server.requests) == 2
     ask(pair("better"))
     ask(pair(), model="another-judge")
-    ask(pair(), base_url=f"{server.url}/again")
+    ask(pair(), base_url=f"{server.url}/v1/again")
     assert len(server.requests) == 8
-    ask(pair(), base_url=f"{server.url}/", api_key="another-key", timeout_s=5, concurrency=1)
+    ask(pair(), base_url=f"{server.url}/v1/", api_key="another-key", timeout_s=5, concurrency=1)
     assert len(server.requests) == 8
 
 
@@ -526,10 +459,31 @@ def test_a_cache_that_cannot_be_written_is_said(server: Server, ask: Ask, tmp_pa
 
 def test_leaving_early_asks_no_more(server: Server, tmp_path: Path) -> None:
     rows = [row for number in range(50) for row in pair(prompt_id=str(number))]
-    endpoint = Endpoint(base_url=server.url, model="m", concurrency=1)
+    endpoint = Endpoint(base_url=f"{server.url}/v1", model="m", concurrency=1)
     verdicts = judge(rows, method=METHOD, baseline=BASELINE, endpoint=endpoint, cache=tmp_path)
     next(iter(verdicts))
     verdicts.close()  # type: ignore[attr-defined]
     asked = len(server.requests)
     assert asked < 100
     assert threading.active_count() < 50
+
+
+def test_leaving_early_ends_what_is_under_way(server: Server, tmp_path: Path) -> None:
+    asked, ended, outcomes = threading.Event(), threading.Event(), []
+
+    def answer(request: dict[str, Any]) -> str:
+        if "of 1" in shown(request):
+            asked.set()
+            outcomes.append(ended.wait(30))
+        return "A" if asked.wait(30) else ""
+
+    server.answer = answer
+    rows = [*pair(prompt_id="0"), *pair(prompt_id="1")]
+    endpoint = Endpoint(base_url=server.url, model="m", concurrency=2)
+    verdicts = judge(rows, method=METHOD, baseline=BASELINE, endpoint=endpoint, cache=tmp_path)
+    next(iter(verdicts))
+    verdicts.close()  # type: ignore[attr-defined]
+    ended.set()
+    while not outcomes:
+        threading.Event().wait(0.01)
+    assert outcomes == [True]

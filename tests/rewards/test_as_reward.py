@@ -1,7 +1,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
     """The classifiers that were asked for, none of which is opened."""
     calls: list[tuple[str, str | None]] = []
 
-    def open_nothing(model: str, *, label: str | None = None) -> Constant:
+    def open_nothing(model: str, *, label: str | None = None, memory_bytes: int | None = None) -> Constant:
         calls.append((model, label))
         return Constant()
 
@@ -203,6 +203,97 @@ def test_anything_else_is_an_error_that_says_what_was_got(spec: Any, kind: str) 
         as_reward(spec)
 
 
+# Names that other packages add
+
+
+@pytest.fixture
+def installed(own_directory: Path) -> Callable[..., None]:
+    """Puts a package on sys.path as an installer would: a module, and a .dist-info folder that says its rewards."""
+
+    def install(package: str, code: str, **names: str) -> None:
+        site = own_directory / f"site_{package}"
+        info = site / f"{package}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (site / f"{package}.py").write_text(code)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        points = "\n".join(f"{name} = {package}:{attribute}" for name, attribute in names.items())
+        (info / "entry_points.txt").write_text(f"[specrej.rewards]\n{points}\n[specrej.others]\nelse = {package}:x\n")
+        sys.path.append(str(site))  # put back by `own_directory`
+
+    return install
+
+
+CODE = (
+    "from specrej.rewards.logprob import LogprobReward\n"
+    "from specrej.errors import UsageError\n"
+    "def make(argument='mean'): return LogprobReward(argument)\n"
+    "def make_function(scale='1'): return lambda prompt, texts: [int(scale) * len(text) for text in texts]\n"
+    "def refuse(argument): raise UsageError('it needs a key')\n"
+)
+
+
+def test_a_package_adds_rewards_by_entry_points(installed: Callable[..., None]) -> None:
+    installed("my_package", CODE, likelihood="make", size="make_function")
+    assert as_reward("likelihood").open(PROMPT).score(ANSWERS) == [-2.0]
+    assert as_reward("likelihood:sum").open(PROMPT).score(ANSWERS) == [-4.0]
+    assert as_reward("size:2").open(PROMPT).score(ANSWERS) == [6.0]
+    assert as_reward("size:2").name == "size:2"
+    assert as_reward("ensemble:size+likelihood:sum*2").open(PROMPT).score(ANSWERS) == [-5.0]
+
+
+def test_a_name_of_the_registry_goes_before_one_of_a_package_and_that_before_a_directory(
+    installed: Callable[..., None], own_directory: Path
+) -> None:
+    installed("my_package", CODE, logprob="make_function", size="make_function")
+    (own_directory / "size").mkdir()
+    (own_directory / "size.py").write_text("def f(prompt, texts): return [0.0 for _ in texts]\n")
+    assert isinstance(as_reward("logprob"), LogprobReward)
+    assert as_reward("size").open(PROMPT).score(ANSWERS) == [3.0]
+
+
+def test_of_two_packages_with_one_name_the_first_on_the_path_is_taken(installed: Callable[..., None]) -> None:
+    installed("first_package", CODE, size="make_function")
+    installed("second_package", CODE, size="make")
+    assert as_reward("size:2").open(PROMPT).score(ANSWERS) == [6.0]
+
+
+def test_names_of_packages_are_among_those_that_are_known(installed: Callable[..., None]) -> None:
+    installed("my_package", CODE, likelihood="make")
+    for spec in ("likelihod", "likelihod:sum"):
+        with pytest.raises(UnknownNameError, match="unknown reward") as caught:
+            as_reward(spec)
+        assert str(caught.value.hint).startswith("did you mean 'likelihood'?")
+    with pytest.raises(UsageError) as refused:
+        as_reward(None)
+    assert "likelihood, logprob" in str(refused.value.hint)
+    assert "else" not in str(refused.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing", "'missing' of the package 'my_package' cannot be made: AttributeError"),
+        ("size:x:y", "'size' of the package 'my_package' cannot be made: TypeError"),
+        ("refuse:x", "it needs a key"),
+    ],
+)
+def test_a_reward_of_a_package_that_cannot_be_made_says_which(
+    name: str, message: str, installed: Callable[..., None]
+) -> None:
+    code = CODE + "def takes_two(one, two): pass\n"
+    installed("my_package", code, missing="no_such_thing", size="takes_two", refuse="refuse")
+    with pytest.raises(UsageError, match=message):
+        as_reward(name)
+
+
+def test_a_package_that_cannot_be_imported_stops_only_its_own_rewards(installed: Callable[..., None]) -> None:
+    installed("my_broken_package", "1 / 0\n", broken="make")
+    assert isinstance(as_reward("logprob"), LogprobReward)
+    with pytest.raises(UsageError, match=r"'broken' of the package 'my_broken_package' .*ZeroDivisionError") as caught:
+        as_reward("broken")
+    assert "my_broken_package:make can be imported" in str(caught.value.hint)
+
+
 def test_importing_the_rewards_loads_no_torch() -> None:
     code = (
         "import sys, specrej.rewards as r; r.as_reward('logprob'); r.as_reward(len); sys.exit('torch' in sys.modules)"
@@ -210,3 +301,26 @@ def test_importing_the_rewards_loads_no_torch() -> None:
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     )
+
+
+def test_a_classifier_takes_options_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[str, dict[str, Any]]] = []
+
+    def make(model: str, **options: Any) -> Constant:
+        given.append((model, options))
+        return Constant()
+
+    monkeypatch.setattr("specrej.rewards.classifier.ClassifierReward", make)
+    as_reward("classifier:org/model#helpful?partial=open&memory=64MiB&batch_size=4")
+    as_reward("org/model", "1KiB")
+    as_reward("classifier:org/model?memory=64MiB", 2048)
+    assert given == [
+        ("org/model", {"label": "helpful", "memory_bytes": 2**26, "partial": "open", "batch_size": 4}),
+        ("org/model", {"label": None, "memory_bytes": 2**10}),
+        ("org/model", {"label": None, "memory_bytes": 2**11}),
+    ]
+    with pytest.raises(UnknownNameError, match="unknown option 'part'"):
+        as_reward("classifier:org/model?part=open")
+    for spec in ("relevance", "ensemble:relevance", lambda prompt, texts: [0.0]):
+        with pytest.raises(UsageError, match="takes no memory"):
+            as_reward(spec, "64MiB")

@@ -1,5 +1,6 @@
 """Tiny random classifiers against transformers itself, one conversation at a time and without padding."""
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from transformers import (
 )
 
 from specrej.errors import ModelError, PromptError, RewardError, UnknownNameError, UsageError
-from specrej.rewards.classifier import ClassifierReward, choose_padding
+from specrej.rewards.classifier import ClassifierReward, choose_padding, until_pooled
 from specrej.types import Candidate
 
 SPECIALS = ["<unk>", "<bos>", "<eos>", "<pad>", "<user>", "<assistant>", "[CLS]", "[SEP]"]
@@ -139,7 +140,7 @@ def reference(directory: str, texts: list[str] = TEXTS, max_tokens: int = 64) ->
             # Lists: given single texts, transformers takes an empty second one for none.
             encoding = dict(tokenizer([PROMPT[0]["content"]], [text], return_tensors="pt"))
             assert encoding["token_type_ids"].any()
-        num_tokens += encoding["input_ids"].numel()
+        num_tokens += len(until_pooled(encoding["input_ids"][0].tolist(), model.config.pad_token_id))
         rows.append(model(**encoding).logits[0].tolist())
     return rows, num_tokens
 
@@ -163,9 +164,17 @@ def test_a_padded_batch_scores_as_each_row_alone(
     model = AutoModelForSequenceClassification.from_pretrained(directory)
     # Not by AutoTokenizer, which reads every tokenizer beside a Qwen2 model as a byte-level one.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
-    session = ClassifierReward((model, tokenizer), batch_size=batch_size).open(PROMPT)
-    assert session.score(ANSWERS) == pytest.approx([row[0] for row in expected], abs=1e-5)
-    assert session.num_tokens == num_tokens
+    whole, shared = (
+        ClassifierReward((copy.deepcopy(model), tokenizer), batch_size=batch_size, memory_bytes=memory).open(PROMPT)
+        for memory in (0, None)
+    )
+    for session in (whole, shared):
+        assert session.score(ANSWERS) == pytest.approx([row[0] for row in expected], abs=1e-5)
+    assert (whole.reuse, whole.num_tokens) == ("none", num_tokens)
+    num_prompt = len(["<bos>", "<user>", *PROMPT[0]["content"].split(), "<eos>", "<assistant>"])
+    # Where EOS is padding, the empty answer is scored at the last token of the template, then read with each answer.
+    num_again = len(ANSWERS) if config_pad == EOS else 0
+    assert (shared.reuse, shared.num_tokens) == ("answers", num_tokens - (len(ANSWERS) - 1) * num_prompt + num_again)
     assert min(abs(a[0] - b[0]) for i, a in enumerate(expected) for b in expected[:i]) > 1e-3, "rows tell apart"
 
 
@@ -184,8 +193,8 @@ def test_a_padding_id_outside_the_vocabulary_is_none() -> None:
     assert choose_padding(10, 10, [1]) == 0
 
 
-def test_a_session_counts_and_scores_again(llama: str) -> None:
-    session = ClassifierReward(llama).open(PROMPT)
+def test_a_session_that_keeps_nothing_counts_and_scores_again(llama: str) -> None:
+    session = ClassifierReward(llama, memory_bytes=0).open(PROMPT)
     assert session.score([]) == []
     assert session.num_tokens == 0
     first = session.score(ANSWERS)
@@ -232,7 +241,7 @@ def test_sizes_are_at_least_one(size: str) -> None:
 
 def test_a_long_conversation_is_cut_on_the_right_and_said(llama: str, caplog: pytest.LogCaptureFixture) -> None:
     expected, num_tokens = reference(llama, max_tokens=12)
-    session = ClassifierReward(llama, max_tokens=12).open(PROMPT)
+    session = ClassifierReward(llama, max_tokens=12, memory_bytes=0).open(PROMPT)
     with caplog.at_level(logging.WARNING, logger="specrej"):
         scores = session.score(ANSWERS)
     assert scores == pytest.approx([row[0] for row in expected], abs=1e-5)

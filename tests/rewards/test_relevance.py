@@ -1,4 +1,7 @@
-"""The relevance reward: what it feeds its model (a stub here), and what the real one says (slow)."""
+"""The relevance reward: what it feeds a stub, its scores on tiny models by onnxruntime itself, the real one (slow).
+
+The tiny models are written here byte by byte, as ONNX's protobuf has it: no package that writes ONNX is needed.
+"""
 
 import json
 import logging
@@ -11,14 +14,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from specrej.errors import ModelError, PromptError
-from specrej.rewards.relevance import MAX_TOKENS, RelevanceReward
+from specrej import models
+from specrej.errors import ModelError, PromptError, RewardError, UsageError
+from specrej.rewards import as_reward
+from specrej.rewards.relevance import MAX_TOKENS, RelevanceReward, parse_relevance
 from specrej.types import Candidate
 
 QUESTION = [{"role": "user", "content": "Give three tips for staying healthy."}]
@@ -153,10 +159,120 @@ def test_damaged_tokenizer_is_a_model_error(model_dir: Path) -> None:
         RelevanceReward(model_dir)
 
 
-def test_model_with_two_labels_is_refused(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(StubModel, "output_shapes", [["batch_size", 2]])
-    with pytest.raises(ModelError, match="one logit"):
+@pytest.mark.parametrize("shapes", [[["batch", "width", 1]], [["batch", "labels"]], [["batch", 1], ["batch", 1]]])
+def test_what_is_no_cross_encoder_is_refused(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, shapes: Sequence[Sequence[Any]]
+) -> None:
+    monkeypatch.setattr(StubModel, "output_shapes", shapes)
+    with pytest.raises(ModelError, match=r"\[batch, outputs\]"):
         RelevanceReward(model_dir)
+
+
+def varint(number: int) -> bytes:
+    return bytes([number]) if number < 128 else bytes([number % 128 + 128]) + varint(number // 128)
+
+
+def fields(*pairs: tuple[int, int | str | bytes]) -> bytes:
+    """A protobuf message: whole numbers as varints, all else with its length before it."""
+    message = b""
+    for number, value in pairs:
+        if isinstance(value, int):
+            message += varint(number * 8) + varint(value)
+        else:
+            content = value.encode() if isinstance(value, str) else value
+            message += varint(number * 8 + 2) + varint(len(content)) + content
+    return message
+
+
+def node(kind: str, inputs: Sequence[str], output: str, *attributes: bytes) -> bytes:
+    return fields(*((1, name) for name in inputs), (2, output), (4, kind), *((5, value) for value in attributes))
+
+
+def tensor(name: str, values: npt.NDArray[np.float32]) -> bytes:
+    return fields(*((1, size) for size in values.shape), (2, 1), (8, name), (9, values.tobytes()))
+
+
+def value_info(name: str, element: int, shape: Sequence[int | str]) -> bytes:
+    sizes = b"".join(fields((1, fields((1 if isinstance(size, int) else 2, size)))) for size in shape)
+    return fields((1, name), (2, fields((1, fields((1, element), (2, sizes))))))
+
+
+def write_onnx(path: Path, num_outputs: int, width: int | str = "width") -> None:
+    """mean over tokens of tanh(words[id] + types[type]): depends on every token, its type, and how many there are."""
+    rng = np.random.default_rng(0)
+    words, types = (rng.normal(size=(rows, num_outputs)).astype(np.float32) for rows in (6, 2))
+    axes = fields((1, "axes"), (8, 1), (20, 7))
+    no_dims = fields((1, "keepdims"), (3, 0), (20, 2))
+    nodes = [
+        node("Gather", ["words", "input_ids"], "word"),
+        node("Gather", ["types", "token_type_ids"], "type"),
+        node("Add", ["word", "type"], "sum"),
+        node("Tanh", ["sum"], "tanh"),
+        node("ReduceMean", ["tanh"], "logits", axes, no_dims),
+    ]
+    graph = fields(
+        *((1, content) for content in nodes),
+        (2, "tiny"),
+        *((5, tensor(name, values)) for name, values in (("words", words), ("types", types))),
+        *((11, value_info(name, 7, ["batch", width])) for name in ("input_ids", "token_type_ids")),
+        (12, value_info("logits", 1, ["batch", num_outputs])),
+    )
+    path.write_bytes(fields((1, 8), (7, graph), (8, fields((1, ""), (2, 13)))))
+
+
+@pytest.fixture
+def onnx_dir(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tokenizer of `model_dir` beside a model for onnxruntime itself, with three outputs."""
+    monkeypatch.undo()
+    write_onnx(model_dir / "model.onnx", 3)
+    return model_dir
+
+
+def onnx_logits(directory: Path, ids: list[int], types: list[int]) -> list[float]:
+    model = onnxruntime.InferenceSession(directory / "model.onnx", providers=["CPUExecutionProvider"])
+    inputs = {"input_ids": np.array([ids]), "token_type_ids": np.array([types])}
+    return [float(logit) for logit in model.run(None, inputs)[0][0]]
+
+
+def test_scores_of_any_directory_are_onnxruntimes_own(onnx_dir: Path) -> None:
+    texts = ["yes yes no", "", "no"]
+    rows = [
+        ([1, 5, 2, 4, 4, 5, 2], [0] * 3 + [1] * 4),
+        ([1, 5, 2, 2], [0] * 3 + [1]),
+        ([1, 5, 2, 5, 2], [0] * 3 + [1] * 2),
+    ]
+    expected = [onnx_logits(onnx_dir, *row) for row in rows]
+    for label in range(3):
+        reward = parse_relevance(f"{onnx_dir}?label={label}")
+        scores = reward.open([{"role": "user", "content": "no"}]).score(candidates(*texts))
+        assert scores == [logits[label] for logits in expected]
+        assert reward.name == f"relevance:{onnx_dir}?label={label}"
+        assert reward.flops_per_token is None
+    assert len({logit for logits in expected for logit in logits}) == 9, "all tell apart"
+    write_onnx(onnx_dir / "model.onnx", 1)
+    single: Any = as_reward(f"relevance:{onnx_dir}")
+    assert single.name == f"relevance:{onnx_dir}"
+    session = single.open([{"role": "user", "content": "no"}])
+    assert session.score(candidates(*texts)) == [onnx_logits(onnx_dir, *row)[0] for row in rows]
+
+
+@pytest.mark.parametrize(("label", "message"), [(None, "has 3 outputs"), (3, "no output 3"), (-1, "no output -1")])
+def test_several_outputs_need_a_number(onnx_dir: Path, label: int | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        RelevanceReward(onnx_dir, label=label)
+
+
+def test_a_label_is_a_number(onnx_dir: Path) -> None:
+    with pytest.raises(UsageError, match="label='good' cannot be read"):
+        parse_relevance(f"{onnx_dir}?label=good")
+
+
+def test_a_model_that_takes_no_such_length_names_the_candidate(onnx_dir: Path) -> None:
+    write_onnx(onnx_dir / "model.onnx", 1, width=5)
+    session = RelevanceReward(onnx_dir).open([{"role": "user", "content": "no"}])
+    assert len(session.score(candidates("yes", "no"))) == 2
+    with pytest.raises(RewardError, match="failed on candidate 1, of 6 tokens"):
+        session.score(candidates("yes", "no no"))
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +306,19 @@ def test_real_model_reads_no_more_than_it_can(real: RelevanceReward, caplog: pyt
     assert math.isfinite(score)
     assert session.num_tokens == MAX_TOKENS
     assert "candidate 0" in caplog.text
+
+
+@pytest.mark.slow
+def test_the_real_model_as_a_directory_scores_as_onnxruntime_alone() -> None:
+    directory = models.locate("relevance")
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer.no_padding()
+    model = onnxruntime.InferenceSession(directory / "model.onnx", providers=["CPUExecutionProvider"])
+    expected = []
+    for text in (GOOD, HALF, OFF_TOPIC):
+        pair = tokenizer.encode(QUESTION[0]["content"], text)
+        columns = {"input_ids": pair.ids, "attention_mask": pair.attention_mask, "token_type_ids": pair.type_ids}
+        logits = model.run(None, {name: np.array([values]) for name, values in columns.items()})[0]
+        expected.append(float(logits[0, 0]))
+    reward: Any = as_reward(f"relevance:{directory}")
+    assert reward.open(QUESTION).score(candidates(GOOD, HALF, OFF_TOPIC)) == pytest.approx(expected, rel=1e-5)

@@ -69,8 +69,8 @@ def bench(
             raise UnknownNameError("method", named, names)
         loaded = load_prompts(prompts, limit)
         _say_broken(loaded.broken)
-        total = len(chosen) * len(loaded.tasks)
-        with stdout_for_results(), tables.RowProgress(total=total, unit="rows") as progress:
+        total, num_before = len(chosen) * len(loaded.tasks), _num_rows(output) if resume else 0
+        with stdout_for_results(), tables.RowProgress(total=total, unit="rows", num_done=num_before) as progress:
             engine, reward = _open(given)
             rows = run_bench(loaded, chosen, engine, reward, output, settings=settings, resume=resume)
             for row in rows:
@@ -84,7 +84,7 @@ def bench(
         tables.print_bench(summary)
         num_failed = sum(row["error"] is not None for row in done)
         typer.echo(
-            f"{len(done)} rows in {output}, {num_failed} failed ({progress.num_done} run now); "
+            f"{len(done)} rows in {output}, {num_failed} failed ({len(done) - num_before} run now); "
             f"{tables.totals_of(summary['methods'])}; seed {settings.seed}. For the page: specrej report {output}"
         )
 
@@ -112,14 +112,16 @@ def trace(
         lengths = _lengths(checkpoints)
         loaded = load_prompts(prompts, limit)
         _say_broken(loaded.broken)
-        num_failed = 0
+        num_run = num_failed = 0
         with stdout_for_results(), tables.RowProgress(total=len(loaded.tasks), unit="prompts") as progress:
             engine, reward = _open(given)
             for step in record(loaded, engine, reward, output, settings=settings, checkpoints=lengths, resume=resume):
+                num_run += 1
                 num_failed += step.error is not None
+                progress.num_done = step.num_done - 1  # those of an earlier sitting count
                 progress.advance(step.prompt_id, None if step.error is None else str(step.error))
         typer.echo(
-            f"{len(loaded.tasks)} prompts in {output} ({progress.num_done} run now, {num_failed} of them failed); "
+            f"{len(loaded.tasks)} prompts in {output} ({num_run} run now, {num_failed} of them failed); "
             f"seed {settings.seed}. Next: specrej replay {output}"
         )
 
@@ -246,8 +248,16 @@ def _settings(given: dict[str, Any]) -> Settings:
 
 
 def _open(given: dict[str, Any]) -> tuple[Engine, Reward]:
-    reward = as_reward(given["reward"])
+    reward = as_reward(given["reward"], given["reward_memory"])
     return api.open_engine(given["model"], weights=given["weights"], device=given["device"]), reward
+
+
+def _num_rows(directory: Path) -> int:
+    """Rows that an earlier sitting of a bench has written."""
+    from specrej.evaluation.folder import RESULTS
+    from specrej.journal import read_rows
+
+    return len(read_rows(directory / RESULTS)) if (directory / RESULTS).exists() else 0
 
 
 def _lengths(words: str) -> list[int]:

@@ -38,7 +38,15 @@ _MODEL, _SEARCH, _SAMPLING = (
 _OPTIONS: dict[str, Any] = {
     "model": Annotated[str, _option("A default model, a Hugging Face id or a directory.", **_MODEL)],
     "reward": Annotated[
-        str, _option("relevance, logprob, module:function, a classifier's id or directory.", metavar="REWARD", **_MODEL)
+        str,
+        _option(
+            "relevance, logprob, classifier:MODEL, ensemble:A*0.7+B*0.3, module:function, ...",
+            metavar="REWARD",
+            **_MODEL,
+        ),
+    ],
+    "reward_memory": Annotated[
+        str | None, _option("KV that a classifier may hold for a prompt; by default 1GiB.", metavar="SIZE", **_MODEL)
     ],
     "weights": Annotated[
         str | None, _option("How a CPU holds the weights: fp16 (default) or fp32.", metavar="fp16|fp32", **_MODEL)

@@ -14,13 +14,10 @@ answer can close its own. Rates are the work of `metrics`.
 
 import hashlib
 import json
-import random
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypedDict, cast
@@ -28,6 +25,8 @@ from typing import Literal, TypedDict, cast
 from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation.rows import Row
 from specrej.journal import Journal, read_rows, write_json
+from specrej.remote import Remote, RemoteError, Service, without_secrets
+from specrej.rewards.judge import between, mark_of, read_completion
 
 JUDGEMENTS = "judgements.jsonl"
 
@@ -36,12 +35,6 @@ Preference = Literal["win", "tie", "loss"]
 _MIRROR: dict[Preference, Preference] = {"win": "loss", "tie": "tie", "loss": "win"}
 _LETTERS: dict[str, Preference] = {"A": "win", "B": "loss", "C": "tie"}
 """What the judge's letter means for the answer shown first."""
-
-_TRIES = 6
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
-_PASSING = (408, 409, 425, 429)
-"""With 500 and above: the statuses after which asking again may help."""
-_REFUSALS = {401: "check the API key", 403: "check the API key", 404: "check the base URL and the judge's name"}
 
 _INSTRUCTION = """\
 You compare two answers, A and B, to the same question, and say which one serves the user better: which is more \
@@ -92,7 +85,7 @@ class Endpoint:
         base_url: up to the version, such as "https://api.openai.com/v1".
         model: its name there.
         api_key: sent as a bearer token, never written or shown; None sends none.
-        timeout_s: seconds to wait for the endpoint to connect, and for each part of its reply.
+        timeout_s: seconds from asking to the end of the reply.
         concurrency: prompts judged at a time, one request each.
     """
 
@@ -103,16 +96,20 @@ class Endpoint:
     concurrency: int = 8
 
     def __post_init__(self) -> None:
-        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
-            raise UsageError("the judge's API key holds characters that no key has", hint="a line break, for example")
-        if self.concurrency < 1:
-            raise UsageError(f"concurrency must be at least 1, got {self.concurrency}")
-        if not self.timeout_s > 0:
-            raise UsageError(f"timeout_s must be above 0, got {self.timeout_s}")
+        self.service()
 
+    def service(self) -> Service:
+        """What is posted to.
 
-class _CallError(Exception):
-    """The endpoint gave no reply that can be read; the message holds no key."""
+        Raises:
+            UsageError: httpx is not installed, or a value cannot be honoured.
+        """
+        return Service(
+            url=f"{self.base_url.rstrip('/')}/chat/completions",
+            api_key=self.api_key,
+            timeout_s=self.timeout_s,
+            concurrency=self.concurrency,
+        )
 
 
 def judge(rows: Sequence[Row], *, method: str, baseline: str, endpoint: Endpoint, cache: Path) -> Iterator[VerdictRow]:
@@ -129,7 +126,7 @@ def judge(rows: Sequence[Row], *, method: str, baseline: str, endpoint: Endpoint
 
     Raises:
         UnknownNameError: no row is of the method or of the baseline.
-        UsageError: httpx is not installed; the endpoint cannot be reached or refuses the key or the model.
+        UsageError: the endpoint cannot be reached, or refuses the key or the model.
     """
     by_method: dict[str, dict[str, Row]] = {}
     for row in rows:
@@ -177,11 +174,11 @@ def total_calls(verdicts: Iterable[VerdictRow]) -> CallsRow:
 
 
 def _judge_all(pairs: Sequence[tuple[Row, Row]], client: "_Client") -> Iterator[VerdictRow]:
-    with client.http, ThreadPoolExecutor(client.endpoint.concurrency) as pool:
+    with client.remote, ThreadPoolExecutor(client.endpoint.concurrency) as pool:
         try:
             yield from pool.map(partial(_judge_pair, client), pairs)
         finally:
-            client.stopping.set()
+            client.remote.stop()
 
 
 def _judge_pair(client: "_Client", pair: tuple[Row, Row]) -> VerdictRow:
@@ -207,7 +204,7 @@ def _judge_pair(client: "_Client", pair: tuple[Row, Row]) -> VerdictRow:
         first = verdict["first"] = client.prefer(_messages(row, other), verdict["calls"])
         second = verdict["second"] = _MIRROR[client.prefer(_messages(other, row), verdict["calls"])]
         verdict["verdict"] = first if first == second else "tie"
-    except _CallError as error:
+    except RemoteError as error:
         verdict["verdict"], verdict["error"] = "failed", str(error)
     return verdict
 
@@ -216,9 +213,9 @@ def _messages(row: Row, other: Row) -> list[dict[str, str]]:
     """What the judge reads: the question once, then what followed it, as A in `row` and as B in `other`."""
     question = row["turns"][0]["messages"]
     shown = {"question": question, "A": _answers(row), "B": _answers(other)}
-    mark = hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]
+    mark = mark_of(shown)
     parts = [
-        _between(name, "\n".join(_between(m["role"], m["content"], mark) for m in messages), mark)
+        between(name, "\n".join(between(m["role"], m["content"], mark) for m in messages), mark)
         for name, messages in shown.items()
     ]
     return [
@@ -234,10 +231,6 @@ def _answers(row: Row) -> list[dict[str, str]]:
     return [*since, {"role": "assistant", "content": last["text"]}]
 
 
-def _between(name: str, text: str, mark: str) -> str:
-    return f"<{name} {mark}>\n{text}\n</{name} {mark}>"
-
-
 class _Reply(TypedDict):
     """What the cache holds of a reply."""
 
@@ -250,30 +243,21 @@ class _Client:
     """Asks one endpoint. A reply that could be read is never asked for again."""
 
     def __init__(self, endpoint: Endpoint, cache: Path) -> None:
-        try:
-            import httpx
-        except ImportError as error:
-            raise UsageError(
-                "a judge is asked through httpx, which is not installed", hint="pip install 'specrej[evaluation]'"
-            ) from error
         self.endpoint = endpoint
-        self.stopping = threading.Event()
-        self._url = f"{endpoint.base_url.rstrip('/')}/chat/completions"
+        self.remote = Remote(endpoint.service())
         self._cache = cache
         self._writing = threading.Lock()
-        self._has_answered = False
-        headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
-        self.http = httpx.Client(timeout=endpoint.timeout_s, headers=headers)
 
     def prefer(self, messages: list[dict[str, str]], calls: CallsRow) -> Preference:
         """What the judge says of the answer shown first; adds to `calls` what that cost.
 
         Raises:
-            _CallError: no reply, or none that can be read in two tries.
+            RemoteError: no reply, or none that can be read in two tries.
             UsageError: the endpoint refuses every request, or the cache cannot be written.
         """
         request = {"model": self.endpoint.model, "messages": messages, "temperature": 0}
-        key = hashlib.sha256(json.dumps([self._url, request], sort_keys=True).encode()).hexdigest()
+        asked = [self.remote.service.url, request]
+        key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         path = self._cache / f"{key}.json"
         if path.exists():
             reply: _Reply = json.loads(path.read_text(encoding="utf-8"))
@@ -287,48 +271,21 @@ class _Client:
             if reply["letter"] in _LETTERS:
                 self._write(path, reply)
                 return _LETTERS[reply["letter"]]
-        raise _CallError(f"no verdict in the judge's reply {self._quote(body)}")
-
-    def _quote(self, text: str) -> str:
-        """What the endpoint said, without the key: some quote it when they complain."""
-        return repr((text.replace(self.endpoint.api_key, "***") if self.endpoint.api_key else text)[:200])
+        raise RemoteError(f"no verdict in the judge's reply {self.remote.quote(body)}")
 
     def _fetch(self, request: dict[str, object], calls: CallsRow) -> str:
-        """The body of a reply; asks again where asking again may help, and waits in between."""
-        import httpx
-
-        for attempt in range(_TRIES):
-            wait_s = min(_FIRST_WAIT_S * 2**attempt, _LONGEST_WAIT_S) * random.uniform(0.5, 1)
-            calls["requests"] += 1
-            try:
-                response = self.http.post(self._url, json=request)
-            except httpx.TimeoutException:
-                problem = f"no reply within {self.endpoint.timeout_s:g} s"
-            except (httpx.RequestError, httpx.InvalidURL) as error:
-                problem = f"no reply: {self._quote(str(error))}"
-                if not self._has_answered:
-                    message = f"the judge at {self._quote(self.endpoint.base_url)} cannot be reached, {problem}"
-                    raise UsageError(message, hint="check the base URL") from None
-            else:
-                self._has_answered = True
-                if response.is_success:
-                    return response.text
-                problem = f"status {response.status_code}: {self._quote(response.text)}"
-                if hint := _REFUSALS.get(response.status_code):
-                    raise UsageError(f"the judge's endpoint refuses to answer, {problem}", hint=hint)
-                if response.status_code not in _PASSING and response.status_code < 500:
-                    break
-                asked_s = _retry_after_s(response.headers.get("retry-after", ""))
-                if asked_s > _LONGEST_WAIT_S:
-                    break
-                wait_s += asked_s
-            if attempt < _TRIES - 1:
-                self.pause(wait_s)
-        raise _CallError(f"after {attempt + 1} tries: {problem}")
-
-    def pause(self, seconds: float) -> None:
-        if self.stopping.wait(seconds):
-            raise _CallError("stopped")
+        """The body of a reply."""
+        try:
+            (reply,) = self.remote.run([self.remote.post(request)])
+        except RemoteError as error:
+            calls["requests"] += error.num_requests
+            if error.is_common:
+                raise UsageError(
+                    f"the judge at {without_secrets(self.endpoint.base_url)!r} {error}", hint=error.hint
+                ) from None
+            raise
+        calls["requests"] += reply.num_requests
+        return reply.text
 
     def _write(self, path: Path, reply: _Reply) -> None:
         try:
@@ -341,16 +298,12 @@ class _Client:
 
 def _read_reply(body: str) -> _Reply:
     """The letter and the tokens of a chat completion."""
-    try:
-        completion = json.loads(body)
-        usage = completion.get("usage") or {}
-        return _Reply(
-            letter=_read_letter(str(completion["choices"][0]["message"]["content"])),
-            prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            completion_tokens=int(usage.get("completion_tokens") or 0),
-        )
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return _Reply(letter="", prompt_tokens=0, completion_tokens=0)
+    completion = read_completion(body)
+    return _Reply(
+        letter=_read_letter(completion.text),
+        prompt_tokens=completion.prompt_tokens,
+        completion_tokens=completion.completion_tokens,
+    )
 
 
 def _read_letter(text: str) -> str:
@@ -367,13 +320,3 @@ def _read_letter(text: str) -> str:
 def _add_tokens(calls: CallsRow, reply: _Reply) -> None:
     calls["prompt_tokens"] += reply["prompt_tokens"]
     calls["completion_tokens"] += reply["completion_tokens"]
-
-
-def _retry_after_s(header: str) -> float:
-    """Seconds that a Retry-After asks for: a number, or a date; 0 where it is neither."""
-    if header.strip().isdecimal():
-        return float(header)
-    try:
-        return max((parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds(), 0.0)
-    except (TypeError, ValueError):
-        return 0.0

@@ -6,10 +6,10 @@
 Types only. `folder` writes and reads them.
 """
 
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from specrej.cost import FlopsRow
-from specrej.types import Cause, FinishReason, State
+from specrej.types import Cause, FinishReason, Reuse, State
 
 
 class DecisionRow(TypedDict):
@@ -49,6 +49,9 @@ class UsageRow(TypedDict):
     total_s: float
     peak_kv_bytes: int
     num_steps: int
+    reward_reuse: NotRequired[Reuse]
+    """Older runs lack this one and the next."""
+    reward_kv_bytes: NotRequired[int]
 
 
 class TurnRow(TypedDict):

@@ -22,7 +22,7 @@ _MOST_POLICIES = 12
 class RowProgress:
     """Counts what is done: a live bar on a terminal, a line for each piece elsewhere."""
 
-    def __init__(self, *, total: int, unit: str) -> None:
+    def __init__(self, *, total: int, unit: str, num_done: int = 0) -> None:
         self._console = Console(stderr=True)
         self._unit = unit
         self._bar = Progress(
@@ -38,8 +38,8 @@ class RowProgress:
             redirect_stdout=False,
             disable=not self._console.is_interactive,
         )
-        self._task = self._bar.add_task("opening", total=total)
-        self.num_done = 0
+        self._task = self._bar.add_task("opening", total=total, completed=num_done)
+        self.num_done = num_done
         self._total = total
 
     def __enter__(self) -> Self:
@@ -52,7 +52,7 @@ class RowProgress:
     def advance(self, label: str, error: str | None = None) -> None:
         """One more is done; an error is always said on a line of its own."""
         self.num_done += 1
-        self._bar.update(self._task, description=plain(label), advance=1)
+        self._bar.update(self._task, description=plain(label), completed=self.num_done)
         line = f"{self.num_done} of {self._total} {self._unit}: {label}"
         if error is not None:
             self._console.print(Text(plain(f"{line} failed: {error}"), style="yellow"), soft_wrap=True)

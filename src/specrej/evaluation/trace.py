@@ -217,7 +217,11 @@ class _HiddenStates:
 def _run(engine: Engine, reward: Reward, task: Task, settings: Settings, states: _HiddenStates) -> Result:
     result = run_one(engine, reward, task.turns[0], settings, states)
     if any(candidate.state == "rejected" for candidate in result.candidates):
-        raise DeviceMemoryError("the device ran out of memory, and candidates were lost", hint="give less memory")
+        causes = {decision.cause for decision in result.decisions if decision.rejected}
+        raise DeviceMemoryError(
+            f"candidates were lost ({', '.join(sorted(causes))}): a trace needs all of them",
+            hint="give less memory if the device ran out of it; record without a filter",
+        )
     return result
 
 

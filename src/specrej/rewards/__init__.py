@@ -2,11 +2,14 @@
 
     as_reward("relevance")                        # a name of the registry
     as_reward("logprob:sum")                      # ... with its argument
-    as_reward("classifier:org/model#helpful")     # a classifier's output by its label
+    as_reward("classifier:org/model#helpful?partial=open")     # a classifier's output by its label
     as_reward("org/model")                        # the same from a Hugging Face id or a local directory
+    as_reward("ensemble:relevance*0.7+logprob")   # several rewards as one
+    as_reward("theirs:argument")                  # a name that an installed package adds: see `specrej.registry`
     as_reward("metrics:brevity")                  # a function of a module, looked for in the current directory first
     as_reward(lambda prompt, texts: [len(text) for text in texts])
 
+A name of the registry goes before one of a package, that before a directory or an id, and these before a module.
 Rewards are imported when asked for: importing this module loads no torch.
 """
 
@@ -14,30 +17,58 @@ import sys
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from specrej.errors import UnknownNameError, UsageError
-from specrej.registry import REWARDS, load
+from specrej.errors import SpecrejError, UnknownNameError, UsageError
+from specrej.memory import parse_bytes
+from specrej.registry import REWARDS, entry_points, load
 from specrej.rewards.base import Reward
 from specrej.rewards.function import FunctionReward
+from specrej.rewards.spec import parse_options
 
-_FORMS = (
-    f"give one of {', '.join(sorted(REWARDS))}, module:function, a local directory or a Hugging Face id, "
-    "a function (prompt, texts) -> numbers, or an object with open(messages)"
-)
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 
-def as_reward(spec: Any) -> Reward:
+def _names() -> list[str]:
+    return sorted({*REWARDS, *entry_points()})
+
+
+def _forms() -> str:
+    return (
+        f"give one of {', '.join(_names())}, module:function, a local directory or a Hugging Face id, "
+        "a function (prompt, texts) -> numbers, or an object with open(messages)"
+    )
+
+
+def as_reward(spec: Any, memory: str | int | None = None) -> Reward:
     """The reward that the user means: a reward, a function over texts, or a string as in the module's docstring.
+
+    Args:
+        spec: the reward.
+        memory: KV that a classifier may hold for a prompt, such as "256MiB"; other rewards hold none.
 
     Raises:
         UsageError: `spec` is none of these, or the module or function it names is not there.
         UnknownNameError: a plain name that nobody knows; near ones are suggested.
         ModelError: the model of a classifier cannot be opened.
     """
+    if memory is not None:
+        return _with_memory(spec, memory)
     if isinstance(spec, str):
         return _named(spec)
     return _given(spec, name=None)
+
+
+def _with_memory(spec: Any, memory: str | int) -> Reward:
+    name, _, argument = spec.partition(":") if isinstance(spec, str) else ("", "", "")
+    if name == "classifier":
+        return _classifier(argument, memory)
+    if isinstance(spec, str) and name not in REWARDS and _is_model(spec):
+        return _classifier(spec, memory)
+    raise UsageError(
+        f"the reward {spec!r} takes no memory", hint="a classifier holds KV; within an ensemble give it ?memory=SIZE"
+    )
 
 
 def _given(spec: Any, name: str | None) -> Reward:
@@ -50,38 +81,61 @@ def _given(spec: Any, name: str | None) -> Reward:
         return cast("Reward", spec)
     if callable(spec):
         return FunctionReward(spec, name)
-    raise UsageError(f"a reward cannot be made from {spec!r} ({type(spec).__name__})", hint=_FORMS)
+    raise UsageError(f"a reward cannot be made from {spec!r} ({type(spec).__name__})", hint=_forms())
 
 
 def _named(spec: str) -> Reward:
     name, _, argument = spec.partition(":")
-    if name == "classifier" or (name not in REWARDS and _is_model(spec)):
-        return _classifier(argument if name == "classifier" else spec)
+    if name == "classifier":
+        return _classifier(argument)
     if name in REWARDS:
         reward = load("reward", REWARDS, name)
         return cast("Reward", reward(argument) if argument else reward())
+    if (point := entry_points().get(name)) is not None:
+        return _given(_made(point, argument), name=spec)
+    if _is_model(spec):
+        return _classifier(spec)
     if ":" in spec:
         return _given(_attribute(spec), name=spec)
-    raise UnknownNameError("reward", spec, REWARDS, hint=_FORMS)
+    raise UnknownNameError("reward", spec, _names(), hint=_forms())
+
+
+def _made(point: "EntryPoint", argument: str) -> Any:
+    """What another package makes of its name."""
+    try:
+        make = point.load()
+        return make(argument) if argument else make()
+    except SpecrejError:
+        raise
+    except Exception as exc:
+        package = point.dist.name if point.dist else point.module
+        raise UsageError(
+            f"the reward {point.name!r} of the package {package!r} cannot be made: {type(exc).__name__}: {exc}",
+            hint=f"see that {point.value} can be imported, and what argument it takes",
+        ) from exc
 
 
 def _is_model(spec: str) -> bool:
     return (spec != "" and Path(spec).is_dir()) or ("/" in spec and ":" not in spec)
 
 
-def _classifier(spec: str) -> Reward:
-    """A classifier from PATH_OR_ID or PATH_OR_ID#LABEL."""
-    if not spec:
+def _classifier(spec: str, memory: str | int | None = None) -> Reward:
+    """A classifier from PATH_OR_ID or PATH_OR_ID#LABEL, with options after a "?"."""
+    named, options = parse_options(spec, {"partial": str, "memory": parse_bytes, "batch_size": int, "max_tokens": int})
+    if not named:
         raise UsageError("the reward 'classifier' needs a model", hint="give it as classifier:PATH_OR_ID")
-    model, _, label = (spec, "", "") if Path(spec).is_dir() else spec.partition("#")
-    return cast("Reward", load("reward", REWARDS, "classifier")(model, label=label or None))
+    asked = options.pop("memory", None)
+    given = asked if memory is None else parse_bytes(memory)
+    model, _, label = (named, "", "") if Path(named).is_dir() else named.partition("#")
+    make = load("reward", REWARDS, "classifier")
+    return cast("Reward", make(model, label=label or None, memory_bytes=given, **options))
 
 
 def _attribute(spec: str) -> Any:
     """What `module:attribute` names; the current directory is searched first."""
     module_name, _, attribute = spec.partition(":")
     if not module_name or not attribute:
-        raise UsageError(f"the reward {spec!r} is not of the form module:function", hint=_FORMS)
+        raise UsageError(f"the reward {spec!r} is not of the form module:function", hint=_forms())
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # stays: the function may import its neighbours when it is called
     try:
@@ -92,7 +146,7 @@ def _attribute(spec: str) -> Any:
             hint = (
                 f"there is no module {missing!r} in {here} or among the installed ones; write module:function, no .py"
             )
-            raise UnknownNameError("reward or module", module_name, REWARDS, hint=hint) from exc
+            raise UnknownNameError("reward or module", module_name, _names(), hint=hint) from exc
         raise UsageError(
             f"the module {module_name!r} of the reward {spec!r} cannot be imported: {type(exc).__name__}: {exc}",
             hint=f"see that `python -c 'import {module_name}'` runs in {here}",

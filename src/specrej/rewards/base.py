@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from specrej.types import Candidate, Message
+from specrej.types import Candidate, Message, Reuse
 
 
 class RewardSession(Protocol):
@@ -18,9 +18,16 @@ class RewardSession(Protocol):
 
     num_tokens: int
     """Tokens that the reward model has read for this prompt so far."""
+    reuse: Reuse
+    """What the reward model keeps between decisions: "answers" (with the prompt), the "prompt" alone, or "none"."""
+    peak_kv_bytes: int
+    """Most KV that the reward model held for this prompt."""
 
     def score(self, candidates: Sequence[Candidate]) -> Sequence[float]:
-        """One finite number for each candidate, on its text (or its log-probabilities) so far."""
+        """One finite number for each candidate, on its text (or its log-probabilities) so far.
+
+        Minus infinity rejects a candidate at once, whatever the others score.
+        """
 
     def drop(self, indices: Sequence[int]) -> None:
         """Forget these candidates: they were rejected."""
@@ -53,6 +60,8 @@ class StatelessSession:
     messages: Sequence[Message]
     score_batch: Callable[[Sequence[Message], Sequence[Candidate]], tuple[Sequence[float], int]]
     num_tokens: int = 0
+    reuse: Reuse = "none"
+    peak_kv_bytes: int = 0
 
     def score(self, candidates: Sequence[Candidate]) -> Sequence[float]:
         scores, num_tokens = self.score_batch(self.messages, candidates)

@@ -3,18 +3,20 @@
     ClassifierReward("org/reward-model")                        # one output
     ClassifierReward("./toxicity", label="harmless")            # one of several
     ClassifierReward((model, tokenizer), batch_size=4)          # already loaded
+    ClassifierReward("org/reward-model", memory_bytes=2**28)    # what may be held of a prompt's answers
+    ClassifierReward("org/reward-model", partial="open")        # an unfinished answer is shown as unfinished
 
 Reads text only, never the generator's token ids: the conversation is written out by the reward model's own chat
 template; a tokenizer without one (a cross-encoder) gets the last question and the answer as a pair. Scores are raw
-logits, those that transformers gives for each conversation alone. Nothing is kept between two decisions: each reads the
-prompt again.
+logits, those that transformers gives for each conversation alone. A causal model with a chat template reads each token
+once (see `incremental`); the others, BERT and its like, read the prompt and every answer anew at each decision.
 """
 
 import logging
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,8 +24,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from specrej.cost import linear_flops
 from specrej.errors import ModelError, PromptError, RewardError, UnknownNameError, UsageError
 from specrej.quiet import quiet_transformers
-from specrej.rewards.base import StatelessSession
+from specrej.rewards.base import RewardSession, StatelessSession
+from specrej.rewards.causal import CausalScorer
 from specrej.rewards.function import last_question
+from specrej.rewards.incremental import Conversations, IncrementalSession, longest_prefix, naming
 from specrej.types import Candidate, Message
 
 _log = logging.getLogger("specrej")
@@ -31,17 +35,26 @@ _log = logging.getLogger("specrej")
 LoadedModel = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 Row = dict[str, list[int]]
 """One conversation as the model reads it: `input_ids`, and `token_type_ids` where the model takes them."""
+Partial = Literal["open", "closed"]
+
+_MEMORY_BYTES = 2**30
+_MEMORY_SHARE = 0.1
+_MARK = "an answer that nobody gives"
+_SHORT_ANSWERS = (Candidate(index=0), Candidate(index=0, text="x"))
+"""What these conversations begin with in common stands before the answer, but where a tokenizer joins the two."""
 
 
 class ClassifierReward:
     """Scores conversations with a sequence classifier.
 
     Attributes:
-        name: `classifier:MODEL` or `classifier:MODEL#LABEL`, as `as_reward` reads it.
+        name: `classifier:MODEL` with `#LABEL` and `?partial=open` where they are given, as `as_reward` reads it.
         flops_per_token: of its linear layers, as if each read every token once; attention, which grows with the length,
             and padding are left out.
         output: number of the logit that is the score.
         max_tokens: tokens of a conversation that are read, a longer one loses the end of its answer; None reads all.
+        partial: how an unfinished answer is shown.
+        memory_bytes: KV that may be held for one prompt.
     """
 
     def __init__(
@@ -51,24 +64,37 @@ class ClassifierReward:
         label: str | int | None = None,
         batch_size: int = 16,
         max_tokens: int | None = None,
+        partial: Partial = "closed",
+        memory_bytes: int | None = None,
         device: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Open the model, or take over a loaded one and put it in evaluation mode.
+        """Open the model, or take over a loaded one: it is put in evaluation mode and its linear layers may be packed.
 
         Args:
             model: a Hugging Face id, a local directory, or a loaded model with its tokenizer.
             label: which output is the score, by the model's name for it or by number; needed where there are several.
             batch_size: conversations in a forward pass.
             max_tokens: length limit of a conversation; by default what the model and its tokenizer can take.
+            partial: "open" shows the text so far with nothing behind it, as while it is being written; "closed" shows
+                it as if it were complete. Answers that ended by themselves are shown as ended either way; one that was
+                cut off at its length limit counts as unfinished.
+            memory_bytes: KV that a causal model may hold for each prompt, of the prompt and its answers; by default
+                1 GiB on the CPU and a tenth of the free memory on a GPU. Where it does not do, less is kept and more is
+                read, with the same scores; 0 keeps nothing. Weights and activations come on top.
             device: by default CUDA where there is some, else the CPU. Not for a loaded model.
             dtype: by default float32 on the CPU, that of the checkpoint elsewhere. Not for a loaded model.
 
         Raises:
             ModelError: the model cannot be opened, or its checkpoint has no weights for the classifier's head.
-            UnknownNameError: the model has no such label.
-            UsageError: several outputs and no label, a size below 1, or device or dtype for a loaded model.
+            UnknownNameError: the model has no such label, or `partial` is neither.
+            UsageError: several outputs and no label, a size below 1, device or dtype for a loaded model, or an open
+                answer for a tokenizer without a chat template.
         """
+        if partial not in ("open", "closed"):
+            raise UnknownNameError("way to show a partial answer", partial, ["open", "closed"])
+        if memory_bytes is not None and memory_bytes < 0:
+            raise UsageError(f"memory_bytes must be at least 0, got {memory_bytes!r}")
         for size_name, size in (("batch_size", batch_size), ("max_tokens", max_tokens)):
             if size is not None and size < 1:
                 raise UsageError(f"{size_name} must be at least 1, got {size!r}")
@@ -89,22 +115,48 @@ class ClassifierReward:
         self.output = choose_output(source, self._model.config.id2label, label)
         self.max_tokens = max_tokens or self._limit()
         self.name = f"classifier:{source}" + ("" if label is None else f"#{label}")
+        self.name += "?partial=open" if partial == "open" else ""
+        self.partial = partial
+        self.memory_bytes = default_memory(self._model.device) if memory_bytes is None else memory_bytes
+        has_template = self._tokenizer.chat_template is not None
+        if partial == "open" and not has_template:
+            raise UsageError(
+                f"the tokenizer of {source!r} has no chat template: it cannot show an answer as unfinished",
+                hint="leave partial='closed'",
+            )
+        self._scorer = CausalScorer.of(self._model) if has_template and not self._takes_types else None
 
-    def open(self, messages: Sequence[Message]) -> StatelessSession:
-        """Begin with a prompt.
+    def open(self, messages: Sequence[Message]) -> RewardSession:
+        """Begin with a prompt: a causal model reads it here.
 
         Raises:
             PromptError: the prompt alone is longer than what the model reads, so that no answer would be seen.
-            RewardError: the chat template refuses the conversation.
+            RewardError: the chat template refuses the conversation, or does not show where an open answer ends.
         """
-        num_tokens = len(self._encode(messages, [""])[0]["input_ids"])
+        shortest = [row["input_ids"] for row in self._encode(messages, _SHORT_ANSWERS)]
+        num_tokens = len(shortest[0])
         if self.max_tokens is not None and num_tokens >= self.max_tokens:
             raise PromptError(
                 f"the prompt takes {num_tokens} tokens of the reward {self.name!r}, which reads {self.max_tokens}: "
                 "it would see no answer",
                 hint="shorten the prompt, or choose a reward that reads more",
             )
-        return StatelessSession(messages, self._score_batch)
+        if self._scorer is None:
+            return StatelessSession(messages, self._score_batch)
+
+        def encode(candidates: Sequence[Candidate]) -> list[list[int]]:
+            rows = self._read_rows(messages, candidates)
+            return [until_pooled(row["input_ids"], self._text_config.pad_token_id) for row in rows]
+
+        def read_whole(candidates: Sequence[Candidate], ids: list[list[int]]) -> tuple[list[float], int]:
+            return self._score_rows(candidates, [{"input_ids": row} for row in ids])
+
+        return IncrementalSession(
+            Conversations(self.name, self._scorer, self.output, encode, read_whole),
+            shortest[0][: min(longest_prefix(shortest[0], ids[:-1]) for ids in shortest)],
+            memory_bytes=self.memory_bytes,
+            batch_size=self._batch_size,
+        )
 
     def _limit(self) -> int | None:
         # RoBERTa counts two positions too many in its config and has it right in its tokenizer; an unset limit of a
@@ -114,49 +166,62 @@ class ClassifierReward:
         return min(known, default=None)
 
     def _score_batch(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> tuple[list[float], int]:
-        if not candidates:
-            return [], 0
-        rows = self._encode(messages, [candidate.text for candidate in candidates])
-        rows = [self._cut(messages, candidate, row) for candidate, row in zip(candidates, rows, strict=True)]
+        return self._score_rows(candidates, self._read_rows(messages, candidates)) if candidates else ([], 0)
+
+    def _read_rows(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> list[Row]:
+        rows = self._encode(messages, candidates)
+        return [self._cut(messages, candidate, row) for candidate, row in zip(candidates, rows, strict=True)]
+
+    def _score_rows(self, candidates: Sequence[Candidate], rows: Sequence[Row]) -> tuple[list[float], int]:
+        """Scores from transformers' own pass over whole rows, and the tokens it read."""
         lengths = [len(row["input_ids"]) for row in rows]
         scores = [0.0] * len(rows)
         order = sorted(range(len(rows)), key=lengths.__getitem__)
         for start in range(0, len(order), self._batch_size):
             batch = order[start : start + self._batch_size]
-            try:
+            with naming(self.name, [candidates[i].index for i in batch]):
                 logits = self._forward([rows[i] for i in batch])
-            except Exception as exc:
-                indices = sorted(candidates[i].index for i in batch)
-                raise RewardError(
-                    f"reward {self.name!r} failed on candidates {indices}: {type(exc).__name__}: {exc}",
-                    hint="a smaller batch_size takes less memory, a smaller max_tokens fewer positions",
-                ) from exc
             for i, score in zip(batch, logits, strict=True):
                 scores[i] = score
         return scores, sum(lengths)
 
-    def _encode(self, messages: Sequence[Message], texts: list[str]) -> list[Row]:
+    def _encode(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> list[Row]:
         """Token ids of each conversation, uncut."""
+        texts = [candidate.text for candidate in candidates]
         if self._tokenizer.chat_template is None:
             return self._rows(self._tokenizer([last_question(messages)] * len(texts), texts, verbose=False))
-        turns = [dict(message) for message in messages]
+        rendered = [self._render(messages, text) for text in texts]
+        if self.partial == "open":
+            ending = self._ending(messages)
+            for i, candidate in enumerate(candidates):
+                if candidate.finish_reason in (None, "length"):
+                    rendered[i] = self._without(ending, rendered[i])
+        # The template has written the special tokens already.
+        return self._rows(self._tokenizer(rendered, add_special_tokens=False, verbose=False))
+
+    def _render(self, messages: Sequence[Message], text: str) -> str:
+        turns = [*(dict(message) for message in messages), {"role": "assistant", "content": text}]
         try:
-            rendered = [
-                str(
-                    self._tokenizer.apply_chat_template(
-                        [*turns, {"role": "assistant", "content": text}],
-                        tokenize=False,
-                    )
-                )
-                for text in texts
-            ]
+            return str(self._tokenizer.apply_chat_template(turns, tokenize=False))
         except Exception as exc:
             raise RewardError(
                 f"the chat template of reward {self.name!r} refuses the conversation: {type(exc).__name__}: {exc}",
                 hint="see which roles the reward model was trained with",
             ) from exc
-        # The template has written the special tokens already.
-        return self._rows(self._tokenizer(rendered, add_special_tokens=False, verbose=False))
+
+    def _ending(self, messages: Sequence[Message]) -> str:
+        """What the template writes behind an answer."""
+        _, answer, ending = self._render(messages, _MARK).rpartition(_MARK)
+        return ending if answer else self._no_end()
+
+    def _without(self, ending: str, rendered: str) -> str:
+        return rendered.removesuffix(ending) if rendered.endswith(ending) else self._no_end()
+
+    def _no_end(self) -> NoReturn:
+        raise RewardError(
+            f"the chat template of reward {self.name!r} does not show where an answer ends",
+            hint="give partial='closed'",
+        )
 
     def _rows(self, encoding: Any) -> list[Row]:
         names = ["input_ids"]
@@ -218,6 +283,21 @@ def choose_padding(pad_token_id: int | None, vocab_size: int, last_ids: Sequence
     if pad_token_id is not None and 0 <= pad_token_id < vocab_size:
         return pad_token_id
     return next(token_id for token_id in range(vocab_size) if token_id not in last_ids)
+
+
+def until_pooled(ids: list[int], pad_token_id: int | None) -> list[int]:
+    """The ids up to the one at which transformers scores this conversation alone: what follows changes nothing."""
+    stop = len(ids)
+    while stop > 1 and ids[stop - 1] == pad_token_id:
+        stop -= 1
+    return ids[:stop]
+
+
+def default_memory(device: torch.device) -> int:
+    """Bytes that the KV of a prompt and its answers may take where nobody says."""
+    if device.type != "cuda":
+        return _MEMORY_BYTES
+    return int(torch.cuda.mem_get_info(device)[0] * _MEMORY_SHARE)
 
 
 def choose_output(model: str, id2label: dict[int, str], label: str | int | None) -> int:

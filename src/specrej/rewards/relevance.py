@@ -5,7 +5,11 @@
     session.score(candidates)                        # higher is more relevant
 
 It measures relevance to the last message of the user, not what people prefer; earlier turns are not read. The directory
-of another cross-encoder serves as well, if it holds a `model.onnx` with one logit per text and its `tokenizer.json`.
+of another cross-encoder serves as well, if it holds a `model.onnx` that takes token ids and gives `[batch, outputs]`
+logits, and its `tokenizer.json`; of several outputs `label` says by number which one is the score:
+
+    RelevanceReward("./reranker")                # relevance:./reranker
+    RelevanceReward("./nli", label=1)            # relevance:./nli?label=1
 
 The model's int8 activations are scaled over the whole tensor, so in a batch a score depends on its neighbours and on
 padding: by 0.86 on 32 answers whose scores ran from -9.5 to -3.3. Hence every answer is a run of its own, without
@@ -29,9 +33,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from specrej.errors import ModelError
+from specrej.errors import ModelError, RewardError, UsageError
 from specrej.models import locate
 from specrej.rewards.base import StatelessSession
+from specrej.rewards.spec import parse_options
 from specrej.types import Candidate, Message, as_messages
 
 if TYPE_CHECKING:
@@ -57,15 +62,19 @@ class RelevanceReward:
 
     Args:
         directory: holds `model.onnx` and `tokenizer.json`; None is the default model `relevance`.
+        label: number of the output that is the score; needed where there are several.
 
     Raises:
         ModelError: onnxruntime is missing, or the model cannot be opened or is no such cross-encoder.
+        UsageError: several outputs and no label, or no such output.
     """
 
-    name = "relevance"
+    name: str
     flops_per_token: float | None
 
-    def __init__(self, directory: Path | str | None = None) -> None:
+    def __init__(self, directory: Path | str | None = None, *, label: int | None = None) -> None:
+        self.name = "relevance" + ("" if directory is None else f":{directory}")
+        self.name += "" if label is None else f"?label={label}"
         try:
             import onnxruntime
             from tokenizers import Tokenizer
@@ -94,6 +103,7 @@ class RelevanceReward:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._input_names = _input_names(self._model)
+        self._output = _choose_output(self._model.get_outputs()[0].shape[1], label, directory)
         self._room = MAX_TOKENS - self._tokenizer.num_special_tokens_to_add(is_pair=True)
 
     def open(self, messages: Sequence[Message]) -> StatelessSession:
@@ -106,7 +116,7 @@ class RelevanceReward:
         question = next((turn for turn in reversed(turns) if turn["role"] == "user"), turns[-1])["content"]
         query = self._tokenizer.encode(question, add_special_tokens=False)
         if num_cut := _cut(query, self._room // 2):
-            _LOG.warning("relevance: %d tokens cut off the end of the question, %d read", num_cut, len(query))
+            _LOG.warning("%s: %d tokens cut off the end of the question, %d read", self.name, num_cut, len(query))
         return StatelessSession(messages, lambda _, candidates: self._score(query, candidates))
 
     def _score(self, query: "Encoding", candidates: Sequence[Candidate]) -> tuple[list[float], int]:
@@ -120,27 +130,46 @@ class RelevanceReward:
             pairs.append(self._tokenizer.post_process(query, document))
         if num_cut:
             listed = ", ".join(f"candidate {index} by {cut}" for index, cut in num_cut.items())
-            _LOG.warning("relevance: reads %d tokens of an answer; cut off the end: %s", room, listed)
+            _LOG.warning("%s: reads %d tokens of an answer; cut off the end: %s", self.name, room, listed)
         with ThreadPoolExecutor(max_workers=_num_cores()) as pool:
-            scores = list(pool.map(self._score_pair, pairs))
+            scores = list(pool.map(self._score_pair, candidates, pairs))
         return scores, sum(len(pair) for pair in pairs)
 
-    def _score_pair(self, pair: "Encoding") -> float:
+    def _score_pair(self, candidate: Candidate, pair: "Encoding") -> float:
         columns = {"input_ids": pair.ids, "attention_mask": pair.attention_mask, "token_type_ids": pair.type_ids}
         inputs = {name: np.asarray([columns[name]], dtype=np.int64) for name in self._input_names}
-        [logits] = self._model.run(None, inputs)
-        return float(logits[0, 0])
+        try:
+            [logits] = self._model.run(None, inputs)
+        except Exception as error:  # onnxruntime raises bare exceptions
+            raise RewardError(
+                f"reward {self.name!r} failed on candidate {candidate.index}, of {len(pair)} tokens with its question: "
+                f"{error}",
+                hint=f"the model must take any length up to {MAX_TOKENS} tokens",
+            ) from error
+        return float(logits[0, self._output])
 
 
 def _input_names(model: Any) -> list[str]:
     names = [tensor.name for tensor in model.get_inputs()]
     shapes = [tensor.shape for tensor in model.get_outputs()]
-    if not set(names) <= {"input_ids", "attention_mask", "token_type_ids"} or len(shapes) != 1 or shapes[0][1:] != [1]:
+    is_one_row = len(shapes) == 1 and len(shapes[0]) == 2 and isinstance(shapes[0][1], int)
+    if not set(names) <= {"input_ids", "attention_mask", "token_type_ids"} or not is_one_row:
         raise ModelError(
-            f"the model takes {names} and gives {shapes}; a cross-encoder takes token ids and gives one logit per text",
-            hint="give the directory of a cross-encoder with a single label",
+            f"the model takes {names} and gives {shapes}; a cross-encoder takes token ids and gives [batch, outputs]",
+            hint="give the directory of a cross-encoder, exported with a fixed number of labels",
         )
     return names
+
+
+def _choose_output(num_outputs: int, label: int | None, directory: Path) -> int:
+    if label is None and num_outputs > 1:
+        raise UsageError(
+            f"the cross-encoder in {directory} has {num_outputs} outputs",
+            hint=f"choose one by its number, 0 to {num_outputs - 1}: relevance:DIRECTORY?label=0",
+        )
+    if not 0 <= (label or 0) < num_outputs:
+        raise UsageError(f"the cross-encoder in {directory} has no output {label}: it has {num_outputs}, from 0")
+    return label or 0
 
 
 def _cut(encoding: "Encoding", room: int) -> int:
@@ -153,3 +182,13 @@ def _cut(encoding: "Encoding", room: int) -> int:
 
 def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def parse_relevance(argument: str = "") -> RelevanceReward:
+    """`relevance`, `relevance:DIRECTORY` or `relevance:DIRECTORY?label=1`.
+
+    Raises:
+        UsageError: an option that is not known.
+    """
+    directory, options = parse_options(argument, {"label": int})
+    return RelevanceReward(directory or None, **options)

@@ -2,8 +2,9 @@
 
 A model calls `group_attention` in every layer with the queries, keys and values of the tokens it was fed. The
 keyword `kv`, which the engine gives to the model's forward pass and transformers hands through, says what they belong
-to: one chunk of one prompt (`PrefillPass`) or the last token of every candidate of every group (`DecodePass`). No mask
-is registered for the implementation, so transformers builds none: who sees what follows from the group.
+to: one chunk of one prompt (`PrefillPass`), the last token of every candidate of every group (`DecodePass`), or several
+new tokens of some rows of one group, as a reward model reads them (`ExtendPass`). No mask is registered for the
+implementation, so transformers builds none: who sees what follows from the group.
 
 What an architecture asks of attention and is not honoured here (sinks, biases, ...) is refused by name.
 """
@@ -89,35 +90,119 @@ class DecodePass:
             rows = slice(start, start + group.num_rows)
             group.keys[layer][: group.num_rows, :, group.length].copy_(key[rows, :, 0])
             group.values[layer][: group.num_rows, :, group.length].copy_(value[rows, :, 0])
-            outputs.append(_attend_to_group(group, layer, query[rows], scoring))
+            stop = len(group.prompt_ids) + group.length + 1
+            first = 0 if scoring.window is None else max(stop - scoring.window, 0)
+            outputs.append(_attend_to_group(group, layer, query[rows], scoring, slice(first, stop)))
             start = rows.stop
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _attend_to_group(group: Group, layer: int, query: Tensor, scoring: Scoring) -> Tensor:
-    """One query a row, to the prompt and to the row's own tokens, under one softmax.
+@dataclass
+class ExtendPass:
+    """New tokens of neighbouring rows of one group, a row's tokens one after another: no padding reaches the model.
+
+    The row `first_row + i` has `lengths[i]` tokens of its own in the group and is fed `counts[i]` more, at least one.
+    For attention alone, the rows are filled up to the longest.
+    """
+
+    group: Group
+    first_row: int
+    lengths: Sequence[int]
+    counts: Sequence[int]
+    hidden: dict[int | None, Tensor | None] = field(default_factory=dict)
+    """Which positions are hidden from whom, by window: the same in every layer of the pass."""
+
+    def __post_init__(self) -> None:
+        device = self.group.prompt_keys[0].device
+        lengths, counts = (torch.tensor(numbers, device=device) for numbers in (self.lengths, self.counts))
+        self._row = torch.arange(len(counts), device=device).repeat_interleave(counts)
+        self._step = torch.arange(len(self._row), device=device) - (counts.cumsum(0) - counts)[self._row]
+        self._slot = lengths[self._row] + self._step
+        self._starts = lengths + len(self.group.prompt_ids)
+        self._num_slots = max(length + count for length, count in zip(self.lengths, self.counts, strict=True))
+        slots = torch.arange(self._num_slots, device=device)
+        self._unwritten = (slots >= (lengths + counts)[:, None]).nonzero(as_tuple=True)
+        self.last = counts.cumsum(0) - 1
+        """Where each row's last new token stands among all new tokens."""
+
+    @property
+    def positions(self) -> Tensor:
+        """`[1, tokens]` position of each new token."""
+        return (self._slot + len(self.group.prompt_ids))[None]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+        rows = slice(self.first_row, self.first_row + len(self.counts))
+        keys, values = self.group.keys[layer][rows], self.group.values[layer][rows]
+        keys[self._row, :, self._slot] = key[0].transpose(0, 1)
+        values[self._row, :, self._slot] = value[0].transpose(0, 1)
+        row, slot = self._unwritten
+        values[row, :, slot] = 0  # what was never written may be NaN, which a weight of 0 does not take out
+        queries = query.new_zeros(len(self.counts), query.shape[1], max(self.counts), query.shape[3])
+        queries[self._row, :, self._step] = query[0].transpose(0, 1)
+        stop = len(self.group.prompt_ids) + self._num_slots
+        first = 0
+        if scoring.window is not None:
+            first = max(len(self.group.prompt_ids) + min(self.lengths) + 1 - scoring.window, 0)
+        if scoring.window not in self.hidden:
+            self.hidden[scoring.window] = self._hidden(first, stop, scoring.window)
+        hidden = self.hidden[scoring.window]
+        out = _attend_to_group(self.group, layer, queries, scoring, slice(first, stop), self.first_row, hidden)
+        return out[self._row, self._step][None]
+
+    def _hidden(self, first: int, stop: int, window: int | None) -> Tensor | None:
+        """`[rows, queries, positions]`, True where a query must not see one of the last positions before `stop`.
+
+        Without a window every query sees the whole prompt, so these are the own tokens only.
+        """
+        if max(self.counts) == 1 and len(set(self.lengths)) == 1:
+            return None
+        steps = torch.arange(max(self.counts), device=self._starts.device)
+        query = (self._starts[:, None] + steps)[:, :, None]
+        seen_from = len(self.group.prompt_ids) if window is None else first
+        position = torch.arange(seen_from, stop, device=self._starts.device)
+        hidden = position > query
+        return hidden if window is None else hidden | (position <= query - window)
+
+
+def _attend_to_group(
+    group: Group,
+    layer: int,
+    query: Tensor,
+    scoring: Scoring,
+    seen: slice,
+    first_row: int = 0,
+    hidden: Tensor | None = None,
+) -> Tensor:
+    """Some queries a row, `[rows, heads, queries, dim]`, to the prompt and to the row's own tokens, under one softmax.
 
     The prompt is the same for all rows: its keys and values are read once, in one matrix product for all of them.
+    `seen` are the positions that any query sees, `hidden` says which of the last of them some do not.
     """
-    rows, heads, _, dim = query.shape
-    num_prompt, length = len(group.prompt_ids), group.length + 1
-    first = 0 if scoring.window is None else max(num_prompt + length - scoring.window, 0)
-    prompt, own = slice(min(first, num_prompt), num_prompt), slice(max(first - num_prompt, 0), length)
+    rows, heads, num_queries, dim = query.shape
+    num_prompt = len(group.prompt_ids)
+    prompt = slice(min(seen.start, num_prompt), num_prompt)
+    own = slice(max(seen.start - num_prompt, 0), seen.stop - num_prompt)
     prompt_keys, prompt_values = group.prompt_keys[layer][:, prompt], group.prompt_values[layer][:, prompt]
-    own_keys, own_values = (block[layer][:rows].flatten(0, 1)[:, own] for block in (group.keys, group.values))
+    own_keys, own_values = (
+        block[layer][first_row : first_row + rows].flatten(0, 1)[:, own] for block in (group.keys, group.values)
+    )
     kv_heads, num_seen = prompt_keys.shape[:2]
-    shared = heads // kv_heads
+    shared = heads // kv_heads * num_queries
 
     # Rows of one head stand together for the prompt's matrix product, heads of one row for that of its own tokens.
     by_head = query.reshape(rows, kv_heads, shared, dim).transpose(0, 1).reshape(kv_heads, rows * shared, dim)
     to_prompt = scoring.scores(by_head, prompt_keys).view(kv_heads, rows, shared, num_seen)
     to_own = scoring.scores(query.reshape(rows * kv_heads, shared, dim), own_keys)
     to_own = to_own.view(rows, kv_heads, shared, -1).transpose(0, 1)
-    weights = torch.cat((to_prompt, to_own), -1).softmax(-1).to(own_values.dtype)
+    scores = torch.cat((to_prompt, to_own), -1)
+    if hidden is not None:
+        by_query = scores.view(kv_heads, rows, -1, num_queries, scores.shape[-1])
+        by_query[..., -hidden.shape[-1] :].masked_fill_(hidden[:, None], -torch.inf)
+    weights = scores.softmax(-1).to(own_values.dtype)
     from_prompt = torch.bmm(weights[..., :num_seen].reshape(kv_heads, rows * shared, num_seen), prompt_values)
     from_own = torch.bmm(weights[..., num_seen:].transpose(0, 1).flatten(0, 1), own_values)
     out = from_own.view(rows, kv_heads, shared, -1) + from_prompt.view(kv_heads, rows, shared, -1).transpose(0, 1)
-    return out.reshape(rows, 1, heads, -1)
+    return out.reshape(rows, heads, num_queries, -1).transpose(1, 2)
 
 
 def group_attention(

@@ -1,8 +1,9 @@
 """The KV of one prompt and its candidates, and attention to it.
 
 A group holds the prompt's KV once and a dense block `[rows, kv_heads, slots, dim]` for what its candidates wrote. All
-live candidates of a group have the same length, so there is neither padding nor a page table. The block grows
-some slots at a time, layer by layer, within the group's budget.
+live candidates of an engine's group have the same length, so there is neither padding nor a page table. The block grows
+some slots at a time, layer by layer, within the group's budget. A reward model's group, whose tokens are not the
+generator's, has rows of different lengths: `length` is the longest then, and who feeds it knows those of the rows.
 """
 
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ class Group:
     indices: list[int] = field(default_factory=list)
     """The candidate in each row."""
     length: int = 0
-    """Slots in use: tokens whose KV every live candidate has written."""
+    """Slots in use: tokens whose KV every live candidate has written (of rows of different lengths, the longest)."""
     peak_bytes: int = 0
 
     @property
@@ -68,6 +69,10 @@ class Group:
         tensors = (*self.prompt_keys, *self.prompt_values, *self.keys, *self.values)
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
+    def prompt_bytes(self) -> int:
+        """Bytes of the prompt's tensors, as allocated."""
+        return sum(tensor.untyped_storage().nbytes() for tensor in (*self.prompt_keys, *self.prompt_values))
+
     def next_step_bytes(self) -> int:
         """Most bytes while the next slot of all live rows is made room for."""
         if self.num_rows == 0 or self.length < self.slots:
@@ -79,14 +84,15 @@ class Group:
         if self.length < self.slots:
             return
         sizes = (len(self.prompt_ids), self.num_rows, self.length)
-        self._reallocate(self.layout.grown_slots(*sizes, self.max_slots, self.budget_bytes))
+        self.resize(self.layout.grown_slots(*sizes, self.max_slots, self.budget_bytes))
 
     def fit(self) -> None:
         """Give back the memory of rows that are gone."""
         if any(tensor.shape[0] > self.num_rows for tensor in (*self.keys, *self.values)):
-            self._reallocate(self.slots)
+            self.resize(self.slots)
 
-    def _reallocate(self, slots: int) -> None:
+    def resize(self, slots: int) -> None:
+        """Make the block anew with so many slots, and a row for each of `indices`; what is new holds anything."""
         rows, length, held = self.num_rows, self.length, self.allocated_bytes()
         if not self.keys:
             keys = [p.new_empty(rows, p.shape[0], slots, p.shape[2]) for p in self.prompt_keys]
@@ -97,7 +103,8 @@ class Group:
         for block in (self.keys, self.values):
             for layer, old in enumerate(block):
                 new = old.new_empty(rows, old.shape[1], slots, old.shape[3])
-                new[:, :, :length] = old[:rows, :, :length]
+                num_old = min(rows, old.shape[0])
+                new[:num_old, :, :length] = old[:num_old, :, :length]
                 self.peak_bytes = max(self.peak_bytes, held + new.nbytes)
                 held += new.nbytes - old.untyped_storage().nbytes()
                 block[layer] = new

@@ -30,7 +30,7 @@ from specrej.errors import ModelError, SpecrejError, UnknownNameError, UsageErro
 from specrej.quiet import quiet_transformers
 
 _PROBE_PROMPT, _PROBE_NEW = 9, 4
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference of two logits that counts as the same, as a share of the largest logit."""
 
 
@@ -160,7 +160,7 @@ def _eos_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
 
 
 @dataclass
-class _Recorder:
+class Recorder:
     """Passes on to another pass and notes what each layer asked for, and the shapes of its KV and its heads."""
 
     inner: Pass
@@ -186,7 +186,7 @@ def _verify(model: Any) -> tuple[KvLayout, ModelFlops]:
         ModelError: the logits differ, or the model cannot run on our attention; says why.
     """
     architecture, config = type(model).__name__, model.config.get_text_config()
-    _check_kinds(model, config)
+    check_kinds(model, config)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (2, _PROBE_PROMPT + _PROBE_NEW), generator=generator).to(model.device)
     ids[1, :_PROBE_PROMPT] = ids[0, :_PROBE_PROMPT]
@@ -198,9 +198,9 @@ def _verify(model: Any) -> tuple[KvLayout, ModelFlops]:
         raise
     except Exception as error:
         raise ModelError(f"{architecture} does not run on the torch engine: {_first_line(error)}") from error
-    _check_windows(architecture, config, recorder)
+    check_windows(architecture, config, recorder)
     difference = (actual - expected[:, -actual.shape[1] :]).abs().max().item() / expected.abs().max().item()
-    if not difference <= _TOLERANCE[model.dtype]:
+    if not difference <= TOLERANCE[model.dtype]:
         raise ModelError(
             f"{architecture} is not supported by the torch engine: its logits differ from transformers' own by "
             f"{difference:.1e} of the largest logit"
@@ -210,7 +210,7 @@ def _verify(model: Any) -> tuple[KvLayout, ModelFlops]:
     return layout, _flops(model, recorder)
 
 
-def _flops(model: Any, recorder: _Recorder) -> ModelFlops:
+def _flops(model: Any, recorder: Recorder) -> ModelFlops:
     per_pair: Counter[int | None] = Counter()
     for layer, scoring in recorder.scoring.items():
         per_pair[scoring.window] += recorder.pair_flops[layer]
@@ -223,13 +223,13 @@ def _flops(model: Any, recorder: _Recorder) -> ModelFlops:
     )
 
 
-def _probe(model: Any, ids: Tensor) -> tuple[Tensor, _Recorder]:
+def _probe(model: Any, ids: Tensor) -> tuple[Tensor, Recorder]:
     """Logits `[2, new + 1, vocabulary]` for the last prompt token and each token after it, on our attention."""
     prompt = ids[0, :_PROBE_PROMPT].tolist()
     group = Group(prompt, budget_bytes=0, layout=KvLayout(0, 0, groups.GRANULE), max_slots=_PROBE_NEW)
     half = _PROBE_PROMPT // 2
     for start, stop in ((0, half), (half, _PROBE_PROMPT)):
-        recorder = _Recorder(PrefillPass(group, start))
+        recorder = Recorder(PrefillPass(group, start))
         positions = torch.arange(start, stop, device=ids.device)[None]
         output = model(input_ids=ids[:1, start:stop], position_ids=positions, use_cache=False, kv=recorder)
     logits = [output.logits[:, -1].expand(2, -1)]
@@ -245,7 +245,7 @@ def _probe(model: Any, ids: Tensor) -> tuple[Tensor, _Recorder]:
     return torch.stack(logits, dim=1).float(), recorder
 
 
-def _check_kinds(model: nn.Module, config: Any) -> None:
+def check_kinds(model: nn.Module, config: Any) -> None:
     """Refuse layers that are no attention, or attention of another kind than ours."""
     architecture = type(model).__name__
     for module in model.modules():
@@ -258,7 +258,7 @@ def _check_kinds(model: nn.Module, config: Any) -> None:
             )
 
 
-def _check_windows(architecture: str, config: Any, recorder: _Recorder) -> None:
+def check_windows(architecture: str, config: Any, recorder: Recorder) -> None:
     """Refuse layers whose window our attention was not told of: the short text cannot tell them from full attention."""
     for layer, kind in enumerate(getattr(config, "layer_types", None) or []):
         scoring = recorder.scoring.get(layer)

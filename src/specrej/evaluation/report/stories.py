@@ -57,7 +57,9 @@ def runners_of(turn: TurnRow) -> tuple[list[Runner], list[tuple[int, int]]]:
         if candidate["rewards"]
     ]
     stayed = [
-        (decision["num_tokens"], len(decision["scored"]) - len(decision["rejected"])) for decision in turn["decisions"]
+        (decision["num_tokens"], len(decision["scored"]) - len(decision["rejected"]))
+        for decision in turn["decisions"]
+        if decision["cause"] != "filter"  # which comes just before the decision on the others
     ]
     return runners, stayed
 

@@ -1,0 +1,275 @@
+"""JSON over HTTP: the one client of specrej, with deadlines, bounded concurrency, retries, and a key that nobody sees.
+
+    with Remote(Service(url="http://localhost:8000/score", timeout_s=30, concurrency=4)) as remote:
+        replies = remote.run([remote.post({"text": text}) for text in texts])      # in the order of the texts
+        print(replies[0].text)
+
+It knows neither rewards nor judges. Requests run in an event loop on a thread of its own, so that waiting can end at
+any moment (Ctrl-C, the first failure, `close`), and so that it serves where a loop is running already, in a notebook.
+httpx is imported when a service is described.
+"""
+
+import asyncio
+import json
+import os
+import random
+import re
+import ssl
+import threading
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cache
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypedDict, TypeVar
+
+from specrej.errors import UsageError
+
+T = TypeVar("T")
+
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
+_PASSING = (408, 409, 425, 429)
+"""With 500 and above: the statuses after which asking again may help."""
+_REFUSALS = {401: "check the API key", 403: "check the API key", 404: "check the URL and the model's name"}
+_LONGEST_QUOTE = 200
+
+
+class ServiceOptions(TypedDict, total=False):
+    """The fields of `Service` that have defaults."""
+
+    api_key: str | None
+    timeout_s: float
+    concurrency: int
+    tries: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Service:
+    """Where requests go, and how.
+
+    Attributes:
+        url: posted to.
+        api_key: sent as a bearer token, never written or shown; None sends none.
+        timeout_s: seconds from sending a request to the end of its reply.
+        concurrency: most requests at a time.
+        tries: how often a request is sent, the first time included, where asking again may help.
+
+    Raises:
+        UsageError: httpx is not installed, or a value cannot be honoured.
+    """
+
+    url: str
+    api_key: str | None = field(default=None, repr=False)
+    timeout_s: float = 60.0
+    concurrency: int = 8
+    tries: int = 6
+
+    def __post_init__(self) -> None:
+        try:
+            import httpx  # noqa: F401  a run should not hear of it when its model is loaded
+        except ImportError as error:
+            raise UsageError(
+                "requests are sent by httpx, which is not installed", hint="pip install 'specrej[http]'"
+            ) from error
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise UsageError("the API key holds characters that no key has", hint="a line break, for example")
+        for name, value in (("concurrency", self.concurrency), ("tries", self.tries)):
+            if value < 1:
+                raise UsageError(f"{name} must be at least 1, got {value}")
+        if not self.timeout_s > 0:
+            raise UsageError(f"timeout_s must be above 0, got {self.timeout_s}")
+
+
+class Reply(NamedTuple):
+    """What came back.
+
+    Attributes:
+        text: the body.
+        num_requests: sent for it, repeated ones included.
+    """
+
+    text: str
+    num_requests: int
+
+
+class RemoteError(Exception):
+    """No reply that can be used. The message holds no key.
+
+    Attributes:
+        wait_s: seconds that the service asks to wait before the next try; None where another try will not help.
+        hint: what to do, or None.
+        is_common: every other request would fail in the same way.
+        num_requests: sent before giving up.
+    """
+
+    def __init__(
+        self, problem: str, *, wait_s: float | None = None, hint: str | None = None, is_common: bool = False
+    ) -> None:
+        super().__init__(problem)
+        self.wait_s = wait_s
+        self.hint = hint
+        self.is_common = is_common
+        self.num_requests = 1
+
+    def __str__(self) -> str:
+        tries = f"after {self.num_requests} tries: " if self.num_requests > 1 else ""
+        return tries + super().__str__()
+
+
+def key_from(variable: str) -> str:
+    """The API key that an environment variable holds.
+
+    Raises:
+        UsageError: it holds none.
+    """
+    if key := os.environ.get(variable):
+        return key
+    raise UsageError(f"the environment variable {variable!r} holds no API key", hint=f"export {variable}=...")
+
+
+def without_secrets(url: str) -> str:
+    """The URL without credentials and query, to be shown."""
+    return re.sub(r"^([^/]*//)?[^/]*@", r"\1", url.partition("?")[0])
+
+
+class Remote:
+    """Posts to one service until it is closed; connections are kept in between."""
+
+    def __init__(self, service: Service) -> None:
+        import httpx
+
+        self.service = service
+        self._slots = asyncio.Semaphore(service.concurrency)
+        self._has_answered = self._is_stopped = False
+        headers = {"Content-Type": "application/json"}
+        if service.api_key:
+            headers["Authorization"] = f"Bearer {service.api_key}"
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=service.concurrency)
+        self._http = httpx.AsyncClient(headers=headers, timeout=None, limits=limits, verify=_tls())
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="specrej-remote", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def run(self, coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+        """Their results, in order; the first failure ends the others and is raised. May be called on any thread."""
+        future = asyncio.run_coroutine_threadsafe(_gather(coroutines), self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # after Ctrl-C nothing goes on that nobody waits for
+
+    async def post(self, body: object) -> Reply:
+        """Post `body` as JSON; again where asking again may help, with longer and longer waits in between.
+
+        Raises:
+            RemoteError: no reply within the tries, or one that says that there will be none.
+        """
+        content = json.dumps(body).encode()
+        num_requests = 0
+        async with self._slots:
+            while True:
+                num_requests += 1
+                if self._is_stopped:
+                    raise RemoteError("stopped")
+                try:
+                    return Reply(await self._send(content), num_requests)
+                except RemoteError as error:
+                    error.num_requests = num_requests
+                    is_last = num_requests == self.service.tries
+                    if is_last or error.wait_s is None or error.wait_s > _LONGEST_WAIT_S:
+                        raise
+                    wait_s = error.wait_s
+                backoff_s = min(_FIRST_WAIT_S * 2 ** (num_requests - 1), _LONGEST_WAIT_S)
+                await self.pause(wait_s + backoff_s * random.uniform(0.5, 1))
+
+    async def pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def _send(self, content: bytes) -> str:
+        """The body of the reply to one request."""
+        import httpx
+
+        try:
+            async with asyncio.timeout(self.service.timeout_s):
+                response = await self._http.post(self.service.url, content=content)
+        except TimeoutError:
+            raise RemoteError(f"no reply within {self.service.timeout_s:g} s", wait_s=0.0) from None
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            problem = f"no reply: {self.quote(str(error) or type(error).__name__)}"
+            unreachable = (httpx.ConnectError, httpx.UnsupportedProtocol, httpx.InvalidURL)
+            if isinstance(error, unreachable) and not self._has_answered:
+                problem = f"cannot be reached, {problem}"
+                raise RemoteError(problem, hint="check the URL", is_common=True) from None
+            raise RemoteError(problem, wait_s=0.0) from None
+        self._has_answered = True
+        if response.is_success:
+            return response.text
+        status = response.status_code
+        problem = f"status {status}: {self.quote(response.text)}"
+        if hint := _REFUSALS.get(status):
+            raise RemoteError(f"refuses to answer, {problem}", hint=hint, is_common=True)
+        is_passing = status in _PASSING or status >= 500
+        asked_s = _retry_after_s(response.headers.get("retry-after", ""))
+        raise RemoteError(problem, wait_s=asked_s if is_passing else None)
+
+    def quote(self, text: str) -> str:
+        """The beginning of what the service said, without the key: some quote it when they complain."""
+        key = self.service.api_key
+        return repr((text.replace(key, "***") if key else text)[:_LONGEST_QUOTE])
+
+    def stop(self) -> None:
+        """End what is under way; what is posted from now on fails."""
+        self._is_stopped = True
+        asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result()
+
+    def close(self) -> None:
+        """End what is under way, and the connections."""
+        self.stop()
+        asyncio.run_coroutine_threadsafe(self._http.aclose(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Made once: reading the certificates takes tens of milliseconds."""
+    import httpx
+
+    return httpx.create_ssl_context()
+
+
+async def _gather(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _cancel_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _retry_after_s(header: str) -> float:
+    """Seconds that a Retry-After asks for: a number, or a date; 0 where it is neither."""
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        return max((parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds(), 0.0)
+    except (TypeError, ValueError):
+        return 0.0

@@ -1,0 +1,307 @@
+r"""Several rewards as one, with penalties and a hard filter.
+
+    EnsembleReward(["relevance", "logprob"], [0.7, 0.3])
+    EnsembleReward([one, another], combine="worst", scale="z")
+    EnsembleReward(["relevance"], truncated=-2, filter="regex:^[A-Z]")
+
+As a spec, members are joined by "+", each with its weight after a "*", and options follow a "?":
+
+    ensemble:relevance*0.7+logprob*0.3
+    ensemble:relevance+logprob?combine=worst&scale=z
+    ensemble:relevance+'embedding:Yes?model=org/model'*2?length_penalty=0.01
+    ensemble:relevance?truncated=-2&filter=regex:^[A-Z].*\?$
+
+A member that holds "+", "*" or "?" is put in quotes, single or double; such a quote inside is doubled. The filter comes
+last and is taken as it is, to the end of the spec.
+
+Scores as different as logits and log-probabilities need weights that make up for it, or scale="z": each member's scores
+in standard deviations over the candidates of the prompt. Center and spread are found when candidates are first scored
+and stay for the whole prompt (see `combining.Scale`), since the winner is chosen among candidates that were scored at
+different decisions. Such a reward says who is better among the candidates of one run; it cannot be compared between
+prompts, methods or runs, and spreads found on short texts may differ from those of whole answers.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from specrej.cost import flops_per_token_of
+from specrej.errors import RewardError, SpecrejError, UnknownNameError, UsageError
+from specrej.rewards import as_reward
+from specrej.rewards.base import Reward, RewardSession
+from specrej.rewards.combining import Scale, combiner
+from specrej.rewards.scores import checked_scores
+from specrej.rewards.spec import parse_options
+from specrej.types import Candidate, Message, Reuse
+
+SCALES = ("none", "z")
+MOMENTS = ("complete", "always")
+_REUSES: tuple[Reuse, ...] = ("none", "prompt", "answers")
+
+_FORM = "give it as ensemble:SPEC*WEIGHT+SPEC*WEIGHT?OPTION=VALUE&OPTION=VALUE, a SPEC that holds +, * or ? in quotes"
+_OPTIONS: Mapping[str, Any] = {
+    "combine": str,
+    "risk": float,
+    "share": float,
+    "scale": str,
+    "length_penalty": float,
+    "truncated": float,
+    "filter_when": str,
+}
+_DEFAULTS: Mapping[str, Any] = {
+    "combine": "sum",
+    "risk": None,
+    "share": None,
+    "scale": "none",
+    "length_penalty": 0.0,
+    "truncated": 0.0,
+    "filter_when": "complete",
+}
+_MEMBER = re.compile(
+    r"""('(?:[^']|'')*'|"(?:[^"]|"")*"|[^+?*'"][^+?*]*)(?:\*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?))?""", re.DOTALL
+)
+
+
+class EnsembleReward:
+    """Scores with several rewards.
+
+    Attributes:
+        name: a spec that gives the ensemble again, where the names of its members do.
+        flops_per_token: that of the members, where all that read tokens have the same: `num_tokens` is the sum over
+            members, so it is None where they differ or one does not say.
+        members: in the order given.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Any],
+        weights: Sequence[float] | None = None,
+        *,
+        combine: str = "sum",
+        risk: float | None = None,
+        share: float | None = None,
+        scale: str = "none",
+        length_penalty: float = 0.0,
+        truncated: float = 0.0,
+        filter: Any = None,
+        filter_when: str = "complete",
+    ) -> None:
+        """Take members, and say how their scores become one.
+
+        Args:
+            members: rewards, or what `as_reward` makes one of.
+            weights: one for each member; all 1 by default.
+            combine: "sum", "mean_minus_std", "worst" or "cvar".
+            risk: standard deviations over members that "mean_minus_std" takes off; 1 by default.
+            share: of the members, by weight, whose worst scores "cvar" averages; 0.5 by default.
+            scale: "none", or "z" for each member's standard deviations over the candidates of the prompt.
+            length_penalty: taken off for each token of the answer, after combining.
+            truncated: added, after combining, to an answer that the length limit ended; 0 or below.
+            filter: a reward; a candidate that it does not score above 0 is rejected at once, and members do not see it.
+            filter_when: what the filter judges: "complete" candidates only, or "always" the unfinished ones as well.
+
+        Raises:
+            UnknownNameError: a name that nobody knows.
+            UsageError: no members, or a number outside its range.
+        """
+        self.weights = list(weights) if weights is not None else [1.0] * len(members)
+        self.scale, self.filter_when = scale, filter_when
+        self.length_penalty, self.truncated = length_penalty, truncated
+        self._check(len(members))
+        self.combine = combiner(combine, self.weights, risk=risk, share=share)
+        # Last, since a member's model may take long to open.
+        self.members = [as_reward(member) for member in members]
+        self.filter: Reward | None = None if filter is None else as_reward(filter)
+        options = {"combine": combine, "risk": risk, "share": share, "scale": scale}
+        options |= {"length_penalty": length_penalty, "truncated": truncated, "filter_when": filter_when}
+        self.name = self._spec({key: value for key, value in options.items() if value != _DEFAULTS[key]})
+        judges = [*self.members, *([self.filter] if self.filter else [])]
+        figures = {flops_per_token_of(judge) for judge in judges} - {0.0}  # a member of 0 reads no tokens
+        self.flops_per_token: float | None = None if len(figures) > 1 else next(iter(figures), 0.0)
+
+    def _check(self, num_members: int) -> None:
+        if num_members == 0:
+            raise UsageError("an ensemble needs members", hint=_FORM)
+        if len(self.weights) != num_members:
+            raise UsageError(f"an ensemble of {num_members} members got {len(self.weights)} weights")
+        for weight in self.weights:
+            if not math.isfinite(weight) or weight == 0:
+                raise UsageError(f"a member's weight must be finite and not 0, got {weight}")
+        if self.scale not in SCALES:
+            raise UnknownNameError("scale of an ensemble", self.scale, SCALES)
+        if self.filter_when not in MOMENTS:
+            raise UnknownNameError("filter_when of an ensemble", self.filter_when, MOMENTS)
+        if not math.isfinite(self.length_penalty):
+            raise UsageError(f"length_penalty must be finite, got {self.length_penalty}")
+        if not -math.inf < self.truncated <= 0:
+            raise UsageError(
+                f"truncated must be 0 or below, got {self.truncated}",
+                hint="it is added to an answer that the length limit ended",
+            )
+
+    def _spec(self, options: Mapping[str, Any]) -> str:
+        weights = ["" if weight == 1 else f"*{weight}" for weight in self.weights]
+        members = "+".join(_quoted(m.name) + weight for m, weight in zip(self.members, weights, strict=True))
+        words = [f"{key}={value}" for key, value in options.items()]
+        words += [f"filter={self.filter.name}"] if self.filter else []
+        return f"ensemble:{members}" + "?" * bool(words) + "&".join(words)
+
+    def open(self, messages: Sequence[Message]) -> "EnsembleSession":
+        """Begin with a prompt, in all members.
+
+        Raises:
+            RewardError: a member failed; those already begun are closed.
+        """
+        return EnsembleSession(self, messages)
+
+    def penalty(self, candidate: Candidate) -> float:
+        """What length and truncation add to the combined score: nothing, or usually something below 0."""
+        cut_off = self.truncated if candidate.finish_reason == "length" else 0.0
+        return cut_off - self.length_penalty * len(candidate.token_ids)
+
+
+class EnsembleSession:
+    """The scoring of one prompt's candidates by all members.
+
+    Attributes:
+        num_tokens: tokens that all members and the filter have read.
+        reuse: the least that those of them keep which read tokens.
+        peak_kv_bytes: sum of the most that each held.
+        member_scores: each member's latest score by the candidate's index, before weights, scale and penalties;
+            rejected candidates stay in it.
+    """
+
+    def __init__(self, reward: EnsembleReward, messages: Sequence[Message]) -> None:
+        self._reward = reward
+        self._sessions: list[tuple[str, RewardSession]] = []
+        with ExitStack() as opening:
+            for judge in (*reward.members, *([reward.filter] if reward.filter else [])):
+                with _naming(judge.name, "the prompt"):
+                    session = judge.open(messages)
+                opening.callback(session.close)
+                self._sessions.append((judge.name, session))
+            self._closing = opening.pop_all()
+        self._scales = [Scale() for _ in reward.members]
+        self.member_scores: dict[int, tuple[float, ...]] = {}
+        self.num_tokens = self.peak_kv_bytes = 0
+        self.reuse: Reuse = "none"
+        self._count()
+
+    def score(self, candidates: Sequence[Candidate]) -> list[float]:
+        """One score for each candidate; minus infinity for those that the filter, or a member, rejects.
+
+        Raises:
+            RewardError: a member failed; names it and the candidate.
+        """
+        passing = self._passing(candidates)
+        columns = [_scores(name, session, passing) for name, session in self._sessions[: len(self._reward.members)]]
+        self._count()
+        rows = {candidate.index: row for candidate, row in zip(passing, zip(*columns, strict=True), strict=True)}
+        rows = {index: row for index, row in rows.items() if -math.inf not in row}
+        self.member_scores |= rows
+        if self._reward.scale == "z" and rows:
+            rows = self._scaled(rows)
+        return [
+            self._reward.combine(rows[c.index]) + self._reward.penalty(c) if c.index in rows else -math.inf
+            for c in candidates
+        ]
+
+    def drop(self, indices: Sequence[int]) -> None:
+        """Forget these candidates, in all members."""
+        for name, session in self._sessions:
+            with _naming(name, f"the dropped candidates {list(indices)}"):
+                session.drop(indices)
+
+    def close(self) -> None:
+        """Free what members hold, all of them even if one fails."""
+        self._closing.close()
+
+    def _passing(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+        """Those that the filter does not reject."""
+        if self._reward.filter is None:
+            return candidates
+        is_open = self._reward.filter_when == "always"
+        judged = [candidate for candidate in candidates if is_open or candidate.state == "complete"]
+        verdicts = _scores(*self._sessions[-1], judged)
+        failed = {candidate.index for candidate, verdict in zip(judged, verdicts, strict=True) if verdict <= 0}
+        return [candidate for candidate in candidates if candidate.index not in failed]
+
+    def _scaled(self, rows: Mapping[int, tuple[float, ...]]) -> dict[int, tuple[float, ...]]:
+        for scale, latest in zip(self._scales, zip(*self.member_scores.values(), strict=True), strict=True):
+            scale.fit(latest)
+        return {
+            index: tuple(scale.apply(score) for scale, score in zip(self._scales, row, strict=True))
+            for index, row in rows.items()
+        }
+
+    def _count(self) -> None:
+        sessions = [session for _, session in self._sessions]
+        self.num_tokens = sum(session.num_tokens for session in sessions)
+        # Sessions of other packages may lack the two figures below.
+        self.peak_kv_bytes = sum(getattr(session, "peak_kv_bytes", 0) for session in sessions)
+        kept: list[Reuse] = [getattr(session, "reuse", "none") for session in sessions if session.num_tokens]
+        self.reuse = min(kept, key=_REUSES.index, default="none")
+
+
+def _scores(name: str, session: RewardSession, candidates: Sequence[Candidate]) -> list[float]:
+    if not candidates:
+        return []
+    with _naming(name, f"candidates {candidates[0].index} to {candidates[-1].index}"):
+        return checked_scores(name, candidates, session.score(candidates))
+
+
+@contextmanager
+def _naming(name: str, subject: str) -> Iterator[None]:
+    """Say which member failed, on what."""
+    try:
+        yield
+    except SpecrejError:
+        raise
+    except Exception as error:
+        raise RewardError(f"the member {name!r} of the ensemble failed on {subject}: {error!r}") from error
+
+
+def _quoted(spec: str) -> str:
+    """A member's spec as `parse_ensemble` reads it back."""
+    needs_quotes = not spec or spec[0] in "'\"" or any(sign in spec for sign in "+*?")
+    return "'" + spec.replace("'", "''") + "'" if needs_quotes else spec
+
+
+def parse_ensemble(argument: str = "") -> EnsembleReward:
+    """The ensemble that `ensemble:ARGUMENT` means.
+
+    Raises:
+        UsageError: malformed members or options; says what is expected.
+        UnknownNameError: a member or an option that nobody knows.
+    """
+    members, weights, position = [], [], 0
+    while True:
+        match = _MEMBER.match(argument, position)
+        if match is None or argument[match.end() : match.end() + 1] not in ("", "+", "?"):
+            at = argument[match.end() if match else position :]
+            raise UsageError(f"the members of 'ensemble:{argument}' cannot be read at {at!r}", hint=_FORM)
+        members.append(_unquoted(match[1]))
+        weights.append(_weight(match[2]))
+        position = match.end() + 1
+        if argument[match.end() : position] != "+":
+            break
+    # The filter is taken as it is, whatever signs it holds.
+    words, is_given, judge = ("&" + argument[position:]).partition("&filter=")
+    _, options = parse_options("?" + words[1:], _OPTIONS)
+    if is_given and not judge:
+        raise UsageError("the ensemble's filter is empty", hint="end with filter=SPEC, such as filter=regex:^[A-Z]")
+    return EnsembleReward(members, weights, **options, filter=judge or None)
+
+
+def _unquoted(spec: str) -> str:
+    quote = spec[0]
+    return spec[1:-1].replace(quote * 2, quote) if quote in "'\"" else spec
+
+
+def _weight(text: str | None) -> float:
+    try:
+        return float(text or 1)
+    except ValueError as error:
+        raise UsageError(f"a member's weight must be a number, got {text!r}", hint=_FORM) from error

@@ -1,0 +1,137 @@
+"""What rewards share that read with a transformers model: opening it, its length limit, batches of like length.
+
+    network, tokenizer, source = open_pretrained("org/model", AutoModel, "an encoder")
+    limit = token_limit(network, tokenizer)
+    scores = score_by_length("embedding:org/model", candidates, lengths, 16, forward)
+    ids, mask = pad_right([[5, 6, 7], [5]], network)
+
+What a reward feeds its model, and what it makes of the output, is its own.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from specrej.errors import ModelError, RewardError, UsageError
+from specrej.models import DEFAULT_MODELS, locate
+from specrej.quiet import quiet_transformers
+from specrej.types import Candidate
+
+LoadedModel = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+"""A model and its tokenizer, as transformers opens them."""
+
+
+def open_pretrained(
+    model: str | Path | LoadedModel,
+    auto: Any,
+    kind: str,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    unused: str | None = None,
+) -> tuple[Any, Any, str]:
+    """A model in evaluation mode, its tokenizer, and what it is called.
+
+    Args:
+        model: a Hugging Face id, a local directory, a default generator's name, or a loaded model with its tokenizer,
+            which is taken over.
+        auto: the class of transformers that opens it, for example AutoModel.
+        kind: what is expected, for the message: "an encoder".
+        device: by default CUDA where there is some, else the CPU. Not for a loaded model.
+        dtype: by default float32 on the CPU, that of the checkpoint elsewhere. Not for a loaded model.
+        unused: a part of the network that the caller does not read, so that the checkpoint may lack its weights.
+
+    Raises:
+        ModelError: it cannot be read, or its checkpoint lacks weights, which would be random ones then.
+        UsageError: device or dtype for a loaded model.
+    """
+    if isinstance(model, tuple):
+        if device is not None or dtype is not None:
+            raise UsageError("a loaded model has its device and dtype", hint="move the model before you give it")
+        network: Any = model[0]
+        return network.eval(), model[1], network.name_or_path or type(network).__name__
+    source = str(model)
+    is_default = source in DEFAULT_MODELS and DEFAULT_MODELS[source].kind == "generator" and not Path(source).is_dir()
+    path = str(locate(source)) if is_default else source
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = dtype or (torch.float32 if torch.device(device).type == "cpu" else "auto")
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            network, report = auto.from_pretrained(
+                path, dtype=wanted, output_loading_info=True, trust_remote_code=False
+            )
+    except Exception as error:  # a broken file fails in whatever library reads it
+        raise ModelError(
+            f"the reward model {source!r} cannot be opened: {type(error).__name__}: {error}",
+            hint=f"give a local directory or a Hugging Face id of {kind} with its tokenizer",
+        ) from error
+    if missing := sorted(name for name in report["missing_keys"] if unused is None or unused not in name):
+        raise ModelError(
+            f"the checkpoint of {source!r} is not that of {kind}: it lacks {', '.join(missing[:5])}",
+            hint=f"give a checkpoint trained as {kind}",
+        )
+    network.config.get_text_config().use_cache = False  # nothing is generated: KV would be memory for nothing
+    return network.to(device).eval(), tokenizer, source
+
+
+def token_limit(network: Any, tokenizer: Any) -> int | None:
+    """Most tokens that model and tokenizer can take; None where neither says."""
+    # RoBERTa counts two positions too many in its config and has it right in its tokenizer; an unset limit of a
+    # tokenizer is a number beyond all lengths.
+    positions = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    known = [n for n in (positions, tokenizer.model_max_length) if n is not None and 0 < n < 1 << 40]
+    return min(known, default=None)
+
+
+def score_by_length(
+    name: str,
+    candidates: Sequence[Candidate],
+    lengths: Sequence[int],
+    batch_size: int,
+    forward: Callable[[list[int]], Sequence[float]],
+) -> list[float]:
+    """The scores of all candidates, in batches of like length, so that little is padded.
+
+    Args:
+        name: of the reward, for the message.
+        candidates: to score.
+        lengths: tokens of each.
+        batch_size: candidates in a forward pass.
+        forward: the scores of some of them, which it is told by their positions in `candidates`.
+
+    Raises:
+        RewardError: a pass failed; names its candidates.
+    """
+    scores = [0.0] * len(candidates)
+    order = sorted(range(len(candidates)), key=lengths.__getitem__)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        try:
+            found = forward(batch)
+        except Exception as error:
+            indices = sorted(candidates[i].index for i in batch)
+            raise RewardError(
+                f"reward {name!r} failed on candidates {indices}: {type(error).__name__}: {error}",
+                hint="a smaller batch_size takes less memory, a smaller max_tokens fewer positions",
+            ) from error
+        for i, score in zip(batch, found, strict=True):
+            scores[i] = score
+    return scores
+
+
+def pad_right(rows: Sequence[Sequence[int]], network: Any) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask `[rows, longest]` on the network's device, filled up on the right."""
+    # RoBERTa counts its positions by which tokens are padding, so padding must be its own.
+    config = network.config.get_text_config()
+    given = config.pad_token_id
+    filler = given if given is not None and 0 <= given < config.vocab_size else 0
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows], device=network.device)
+    lengths = torch.tensor([len(row) for row in rows], device=network.device)
+    mask = (torch.arange(width, device=network.device) < lengths[:, None]).long()
+    return ids, mask

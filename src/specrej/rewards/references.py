@@ -1,0 +1,95 @@
+"""Right answers: one for all prompts, or one for each from a JSONL file, looked up by the prompt's last question.
+
+    find = read_references("42")                 # for all prompts
+    find = read_references("@answers.jsonl")     # {"prompt": "What is 6 times 7?", "answer": "42"} a line
+    find([{"role": "user", "content": "What is 6 times 7?"}])     # -> "42"
+
+Rows may be those of a prompt file of `specrej bench`: `prompt`, `messages` or `turns`, of which the last text of the
+user counts, and beside it `answer`. What makes an answer the right one is up to the reward.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from specrej.errors import PromptError, UsageError
+from specrej.rewards.function import last_question
+from specrej.types import Message
+
+FindReference = Callable[[Sequence[Message]], str]
+"""The right answer to a conversation; raises PromptError where there is none."""
+
+_FORM = 'one JSON object a line: {"prompt": "What is 6 times 7?", "answer": "42"}'
+
+
+def read_references(given: str) -> FindReference:
+    """What finds the right answer to a prompt.
+
+    Args:
+        given: the answer itself, or "@" and the path of a JSONL file.
+
+    Raises:
+        UsageError: the answer is empty, or the file cannot be read, has a broken row, or two answers to one question.
+    """
+    if not given.startswith("@"):
+        if not given.strip():
+            raise UsageError("the reference is empty", hint="give the right answer, or @FILE.jsonl")
+        return lambda messages: given
+    path = Path(given[1:])
+    answers = _read(path)
+
+    def find(messages: Sequence[Message]) -> str:
+        question = last_question(messages)
+        if question not in answers:
+            raise PromptError(
+                f"{path} has no answer to the prompt {_shorten(question)!r}",
+                hint=f"add a row with this very text; expected {_FORM}",
+            )
+        return answers[question]
+
+    return find
+
+
+def _read(path: Path) -> dict[str, str]:
+    """The answers by their questions."""
+    answers: dict[str, str] = {}
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # no splitlines: JSON may hold U+2028 as it is
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the references in {path}: {error}", hint=f"expected {_FORM}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            question, answer = _question(row), _answer(row)
+        except KeyError as error:
+            raise UsageError(f"line {number} of {path} has no {error}", hint=f"expected {_FORM}") from error
+        except (ValueError, TypeError, AttributeError, IndexError) as error:
+            raise UsageError(f"line {number} of {path} is no reference: {error}", hint=f"expected {_FORM}") from error
+        if answers.setdefault(question, answer) != answer:
+            raise UsageError(f"line {number} of {path} has another answer to {_shorten(question)!r} than a row before")
+    if not answers:
+        raise UsageError(f"{path} holds no references", hint=f"expected {_FORM}")
+    return answers
+
+
+def _question(row: Mapping[str, Any]) -> str:
+    if row.get("messages") is not None:
+        return last_question(row["messages"])
+    question = row["turns"][-1] if row.get("turns") is not None else row["prompt"]
+    if not isinstance(question, str):
+        raise TypeError(f"the prompt is {question!r}, not a text")
+    return question
+
+
+def _answer(row: Mapping[str, Any]) -> str:
+    answer = row["answer"]
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
+        raise TypeError(f"the answer is {answer!r}, not a text or a number")
+    return str(answer)
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."

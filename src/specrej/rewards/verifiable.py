@@ -1,0 +1,257 @@
+r"""Answers that can be checked: by a pattern, against a text, or as mathematics. 1.0 is right, 0.0 is wrong.
+
+    RegexReward(r"(?i)\bparis\b")          # found anywhere in the text so far
+    ExactMatchReward("42")                 # the final answer is this text
+    ExactMatchReward("@answers.jsonl")     # ... looked up by the prompt
+    MathReward("@answers.jsonl")           # the final answer has this value, by math-verify
+
+No model is read. A pattern is searched for in unfinished answers too. The other two judge final answers, which an
+unfinished one has not got yet: it gets 0.0, whatever its text. So early decisions see ties, and mean something only
+where such a reward is mixed with another; Best-of-N needs no other.
+"""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from specrej.errors import RewardError, UsageError
+from specrej.rewards.base import StatelessSession
+from specrej.rewards.references import read_references
+from specrej.types import Candidate, Message
+
+_WRAPPING = " \"'`*_$()[]{}<>\u201c\u201d\u2018\u2019\u00ab\u00bb"
+_ENDING = _WRAPPING + ".,;:!?"
+_BOX = r"\boxed{"
+
+
+class RegexReward:
+    """1.0 where a pattern of Python's `re` is found in the text so far, else 0.0.
+
+    A search has no time limit, which `re` does not know: nested repeats such as `(a+)+b` can take for ever on a long
+    text.
+    """
+
+    flops_per_token: float | None = 0.0
+
+    def __init__(self, pattern: str) -> None:
+        """Compile the pattern; flags stand inside, as in `(?i)yes`.
+
+        Raises:
+            UsageError: the pattern is empty or does not compile; says at which position.
+        """
+        if not pattern:
+            raise UsageError("the reward 'regex' needs a pattern", hint=r"give it as regex:PATTERN, as in 'regex:\d+'")
+        try:
+            self._pattern = re.compile(pattern)
+        except (re.error, OverflowError) as error:
+            raise UsageError(
+                f"the pattern {pattern!r} does not compile: {error}",
+                hint="write it as for Python's re; in a shell, inside single quotes",
+            ) from error
+        self.name = f"regex:{pattern}"
+
+    def open(self, messages: Sequence[Message]) -> StatelessSession:
+        """Begin with a prompt, of which nothing is read."""
+        return StatelessSession(messages, self._score_batch)
+
+    def _score_batch(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> tuple[list[float], int]:
+        return [float(self._pattern.search(candidate.text) is not None) for candidate in candidates], 0
+
+
+class ExactMatchReward:
+    r"""1.0 where the answer as a whole, or its final answer, is the reference; else, and while unfinished, 0.0.
+
+    The final answer is what stands in the last `\boxed{}`, else after the last `####` on its line, else the last line.
+    Case, white space, and quotes, brackets, `*`, `_`, `$` and ending punctuation around the answer do not count. A
+    reference that has such a mark itself (a solution of GSM8K) is reduced to what it marks.
+    """
+
+    flops_per_token: float | None = 0.0
+
+    def __init__(self, reference: str) -> None:
+        """Take the right answer, or `@FILE.jsonl` with one for each prompt (see `specrej.rewards.references`).
+
+        Raises:
+            UsageError: the reference is empty, or its file cannot be read.
+        """
+        self._find = read_references(reference)
+        self.name = f"exact_match:{reference}"
+
+    def open(self, messages: Sequence[Message]) -> StatelessSession:
+        """Begin with a prompt.
+
+        Raises:
+            PromptError: the file has no answer to it.
+        """
+        expected = normalise(marked_answer(self._find(messages)))
+
+        def score_batch(_: Sequence[Message], candidates: Sequence[Candidate]) -> tuple[list[float], int]:
+            return _score_finished(
+                candidates, lambda text: expected in (normalise(text), normalise(final_answer(text)))
+            )
+
+        return StatelessSession(messages, score_batch)
+
+
+class MathReward:
+    r"""1.0 where math-verify finds the value of the reference in the answer; else, and while unfinished, 0.0.
+
+    math-verify takes the final answer from the text by rules of its own: what stands in `\boxed{}`, else what the text
+    calls the answer, else the last expression. It runs in a process beside this one, which lives as long as the reward
+    and is killed when an answer takes longer than `timeout_s`: that works in any thread, and stops a huge power inside
+    the interpreter's C code, where a signal would wait. An answer that takes too long, or on which math-verify fails,
+    is wrong.
+    """
+
+    flops_per_token: float | None = 0.0
+
+    def __init__(self, reference: str, *, timeout_s: float = 5.0) -> None:
+        """Take the right answer, or `@FILE.jsonl` with one for each prompt (see `specrej.rewards.references`).
+
+        Args:
+            reference: plain or LaTeX, with or without `$` around it; no words beside it.
+            timeout_s: seconds that the check of one answer may take.
+
+        Raises:
+            UsageError: math-verify is not installed, the reference is empty, or its file cannot be read.
+        """
+        if importlib.util.find_spec("math_verify") is None:
+            raise UsageError(
+                "the reward 'math' checks with math-verify, which is not installed", hint="pip install 'specrej[math]'"
+            )
+        if timeout_s <= 0:
+            raise UsageError(f"timeout_s must be above 0, got {timeout_s!r}")
+        self._find = read_references(reference)
+        self._timeout_s = timeout_s
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+        self.name = f"math:{reference}"
+
+    def open(self, messages: Sequence[Message]) -> StatelessSession:
+        """Begin with a prompt.
+
+        Raises:
+            PromptError: the file has no answer to it.
+        """
+        reference = marked_answer(self._find(messages))
+
+        def score_batch(_: Sequence[Message], candidates: Sequence[Candidate]) -> tuple[list[float], int]:
+            return _score_finished(candidates, lambda text: self._is_equal(reference, text))
+
+        return StatelessSession(messages, score_batch)
+
+    def _is_equal(self, reference: str, text: str) -> bool:
+        with self._lock:
+            reply = self._ask(json.dumps({"reference": reference, "answer": text}))
+        if reply == "null":
+            raise RewardError(
+                f"math-verify cannot read the reference {reference!r}",
+                hint=r"give a number or LaTeX, as in '42' or '\frac{1}{2}'",
+            )
+        return reply == "true"
+
+    def _ask(self, request: str) -> str:
+        """The worker's reply; "" where it took too long or died, and then the next request gets a new worker."""
+        process = self._process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        is_late = threading.Event()
+
+        def stop() -> None:
+            is_late.set()
+            process.kill()
+
+        timer = threading.Timer(self._timeout_s, stop)
+        timer.start()
+        try:
+            process.stdin.write(request + "\n")
+            process.stdin.flush()
+            reply = process.stdout.readline().strip()
+        except OSError:  # it died before it had read
+            reply = ""
+        finally:
+            timer.cancel()
+            timer.join()
+        if is_late.is_set() or not reply:
+            self._process = None
+            _end(process)
+        return reply
+
+    def _start(self) -> "subprocess.Popen[str]":
+        # -P: the modules beside the worker's file, http.py for one, would hide those of the standard library.
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).with_name("math_worker.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+        )
+        weakref.finalize(self, _end, process)
+        assert process.stdout is not None
+        if process.stdout.readline().strip() != "ready":
+            raise RewardError(
+                "the process that runs math-verify ended at once",
+                hint=f"see what `{sys.executable} -c 'import math_verify'` says",
+            )
+        return process
+
+
+def normalise(text: str) -> str:
+    """The text without what does not count: case, white space, and marks and punctuation around it."""
+    plain = " ".join(text.casefold().split())
+    return plain.lstrip(_WRAPPING).rstrip(_ENDING) or plain
+
+
+def marked_answer(text: str) -> str:
+    r"""What stands in the last whole `\boxed{}`, else after the last `####` on its line, else all of the text."""
+    start = text.rfind(_BOX)
+    if start >= 0 and (content := _up_to_brace(text[start + len(_BOX) :])) is not None:
+        return content
+    _, mark, after = text.rpartition("####")
+    return after.strip().partition("\n")[0] if mark and after.strip() else text
+
+
+def final_answer(text: str) -> str:
+    """What is marked as the answer, else the last line that is not blank."""
+    marked = marked_answer(text)
+    return marked if marked != text else next(iter(text.strip().splitlines()[-1:]), "")
+
+
+def _up_to_brace(text: str) -> str | None:
+    """The text before the brace that closes what was opened before it; None where none does."""
+    depth = 1
+    for position, character in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0:
+            return text[:position]
+    return None
+
+
+def _score_finished(candidates: Sequence[Candidate], is_right: Callable[[str], bool]) -> tuple[list[float], int]:
+    return [float(c.finish_reason is not None and is_right(c.text)) for c in candidates], 0
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    process.kill()
+    process.communicate()  # waits, and closes the pipes
+
+
+def parse_regex(argument: str = "") -> RegexReward:
+    """`regex:PATTERN`; all that follows the ":" is the pattern."""
+    return RegexReward(argument)
+
+
+def parse_exact_match(argument: str = "") -> ExactMatchReward:
+    """`exact_match:TEXT` or `exact_match:@FILE.jsonl`."""
+    return ExactMatchReward(argument)
+
+
+def parse_math(argument: str = "") -> MathReward:
+    """`math:ANSWER` or `math:@FILE.jsonl`."""
+    return MathReward(argument)
