@@ -216,7 +216,7 @@ def test_a_loaded_pair_is_taken_as_it_is(llama: str) -> None:
 
 
 def test_labels_by_name_and_by_number(bert: str) -> None:
-    assert [ClassifierReward(bert, label=label).output for label in ("good", 1, "0")] == [2, 1, 0]
+    assert [ClassifierReward(bert, label=label).weights for label in ("good", 1, "0")] == [{2: 1.0}, {1: 1.0}, {0: 1.0}]
     assert ClassifierReward(bert, label="good").name == f"classifier:{bert}#good"
 
 

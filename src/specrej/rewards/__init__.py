@@ -14,6 +14,7 @@ Rewards are imported when asked for: importing this module loads no torch.
 """
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
@@ -24,10 +25,19 @@ from specrej.memory import parse_bytes
 from specrej.registry import REWARDS, entry_points, load
 from specrej.rewards.base import Reward
 from specrej.rewards.function import FunctionReward
-from specrej.rewards.spec import parse_options
+from specrej.rewards.spec import parse_flag, parse_options
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+
+
+_CLASSIFIER_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "partial": str,
+    "memory": parse_bytes,
+    "batch_size": int,
+    "max_tokens": int,
+    "trust_remote_code": parse_flag,
+}
 
 
 def _names() -> list[str]:
@@ -121,7 +131,7 @@ def _is_model(spec: str) -> bool:
 
 def _classifier(spec: str, memory: str | int | None = None) -> Reward:
     """A classifier from PATH_OR_ID or PATH_OR_ID#LABEL, with options after a "?"."""
-    named, options = parse_options(spec, {"partial": str, "memory": parse_bytes, "batch_size": int, "max_tokens": int})
+    named, options = parse_options(spec, _CLASSIFIER_OPTIONS)
     if not named:
         raise UsageError("the reward 'classifier' needs a model", hint="give it as classifier:PATH_OR_ID")
     asked = options.pop("memory", None)

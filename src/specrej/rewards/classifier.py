@@ -1,7 +1,7 @@
 """A Hugging Face sequence classifier as the reward: a reward model with one output, or one output of several.
 
     ClassifierReward("org/reward-model")                        # one output
-    ClassifierReward("./toxicity", label="harmless")            # one of several
+    ClassifierReward("./toxicity", label="harmless")            # one of several; "a*0.7+b*0.3": some of them
     ClassifierReward((model, tokenizer), batch_size=4)          # already loaded
     ClassifierReward("org/reward-model", memory_bytes=2**28)    # what may be held of a prompt's answers
     ClassifierReward("org/reward-model", partial="open")        # an unfinished answer is shown as unfinished
@@ -28,6 +28,7 @@ from specrej.rewards.base import RewardSession, StatelessSession
 from specrej.rewards.causal import CausalScorer
 from specrej.rewards.function import last_question
 from specrej.rewards.incremental import Conversations, IncrementalSession, longest_prefix, naming
+from specrej.rewards.labels import choose_outputs, weigh
 from specrej.types import Candidate, Message
 
 _log = logging.getLogger("specrej")
@@ -51,7 +52,7 @@ class ClassifierReward:
         name: `classifier:MODEL` with `#LABEL` and `?partial=open` where they are given, as `as_reward` reads it.
         flops_per_token: of its linear layers, as if each read every token once; attention, which grows with the length,
             and padding are left out.
-        output: number of the logit that is the score.
+        weights: of the logits whose sum is the score, by their numbers.
         max_tokens: tokens of a conversation that are read, a longer one loses the end of its answer; None reads all.
         partial: how an unfinished answer is shown.
         memory_bytes: KV that may be held for one prompt.
@@ -68,12 +69,14 @@ class ClassifierReward:
         memory_bytes: int | None = None,
         device: str | None = None,
         dtype: torch.dtype | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         """Open the model, or take over a loaded one: it is put in evaluation mode and its linear layers may be packed.
 
         Args:
             model: a Hugging Face id, a local directory, or a loaded model with its tokenizer.
             label: which output is the score, by the model's name for it or by number; needed where there are several.
+                "helpful*0.7+harmless*0.3" is a weighted sum of some.
             batch_size: conversations in a forward pass.
             max_tokens: length limit of a conversation; by default what the model and its tokenizer can take.
             partial: "open" shows the text so far with nothing behind it, as while it is being written; "closed" shows
@@ -84,6 +87,8 @@ class ClassifierReward:
                 read, with the same scores; 0 keeps nothing. Weights and activations come on top.
             device: by default CUDA where there is some, else the CPU. Not for a loaded model.
             dtype: by default float32 on the CPU, that of the checkpoint elsewhere. Not for a loaded model.
+            trust_remote_code: run the code that comes with the model, such as ArmoRM's gated head. Its logits are the
+                scores.
 
         Raises:
             ModelError: the model cannot be opened, or its checkpoint has no weights for the classifier's head.
@@ -105,14 +110,14 @@ class ClassifierReward:
             self._model, self._tokenizer = model
             source = self._model.name_or_path or type(self._model).__name__
         else:
-            self._model, self._tokenizer = open_classifier(str(model), device, dtype)
+            self._model, self._tokenizer = open_classifier(str(model), device, dtype, trust_remote_code)
             source = str(model)
         self._model.eval()
         self.flops_per_token: float | None = linear_flops(self._model)
         self._text_config = self._model.config.get_text_config()
         self._takes_types = "token_type_ids" in signature(self._model.forward).parameters
         self._batch_size = batch_size
-        self.output = choose_output(source, self._model.config.id2label, label)
+        self.weights = choose_outputs(source, self._model.config.id2label, label)
         self.max_tokens = max_tokens or self._limit()
         self.name = f"classifier:{source}" + ("" if label is None else f"#{label}")
         self.name += "?partial=open" if partial == "open" else ""
@@ -152,7 +157,7 @@ class ClassifierReward:
             return self._score_rows(candidates, [{"input_ids": row} for row in ids])
 
         return IncrementalSession(
-            Conversations(self.name, self._scorer, self.output, encode, read_whole),
+            Conversations(self.name, self._scorer, self.weights, encode, read_whole),
             shortest[0][: min(longest_prefix(shortest[0], ids[:-1]) for ids in shortest)],
             memory_bytes=self.memory_bytes,
             batch_size=self._batch_size,
@@ -268,8 +273,7 @@ class ClassifierReward:
             logits = self._model(**{name: values.to(self._model.device) for name, values in inputs.items()}).logits
         finally:
             self._text_config.pad_token_id = given
-        scores: list[float] = logits[:, self.output].float().tolist()
-        return scores
+        return [weigh(row, self.weights) for row in logits.float().tolist()]
 
 
 def choose_padding(pad_token_id: int | None, vocab_size: int, last_ids: Sequence[int]) -> int:
@@ -300,31 +304,7 @@ def default_memory(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0] * _MEMORY_SHARE)
 
 
-def choose_output(model: str, id2label: dict[int, str], label: str | int | None) -> int:
-    """Number of the output that `label` names; of the only one where no label is given.
-
-    Raises:
-        UnknownNameError: there is no such label.
-        UsageError: several outputs and no label.
-    """
-    names = {str(name): number for number, name in id2label.items()}
-    shown = [f"{number} ({name})" for number, name in sorted(id2label.items())]
-    if label is None:
-        if len(id2label) == 1:
-            return 0
-        raise UsageError(
-            f"the classifier {model!r} has {len(id2label)} outputs: {', '.join(shown)}",
-            hint="choose one with label=NAME, or classifier:MODEL#NAME",
-        )
-    if label in names:
-        return names[str(label)]
-    if str(label).isdecimal() and int(label) in id2label:
-        return int(label)
-    hint = f"its labels are {', '.join(shown)}"
-    raise UnknownNameError(f"label of the classifier {model!r}", str(label), names, hint=hint)
-
-
-def open_classifier(model: str, device: str | None, dtype: torch.dtype | None) -> LoadedModel:
+def open_classifier(model: str, device: str | None, dtype: torch.dtype | None, trust_remote_code: bool) -> LoadedModel:
     """The classifier and its tokenizer, from a Hugging Face id or a local directory.
 
     Raises:
@@ -334,9 +314,9 @@ def open_classifier(model: str, device: str | None, dtype: torch.dtype | None) -
     wanted = dtype or (torch.float32 if torch.device(device).type == "cpu" else "auto")
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(model)
+            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
             network, report = AutoModelForSequenceClassification.from_pretrained(
-                model, dtype=wanted, output_loading_info=True
+                model, dtype=wanted, output_loading_info=True, trust_remote_code=trust_remote_code
             )
     except Exception as exc:
         raise ModelError(

@@ -12,7 +12,7 @@ The memory carries the prompt and all unfinished answers; else the prompt alone,
 from their first token; else nothing, and each decision reads everything. What once did not fit is given up for good.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from specrej.engines.torch.engine import PREFILL_CHUNK
 from specrej.engines.torch.groups import Group
 from specrej.errors import RewardError
 from specrej.rewards.causal import CausalScorer
+from specrej.rewards.labels import weigh
 from specrej.types import Candidate, Reuse
 
 
@@ -33,14 +34,14 @@ class Conversations:
     Attributes:
         name: of the reward.
         scorer: reads new tokens.
-        output: number of the logit that is the score.
+        weights: of the logits whose sum is the score, by their numbers.
         encode: token ids of each candidate's conversation, up to the one that transformers scores at.
         read_whole: scores from transformers' own pass over whole conversations, and the number of tokens it took.
     """
 
     name: str
     scorer: CausalScorer
-    output: int
+    weights: Mapping[int, float]
     encode: Callable[[Sequence[Candidate]], list[list[int]]]
     read_whole: Callable[[Sequence[Candidate], list[list[int]]], tuple[list[float], int]]
 
@@ -224,7 +225,8 @@ class IncrementalSession:
         with naming(self._conversations.name, indices):
             logits = self._scorer.extend(group, feeds[0].row, [feed.length for feed in feeds], new_ids)
         self.num_tokens += sum(map(len, new_ids))
-        return {index: row[self._conversations.output] for index, row in zip(indices, logits, strict=True)}
+        weights = self._conversations.weights
+        return {index: weigh(row, weights) for index, row in zip(indices, logits, strict=True)}
 
     def _note_peak(self, group: Group, beside: Group | None = None) -> None:
         """Count what this group held at most, and holds beside the block of another one on the same prompt."""

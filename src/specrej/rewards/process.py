@@ -27,8 +27,8 @@ from transformers import AutoModelForTokenClassification
 from specrej.cost import linear_flops
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.rewards.base import StatelessSession
-from specrej.rewards.classifier import choose_output
 from specrej.rewards.function import last_question
+from specrej.rewards.labels import choose_output
 from specrej.rewards.pretrained import LoadedModel, open_pretrained, pad_right, score_by_length, token_limit
 from specrej.rewards.spec import parse_flag, parse_options
 from specrej.types import Candidate, Message
