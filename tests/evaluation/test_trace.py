@@ -148,7 +148,10 @@ def test_a_prompt_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) ->
 
 def test_candidates_lost_to_a_device_without_memory_are_a_failure(tmp_path: Path) -> None:
     progress = run(tmp_path, FakeEngine(eos=0.0, fail_at=[7]), prompts=PROMPTS[:2])
-    assert [str(p.error) for p in progress] == ["the device ran out of memory, and candidates were lost", "None"]
+    assert [str(p.error) for p in progress] == [
+        "candidates were lost (out_of_memory): a trace needs all of them",
+        "None",
+    ]
     assert [trace.prompt_id for trace in load(tmp_path)] == ["1"]
 
 
