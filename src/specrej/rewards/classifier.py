@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from specrej.cost import linear_flops
 from specrej.errors import ModelError, PromptError, RewardError, UnknownNameError, UsageError
@@ -27,13 +27,13 @@ from specrej.quiet import quiet_transformers
 from specrej.rewards.base import RewardSession, StatelessSession
 from specrej.rewards.causal import CausalScorer
 from specrej.rewards.function import last_question
-from specrej.rewards.incremental import Conversations, IncrementalSession, longest_prefix, naming
+from specrej.rewards.incremental import Conversations, IncrementalSession, longest_prefix
 from specrej.rewards.labels import choose_outputs, weigh
+from specrej.rewards.pretrained import LoadedModel, score_by_length, token_limit
 from specrej.types import Candidate, Message
 
 _log = logging.getLogger("specrej")
 
-LoadedModel = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 Row = dict[str, list[int]]
 """One conversation as the model reads it: `input_ids`, and `token_type_ids` where the model takes them."""
 Partial = Literal["open", "closed"]
@@ -118,7 +118,7 @@ class ClassifierReward:
         self._takes_types = "token_type_ids" in signature(self._model.forward).parameters
         self._batch_size = batch_size
         self.weights = choose_outputs(source, self._model.config.id2label, label)
-        self.max_tokens = max_tokens or self._limit()
+        self.max_tokens = max_tokens or token_limit(self._model, self._tokenizer)
         self.name = f"classifier:{source}" + ("" if label is None else f"#{label}")
         self.name += "?partial=open" if partial == "open" else ""
         self.partial = partial
@@ -163,13 +163,6 @@ class ClassifierReward:
             batch_size=self._batch_size,
         )
 
-    def _limit(self) -> int | None:
-        # RoBERTa counts two positions too many in its config and has it right in its tokenizer; an unset limit of a
-        # tokenizer is a number beyond all lengths.
-        positions = getattr(self._text_config, "max_position_embeddings", None)
-        known = [n for n in (positions, self._tokenizer.model_max_length) if n is not None and 0 < n < 1 << 40]
-        return min(known, default=None)
-
     def _score_batch(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> tuple[list[float], int]:
         return self._score_rows(candidates, self._read_rows(messages, candidates)) if candidates else ([], 0)
 
@@ -180,15 +173,11 @@ class ClassifierReward:
     def _score_rows(self, candidates: Sequence[Candidate], rows: Sequence[Row]) -> tuple[list[float], int]:
         """Scores from transformers' own pass over whole rows, and the tokens it read."""
         lengths = [len(row["input_ids"]) for row in rows]
-        scores = [0.0] * len(rows)
-        order = sorted(range(len(rows)), key=lengths.__getitem__)
-        for start in range(0, len(order), self._batch_size):
-            batch = order[start : start + self._batch_size]
-            with naming(self.name, [candidates[i].index for i in batch]):
-                logits = self._forward([rows[i] for i in batch])
-            for i, score in zip(batch, logits, strict=True):
-                scores[i] = score
-        return scores, sum(lengths)
+
+        def forward(batch: list[int]) -> list[float]:
+            return self._forward([rows[i] for i in batch])
+
+        return score_by_length(self.name, candidates, lengths, self._batch_size, forward), sum(lengths)
 
     def _encode(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> list[Row]:
         """Token ids of each conversation, uncut."""

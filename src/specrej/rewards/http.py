@@ -29,6 +29,7 @@ from typing import Any, Literal, Unpack, cast, get_args
 
 from specrej.errors import RewardError, UsageError
 from specrej.remote import Remote, RemoteError, Service, ServiceOptions, key_from, without_secrets
+from specrej.rewards.scores import check_count
 from specrej.rewards.spec import parse_options
 from specrej.types import Candidate, Message, Reuse
 
@@ -88,13 +89,7 @@ class RemoteSession:
             which = f"candidate {indices[0]}" if len(indices) == 1 else f"candidates {indices}"
             raise RewardError(f"the reward {self._name!r} failed on {which}: {error}", hint=error.hint) from None
         self.num_tokens += num_tokens
-        if len(values) != len(batch):
-            culprit = batch[min(len(values), len(batch) - 1)].index
-            raise RewardError(
-                f"the reward {self._name!r} gave {len(values)} scores for {len(batch)} candidates; they part ways at "
-                f"candidate {culprit}",
-                hint="a reward returns one number for each text, in order",
-            )
+        check_count(self._name, batch, len(values))
         return [self._number(value, candidate) for value, candidate in zip(values, batch, strict=True)]
 
     def _number(self, value: Any, candidate: Candidate) -> float:

@@ -13,7 +13,6 @@ from their first token; else nothing, and each decision reads everything. What o
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -21,9 +20,9 @@ import torch
 
 from specrej.engines.torch.engine import PREFILL_CHUNK
 from specrej.engines.torch.groups import Group
-from specrej.errors import RewardError
 from specrej.rewards.causal import CausalScorer
 from specrej.rewards.labels import weigh
+from specrej.rewards.pretrained import naming
 from specrej.types import Candidate, Reuse
 
 
@@ -256,15 +255,3 @@ def _batches(feeds: Sequence[_Feed], most_rows: int) -> Iterator[list[_Feed]]:
         num_tokens += len(feed.new_ids)
     if batch:
         yield batch
-
-
-@contextmanager
-def naming(reward: str, indices: Sequence[int]) -> Iterator[None]:
-    """Turn what a model raises into an error that names the candidates it was reading."""
-    try:
-        yield
-    except Exception as exc:
-        raise RewardError(
-            f"reward {reward!r} failed on candidates {sorted(indices)}: {type(exc).__name__}: {exc}",
-            hint="a smaller batch_size takes less memory, a smaller max_tokens fewer positions",
-        ) from exc

@@ -8,7 +8,8 @@
 What a reward feeds its model, and what it makes of the output, is its own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,17 +112,23 @@ def score_by_length(
     order = sorted(range(len(candidates)), key=lengths.__getitem__)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        try:
+        with naming(name, [candidates[i].index for i in batch]):
             found = forward(batch)
-        except Exception as error:
-            indices = sorted(candidates[i].index for i in batch)
-            raise RewardError(
-                f"reward {name!r} failed on candidates {indices}: {type(error).__name__}: {error}",
-                hint="a smaller batch_size takes less memory, a smaller max_tokens fewer positions",
-            ) from error
         for i, score in zip(batch, found, strict=True):
             scores[i] = score
     return scores
+
+
+@contextmanager
+def naming(reward: str, indices: Sequence[int]) -> Iterator[None]:
+    """Turn what a model raises into an error that names the candidates it was reading."""
+    try:
+        yield
+    except Exception as exc:
+        raise RewardError(
+            f"reward {reward!r} failed on candidates {sorted(indices)}: {type(exc).__name__}: {exc}",
+            hint="a smaller batch_size takes less memory, a smaller max_tokens fewer positions",
+        ) from exc
 
 
 def pad_right(rows: Sequence[Sequence[int]], network: Any) -> tuple[Tensor, Tensor]:

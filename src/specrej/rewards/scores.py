@@ -25,14 +25,23 @@ def checked_scores(name: str, candidates: Sequence[Candidate], scores: Iterable[
         ValueError: a text that is no number.
     """
     numbers = [float(score) for score in scores]
-    if len(numbers) != len(candidates):
-        culprit = candidates[min(len(numbers), len(candidates) - 1)].index
-        raise RewardError(
-            f"the reward {name!r} gave {len(numbers)} scores for {len(candidates)} candidates; they part ways at "
-            f"candidate {culprit}",
-            hint="a reward returns one number for each text, in order",
-        )
+    check_count(name, candidates, len(numbers))
     for candidate, number in zip(candidates, numbers, strict=True):
         if math.isnan(number) or number == math.inf:
             raise RewardError(f"the reward {name!r} gave {number} for candidate {candidate.index}")
     return numbers
+
+
+def check_count(name: str, candidates: Sequence[Candidate], num_scores: int) -> None:
+    """See that there is one score for each candidate.
+
+    Raises:
+        RewardError: there is not; names the candidate from which on it is wrong.
+    """
+    if num_scores != len(candidates):
+        culprit = candidates[min(num_scores, len(candidates) - 1)].index
+        raise RewardError(
+            f"the reward {name!r} gave {num_scores} scores for {len(candidates)} candidates; they part ways at "
+            f"candidate {culprit}",
+            hint="a reward returns one number for each text, in order",
+        )
