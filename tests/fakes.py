@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specrej.cost import AttentionFlops, KvLayout, ModelFlops
-from specrej.engines.base import Memory, Token
+from specrej.engines.base import Claim, Memory, Token
 from specrej.errors import DeviceMemoryError
 from specrej.streams import uniforms
 from specrej.types import Candidate, FinishReason, Message, Prompt, Reuse, SamplingParams, as_messages
@@ -44,6 +44,8 @@ class Group:
     slots: int = 0
     num_tokens: int = 0
     peak: int = 0
+    latest: int = 0
+    """The most while the block was last made."""
     live: list[int] = field(default_factory=list)
     drawn: list[int] = field(default_factory=list)
     token_ids: dict[int, list[int]] = field(default_factory=dict)
@@ -52,12 +54,13 @@ class Group:
     def in_use(self) -> int:
         return len(self.prompt_ids) * TOKEN_BYTES + self.rows * self.slots * TOKEN_BYTES
 
-    def planned_slots(self) -> int:
-        """Slots of the block at the next step: a granule more, or as much of it as the budget holds."""
+    def planned_slots(self, limit: int | None = None) -> int:
+        """Slots of the block at the next step: a granule more, or as much of it as budget and limit hold."""
         needed = self.num_tokens  # the newest tokens are fed to the model, which writes their KV
         if needed <= self.slots:
             return self.slots
-        room = self.budget_bytes - len(self.prompt_ids) * TOKEN_BYTES
+        budget = self.budget_bytes if limit is None else min(limit, self.budget_bytes)
+        room = budget - len(self.prompt_ids) * TOKEN_BYTES
         affordable = room // (len(self.live) * (TOKEN_BYTES + LAYER_BYTES))
         return max(min(self.slots + GRANULE, self.sampling.max_new_tokens - 1, affordable), needed)
 
@@ -66,8 +69,18 @@ class Group:
         most = kv_bytes(len(self.prompt_ids), len(self.live) * slots)
         return self.in_use if slots == self.slots else max(self.in_use, most)
 
+    def claim(self) -> Claim:
+        """A block counts with one layer of it twice: rows move."""
+        num_prompt = len(self.prompt_ids)
+        now = kv_bytes(num_prompt, self.rows * self.slots)
+        if not self.live or self.num_tokens <= self.slots:
+            return Claim(now, now, now, 0)
+        least, wanted = (kv_bytes(num_prompt, len(self.live) * n) for n in (self.num_tokens, self.planned_slots()))
+        return Claim(now, max(now, least), max(now, wanted), 0)
+
     def reallocate(self, rows: int, slots: int) -> None:
-        self.peak = max(self.peak, *self._moments(rows, slots))
+        self.latest = max(self._moments(rows, slots))
+        self.peak = max(self.peak, self.latest)
         self.rows, self.slots = rows, slots if rows else 0
         assert self.peak <= self.budget_bytes, f"{self.peak} bytes exceed the budget of {self.budget_bytes}"
 
@@ -97,8 +110,12 @@ class FakeEngine:
         context_tokens: int = 400,
         fail_at: Collection[int] = (),
         error: Exception | None = None,
+        total_bytes: int | None = None,
     ) -> None:
-        """Candidates end with odds `eos` at each token; the steps `fail_at` (the first is 0) raise `error`."""
+        """Candidates end with odds `eos` at each token; the steps `fail_at` (the first is 0) raise `error`.
+
+        All prompts together never hold more than `total_bytes`, where it is given.
+        """
         self.context_tokens = context_tokens
         self.groups: dict[int, Group] = {}
         self.num_prefills = self.num_steps = self.num_drawn = self.num_decodes = 0
@@ -106,6 +123,7 @@ class FakeEngine:
         self._eos = eos
         self._fail_at = fail_at
         self._error = error or DeviceMemoryError("as asked for")
+        self._total_bytes = total_bytes
 
     def describe(self) -> Mapping[str, str]:
         return {"engine": self.name, "model": "bytes"}
@@ -123,39 +141,53 @@ class FakeEngine:
     def kv_bytes(self, num_prompt_tokens: int, num_candidates: int, num_new_tokens: int) -> int:
         return kv_bytes(num_prompt_tokens, num_candidates * max(num_new_tokens - 1, 0))
 
-    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int, in_flight: int = 1) -> int:
+    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int, total_bytes: int | None = None) -> int:
         return self.kv_bytes(num_prompt_tokens, 8, max_new_tokens)
+
+    def default_total(self, max_new_tokens: int) -> int:
+        return 4 * self.default_budget(20, max_new_tokens)
 
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
         handle = self.num_prefills
         self.num_prefills += 1
         self.groups[handle] = Group(list(prompt_ids), sampling, budget_bytes)
-        self.groups[handle].reallocate(0, 0)
+        self._reallocate(handle, 0, 0)
         return handle
+
+    def _reallocate(self, handle: int, rows: int, slots: int) -> None:
+        self.groups[handle].reallocate(rows, slots)
+        if self._total_bytes is not None:
+            held = sum(group.in_use for other, group in self.groups.items() if other != handle)
+            assert held + self.groups[handle].latest <= self._total_bytes, "all prompts together hold too much"
 
     def add(self, prompt: int, indices: Sequence[int]) -> None:
         group = self.groups[prompt]
         assert not group.live, "the candidates before these have not ended"
         assert indices, "nobody to open"
         assert not group.token_ids.keys() & set(indices), "opened twice"
-        group.reallocate(0, 0)
+        self._reallocate(prompt, 0, 0)
         group.live, group.num_tokens = list(indices), 0
         group.token_ids.update({index: [] for index in indices})
 
-    def step(self, prompts: Sequence[int] | None = None) -> list[Token]:
+    def step(self, limits: Mapping[int, int] | None = None) -> list[Token]:
         self.num_steps += 1
         if self.num_steps - 1 in self._fail_at:
             raise self._error
-        asked = {handle: self.groups[handle] for handle in (self.groups if prompts is None else prompts)}
-        tokens = [token for handle, group in asked.items() if group.live for token in self._grow(handle, group)]
+        given = dict.fromkeys(self.groups) if limits is None else limits
+        tokens = [
+            token for handle, limit in given.items() if self.groups[handle].live for token in self._grow(handle, limit)
+        ]
         assert tokens, "a step without live candidates"
         return tokens
 
-    def _grow(self, handle: int, group: Group) -> list[Token]:
-        announced = group.next_step()
-        if (slots := group.planned_slots()) > group.slots:
-            group.reallocate(len(group.live), slots)
+    def _grow(self, handle: int, limit: int | None) -> list[Token]:
+        group = self.groups[handle]
+        announced, claim = group.next_step(), group.claim()
+        assert limit is None or limit >= claim.least, "a step that does not fit"
+        if (slots := group.planned_slots(limit)) > group.slots:
+            self._reallocate(handle, len(group.live), slots)
         assert group.in_use <= announced <= group.budget_bytes
+        assert limit is None or group.in_use <= min(limit, claim.wanted)
         tokens = []
         group.drawn = list(group.live)
         numbers = uniforms(group.sampling.seed, group.live, group.num_tokens)
@@ -184,12 +216,15 @@ class FakeEngine:
         group = self.groups[prompt]
         return Memory(group.in_use, group.next_step() if group.live else group.in_use, group.peak)
 
+    def claim(self, prompt: int) -> Claim:
+        return self.groups[prompt].claim()
+
     def drop(self, prompt: int, indices: Sequence[int]) -> None:
         group = self.groups[prompt]
         assert set(indices) <= set(group.live), "dropped somebody who is not live"
         group.live = [index for index in group.live if index not in indices]
         if group.rows > len(group.live):
-            group.reallocate(len(group.live), group.slots)
+            self._reallocate(prompt, len(group.live), group.slots)
 
     def close(self, prompt: int) -> None:
         self.peaks.append(self.groups.pop(prompt).peak)

@@ -11,6 +11,7 @@ from fakes import BOS, FakeEngine, FakeReward, alike, by_hash, text_of
 from specrej.errors import BudgetError, DeviceMemoryError, PromptError, RewardError, UsageError
 from specrej.memory import parse_bytes
 from specrej.rewards.base import StatelessSession
+from specrej.scoring import score_batches
 from specrej.search import Search
 from specrej.types import Candidate, Message, Result, SamplingParams
 
@@ -29,6 +30,12 @@ def generate(engine: FakeEngine | None = None, reward: Any = None, **options: An
 def rows(num: int, length: int = 24) -> int:
     """Bytes that hold so many candidates of so many tokens."""
     return FakeEngine().kv_bytes(NUM_PROMPT, num, length)
+
+
+def scores_of(begun: Search) -> list[float]:
+    """What the scheduler does before it resumes an algorithm."""
+    ((given, _),) = score_batches([begun])
+    return begun.take_scores(given)
 
 
 # What fits
@@ -354,7 +361,7 @@ def test_a_complete_candidate_is_better_than_a_live_one_of_higher_reward() -> No
     while len(begun.live) == 8:
         advance(begun, engine, 1)
     begun.is_due(lambda length, last: True)
-    begun.keep([True] * len(begun.score()))
+    begun.keep([True] * len(scores_of(begun)))
     advance(begun, engine, 1)
     result = begun.result()
     assert result.best.state == "complete"
@@ -371,7 +378,7 @@ def test_a_run_interrupted_while_its_last_candidates_are_scored_is_not_complete(
             advance(begun, engine, 1)
         assert not begun.result().is_complete
         begun.is_due(lambda length, last: False)
-        begun.keep([True] * len(begun.score()))
+        begun.keep([True] * len(scores_of(begun)))
     assert begun.result().is_complete
 
 

@@ -1,15 +1,16 @@
 """Best-of-N and Speculative Rejection, as generator functions over a search.
 
-Each yields the schedule it waits by; the scheduler resumes it when that says so, when the next step would not fit in
-the search's budget, or when no candidate is live.
+Each yields the schedule it waits by. When that says so, when the next step would not fit in the search's budget, or
+when no candidate is live, the scheduler resumes it with the scores of the batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from specrej.policies import Policy, Schedule, everyone, never
 from specrej.search import Search
 
-Steps = Iterator[Schedule]
+Steps = Generator[Schedule, list[float], None]
+"""An algorithm at work on a search: takes scores, gives the schedule of its next decision."""
 
 
 def best_of_n(search: Search, n: int | None, policy: Policy) -> Steps:
@@ -19,8 +20,8 @@ def best_of_n(search: Search, n: int | None, policy: Policy) -> Steps:
     """
     for wave in search.waves(n, None):
         search.start(wave)
-        yield never
-        search.keep(everyone(search.score()))
+        scores = yield never
+        search.keep(everyone(scores))
 
 
 def speculative_rejection(search: Search, n: int | None, policy: Policy) -> Steps:
@@ -33,5 +34,5 @@ def speculative_rejection(search: Search, n: int | None, policy: Policy) -> Step
     for wave in search.waves(n, policy.first_tokens):
         search.start(wave)
         while search.live:
-            yield policy.when
-            search.keep(policy.keep(search.score()))
+            scores = yield policy.when
+            search.keep(policy.keep(scores))

@@ -20,6 +20,8 @@ from typing import Unpack
 from specrej.algorithms import Steps
 from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UsageError
+from specrej.memory import parse_bytes
+from specrej.pool import Pool
 from specrej.registry import ALGORITHMS, load
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward
@@ -29,6 +31,9 @@ from specrej.settings import Options, Settings
 from specrej.types import Prompt, Result, as_messages
 
 Model = str | Path | Engine
+IN_FLIGHT = 16
+"""Most prompts side by side by default: beyond that, attention, prompt by prompt, takes what batches gain."""
+
 RewardSpec = str | Reward | Callable[[str, list[str]], Sequence[float]]
 
 
@@ -108,14 +113,15 @@ def generate_batch(
     reward_memory: str | int | None = None,
     weights: str | None = None,
     device: str | None = None,
-    in_flight: int = 4,
+    total_memory: str | int | None = None,
+    in_flight: int = IN_FLIGHT,
     observe: Observer = unobserved,
     **options: Unpack[Options],
 ) -> Iterator[tuple[int, Outcome]]:
     """Run `generate` for many prompts, several of them side by side; yield each outcome with its number as it ends.
 
-    A prompt's result is the one it has alone, since its memory budget is its own. A prompt that fails yields its
-    error, and the others go on.
+    A prompt's result is the one it has alone: it decides against a budget of its own, the option `memory`, whatever
+    runs beside it. A prompt that fails yields its error, and the others go on.
 
     Args:
         prompts: texts or conversations.
@@ -124,7 +130,10 @@ def generate_batch(
         reward_memory: see `generate`.
         weights: see `open_engine`.
         device: see `open_engine`.
-        in_flight: prompts that run side by side; each has a memory budget of its own.
+        total_memory: KV of all prompts in flight together: it decides how many run side by side, and no result. By
+            default the option `memory` where it is given, else the engine's choice: room for eight default budgets on
+            a CPU, 80% of a GPU's free memory.
+        in_flight: most prompts that run side by side.
         observe: see `generate`.
         options: see `Settings`; the same for all prompts.
 
@@ -134,10 +143,13 @@ def generate_batch(
     settings = Settings(**options)
     if in_flight < 1:
         raise UsageError(f"in_flight must be at least 1, got {in_flight}")
+    if total_memory is not None:
+        parse_bytes(total_memory)
     scorer = as_reward(reward, reward_memory)
     engine = open_engine(model, weights=weights, device=device)
-    makers = ((lambda prompt=prompt: prepare(engine, scorer, prompt, settings, in_flight)) for prompt in prompts)
-    return run(engine, makers, in_flight=in_flight, observe=observe)
+    pool = open_pool(engine, settings, total_memory)
+    requests = ((prompt, settings) for prompt in prompts)
+    return run_many(engine, scorer, requests, pool=pool, in_flight=in_flight, observe=observe)
 
 
 def compare(
@@ -178,11 +190,42 @@ def compare(
     return {"best_of_n": small, "speculative_rejection": rejection, "best_of_n_same_start": large}
 
 
+def open_pool(engine: Engine, settings: Settings, total_memory: str | int | None) -> Pool:
+    """The memory that prompts in flight share: as given, else that of one prompt where given, else the engine's choice.
+
+    Raises:
+        UsageError: not an amount of memory.
+    """
+    if total_memory is not None:
+        return Pool(parse_bytes(total_memory))
+    return Pool(settings.memory_bytes or engine.default_total(settings.max_new_tokens))
+
+
+def run_many(
+    engine: Engine,
+    reward: Reward,
+    requests: Iterable[tuple[Prompt, Settings]],
+    *,
+    pool: Pool,
+    in_flight: int = IN_FLIGHT,
+    observe: Observer = unobserved,
+) -> Iterator[tuple[int, Outcome]]:
+    """`generate_batch` with everything opened, and settings for each prompt.
+
+    Requests are taken one by one, when there is room for them; closing the iterator frees what is in flight.
+    """
+    makers = (
+        (lambda prompt=prompt, settings=settings: prepare(engine, reward, prompt, settings, pool.total_bytes))
+        for prompt, settings in requests
+    )
+    return run(engine, makers, pool=pool, in_flight=in_flight, observe=observe)
+
+
 def prepare(
-    engine: Engine, reward: Reward, prompt: Prompt, settings: Settings, in_flight: int = 1
+    engine: Engine, reward: Reward, prompt: Prompt, settings: Settings, total_bytes: int | None = None
 ) -> tuple[Search, Steps]:
-    """A search for the scheduler, with the algorithm that drives it."""
-    search = Search(engine, reward, prompt, settings.sampling, settings.memory_bytes, settings.to_dict(), in_flight)
+    """A search for the scheduler, with the algorithm that drives it; total_bytes is what it shares with others."""
+    search = Search(engine, reward, prompt, settings.sampling, settings.memory_bytes, settings.to_dict(), total_bytes)
     algorithm = load("algorithm", ALGORITHMS, settings.algorithm)
     return search, algorithm(search, settings.num_candidates, settings.policy)
 
@@ -196,7 +239,7 @@ def run_one(engine: Engine, reward: Reward, prompt: Prompt, settings: Settings, 
     """
     search, steps = prepare(engine, reward, prompt, settings)
     try:
-        _, outcome = next(run(engine, [lambda: (search, steps)], observe=observe))
+        _, outcome = next(run(engine, [lambda: (search, steps)], pool=Pool(search.budget_bytes), observe=observe))
     except KeyboardInterrupt as interrupt:
         raise Interrupted(search.result() if search.candidates else None) from interrupt
     if isinstance(outcome, SpecrejError):

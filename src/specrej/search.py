@@ -1,7 +1,8 @@
-"""One prompt's run: its candidates, and the verbs an algorithm is written in: waves, start, score, keep.
+"""One prompt's run: its candidates, and the verbs an algorithm is written in: waves, start, keep.
 
 A search holds text, rewards and fates; the engine holds tokens and memory. The scheduler hands it the tokens of each
-step. Candidates of the current wave that are neither rejected nor done with are its batch.
+step and the scores of each decision. Candidates of the current wave that are neither rejected nor done with are its
+batch.
 """
 
 import math
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from specrej.engines.base import Engine, Memory, Token
+from specrej.engines.base import Claim, Engine, Memory, Token
 from specrej.errors import BudgetError, PromptError, RewardError, SpecrejError, UsageError
 from specrej.memory import format_bytes
 from specrej.policies import Schedule
@@ -33,7 +34,7 @@ class Search:
         sampling: how candidates are drawn.
         budget_bytes: KV of the prompt and its candidates; None leaves it to the engine.
         settings: what the result reports as its settings.
-        in_flight: searches that run side by side, and share the memory where the budget is left to the engine.
+        total_bytes: KV that this search shares with others, of which a budget left to the engine is a part.
 
     Raises:
         PromptError: the prompt is empty, or too long for the context.
@@ -48,14 +49,14 @@ class Search:
         sampling: SamplingParams,
         budget_bytes: int | None,
         settings: Mapping[str, Any],
-        in_flight: int = 1,
+        total_bytes: int | None = None,
     ) -> None:
         self.messages = as_messages(prompt)
         self.prompt_ids = engine.encode(prompt)
         self.sampling = sampling
         # The first token costs no KV. Counted like the second, it limits the number of candidates all the same.
         num_new = max(sampling.max_new_tokens, 2)
-        self.budget_bytes = budget_bytes or engine.default_budget(len(self.prompt_ids), num_new, in_flight)
+        self.budget_bytes = budget_bytes or engine.default_budget(len(self.prompt_ids), num_new, total_bytes)
         self.candidates: list[Candidate] = []
         self.batch: list[Candidate] = []
         self.decisions: list[Decision] = []
@@ -67,6 +68,7 @@ class Search:
         self._session: RewardSession | None = None
         self._cause: Cause = "complete"
         self._last_length = 0
+        self._num_coming = 0
         self._check()
 
     def _check(self) -> None:
@@ -104,8 +106,9 @@ class Search:
         left = fitting if n is None else n
         while left > 0:
             wave = min(left, fitting)
-            yield wave
             left -= wave
+            self._num_coming = min(left, fitting)
+            yield wave
 
     def start(self, n: int) -> None:
         """Begin n new candidates."""
@@ -114,32 +117,6 @@ class Search:
         self.candidates += self.batch
         self._last_length = 0
         self._engine.add(self._handle, range(first, first + n))
-
-    def score(self) -> list[float]:
-        """The reward of every candidate of the batch on its text so far, in the order of the batch.
-
-        Candidates that score minus infinity are rejected at once, and are no longer part of the batch.
-
-        Raises:
-            RewardError: the reward failed, or gave NaN, infinity or no number; names the candidate.
-        """
-        assert self._session is not None
-        for candidate in self.batch:
-            candidate.text = self._text(candidate)
-        with self._rewarding(f"candidates {self.batch[0].index} to {self.batch[-1].index}"):
-            scores = checked_scores(self._reward.name, self.batch, self._session.score(self.batch))
-        self.usage.reward_tokens = self._session.num_tokens
-        # A user's own session may have been written without these figures, which no decision depends on.
-        self.usage.reward_reuse = getattr(self._session, "reuse", "none")
-        self.usage.reward_kv_bytes = getattr(self._session, "peak_kv_bytes", 0)
-        failed = [candidate for candidate, score in zip(self.batch, scores, strict=True) if score == -math.inf]
-        if failed:
-            self._decide("filter", failed, failed)
-            self.batch = [candidate for candidate in self.batch if candidate.state != "rejected"]
-        passed = [score for score in scores if score > -math.inf]
-        for candidate, score in zip(self.batch, passed, strict=True):
-            candidate.rewards[len(self.decisions)] = score
-        return passed
 
     def keep(self, is_kept: Sequence[bool]) -> None:
         """Let these of the scored batch stay and reject the others, and so many more that the next step fits.
@@ -158,6 +135,43 @@ class Search:
         self.batch = self.live
 
     # What the scheduler asks and does
+
+    @property
+    def reward(self) -> Reward:
+        return self._reward
+
+    def to_score(self) -> tuple[RewardSession, list[Candidate]]:
+        """The batch with its texts so far, and the session that is to score them."""
+        assert self._session is not None
+        for candidate in self.batch:
+            candidate.text = self._text(candidate)
+        return self._session, self.batch
+
+    def take_scores(self, given: Sequence[float] | Exception) -> list[float]:
+        """The scores of the batch, in its order; `given` is what the reward gave or raised.
+
+        Candidates that score minus infinity are rejected at once, and are no longer part of the batch.
+
+        Raises:
+            RewardError: the reward failed, or gave NaN, infinity or no number; names the candidate.
+        """
+        with self._rewarding(f"candidates {self.batch[0].index} to {self.batch[-1].index}"):
+            if isinstance(given, Exception):
+                raise given
+            scores = checked_scores(self._reward.name, self.batch, given)
+        assert self._session is not None
+        self.usage.reward_tokens = self._session.num_tokens
+        # A user's own session may have been written without these figures, which no decision depends on.
+        self.usage.reward_reuse = getattr(self._session, "reuse", "none")
+        self.usage.reward_kv_bytes = getattr(self._session, "peak_kv_bytes", 0)
+        failed = [candidate for candidate, score in zip(self.batch, scores, strict=True) if score == -math.inf]
+        if failed:
+            self._decide("filter", failed, failed)
+            self.batch = [candidate for candidate in self.batch if candidate.state != "rejected"]
+        passed = [score for score in scores if score > -math.inf]
+        for candidate, score in zip(self.batch, passed, strict=True):
+            candidate.rewards[len(self.decisions)] = score
+        return passed
 
     def open(self) -> None:
         """Prefill the prompt, and open the reward on it."""
@@ -188,6 +202,19 @@ class Search:
     def memory(self) -> Memory:
         """KV held for this prompt."""
         return self._engine.memory(self._handle)
+
+    def claim(self) -> Claim:
+        """What the prompt and its candidates take of memory that searches share."""
+        return self._engine.claim(self._handle)
+
+    def most_bytes(self) -> int:
+        """The most that blocks made from now on will hold, with the prompt."""
+        num_rows = max(len(self.live), self._num_coming)
+        return min(self._kv_bytes(num_rows, self.sampling.max_new_tokens), self.budget_bytes)
+
+    def first_bytes(self) -> int:
+        """What the prompt and the first tokens of one candidate hold."""
+        return self._kv_bytes(1, 2)
 
     def receive(self, tokens: Sequence[Token], seconds: float) -> None:
         """Take the tokens of one step and this search's share of its seconds."""

@@ -44,6 +44,21 @@ class Memory(NamedTuple):
     """The most that was ever allocated for this prompt."""
 
 
+class Claim(NamedTuple):
+    """What a prompt and its candidates take of memory that other prompts use as well, in bytes.
+
+    A block of KV counts with one tensor of it twice, since that is how much there is while rows move.
+    """
+
+    now: int
+    least: int
+    """While and after the next step, if the block grows no more than it must."""
+    wanted: int
+    """If the block grows as it likes to."""
+    shared: int
+    """Bytes of the prompt that are left out above: a prompt that was opened later holds them as well."""
+
+
 class Engine(Protocol):
     """Decodes many candidates of many prompts, one token a step."""
 
@@ -69,8 +84,11 @@ class Engine(Protocol):
     def kv_bytes(self, num_prompt_tokens: int, num_candidates: int, num_new_tokens: int) -> int:
         """Most bytes of KV at any moment until that many candidates have that many tokens each."""
 
-    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int, in_flight: int = 1) -> int:
-        """The KV budget of one prompt, in bytes, for a user who gave none and runs so many prompts side by side."""
+    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int, total_bytes: int | None = None) -> int:
+        """The KV budget of one prompt, in bytes, for a user who gave none; total_bytes is shared with other prompts."""
+
+    def default_total(self, max_new_tokens: int) -> int:
+        """KV of all prompts in flight together, in bytes, for a user who gave neither this nor the budget of one."""
 
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
         """Prefill a prompt; its KV and that of its candidates stay within the budget. Returns its handle."""
@@ -78,8 +96,11 @@ class Engine(Protocol):
     def add(self, prompt: int, indices: Sequence[int]) -> None:
         """Open new candidates of a prompt that has none live."""
 
-    def step(self, prompts: Sequence[int] | None = None) -> list[Token]:
+    def step(self, limits: Mapping[int, int] | None = None) -> list[Token]:
         """One token for every live candidate of these prompts, of all where none is given.
+
+        Args:
+            limits: the most that each prompt may claim, in bytes; at least what its `claim` calls the least.
 
         May raise DeviceMemoryError; then nothing has changed.
         """
@@ -92,6 +113,9 @@ class Engine(Protocol):
 
     def memory(self, prompt: int) -> Memory:
         """What a prompt and its candidates hold."""
+
+    def claim(self, prompt: int) -> Claim:
+        """What they take of memory that prompts share."""
 
     def drop(self, prompt: int, indices: Sequence[int]) -> None:
         """End these live candidates; their memory is free when this returns."""

@@ -214,12 +214,12 @@ def test_a_step_of_some_prompts_leaves_the_others_where_they_are(engine: TorchEn
     answers = decode(engine, 2)
     before = engine.memory(second)
     for _ in range(5):
-        tokens = engine.step([first])
+        tokens = engine.step({first: BUDGET})
         assert {token.prompt for token in tokens} == {first}
         answers.add(tokens)
     assert engine.memory(second) == before
-    assert engine.step([]) == []
-    answers.add(engine.step([second]))
+    assert engine.step({}) == []
+    answers.add(engine.step({second: BUDGET}))
     decode(engine, None, answers)
     assert [answers.of(first), answers.of(second)] == alone
 

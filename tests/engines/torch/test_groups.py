@@ -1,18 +1,15 @@
 """KV memory as measured: every storage that torch allocates while the engine runs is followed until it is freed."""
 
-import inspect
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from meter import Meter, storages
 from specrej.cost import KvLayout
 from specrej.engines.torch import engine as engine_module
 from specrej.engines.torch import groups
@@ -23,78 +20,12 @@ from specrej.types import SamplingParams
 from tiny import VOCABULARY, Answers, decode, make_engine, make_ids, make_model
 
 EOS_IDS = [50, 100, 150]
-TORCH = Path(torch.__file__).parent
-ENGINE = Path(engine_module.__file__).parent
-RESERVING = ("aten.empty", "aten.new_empty", "aten.zeros", "aten.new_zeros", "aten.full", "aten.new_full")
-"""Operators that reserve memory without computing: called by the engine itself, they make blocks for KV."""
 
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "PREFILL_CHUNK", 64)
     monkeypatch.setattr(groups, "GRANULE", 8)
-
-
-_weak_reference: Any = StorageWeakRef
-
-
-class Meter(TorchDispatchMode):
-    """Follows storages from the operator that made them until they are freed, whoever holds them."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._held: dict[int, tuple[Any, int, bool]] = {}
-        self.peak_bytes = 0
-        """Most bytes at any moment in storages that were reserved for blocks, or copied from such."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        given_storages = {storage._cdata for storage in _storages((args, kwargs))}
-        for storage in _storages(out):
-            if storage._cdata not in given_storages:
-                name = str(func)
-                is_copy = name.startswith(("aten.clone", "aten.index.", "aten.index_select")) and any(
-                    key in self._held and self._held[key][2] for key in given_storages
-                )
-                is_small = storage.nbytes() < 64  # less than one token of one layer
-                is_block = is_copy or (not is_small and name.startswith(RESERVING) and _is_called_by_the_engine())
-                self._held[storage._cdata] = (_weak_reference(storage), storage.nbytes(), is_block)
-                if is_block:
-                    self.peak_bytes = max(self.peak_bytes, self.block_bytes())
-        return out
-
-    def block_bytes(self) -> int:
-        """Bytes now in storages reserved for blocks."""
-        return sum(size for _, size, is_block in self._live() if is_block)
-
-    def all_bytes(self) -> int:
-        """Bytes now in all storages made since the meter was switched on."""
-        return sum(size for _, size, _ in self._live())
-
-    def _live(self) -> Iterator[tuple[Any, int, bool]]:
-        self._held = {key: entry for key, entry in self._held.items() if not entry[0].expired()}
-        return iter(self._held.values())
-
-
-def _is_called_by_the_engine() -> bool:
-    """Rather than by the model: the nearest caller outside of torch and this file."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        if path != Path(__file__) and TORCH not in path.parents:
-            return ENGINE in path.parents
-        frame = frame.f_back
-    return False
-
-
-def _storages(tree: Any) -> list[Any]:
-    """Of tensors as they stand in arguments and results, in lists at most: quicker than a walk of any tree."""
-    if isinstance(tree, Tensor):
-        return [tree.untyped_storage()] if tree.layout == torch.strided else []
-    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, tuple | list) else ()
-    return [storage for item in items for storage in _storages(item)]
 
 
 def beside_kv(engine: TorchEngine, num_rows: int) -> int:
@@ -236,8 +167,8 @@ class Shortage(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        given_storages = {storage._cdata for storage in _storages((args, kwargs))}
-        if any(storage.nbytes() > 400 and storage._cdata not in given_storages for storage in _storages(out)):
+        given_storages = {storage._cdata for storage in storages((args, kwargs))}
+        if any(storage.nbytes() > 400 and storage._cdata not in given_storages for storage in storages(out)):
             self.left -= 1
             if self.left == 0:
                 raise type(self._error)(*self._error.args)

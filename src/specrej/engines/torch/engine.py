@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from specrej.cost import KvLayout, ModelFlops
-from specrej.engines.base import Memory, Token
+from specrej.engines.base import Claim, Memory, Token
 from specrej.engines.torch.attention import DecodePass, Pass, PrefillPass
 from specrej.engines.torch.groups import Group
 from specrej.engines.torch.sampling import sample
@@ -33,6 +33,8 @@ from specrej.types import FinishReason, Prompt, SamplingParams
 
 PREFILL_CHUNK = 512
 """Prompt tokens per forward pass: bounds what prefilling a long prompt needs beside its KV."""
+
+_PROMPTS_IN_TOTAL = 8
 
 
 @dataclass
@@ -103,12 +105,18 @@ class TorchEngine:
         # The last token of an answer is never fed back, so its KV is never made.
         return self.layout.peak_bytes(num_prompt_tokens, num_candidates, max(num_new_tokens - 1, 0))
 
-    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int, in_flight: int = 1) -> int:
-        """On a CPU room for 8 full-length candidates; on a GPU a fair part of 80% of the memory that is free now."""
+    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int, total_bytes: int | None = None) -> int:
+        """On a CPU room for 8 full-length candidates; on a GPU 80% of what is free now, or an eighth of the total."""
+        if self._device.type == "cuda":
+            return self.default_total(max_new_tokens) if total_bytes is None else total_bytes // _PROMPTS_IN_TOTAL
+        return self.kv_bytes(num_prompt_tokens, 8, max_new_tokens)
+
+    def default_total(self, max_new_tokens: int) -> int:
+        """On a CPU eight default budgets with prompts of 1,024 tokens; on a GPU 80% of the memory that is free now."""
         if self._device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self._device)
-            return int(free * 0.8) // in_flight
-        return self.kv_bytes(num_prompt_tokens, 8, max_new_tokens)
+            return int(free * 0.8)
+        return self.default_budget(1024, max_new_tokens) * _PROMPTS_IN_TOTAL
 
     @torch.inference_mode()
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
@@ -132,11 +140,14 @@ class TorchEngine:
             run.seen[:, run.group.prompt_ids] = True
 
     @torch.inference_mode()
-    def step(self, prompts: Sequence[int] | None = None) -> list[Token]:
-        runs = {handle: self._runs[handle] for handle in (self._runs if prompts is None else prompts)}
+    def step(self, limits: Mapping[int, int] | None = None) -> list[Token]:
+        runs = {handle: self._runs[handle] for handle in (self._runs if limits is None else limits)}
         live = {handle: run for handle, run in runs.items() if run.group.num_rows}
         with _memory_errors():
-            outputs = self._feed([run for run in live.values() if run.num_tokens])
+            begun = {handle: run for handle, run in live.items() if run.num_tokens}
+            for handle, run in begun.items():
+                run.group.reserve(None if limits is None else limits[handle])
+            outputs = self._feed(list(begun.values()))
             drawn = [
                 self._draw(run, *(next(outputs) if run.num_tokens else (run.logits, run.prompt_hidden)))
                 for run in live.values()
@@ -150,8 +161,6 @@ class TorchEngine:
         """Logits `[rows, vocabulary]` and last hidden states of each run's newest tokens, from one pass."""
         if not runs:
             return iter(())
-        for run in runs:
-            run.group.reserve()
         ids = torch.cat([run.newest for run in runs])
         positions = [len(run.group.prompt_ids) + run.group.length for run in runs for _ in run.group.indices]
         logits, hidden = _forward(
@@ -205,6 +214,11 @@ class TorchEngine:
         # The first tokens are drawn from the prompt's logits, so they need no KV.
         next_step = run.group.next_step_bytes() if run.num_tokens else in_use
         return Memory(in_use, next_step, max(run.group.peak_bytes, in_use))
+
+    def claim(self, prompt: int) -> Claim:
+        run = self._runs[prompt]
+        claim = run.group.claim()
+        return claim if run.num_tokens else claim._replace(least=claim.now, wanted=claim.now)
 
     @torch.inference_mode()
     def drop(self, prompt: int, indices: Sequence[int]) -> None:

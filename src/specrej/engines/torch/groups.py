@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from specrej.cost import KvLayout
+from specrej.engines.base import Claim
 
-GRANULE = 64
+GRANULE = 32
 """Slots that a block grows by: the whole block is copied once in as many steps."""
 
 
@@ -54,6 +55,8 @@ class Group:
     length: int = 0
     """Slots in use: tokens whose KV every live candidate has written (of rows of different lengths, the longest)."""
     peak_bytes: int = 0
+    shared_bytes: int = 0
+    """Of the prompt's KV what a group that was opened later holds as well: that one answers for it."""
 
     @property
     def num_rows(self) -> int:
@@ -79,12 +82,29 @@ class Group:
             return self.allocated_bytes()
         return max(self.layout.peak_bytes(len(self.prompt_ids), self.num_rows, self.length + 1), self.allocated_bytes())
 
-    def reserve(self) -> None:
-        """Make room for one more token of every live row: a granule, or as much of it as the budget holds."""
-        if self.length < self.slots:
-            return
+    def claim(self) -> Claim:
+        """What the group takes of memory that groups share."""
+        allocated = self.keys[0].shape[0] * max(t.shape[2] for t in (*self.keys, *self.values)) if self.keys else 0
+        is_full = self.length == self.slots and self.num_rows > 0
+        claims = [
+            self.layout.peak_bytes(len(self.prompt_ids), 1, num_places) - self.shared_bytes
+            for num_places in (allocated, self.num_rows * (self.length + 1), self.num_rows * self._grown_slots())
+        ]
+        now, least, wanted = claims[0], *(max(claims[0], claim) if is_full else claims[0] for claim in claims[1:])
+        return Claim(now, least, wanted, self.shared_bytes)
+
+    def reserve(self, limit_bytes: int | None = None) -> None:
+        """Make room for one more token of every live row: a granule, or as much of it as budget and limit hold.
+
+        The limit is on what the group claims, and holds at least the least that its claim asks for.
+        """
+        if self.length == self.slots:
+            self.resize(self._grown_slots(limit_bytes))
+
+    def _grown_slots(self, limit_bytes: int | None = None) -> int:
+        limit = self.budget_bytes if limit_bytes is None else min(self.budget_bytes, limit_bytes + self.shared_bytes)
         sizes = (len(self.prompt_ids), self.num_rows, self.length)
-        self.resize(self.layout.grown_slots(*sizes, self.max_slots, self.budget_bytes))
+        return self.layout.grown_slots(*sizes, self.max_slots, limit)
 
     def fit(self) -> None:
         """Give back the memory of rows that are gone."""
