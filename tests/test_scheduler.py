@@ -1,6 +1,6 @@
 """Many searches over one engine: each as if alone, failures in their place, and everything freed whatever happens."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,18 +14,25 @@ from fakes import FakeEngine, FakeReward, alike, by_hash, in_thirds
 from specrej.api import prepare
 from specrej.errors import DeviceMemoryError, PromptError, RewardError, SpecrejError
 from specrej.pool import Pool
-from specrej.scheduler import Maker, Outcome, run
+from specrej.scheduler import Maker, Observer, Outcome, Scheduler
+from specrej.scheduler import run as run_in
 from specrej.search import Search
 from specrej.settings import Settings
 from specrej.types import Candidate, Decision, Result, Usage
 
 PROMPTS = ["Why?", "How so, and since when?", "é", "Who?", "Where to?", "What for?", "Why not?"]
 OPTIONS: dict[str, Any] = {"max_new_tokens": 20, "min_tokens": 5, "n": 16, "memory": 4000}
-ROOM = 10**9
 
 
 def unobserved(search: Search) -> None:
     pass
+
+
+def run(
+    engine: FakeEngine, makers: Iterable[Maker], *, in_flight: int = 1, observe: Observer = unobserved
+) -> Iterator[tuple[int, Outcome]]:
+    """With memory for all; `test_pool.py` has what happens when there is less."""
+    return run_in(engine, makers, pool=Pool(10**9), in_flight=in_flight, observe=observe)
 
 
 def makers(engine: FakeEngine, reward: FakeReward, prompts: list[str], **options: Any) -> Iterator[Maker]:
@@ -64,11 +71,7 @@ def test_each_prompt_in_flight_has_the_result_it_has_alone(
     prompts: list[str], in_flight: int, rate: Callable[[str], float], options: dict[str, Any]
 ) -> None:
     engine, reward = FakeEngine(), FakeReward(rate)
-    together = dict(
-        run(
-            engine, makers(engine, reward, prompts, **options), in_flight=in_flight, pool=Pool(ROOM), observe=unobserved
-        )
-    )
+    together = dict(run(engine, makers(engine, reward, prompts, **options), in_flight=in_flight))
     assert sorted(together) == list(range(len(prompts)))
     for number, prompt in enumerate(prompts):
         alone = specrej.generate(prompt, model=FakeEngine(), reward=FakeReward(rate), **{**OPTIONS, **options})
@@ -84,9 +87,7 @@ def test_as_many_searches_as_allowed_are_in_flight_and_the_next_begins_when_one_
     def observe(search: Search) -> None:
         in_flight.append(len(engine.groups))
 
-    outcomes = list(
-        run(engine, makers(engine, FakeReward(), PROMPTS, n=3), in_flight=3, pool=Pool(ROOM), observe=observe)
-    )
+    outcomes = list(run(engine, makers(engine, FakeReward(), PROMPTS, n=3), in_flight=3, observe=observe))
     numbers = [number for number, _ in outcomes]
     assert max(in_flight) == 3
     assert sorted(numbers) == list(range(len(PROMPTS)))
@@ -96,20 +97,7 @@ def test_as_many_searches_as_allowed_are_in_flight_and_the_next_begins_when_one_
 def test_searches_in_flight_share_their_steps() -> None:
     together, alone = FakeEngine(eos=0.0), FakeEngine(eos=0.0)
     for engine, in_flight in ((together, 4), (alone, 1)):
-        assert (
-            len(
-                list(
-                    run(
-                        engine,
-                        makers(engine, FakeReward(), PROMPTS[:4]),
-                        in_flight=in_flight,
-                        pool=Pool(ROOM),
-                        observe=unobserved,
-                    )
-                )
-            )
-            == 4
-        )
+        assert len(list(run(engine, makers(engine, FakeReward(), PROMPTS[:4]), in_flight=in_flight))) == 4
     assert together.num_drawn == alone.num_drawn
     assert alone.num_steps == 4 * together.num_steps
 
@@ -123,7 +111,7 @@ def test_searches_are_made_only_when_their_turn_comes() -> None:
             made.append(prompt)
             yield partial(prepare, engine, FakeReward(), prompt, Settings(**OPTIONS))
 
-    outcomes = run(engine, endless(), in_flight=2, pool=Pool(ROOM), observe=unobserved)
+    outcomes = run(engine, endless(), in_flight=2)
     for _ in range(3):
         next(outcomes)
     assert len(made) <= 5
@@ -139,9 +127,7 @@ def test_a_search_that_fails_yields_its_error_in_its_place_and_the_others_go_on(
 
     engine, reward = FakeEngine(), FakeReward(picky)
     prompts = [*PROMPTS, "", "x" * 500]
-    outcomes = dict(
-        run(engine, makers(engine, reward, prompts, decide="every:5"), in_flight=3, pool=Pool(ROOM), observe=unobserved)
-    )
+    outcomes = dict(run(engine, makers(engine, reward, prompts, decide="every:5"), in_flight=3))
     errors = {number: outcome for number, outcome in outcomes.items() if isinstance(outcome, SpecrejError)}
     assert sorted(outcomes) == list(range(len(prompts)))
     assert isinstance(errors.pop(len(PROMPTS)), PromptError)
@@ -158,7 +144,7 @@ def test_a_device_without_memory_takes_candidates_of_the_largest_search_first() 
     engine, reward = FakeEngine(eos=0.0, fail_at={6}), FakeReward()
     each = [Settings(**{**OPTIONS, "n": n, "alpha": 0.0, "memory": 20_000}) for n in (4, 12)]
     both = (partial(prepare, engine, reward, "Why?", one) for one in each)
-    outcomes = dict(run(engine, both, in_flight=2, pool=Pool(ROOM), observe=unobserved))
+    outcomes = dict(run(engine, both, in_flight=2))
     small, large = outcomes[0], outcomes[1]
     assert isinstance(small, Result)
     assert isinstance(large, Result)
@@ -169,7 +155,7 @@ def test_a_device_without_memory_takes_candidates_of_the_largest_search_first() 
 def test_a_device_without_memory_for_one_candidate_each_is_an_error_that_frees_all() -> None:
     engine, reward = FakeEngine(eos=0.0, fail_at=range(4, 99)), FakeReward()
     with pytest.raises(DeviceMemoryError):
-        list(run(engine, makers(engine, reward, PROMPTS, n=4), in_flight=3, pool=Pool(ROOM), observe=unobserved))
+        list(run(engine, makers(engine, reward, PROMPTS, n=4), in_flight=3))
     assert engine.num_steps == 4 + 3 * 2 + 1
     assert is_freed(engine, reward)
 
@@ -182,7 +168,7 @@ class Stop(BaseException):
 def test_whatever_the_engine_raises_frees_all(error: Exception) -> None:
     engine, reward = FakeEngine(fail_at={5}, error=error), FakeReward()
     with pytest.raises(type(error)):
-        list(run(engine, makers(engine, reward, PROMPTS), in_flight=3, pool=Pool(ROOM), observe=unobserved))
+        list(run(engine, makers(engine, reward, PROMPTS), in_flight=3))
     assert len(reward.sessions) == 3
     assert is_freed(engine, reward)
 
@@ -198,7 +184,7 @@ def test_an_observer_that_raises_frees_all(moment: int) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        list(run(engine, makers(engine, reward, PROMPTS), in_flight=3, pool=Pool(ROOM), observe=observe))
+        list(run(engine, makers(engine, reward, PROMPTS), in_flight=3, observe=observe))
     assert is_freed(engine, reward)
 
 
@@ -209,7 +195,7 @@ def test_a_reward_that_fails_to_open_frees_the_engine(error: BaseException) -> N
             raise error
 
     engine = FakeEngine()
-    outcomes = run(engine, makers(engine, Closed(), PROMPTS[:2]), in_flight=2, pool=Pool(ROOM), observe=unobserved)
+    outcomes = run(engine, makers(engine, Closed(), PROMPTS[:2]), in_flight=2)
     if isinstance(error, Exception):
         assert [type(outcome) for _, outcome in outcomes] == [RewardError, RewardError]
     else:
@@ -220,7 +206,7 @@ def test_a_reward_that_fails_to_open_frees_the_engine(error: BaseException) -> N
 
 def test_a_caller_that_stops_listening_frees_all() -> None:
     engine, reward = FakeEngine(), FakeReward()
-    outcomes = run(engine, makers(engine, reward, PROMPTS), in_flight=3, pool=Pool(ROOM), observe=unobserved)
+    outcomes = run(engine, makers(engine, reward, PROMPTS), in_flight=3)
     next(outcomes)
     assert engine.groups
     del outcomes
@@ -234,11 +220,65 @@ def test_the_observer_sees_every_step_and_every_decision() -> None:
     def observe(search: Search) -> None:
         seen.append((search.usage.num_steps, len(search.decisions)))
 
-    ((_, outcome),) = run(engine, makers(engine, FakeReward(), PROMPTS[:1]), pool=Pool(ROOM), observe=observe)
+    ((_, outcome),) = run(engine, makers(engine, FakeReward(), PROMPTS[:1]), observe=observe)
     assert isinstance(outcome, Result)
     assert len(seen) == outcome.usage.num_steps + len(outcome.decisions)
     assert seen == sorted(set(seen))
 
 
 def test_no_searches_no_outcomes() -> None:
-    assert list(run(FakeEngine(), [], pool=Pool(ROOM), observe=unobserved)) == []
+    assert list(run(FakeEngine(), [])) == []
+
+
+def waiting_room(engine: FakeEngine, reward: FakeReward, in_flight: int = 2) -> Scheduler:
+    """All prompts submitted, of which so many run."""
+    scheduler = Scheduler(engine, Pool(10**9), in_flight=in_flight, observe=unobserved)
+    for number, maker in enumerate(makers(engine, reward, PROMPTS)):
+        scheduler.submit(number, maker)
+    return scheduler
+
+
+def test_a_search_can_be_taken_out_at_any_moment_and_the_others_do_not_notice() -> None:
+    engine, reward = FakeEngine(), FakeReward()
+    scheduler = waiting_room(engine, reward)
+    outcomes: dict[int, Outcome] = {}
+    for _ in range(4):
+        outcomes |= dict(scheduler.tick())
+    assert (scheduler.num_active, scheduler.num_waiting) == (2, len(PROMPTS) - 2)
+    running = scheduler.remove(0)
+    assert running is not None
+    assert not running.result().is_complete, "what it had come to can still be asked for"
+    assert len(engine.groups) == 1, "its memory is free at once"
+    assert scheduler.remove(4) is None, "this one had not begun"
+    assert scheduler.remove(99) is None
+    while scheduler.num_active + scheduler.num_waiting:
+        outcomes |= dict(scheduler.tick())
+    assert sorted(outcomes) == [number for number in range(len(PROMPTS)) if number not in (0, 4)]
+    for number, outcome in outcomes.items():
+        alone = specrej.generate(PROMPTS[number], model=FakeEngine(), reward=FakeReward(), **OPTIONS)
+        assert essence(outcome) == essence(alone)
+    assert is_freed(engine, reward)
+
+
+def test_a_search_that_waits_for_memory_can_be_taken_out() -> None:
+    engine, reward = FakeEngine(), FakeReward()
+    each = Settings(**OPTIONS)
+    scheduler = Scheduler(engine, Pool(OPTIONS["memory"]), in_flight=9, observe=unobserved)
+    for number, prompt in enumerate(PROMPTS[:3]):
+        scheduler.submit(number, partial(prepare, engine, reward, prompt, replace(each, n="auto")))
+    list(scheduler.tick())
+    assert (scheduler.num_active, scheduler.num_waiting) == (1, 2)
+    assert scheduler.remove(1) is None
+    assert scheduler.num_waiting == 1
+    scheduler.close()
+    assert is_freed(engine, reward)
+
+
+def test_closing_frees_all_that_is_in_flight() -> None:
+    engine, reward = FakeEngine(), FakeReward()
+    scheduler = waiting_room(engine, reward, in_flight=3)
+    list(scheduler.tick())
+    assert len(engine.groups) == 3
+    scheduler.close()
+    assert scheduler.num_active == 0
+    assert is_freed(engine, reward)

@@ -6,6 +6,7 @@ at the same time are scored in one reward batch. A search begins as soon as the 
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,98 @@ class _Run:
     schedule: Schedule
 
 
+class Scheduler:
+    """Searches that come and go over one engine.
+
+    Args:
+        engine: the engine that the searches are made for.
+        pool: the memory that they share.
+        in_flight: most searches at a time; those beyond wait in the order in which they came.
+        observe: called after every step and decision of a search.
+    """
+
+    def __init__(self, engine: Engine, pool: Pool, *, in_flight: int, observe: Observer) -> None:
+        self._engine = engine
+        self._pool = pool
+        self._in_flight = in_flight
+        self._observe = observe
+        self._waiting: deque[tuple[int, Maker]] = deque()
+        self._next: tuple[int, Search, Steps] | None = None
+        self._active: list[_Run] = []
+
+    @property
+    def num_waiting(self) -> int:
+        """Searches that have not begun."""
+        return len(self._waiting) + (self._next is not None)
+
+    @property
+    def num_active(self) -> int:
+        """Searches in flight."""
+        return len(self._active)
+
+    @property
+    def has_place(self) -> bool:
+        """Whether a search that is submitted now may begin at once, if there is memory for it."""
+        return not self.num_waiting and len(self._active) < self._in_flight
+
+    def submit(self, number: int, maker: Maker) -> None:
+        """Let a search begin as soon as there is room; its outcome will come with this number."""
+        self._waiting.append((number, maker))
+
+    def begin(self) -> Iterator[tuple[int, SpecrejError]]:
+        """Begin searches while there is room; those that fail at it, with their errors."""
+        while len(self._active) < self._in_flight and (self._next or self._waiting):
+            number = (self._next or self._waiting[0])[0]
+            try:
+                self._next = self._next or self._make()
+                number, search, steps = self._next
+                if not self._pool.admits([member.search for member in self._active], search):
+                    return
+                self._next = None
+                self._active.append(_open(number, search, steps))
+            except SpecrejError as error:
+                yield number, error
+
+    def tick(self) -> Iterator[tuple[int, Outcome]]:
+        """Begin what has room, take the decisions that are due, make one step; the outcomes of searches that ended.
+
+        Raises:
+            DeviceMemoryError: the device is out of memory with one candidate left in each search.
+        """
+        begun_s = time.perf_counter()
+        yield from self.begin()
+        for member, outcome in _decide(self._active, self._observe):
+            self._active.remove(member)
+            member.search.close()
+            yield member.number, outcome
+        if self._active:
+            _step(self._engine, self._pool, self._active, self._observe)
+        self._pool.record([member.search for member in self._active], time.perf_counter() - begun_s)
+
+    def remove(self, number: int) -> Search | None:
+        """End a search that is not wanted any more: its memory is free when this returns. None if it had not begun."""
+        self._waiting = deque(one for one in self._waiting if one[0] != number)
+        if self._next is not None and self._next[0] == number:
+            self._next = None
+        for member in self._active:
+            if member.number == number:
+                self._active.remove(member)
+                member.search.close()
+                return member.search
+        return None
+
+    def close(self) -> None:
+        """End all searches."""
+        while self._active:
+            self._active.pop().search.close()
+
+    def _make(self) -> tuple[int, Search, Steps]:
+        number, maker = self._waiting.popleft()
+        search, steps = maker()
+        self._pool.check(search)
+        return number, search, steps
+
+
 def run(
     engine: Engine, makers: Iterable[Maker], *, pool: Pool, in_flight: int = 1, observe: Observer
 ) -> Iterator[tuple[int, Outcome]]:
@@ -52,63 +145,27 @@ def run(
     Raises:
         DeviceMemoryError: the device is out of memory with one candidate left in each search.
     """
-    waiting = _Waiting(makers, pool)
-    active: list[_Run] = []
-    last_s = time.perf_counter()
+    scheduler = Scheduler(engine, pool, in_flight=in_flight, observe=observe)
+    following = enumerate(makers)
     try:
         while True:
-            while len(active) < in_flight and (begun := waiting.begin(active)) is not None:
-                if isinstance(begun, _Run):
-                    active.append(begun)
-                else:
-                    yield begun
-            if not active:
+            while scheduler.has_place and (one := next(following, None)) is not None:
+                scheduler.submit(*one)
+                yield from scheduler.begin()
+            if not scheduler.num_waiting + scheduler.num_active:
                 return
-            for member, outcome in _decide(active, observe):
-                active.remove(member)
-                member.search.close()
-                yield member.number, outcome
-            _step(engine, pool, active, observe)
-            now_s = time.perf_counter()
-            pool.record([member.search for member in active], now_s - last_s)
-            last_s = now_s
+            yield from scheduler.tick()
     finally:
-        for member in active:
-            member.search.close()
+        scheduler.close()
 
 
-class _Waiting:
-    """The searches that have not begun, of which at most one is made already."""
-
-    def __init__(self, makers: Iterable[Maker], pool: Pool) -> None:
-        self._makers = enumerate(makers)
-        self._pool = pool
-        self._next: tuple[int, Search, Steps] | None = None
-
-    def begin(self, active: list[_Run]) -> _Run | tuple[int, SpecrejError] | None:
-        """The next search, or why it failed; None where there is none, or no room for it."""
-        if self._next is None:
-            if (following := next(self._makers, None)) is None:
-                return None
-            number, maker = following
-            try:
-                search, steps = maker()
-                self._pool.check(search)
-            except SpecrejError as error:
-                return number, error
-            self._next = number, search, steps
-        number, search, steps = self._next
-        if not self._pool.admits([member.search for member in active], search):
-            return None
-        self._next = None
-        try:
-            search.open()
-            return _Run(number, search, steps, next(steps))
-        except BaseException as error:
-            search.close()
-            if isinstance(error, SpecrejError):
-                return number, error
-            raise
+def _open(number: int, search: Search, steps: Steps) -> _Run:
+    try:
+        search.open()
+        return _Run(number, search, steps, next(steps))
+    except BaseException:
+        search.close()
+        raise
 
 
 def _decide(active: list[_Run], observe: Observer) -> Iterator[tuple[_Run, Outcome]]:
@@ -153,8 +210,6 @@ def _next_schedule(steps: Steps, scores: list[float]) -> Schedule | None:
 
 
 def _step(engine: Engine, pool: Pool, active: list[_Run], observe: Observer) -> None:
-    if not active:
-        return
     limits = pool.allot([member.search for member in active])
     stepping = [member for member in active if member.search.handle in limits]
     begun = time.perf_counter()
