@@ -1,6 +1,7 @@
 """Many searches over one engine: each as if alone, failures in their place, and everything freed whatever happens."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from specrej.errors import DeviceMemoryError, PromptError, RewardError, SpecrejE
 from specrej.pool import Pool
 from specrej.scheduler import Maker, Observer, Outcome, Scheduler
 from specrej.scheduler import run as run_in
+from specrej.scoring import Scored, score_batches, score_now
 from specrej.search import Search
 from specrej.settings import Settings
 from specrej.types import Candidate, Decision, Result, Usage
@@ -281,4 +283,63 @@ def test_closing_frees_all_that_is_in_flight() -> None:
     assert len(engine.groups) == 3
     scheduler.close()
     assert scheduler.num_active == 0
+    assert is_freed(engine, reward)
+
+
+class SlowScorer:
+    """Scores when it is told to: the batches that wait, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Sequence[Search], Future[list[Scored]]]] = []
+
+    def __call__(self, searches: Sequence[Search]) -> Future[list[Scored]]:
+        self.waiting.append((searches, Future()))
+        return self.waiting[-1][1]
+
+    def finish(self, place: int) -> None:
+        searches, future = self.waiting.pop(place)
+        future.set_result(score_batches(searches))
+
+
+def test_while_one_search_is_scored_the_others_go_on_and_results_stay_the_same() -> None:
+    engine, reward, scorer = FakeEngine(eos=0.02), FakeReward(), SlowScorer()
+    scheduler = Scheduler(engine, Pool(10**9), in_flight=3, observe=unobserved, score=scorer)
+    each = [Settings(**{**OPTIONS, "decide": words}) for words in ("at:2", "every:7", "budget")]
+    for number, one in enumerate(each):
+        scheduler.submit(number, partial(prepare, engine, reward, PROMPTS[number], one))
+    outcomes: dict[int, Outcome] = {}
+    while len(scorer.waiting) < 2:
+        outcomes |= dict(scheduler.tick())
+    assert [len(searches) for searches, _ in scorer.waiting] == [1, 1], "the first still waits for its scores"
+    while scheduler.num_active:
+        if scorer.waiting:
+            scorer.finish(-1)
+        outcomes |= dict(scheduler.tick())
+    for number, one in enumerate(each):
+        alone = specrej.generate(PROMPTS[number], model=FakeEngine(eos=0.02), reward=FakeReward(), **one.to_dict())
+        assert essence(outcomes[number]) == essence(alone)
+    assert is_freed(engine, reward)
+
+
+def test_a_search_that_is_taken_out_while_it_is_scored_leaves_the_others_alone() -> None:
+    engine, reward, scorer = FakeEngine(eos=0.0), FakeReward(), SlowScorer()
+    scheduler = Scheduler(engine, Pool(10**9), in_flight=2, observe=unobserved, score=scorer)
+    for number, maker in enumerate(makers(engine, reward, PROMPTS[:2], decide="every:4")):
+        scheduler.submit(number, maker)
+    while not scorer.waiting:
+        assert not list(scheduler.tick())
+    assert len(scorer.waiting[0][0]) == 2, "both decide at the same time"
+    searches, future = scorer.waiting.pop()
+    given = score_batches(searches)
+    assert scheduler.remove(0) is not None
+    future.set_result(given)
+    scheduler._score = score_now
+    outcomes: dict[int, Outcome] = {}
+    while scheduler.num_active:
+        outcomes |= dict(scheduler.tick())
+    assert list(outcomes) == [1]
+    alone = specrej.generate(
+        PROMPTS[1], model=FakeEngine(eos=0.0), reward=FakeReward(), **{**OPTIONS, "decide": "every:4"}
+    )
+    assert essence(outcomes[1]) == essence(alone)
     assert is_freed(engine, reward)

@@ -14,7 +14,7 @@ the safe states waits. So the youngest give way first, the oldest always goes on
 decoded is never thrown away. Only one search's future is set aside at a time; the rest of the memory is in use.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate
 
 from specrej.errors import BudgetError
@@ -57,21 +57,22 @@ class Pool:
             return True
         return not self._is_waited_for and newcomer.first_bytes() <= min(self._slacks(searches))
 
-    def allot(self, searches: Sequence[Search]) -> dict[int, int]:
+    def allot(self, searches: Sequence[Search], busy: Collection[int] = ()) -> dict[int, int]:
         """The bytes that each search may claim in the next step, by its handle; those that must wait are left out.
 
         Args:
-            searches: all in flight that have live candidates, in the order in which they began.
+            searches: all in flight, in the order in which they began.
+            busy: handles of those that are being scored, and take no step.
         """
         limits: dict[int, int] = {}
         free = self.total_bytes
         for search, slack in zip(searches, self._slacks(searches), strict=True):
             now, least, wanted, _ = search.claim()
-            if least - now <= free:
+            if search.handle not in busy and least - now <= free:
                 limits[search.handle] = min(wanted, now + free)
                 free -= limits[search.handle] - now
             free = min(free, slack)
-        self._is_waited_for = len(limits) < len(searches)
+        self._is_waited_for = len(limits) + len(busy) < len(searches)
         return limits
 
     def record(self, searches: Sequence[Search], seconds: float) -> None:

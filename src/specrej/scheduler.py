@@ -8,6 +8,7 @@ at the same time are scored in one reward batch. A search begins as soon as the 
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
 from specrej.algorithms import Steps
@@ -15,7 +16,7 @@ from specrej.engines.base import Engine, Token
 from specrej.errors import DeviceMemoryError, SpecrejError
 from specrej.policies import Schedule
 from specrej.pool import Pool
-from specrej.scoring import score_batches
+from specrej.scoring import Scored, Scoring, score_now
 from specrej.search import Search
 from specrej.types import Result
 
@@ -27,13 +28,17 @@ Maker = Callable[[], tuple[Search, Steps]]
 Observer = Callable[[Search], None]
 """Called with a search after each of its steps and decisions."""
 
+_PATIENCE_S = 0.05
+"""Seconds that a tick waits for scores when there is nothing else to do."""
 
-@dataclass
+
+@dataclass(eq=False)
 class _Run:
     number: int
     search: Search
     steps: Steps
     schedule: Schedule
+    is_scoring: bool = False
 
 
 class Scheduler:
@@ -44,9 +49,12 @@ class Scheduler:
         pool: the memory that they share.
         in_flight: most searches at a time; those beyond wait in the order in which they came.
         observe: called after every step and decision of a search.
+        score: scores the batches of searches, at once or in its own time: the others go on meanwhile.
     """
 
-    def __init__(self, engine: Engine, pool: Pool, *, in_flight: int, observe: Observer) -> None:
+    def __init__(
+        self, engine: Engine, pool: Pool, *, in_flight: int, observe: Observer, score: Scoring = score_now
+    ) -> None:
         self._engine = engine
         self._pool = pool
         self._in_flight = in_flight
@@ -54,6 +62,8 @@ class Scheduler:
         self._waiting: deque[tuple[int, Maker]] = deque()
         self._next: tuple[int, Search, Steps] | None = None
         self._active: list[_Run] = []
+        self._score = score
+        self._scoring: list[tuple[list[_Run], Future[list[Scored]]]] = []
 
     @property
     def num_waiting(self) -> int:
@@ -96,12 +106,11 @@ class Scheduler:
         """
         begun_s = time.perf_counter()
         yield from self.begin()
-        for member, outcome in _decide(self._active, self._observe):
-            self._active.remove(member)
-            member.search.close()
-            yield member.number, outcome
-        if self._active:
+        yield from self._decide()
+        if any(not member.is_scoring for member in self._active):
             _step(self._engine, self._pool, self._active, self._observe)
+        else:
+            wait([future for _, future in self._scoring], _PATIENCE_S, FIRST_COMPLETED)
         self._pool.record([member.search for member in self._active], time.perf_counter() - begun_s)
 
     def remove(self, number: int) -> Search | None:
@@ -120,6 +129,28 @@ class Scheduler:
         """End all searches."""
         while self._active:
             self._active.pop().search.close()
+
+    def _decide(self) -> Iterator[tuple[int, Outcome]]:
+        """Have those scored whose decision is due, resume those that were; the outcomes of those that ended."""
+        while True:
+            due = [m for m in self._active if not m.is_scoring and m.search.is_due(m.schedule)]
+            if due:
+                self._scoring.append((due, self._score([member.search for member in due])))
+                for member in due:
+                    member.is_scoring = True
+            scored = next((one for one in self._scoring if one[1].done()), None)
+            if scored is None:
+                return
+            self._scoring.remove(scored)
+            members, future = scored
+            for member, (given, seconds) in zip(members, future.result(), strict=True):
+                member.is_scoring = False
+                # One that was taken out meanwhile is closed.
+                outcome = _resume(member, given, seconds, self._observe) if member in self._active else None
+                if outcome is not None:
+                    self._active.remove(member)
+                    member.search.close()
+                    yield member.number, outcome
 
     def _make(self) -> tuple[int, Search, Steps]:
         number, maker = self._waiting.popleft()
@@ -168,21 +199,6 @@ def _open(number: int, search: Search, steps: Steps) -> _Run:
         raise
 
 
-def _decide(active: list[_Run], observe: Observer) -> Iterator[tuple[_Run, Outcome]]:
-    """Resume algorithms while decisions are due, several searches at a time; those that ended, with their outcome."""
-    due = [member for member in active if member.search.is_due(member.schedule)]
-    while due:
-        scored = score_batches([member.search for member in due])
-        going_on = []
-        for member, (given, seconds) in zip(due, scored, strict=True):
-            outcome = _resume(member, given, seconds, observe)
-            if outcome is not None:
-                yield member, outcome
-            elif member.search.is_due(member.schedule):
-                going_on.append(member)
-        due = going_on
-
-
 def _resume(member: _Run, given: Sequence[float] | Exception, seconds: float, observe: Observer) -> Outcome | None:
     """Take one decision. The search's outcome if that was its end."""
     search = member.search
@@ -210,7 +226,8 @@ def _next_schedule(steps: Steps, scores: list[float]) -> Schedule | None:
 
 
 def _step(engine: Engine, pool: Pool, active: list[_Run], observe: Observer) -> None:
-    limits = pool.allot([member.search for member in active])
+    waiting = {member.search.handle for member in active if member.is_scoring}
+    limits = pool.allot([member.search for member in active], waiting)
     stepping = [member for member in active if member.search.handle in limits]
     begun = time.perf_counter()
     try:

@@ -5,13 +5,17 @@ for given, seconds in score_batches(searches):
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 from specrej.rewards.together import score_together
 from specrej.search import Search
 
 Scored = tuple[Sequence[float] | Exception, float]
 """What a reward gave for a search's batch, or raised, and the search's share of the seconds it took."""
+
+Scoring = Callable[[Sequence[Search]], Future[list[Scored]]]
+"""Scores the batches of searches that decide at the same time; done at once, or later by a thread."""
 
 
 def score_batches(searches: Sequence[Search]) -> list[Scored]:
@@ -27,3 +31,10 @@ def score_batches(searches: Sequence[Search]) -> list[Scored]:
         for place, (_, candidates), scores in zip(places, asked, given, strict=True):
             scored[place] = scores, seconds * len(candidates)
     return [scored[place] for place in range(len(searches))]
+
+
+def score_now(searches: Sequence[Search]) -> Future[list[Scored]]:
+    """Score here and now."""
+    future: Future[list[Scored]] = Future()
+    future.set_result(score_batches(searches))
+    return future
