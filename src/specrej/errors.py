@@ -7,7 +7,11 @@ SpecrejError
  │    └── BudgetError        a memory budget that does not hold one candidate
  ├── ModelError            a model that cannot be opened, or that needs what the engine cannot honour
  ├── RewardError           a reward that failed, gave NaN or the wrong number of scores, or filtered out everybody
- └── DeviceMemoryError     the device ran out of memory although the budget was kept
+ ├── DeviceMemoryError     the device ran out of memory although the budget was kept
+ └── ServingError          a request that the server could not answer
+      ├── QueueFullError     too many requests wait already
+      ├── DeadlineError      its time was up before a candidate was complete
+      └── ShutdownError      the server is being stopped
 """
 
 import difflib
@@ -56,3 +60,23 @@ class RewardError(SpecrejError):
 
 class DeviceMemoryError(SpecrejError):
     """The device has no memory left for the next step."""
+
+
+class ServingError(SpecrejError):
+    """A request that the server could not answer, for no fault of its own."""
+
+
+class QueueFullError(ServingError):
+    """Too many requests wait already; `retry_after_s` is when it is worth trying again."""
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message, hint=f"try again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(ServingError):
+    """The time of a request was up before one of its candidates was complete."""
+
+
+class ShutdownError(ServingError):
+    """The server is being stopped."""

@@ -28,12 +28,14 @@ class Pool:
     Attributes:
         total_bytes: what all searches in flight may hold together.
         mean_share: share of it that was claimed, over the seconds of all steps.
+        claimed_bytes: what was claimed after the last step.
         peak_bytes: most that was claimed at any step.
     """
 
     def __init__(self, total_bytes: int) -> None:
         self.total_bytes = total_bytes
         self.mean_share = 0.0
+        self.claimed_bytes = 0
         self.peak_bytes = 0
         self._seconds = 0.0
         self._is_waited_for = False
@@ -77,10 +79,12 @@ class Pool:
 
     def record(self, searches: Sequence[Search], seconds: float) -> None:
         """Count what is claimed, after a step that took so long."""
-        claimed = sum(search.claim().now for search in searches)
-        self.peak_bytes = max(self.peak_bytes, claimed)
+        self.claimed_bytes = sum(search.claim().now for search in searches)
+        self.peak_bytes = max(self.peak_bytes, self.claimed_bytes)
         self._seconds += seconds
-        self.mean_share += (claimed / self.total_bytes - self.mean_share) * seconds / max(self._seconds, 1e-9)
+        self.mean_share += (
+            (self.claimed_bytes / self.total_bytes - self.mean_share) * seconds / max(self._seconds, 1e-9)
+        )
 
     def _slacks(self, searches: Sequence[Search]) -> list[int]:
         """For each search, what those younger than it may still take before it could not run to its end."""

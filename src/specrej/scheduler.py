@@ -7,7 +7,7 @@ at the same time are scored in one reward batch. A search begins as soon as the 
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
@@ -107,8 +107,10 @@ class Scheduler:
         begun_s = time.perf_counter()
         yield from self.begin()
         yield from self._decide()
-        if any(not member.is_scoring for member in self._active):
-            _step(self._engine, self._pool, self._active, self._observe)
+        busy = {member.search.handle for member in self._active if member.is_scoring}
+        limits = self._pool.allot([member.search for member in self._active], busy)
+        if limits:
+            _step(self._engine, limits, self._active, self._observe)
         else:
             wait([future for _, future in self._scoring], _PATIENCE_S, FIRST_COMPLETED)
         self._pool.record([member.search for member in self._active], time.perf_counter() - begun_s)
@@ -225,9 +227,7 @@ def _next_schedule(steps: Steps, scores: list[float]) -> Schedule | None:
         return None
 
 
-def _step(engine: Engine, pool: Pool, active: list[_Run], observe: Observer) -> None:
-    waiting = {member.search.handle for member in active if member.is_scoring}
-    limits = pool.allot([member.search for member in active], waiting)
+def _step(engine: Engine, limits: Mapping[int, int], active: list[_Run], observe: Observer) -> None:
     stepping = [member for member in active if member.search.handle in limits]
     begun = time.perf_counter()
     try:

@@ -8,8 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+from specrej.rewards.base import Reward, RewardSession
 from specrej.rewards.together import score_together
 from specrej.search import Search
+from specrej.types import Candidate
+
+Asked = tuple[Reward, RewardSession, Sequence[Candidate]]
+"""A search's batch, as it goes to its reward."""
 
 Scored = tuple[Sequence[float] | Exception, float]
 """What a reward gave for a search's batch, or raised, and the search's share of the seconds it took."""
@@ -19,18 +24,23 @@ Scoring = Callable[[Sequence[Search]], Future[list[Scored]]]
 
 
 def score_batches(searches: Sequence[Search]) -> list[Scored]:
-    """Score the batches of searches that decide at the same time. Seconds are shared out by numbers of candidates."""
+    """Score the batches of searches that decide at the same time."""
+    return ask([(search.reward, *search.to_score()) for search in searches])
+
+
+def ask(batches: Sequence[Asked]) -> list[Scored]:
+    """What the rewards say of these batches. Seconds are shared out by numbers of candidates."""
     scored: dict[int, Scored] = {}
-    rewards = {id(search.reward): search.reward for search in searches}
+    rewards = {id(reward): reward for reward, _, _ in batches}
     for key, reward in rewards.items():
-        places = [place for place, search in enumerate(searches) if id(search.reward) == key]
-        asked = [searches[place].to_score() for place in places]
+        places = [place for place, batch in enumerate(batches) if id(batch[0]) == key]
         begun = time.perf_counter()
-        given = score_together(reward, asked)
-        seconds = (time.perf_counter() - begun) / sum(len(candidates) for _, candidates in asked)
-        for place, (_, candidates), scores in zip(places, asked, given, strict=True):
-            scored[place] = scores, seconds * len(candidates)
-    return [scored[place] for place in range(len(searches))]
+        given = score_together(reward, [batches[place][1:] for place in places])
+        seconds = time.perf_counter() - begun
+        num_candidates = sum(len(batches[place][2]) for place in places)
+        for place, scores in zip(places, given, strict=True):
+            scored[place] = scores, seconds * len(batches[place][2]) / num_candidates
+    return [scored[place] for place in range(len(batches))]
 
 
 def score_now(searches: Sequence[Search]) -> Future[list[Scored]]:

@@ -144,7 +144,7 @@ class Search:
         """The batch with its texts so far, and the session that is to score them."""
         assert self._session is not None
         for candidate in self.batch:
-            candidate.text = self._text(candidate)
+            candidate.text = self.text_of(candidate)
         return self._session, self.batch
 
     def take_scores(self, given: Sequence[float] | Exception) -> list[float]:
@@ -237,13 +237,30 @@ class Search:
         self.usage.num_steps += 1
         self.usage.peak_kv_bytes = self.memory().peak
 
+    @property
+    def winner(self) -> Candidate | None:
+        """The candidate that will be the answer, whatever comes: the only one left. None while there are others.
+
+        A reward that filters can still leave nobody.
+        """
+        if len(self.batch) != 1 or self._num_coming:
+            return None
+        left = [candidate for candidate in self.candidates if candidate.state != "rejected"]
+        return left[0] if len(left) == 1 else None
+
+    def text_of(self, candidate: Candidate) -> str:
+        """The candidate's text so far, up to a stop string."""
+        text = self._engine.decode(candidate.token_ids)
+        starts = [start for stop in self.sampling.stop if (start := text.find(stop)) >= 0]
+        return text[: min(starts)] if starts else text
+
     def give_up(self) -> bool:
         """Reject half of the live candidates because the device has no memory left. False if only one is live."""
         live = sorted(self.live, key=lambda c: (-math.inf if c.reward is None else -c.reward, c.index))
         rejected = live[(len(live) + 1) // 2 :]
         if rejected:
             for candidate in rejected:
-                candidate.text = self._text(candidate)
+                candidate.text = self.text_of(candidate)
             self._decide("out_of_memory", live, rejected)
             self.batch = [candidate for candidate in self.batch if candidate.state != "rejected"]
         return bool(rejected)
@@ -266,7 +283,7 @@ class Search:
             RewardError: the reward's filter left nobody.
         """
         for candidate in self.batch:
-            candidate.text = self._text(candidate)
+            candidate.text = self.text_of(candidate)
         best = max(
             self._left(),
             key=lambda c: (
@@ -346,11 +363,6 @@ class Search:
         )
         self._last_length = length
         self.usage.peak_kv_bytes = self.memory().peak
-
-    def _text(self, candidate: Candidate) -> str:
-        text = self._engine.decode(candidate.token_ids)
-        starts = [start for stop in self.sampling.stop if (start := text.find(stop)) >= 0]
-        return text[: min(starts)] if starts else text
 
     def _has_stopped(self, candidate: Candidate) -> bool:
         if not self.sampling.stop:

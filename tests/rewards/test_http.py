@@ -3,7 +3,7 @@
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from servers import Server, record_waits, serving
 from specrej.api import Interrupted
 from specrej.errors import RewardError, UnknownNameError, UsageError
 from specrej.rewards import as_reward
-from specrej.rewards.base import Reward
+from specrej.rewards.base import BatchedReward, Reward
 from specrej.rewards.http import (
     HttpReward,
     VllmReward,
@@ -24,6 +24,7 @@ from specrej.rewards.http import (
     parse_vllm_classify,
     parse_vllm_pooling,
 )
+from specrej.rewards.together import score_together
 from specrej.types import Candidate
 
 pytest.importorskip("httpx")
@@ -225,6 +226,71 @@ def test_a_reply_without_scores_names_the_candidate(server: Server, endpoint: An
 def test_outputs_are_checked_as_scores_are(server: Server, outputs: list[Any]) -> None:
     server.answer = lambda request: {"data": [{"probs": outputs}]}
     assert "candidate 3" in str(failure(VllmReward(server.url, "rm", concurrency=1)))
+
+
+def meeting(num_requests: int, answer: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
+    """Answers when so many requests are there at once."""
+    barrier = threading.Barrier(num_requests)
+
+    def wait(request: dict[str, Any]) -> Any:
+        barrier.wait(timeout=20)
+        return answer(request)
+
+    return wait
+
+
+@pytest.mark.parametrize("endpoint", ["http", "vllm"])
+def test_prompts_that_are_due_together_are_asked_about_at_once(server: Server, endpoint: str) -> None:
+    reward: BatchedReward = HttpReward(server.url)
+    sizes = [3, 1, 2]
+    tokens = [7, 7, 7]
+    answer = server.answer
+    server.answer = meeting(3, lambda request: {**answer(request), "num_tokens": 7})
+    expected = [[1.0, 2.0, 0.0], [1.0], [1.0, 2.0]]
+    if endpoint == "vllm":
+        reward, tokens = VllmReward(server.url, "some-model"), [33, 11, 22]
+        server.answer = meeting(6, classified)
+    sessions = [reward.open(PROMPT) for _ in sizes]
+    outcomes = score_together(reward, [(s, ANSWERS[:size]) for s, size in zip(sessions, sizes, strict=True)])
+    assert outcomes == expected
+    assert [session.num_tokens for session in sessions] == tokens
+    for session in sessions:
+        session.close()
+
+
+def classified(request: dict[str, Any]) -> dict[str, Any]:
+    return {"data": [{"probs": [len(request["messages"][-1]["content"])]}], "usage": {"prompt_tokens": 11}}
+
+
+def test_the_limit_of_a_service_holds_for_all_prompts_together(server: Server) -> None:
+    reward = HttpReward(server.url, batch_size=1, concurrency=2)
+    sessions = [reward.open(PROMPT) for _ in range(3)]
+    answer = server.answer
+    server.answer = meeting(2, answer)
+    assert score_together(reward, [(session, ANSWERS[:2]) for session in sessions]) == [[1.0, 2.0]] * 3
+    assert server.most_running == 2
+    for session in sessions:
+        session.close()
+
+
+def test_a_prompt_on_which_the_server_fails_fails_alone_and_the_others_are_asked_once(server: Server) -> None:
+    answer = server.answer
+
+    def refuse(request: dict[str, Any]) -> Any:
+        if request["messages"] != PROMPT:
+            return 400, {}, b"no such prompt"
+        return answer(request)
+
+    server.answer = refuse
+    reward = HttpReward(server.url)
+    sessions = [reward.open(messages) for messages in (PROMPT, PROMPT[1:], PROMPT)]
+    one, other, another = score_together(reward, [(session, ANSWERS) for session in sessions])
+    assert (one, another) == ([1.0, 2.0, 0.0], [1.0, 2.0, 0.0])
+    assert isinstance(other, RewardError)
+    assert "failed on candidates [3, 5, 9]: status 400" in str(other)
+    assert len(server.requests) == 3
+    for session in sessions:
+        session.close()
 
 
 def test_spec_strings_of_http(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

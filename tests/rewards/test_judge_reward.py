@@ -1,6 +1,7 @@
 """A judge as the reward, against a real server in a thread that plays the endpoint."""
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -13,8 +14,9 @@ from fakes import FakeEngine
 from servers import Server, completion, record_waits, serving
 from specrej.errors import RewardError, UsageError
 from specrej.rewards import as_reward
-from specrej.rewards.base import Reward
+from specrej.rewards.base import BatchedReward, Reward
 from specrej.rewards.judge import JudgeReward, parse_judge, read_score, rubric
+from specrej.rewards.together import score_together
 from specrej.types import Candidate
 
 pytest.importorskip("httpx")
@@ -91,6 +93,27 @@ def test_what_did_not_change_is_asked_once(server: Server) -> None:
     assert num_tokens == 4 * 103
     score(judge(server), first)
     assert len(server.requests) == 6
+
+
+def test_prompts_that_are_due_together_are_rated_at_once(server: Server) -> None:
+    barrier, answer = threading.Barrier(3), server.answer
+
+    def meet(request: dict[str, Any]) -> Any:
+        barrier.wait(timeout=20)
+        return answer(request)
+
+    server.answer = meet
+    reward: BatchedReward = judge(server)
+    sessions = [reward.open(PROMPT), reward.open(PROMPT[1:])]
+    batches = [[candidate(0, "same"), candidate(1, "same"), candidate(2, "other")], [candidate(0, "same")]]
+    asked = list(zip(sessions, batches, strict=True))
+    # What a session knows is not asked about again; what another one knows is, since its prompt may differ.
+    for _ in range(2):
+        assert score_together(reward, asked) == [[4.0, 4.0, 5.0], [4.0]]
+    assert len(server.requests) == 3
+    assert [session.num_tokens for session in sessions] == [2 * 103, 103]
+    for session in sessions:
+        session.close()
 
 
 def test_an_unfinished_answer_is_announced(server: Server) -> None:

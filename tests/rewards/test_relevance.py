@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from specrej import models
 from specrej.errors import ModelError, PromptError, RewardError, UsageError
 from specrej.rewards import as_reward
 from specrej.rewards.relevance import MAX_TOKENS, RelevanceReward, parse_relevance
+from specrej.rewards.together import score_together
 from specrej.types import Candidate
 
 QUESTION = [{"role": "user", "content": "Give three tips for staying healthy."}]
@@ -273,6 +275,45 @@ def test_a_model_that_takes_no_such_length_names_the_candidate(onnx_dir: Path) -
     assert len(session.score(candidates("yes", "no"))) == 2
     with pytest.raises(RewardError, match="failed on candidate 1, of 6 tokens"):
         session.score(candidates("yes", "no no"))
+
+
+def test_answers_to_several_prompts_go_through_one_pool(onnx_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = RelevanceReward(onnx_dir, label=1)
+    asked = [("no", ["yes yes no", "", "no"]), ("yes no yes", ["yes"]), ("no", ["no", "yes yes no"])]
+    sessions = [reward.open([{"role": "user", "content": question}]) for question, _ in asked]
+    pools: list[int] = []
+
+    def make_pool(max_workers: int) -> ThreadPoolExecutor:
+        pools.append(max_workers)
+        return ThreadPoolExecutor(max_workers)
+
+    monkeypatch.setattr("specrej.rewards.relevance.ThreadPoolExecutor", make_pool)
+    pairs = [(session, candidates(*texts)) for session, (_, texts) in zip(sessions, asked, strict=True)]
+    together = score_together(reward, pairs)
+    assert len(pools) == 1
+    num_tokens = [session.num_tokens for session in sessions]
+    assert together == [session.score(batch) for session, batch in pairs]
+    assert [session.num_tokens for session in sessions] == [2 * count for count in num_tokens]
+    assert num_tokens == [7 + 4 + 5, 7, 5 + 7]
+
+
+def test_a_prompt_that_the_model_cannot_read_fails_alone(onnx_dir: Path) -> None:
+    write_onnx(onnx_dir / "model.onnx", 1, width=5)
+    reward = RelevanceReward(onnx_dir)
+    sessions = [reward.open([{"role": "user", "content": question}]) for question in ("no", "no no", "yes")]
+    one, other, another = score_together(reward, [(session, candidates("yes")) for session in sessions])
+    assert [one, another] == [session.score(candidates("yes")) for session in sessions[::2]]
+    assert "failed on candidate 0, of 6 tokens" in str(other)
+
+
+def test_cut_answers_of_several_prompts_are_all_named(model_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reward = RelevanceReward(model_dir)
+    sessions = [reward.open([{"role": "user", "content": question}]) for question in ("no", "no no")]
+    with caplog.at_level(logging.WARNING, logger="specrej"):
+        long = candidates("yes " * MAX_TOKENS)
+        assert score_together(reward, [(session, long) for session in sessions]) == [[MAX_TOKENS - 4], [MAX_TOKENS - 5]]
+    [message] = caplog.messages
+    assert message.endswith("candidate 0 by 4, candidate 0 by 5")
 
 
 @pytest.fixture(scope="module")

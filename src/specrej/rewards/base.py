@@ -4,13 +4,18 @@ session = reward.open(messages)
 session.score(candidates)      # a batch, partial and complete texts alike; higher is better
 session.drop([3, 5])           # these candidates will not come back
 session.close()
+
+A reward may also score candidates of several prompts as one batch: see `BatchedReward`.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from specrej.types import Candidate, Message, Reuse
+
+Scores = Sequence[float] | Exception
+"""Of one prompt's candidates, or why there are none."""
 
 
 class RewardSession(Protocol):
@@ -50,21 +55,36 @@ class Reward(Protocol):
         """Begin with a prompt; what depends on the prompt alone is computed here, once."""
 
 
+class BatchedReward(Reward, Protocol):
+    """A reward that scores candidates of several prompts faster as one batch. See `specrej.rewards.together`."""
+
+    def score_together(self, asked: Sequence[tuple[Any, Sequence[Candidate]]]) -> Sequence[Scores]:
+        """What `session.score(candidates)` would give for each of these pairs, in order.
+
+        A prompt that fails alone may have its exception in the place of its scores. One that is raised says nothing
+        about which prompt is at fault: all of them are scored again, session by session.
+
+        Args:
+            asked: sessions that this reward opened, each once, with candidates to score.
+        """
+
+
 @dataclass(slots=True)
 class StatelessSession:
     """The session of a reward that keeps nothing between two decisions.
 
-    `score_batch(messages, candidates)` returns the scores and the number of tokens it read.
+    `score_batch(prompt, candidates)` returns the scores and the number of tokens it read; `prompt` is what the reward
+    made of the prompt when it opened the session, or just its messages.
     """
 
-    messages: Sequence[Message]
-    score_batch: Callable[[Sequence[Message], Sequence[Candidate]], tuple[Sequence[float], int]]
+    prompt: Any
+    score_batch: Callable[[Any, Sequence[Candidate]], tuple[Sequence[float], int]]
     num_tokens: int = 0
     reuse: Reuse = "none"
     peak_kv_bytes: int = 0
 
     def score(self, candidates: Sequence[Candidate]) -> Sequence[float]:
-        scores, num_tokens = self.score_batch(self.messages, candidates)
+        scores, num_tokens = self.score_batch(self.prompt, candidates)
         self.num_tokens += num_tokens
         return scores
 

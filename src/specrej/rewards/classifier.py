@@ -15,6 +15,8 @@ once (see `incremental`); the others, BERT and its like, read the prompt and eve
 import logging
 from collections.abc import Sequence
 from inspect import signature
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -24,12 +26,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from specrej.cost import linear_flops
 from specrej.errors import ModelError, PromptError, RewardError, UnknownNameError, UsageError
 from specrej.quiet import quiet_transformers
-from specrej.rewards.base import RewardSession, StatelessSession
+from specrej.rewards.base import RewardSession, Scores, StatelessSession
 from specrej.rewards.causal import CausalScorer
 from specrej.rewards.function import last_question
 from specrej.rewards.incremental import Conversations, IncrementalSession, longest_prefix
 from specrej.rewards.labels import choose_outputs, weigh
 from specrej.rewards.pretrained import LoadedModel, score_by_length, token_limit
+from specrej.rewards.together import alone, score_each, score_jointly
 from specrej.types import Candidate, Message
 
 _log = logging.getLogger("specrej")
@@ -147,14 +150,15 @@ class ClassifierReward:
                 hint="shorten the prompt, or choose a reward that reads more",
             )
         if self._scorer is None:
-            return StatelessSession(messages, self._score_batch)
+            return StatelessSession(messages, alone(self._score_pairs))
 
         def encode(candidates: Sequence[Candidate]) -> list[list[int]]:
             rows = self._read_rows(messages, candidates)
             return [until_pooled(row["input_ids"], self._text_config.pad_token_id) for row in rows]
 
         def read_whole(candidates: Sequence[Candidate], ids: list[list[int]]) -> tuple[list[float], int]:
-            return self._score_rows(candidates, [{"input_ids": row} for row in ids])
+            scores, lengths = self._score_rows(candidates, [{"input_ids": row} for row in ids])
+            return scores, sum(lengths)
 
         return IncrementalSession(
             Conversations(self.name, self._scorer, self.weights, encode, read_whole),
@@ -163,21 +167,30 @@ class ClassifierReward:
             batch_size=self._batch_size,
         )
 
-    def _score_batch(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> tuple[list[float], int]:
-        return self._score_rows(candidates, self._read_rows(messages, candidates)) if candidates else ([], 0)
+    def score_together(self, asked: Sequence[tuple[Any, Sequence[Candidate]]]) -> Sequence[Scores]:
+        """Answers to several prompts in batches of like length; prompt by prompt where KV is kept for each."""
+        return score_jointly(asked, self._score_pairs) if self._scorer is None else score_each(asked)
+
+    def _score_pairs(
+        self, pairs: Sequence[tuple[Sequence[Message], Candidate]]
+    ) -> tuple[Sequence[float], Sequence[int]]:
+        rows = []
+        for messages, of_prompt in groupby(pairs, itemgetter(0)):
+            rows += self._read_rows(messages, [candidate for _, candidate in of_prompt])
+        return self._score_rows([candidate for _, candidate in pairs], rows)
 
     def _read_rows(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> list[Row]:
         rows = self._encode(messages, candidates)
         return [self._cut(messages, candidate, row) for candidate, row in zip(candidates, rows, strict=True)]
 
-    def _score_rows(self, candidates: Sequence[Candidate], rows: Sequence[Row]) -> tuple[list[float], int]:
-        """Scores from transformers' own pass over whole rows, and the tokens it read."""
+    def _score_rows(self, candidates: Sequence[Candidate], rows: Sequence[Row]) -> tuple[list[float], list[int]]:
+        """Scores from transformers' own pass over whole rows, and the tokens of each."""
         lengths = [len(row["input_ids"]) for row in rows]
 
         def forward(batch: list[int]) -> list[float]:
             return self._forward([rows[i] for i in batch])
 
-        return score_by_length(self.name, candidates, lengths, self._batch_size, forward), sum(lengths)
+        return score_by_length(self.name, candidates, lengths, self._batch_size, forward), lengths
 
     def _encode(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> list[Row]:
         """Token ids of each conversation, uncut."""

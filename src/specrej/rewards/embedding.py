@@ -29,6 +29,7 @@ from specrej.rewards.function import last_question
 from specrej.rewards.pretrained import LoadedModel, open_pretrained, pad_right, score_by_length, token_limit
 from specrej.rewards.references import read_references
 from specrej.rewards.spec import parse_options
+from specrej.rewards.together import alone, score_jointly
 from specrej.types import Candidate, Message
 
 _LOG = logging.getLogger("specrej")
@@ -97,21 +98,24 @@ class EmbeddingReward:
                 f"reward {self.name!r} failed on the reference: {type(error).__name__}: {error}"
             ) from error
 
-        def score_batch(_: Sequence[Message], candidates: Sequence[Candidate]) -> tuple[list[float], int]:
-            return self._score(reference, candidates)
+        return StatelessSession(reference, alone(self._score), num_tokens=len(row))
 
-        return StatelessSession(messages, score_batch, num_tokens=len(row))
+    def score_together(self, asked: Sequence[tuple[StatelessSession, Sequence[Candidate]]]) -> list[Sequence[float]]:
+        """Answers to several prompts, in batches of like length."""
+        return score_jointly(asked, self._score)
 
-    def _score(self, reference: Tensor, candidates: Sequence[Candidate]) -> tuple[list[float], int]:
+    def _score(self, pairs: Sequence[tuple[Tensor, Candidate]]) -> tuple[list[float], list[int]]:
         """Cosines, and tokens read. A text without tokens points nowhere: its cosine is 0."""
+        candidates = [candidate for _, candidate in pairs]
         rows = self._encode([c.text for c in candidates], [f"candidate {c.index}" for c in candidates])
 
         def forward(batch: list[int]) -> list[float]:
-            cosines: list[float] = (self._embed([rows[i] or [0] for i in batch]) @ reference).tolist()
+            references = torch.stack([pairs[i][0] for i in batch])
+            cosines: list[float] = (self._embed([rows[i] or [0] for i in batch]) * references).sum(dim=1).tolist()
             return [cosine if rows[i] else 0.0 for i, cosine in zip(batch, cosines, strict=True)]
 
         lengths = [len(row) for row in rows]
-        return score_by_length(self.name, candidates, lengths, self._batch_size, forward), sum(lengths)
+        return score_by_length(self.name, candidates, lengths, self._batch_size, forward), lengths
 
     def _encode(self, texts: list[str], names: list[str]) -> list[list[int]]:
         """Token ids of each text; what is cut off is said in the log, by name."""

@@ -30,10 +30,11 @@ from typing import Any
 from specrej.cost import flops_per_token_of
 from specrej.errors import RewardError, SpecrejError, UnknownNameError, UsageError
 from specrej.rewards import as_reward
-from specrej.rewards.base import Reward, RewardSession
+from specrej.rewards.base import Reward, RewardSession, Scores
 from specrej.rewards.combining import Scale, combiner
 from specrej.rewards.scores import checked_scores
 from specrej.rewards.spec import parse_options
+from specrej.rewards.together import score_together
 from specrej.types import Candidate, Message, Reuse
 
 SCALES = ("none", "z")
@@ -72,6 +73,7 @@ class EnsembleReward:
         flops_per_token: that of the members, where all that read tokens have the same: `num_tokens` is the sum over
             members, so it is None where they differ or one does not say.
         members: in the order given.
+        judges: the members, and behind them the filter if there is one.
     """
 
     def __init__(
@@ -117,8 +119,8 @@ class EnsembleReward:
         options = {"combine": combine, "risk": risk, "share": share, "scale": scale}
         options |= {"length_penalty": length_penalty, "truncated": truncated, "filter_when": filter_when}
         self.name = self._spec({key: value for key, value in options.items() if value != _DEFAULTS[key]})
-        judges = [*self.members, *([self.filter] if self.filter else [])]
-        figures = {flops_per_token_of(judge) for judge in judges} - {0.0}  # a member of 0 reads no tokens
+        self.judges = [*self.members, *([self.filter] if self.filter else [])]
+        figures = {flops_per_token_of(judge) for judge in self.judges} - {0.0}  # a member of 0 reads no tokens
         self.flops_per_token: float | None = None if len(figures) > 1 else next(iter(figures), 0.0)
 
     def _check(self, num_members: int) -> None:
@@ -156,6 +158,57 @@ class EnsembleReward:
         """
         return EnsembleSession(self, messages)
 
+    def score_together(self, asked: Sequence[tuple["EnsembleSession", Sequence[Candidate]]]) -> list[Scores]:
+        """Answers to several prompts, in each member and the filter together. A prompt that fails has its error."""
+        failed: dict[EnsembleSession, Exception] = {}
+        passing = self._passing(asked, failed)
+        columns: dict[EnsembleSession, list[list[float]]] = {session: [] for session in passing}
+        for number in range(len(self.members)):
+            given = self._ask(number, passing, failed)
+            passing = {session: passing[session] for session in given}
+            for session, scores in given.items():
+                columns[session].append(scores)
+        return [
+            failed[session] if session in failed else session.combine(candidates, passing[session], columns[session])
+            for session, candidates in asked
+        ]
+
+    def _passing(
+        self, asked: Sequence[tuple["EnsembleSession", Sequence[Candidate]]], failed: dict["EnsembleSession", Exception]
+    ) -> dict["EnsembleSession", Sequence[Candidate]]:
+        """Candidates of each prompt that the filter does not reject."""
+        if self.filter is None:
+            return dict(asked)
+        is_open = self.filter_when == "always"
+        judged = {session: [c for c in candidates if is_open or c.state == "complete"] for session, candidates in asked}
+        verdicts = self._ask(-1, judged, failed)
+        passing: dict[EnsembleSession, Sequence[Candidate]] = {}
+        for session, candidates in asked:
+            if session in verdicts:
+                pairs = zip(judged[session], verdicts[session], strict=True)
+                rejected = {candidate.index for candidate, verdict in pairs if verdict <= 0}
+                passing[session] = [candidate for candidate in candidates if candidate.index not in rejected]
+        return passing
+
+    def _ask(
+        self,
+        number: int,
+        shown: Mapping["EnsembleSession", Sequence[Candidate]],
+        failed: dict["EnsembleSession", Exception],
+    ) -> dict["EnsembleSession", list[float]]:
+        """What one judge gives for the candidates of each prompt, but of those on which it fails: they are noted."""
+        judge = self.judges[number]
+        found: dict[EnsembleSession, list[float]] = {session: [] for session in shown}
+        asked = [(session, candidates) for session, candidates in shown.items() if candidates]
+        given = score_together(judge, [(session.sessions[number], candidates) for session, candidates in asked])
+        for (session, candidates), scores in zip(asked, given, strict=True):
+            try:
+                found[session] = _checked(judge.name, candidates, scores)
+            except Exception as error:
+                failed[session] = error
+                del found[session]
+        return found
+
     def penalty(self, candidate: Candidate) -> float:
         """What length and truncation add to the combined score: nothing, or usually something below 0."""
         cut_off = self.truncated if candidate.finish_reason == "length" else 0.0
@@ -166,8 +219,9 @@ class EnsembleSession:
     """The scoring of one prompt's candidates by all members.
 
     Attributes:
-        num_tokens: tokens that all members and the filter have read.
-        reuse: the least that those of them keep which read tokens.
+        sessions: of the reward's judges, in their order.
+        num_tokens: tokens that all of them have read.
+        reuse: the least that those keep which read tokens.
         peak_kv_bytes: sum of the most that each held.
         member_scores: each member's latest score by the candidate's index, before weights, scale and penalties;
             rejected candidates stay in it.
@@ -175,13 +229,13 @@ class EnsembleSession:
 
     def __init__(self, reward: EnsembleReward, messages: Sequence[Message]) -> None:
         self._reward = reward
-        self._sessions: list[tuple[str, RewardSession]] = []
+        self.sessions: list[RewardSession] = []
         with ExitStack() as opening:
-            for judge in (*reward.members, *([reward.filter] if reward.filter else [])):
+            for judge in reward.judges:
                 with _naming(judge.name, "the prompt"):
                     session = judge.open(messages)
                 opening.callback(session.close)
-                self._sessions.append((judge.name, session))
+                self.sessions.append(session)
             self._closing = opening.pop_all()
         self._scales = [Scale() for _ in reward.members]
         self.member_scores: dict[int, tuple[float, ...]] = {}
@@ -195,8 +249,15 @@ class EnsembleSession:
         Raises:
             RewardError: a member failed; names it and the candidate.
         """
-        passing = self._passing(candidates)
-        columns = [_scores(name, session, passing) for name, session in self._sessions[: len(self._reward.members)]]
+        [scores] = self._reward.score_together([(self, candidates)])
+        if isinstance(scores, Exception):
+            raise scores
+        return list(scores)
+
+    def combine(
+        self, candidates: Sequence[Candidate], passing: Sequence[Candidate], columns: Sequence[Sequence[float]]
+    ) -> list[float]:
+        """One score for each candidate, from those of the members for the candidates that passed the filter."""
         self._count()
         rows = {candidate.index: row for candidate, row in zip(passing, zip(*columns, strict=True), strict=True)}
         rows = {index: row for index, row in rows.items() if -math.inf not in row}
@@ -210,23 +271,13 @@ class EnsembleSession:
 
     def drop(self, indices: Sequence[int]) -> None:
         """Forget these candidates, in all members."""
-        for name, session in self._sessions:
-            with _naming(name, f"the dropped candidates {list(indices)}"):
+        for judge, session in zip(self._reward.judges, self.sessions, strict=True):
+            with _naming(judge.name, f"the dropped candidates {list(indices)}"):
                 session.drop(indices)
 
     def close(self) -> None:
         """Free what members hold, all of them even if one fails."""
         self._closing.close()
-
-    def _passing(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
-        """Those that the filter does not reject."""
-        if self._reward.filter is None:
-            return candidates
-        is_open = self._reward.filter_when == "always"
-        judged = [candidate for candidate in candidates if is_open or candidate.state == "complete"]
-        verdicts = _scores(*self._sessions[-1], judged)
-        failed = {candidate.index for candidate, verdict in zip(judged, verdicts, strict=True) if verdict <= 0}
-        return [candidate for candidate in candidates if candidate.index not in failed]
 
     def _scaled(self, rows: Mapping[int, tuple[float, ...]]) -> dict[int, tuple[float, ...]]:
         for scale, latest in zip(self._scales, zip(*self.member_scores.values(), strict=True), strict=True):
@@ -237,19 +288,19 @@ class EnsembleSession:
         }
 
     def _count(self) -> None:
-        sessions = [session for _, session in self._sessions]
-        self.num_tokens = sum(session.num_tokens for session in sessions)
+        self.num_tokens = sum(session.num_tokens for session in self.sessions)
         # Sessions of other packages may lack the two figures below.
-        self.peak_kv_bytes = sum(getattr(session, "peak_kv_bytes", 0) for session in sessions)
-        kept: list[Reuse] = [getattr(session, "reuse", "none") for session in sessions if session.num_tokens]
+        self.peak_kv_bytes = sum(getattr(session, "peak_kv_bytes", 0) for session in self.sessions)
+        kept: list[Reuse] = [getattr(session, "reuse", "none") for session in self.sessions if session.num_tokens]
         self.reuse = min(kept, key=_REUSES.index, default="none")
 
 
-def _scores(name: str, session: RewardSession, candidates: Sequence[Candidate]) -> list[float]:
-    if not candidates:
-        return []
+def _checked(name: str, candidates: Sequence[Candidate], scores: Scores) -> list[float]:
+    """What a judge gave, if it can be used; raises what it failed with."""
     with _naming(name, f"candidates {candidates[0].index} to {candidates[-1].index}"):
-        return checked_scores(name, candidates, session.score(candidates))
+        if isinstance(scores, Exception):
+            raise scores
+        return checked_scores(name, candidates, scores)
 
 
 @contextmanager

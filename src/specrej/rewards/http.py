@@ -21,6 +21,7 @@ what else is in the request.
 All requests go through `specrej.remote`. A failure is a RewardError that names the candidate.
 """
 
+import asyncio
 import json
 import math
 import re
@@ -29,6 +30,7 @@ from typing import Any, Literal, Unpack, cast, get_args
 
 from specrej.errors import RewardError, UsageError
 from specrej.remote import Remote, RemoteError, Service, ServiceOptions, key_from, without_secrets
+from specrej.rewards.base import Scores
 from specrej.rewards.scores import check_count
 from specrej.rewards.spec import parse_options
 from specrej.types import Candidate, Message, Reuse
@@ -52,14 +54,18 @@ SERVICE_OPTIONS: dict[str, Callable[[str], Any]] = {
 
 
 class RemoteSession:
-    """One prompt's candidates, scored by a service in batches, several at a time."""
+    """One prompt's candidates, scored by a service in batches, several at a time.
+
+    Attributes:
+        remote: the connections that it opened.
+    """
 
     def __init__(self, name: str, service: Service, messages: Sequence[Message], ask: Ask, batch_size: int = 1) -> None:
         self.num_tokens = 0
         self.reuse: Reuse = "none"
         self.peak_kv_bytes = 0
+        self.remote = Remote(service)
         self._name = name
-        self._remote = Remote(service)
         self._messages = messages
         self._ask = ask
         self._batch_size = batch_size
@@ -70,35 +76,61 @@ class RemoteSession:
         Raises:
             RewardError: the service failed, or gave a wrong count or what is no finite number; names the candidate.
         """
-        starts = range(0, len(candidates), self._batch_size)
-        batches = [candidates[start : start + self._batch_size] for start in starts]
-        return [score for scores in self._remote.run(map(self._score_batch, batches)) for score in scores]
+        [scores] = self.remote.run([self.ask_for(candidates, self.remote)])
+        return scores
 
     def drop(self, indices: Sequence[int]) -> None:
         """Nothing is held for a candidate."""
 
     def close(self) -> None:
         """Close the connections."""
-        self._remote.close()
+        self.remote.close()
 
-    async def _score_batch(self, batch: Sequence[Candidate]) -> list[float]:
+    async def ask_for(self, candidates: Sequence[Candidate], remote: Remote) -> list[float]:
+        """What `score` gives, through any connections to the service. The first failure ends what else is asked for."""
+        starts = range(0, len(candidates), self._batch_size)
+        batches = [candidates[start : start + self._batch_size] for start in starts]
         try:
-            values, num_tokens = await self._ask(self._remote, self._messages, batch)
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._score_batch(batch, remote)) for batch in batches]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return [score for task in tasks for score in task.result()]
+
+    async def _score_batch(self, batch: Sequence[Candidate], remote: Remote) -> list[float]:
+        try:
+            values, num_tokens = await self._ask(remote, self._messages, batch)
         except RemoteError as error:
             indices = [candidate.index for candidate in batch]
             which = f"candidate {indices[0]}" if len(indices) == 1 else f"candidates {indices}"
             raise RewardError(f"the reward {self._name!r} failed on {which}: {error}", hint=error.hint) from None
         self.num_tokens += num_tokens
         check_count(self._name, batch, len(values))
-        return [self._number(value, candidate) for value, candidate in zip(values, batch, strict=True)]
+        return [self._number(value, candidate, remote) for value, candidate in zip(values, batch, strict=True)]
 
-    def _number(self, value: Any, candidate: Candidate) -> float:
+    def _number(self, value: Any, candidate: Candidate, remote: Remote) -> float:
         if isinstance(value, float) and math.isfinite(value):
             return value
         raise RewardError(
-            f"the reward {self._name!r} gave {self._remote.quote(json.dumps(value))} for candidate {candidate.index}, "
+            f"the reward {self._name!r} gave {remote.quote(json.dumps(value))} for candidate {candidate.index}, "
             "not a finite number"
         )
+
+
+def score_concurrently(asked: Sequence[tuple[RemoteSession, Sequence[Candidate]]]) -> list[Scores]:
+    """The scores of each prompt's candidates, or what it failed with, from requests of all prompts at once.
+
+    The connections of the first prompt carry them all, so that the service's limit holds for all together.
+    """
+    remote = asked[0][0].remote
+
+    async def outcome(session: RemoteSession, candidates: Sequence[Candidate]) -> Scores:
+        try:
+            return await session.ask_for(candidates, remote)
+        except Exception as error:
+            return error
+
+    return remote.run(outcome(session, candidates) for session, candidates in asked)
 
 
 class HttpReward:
@@ -131,6 +163,8 @@ class HttpReward:
     def open(self, messages: Sequence[Message]) -> RemoteSession:
         """Begin with a prompt."""
         return RemoteSession(self.name, self._service, messages, _ask_http, self._batch_size)
+
+    score_together = staticmethod(score_concurrently)
 
 
 async def _ask_http(
@@ -200,6 +234,8 @@ class VllmReward:
     def open(self, messages: Sequence[Message]) -> RemoteSession:
         """Begin with a prompt."""
         return RemoteSession(self.name, self._service, messages, self._ask)
+
+    score_together = staticmethod(score_concurrently)
 
     async def _ask(
         self, remote: Remote, messages: Sequence[Message], candidates: Sequence[Candidate]

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Unpack
 
 from specrej.errors import UsageError
 from specrej.remote import Remote, RemoteError, Service, ServiceOptions
-from specrej.rewards.http import SERVICE_OPTIONS, Ask, RemoteSession, as_keywords, shown_url
+from specrej.rewards.http import SERVICE_OPTIONS, Ask, RemoteSession, as_keywords, score_concurrently, shown_url
 from specrej.rewards.spec import parse_options
 from specrej.types import Candidate, Message
 
@@ -81,6 +81,8 @@ class JudgeReward:
         """Begin with a prompt."""
         return JudgeSession(self.name, self._service, messages, self._ask)
 
+    score_together = staticmethod(score_concurrently)
+
     async def _ask(
         self, remote: Remote, messages: Sequence[Message], candidates: Sequence[Candidate]
     ) -> tuple[list[float], int]:
@@ -103,7 +105,7 @@ class JudgeSession(RemoteSession):
         super().__init__(name, service, messages, ask)
         self._known: dict[tuple[str, bool], float] = {}
 
-    def score(self, candidates: Sequence[Candidate]) -> list[float]:
+    async def ask_for(self, candidates: Sequence[Candidate], remote: Remote) -> list[float]:
         """The judge's rating of each candidate, from 0 to 10.
 
         Raises:
@@ -114,7 +116,7 @@ class JudgeSession(RemoteSession):
         for key, candidate in zip(keys, candidates, strict=True):
             if key not in self._known:
                 new.setdefault(key, candidate)
-        self._known |= zip(new, super().score(list(new.values())), strict=True)
+        self._known |= zip(new, await super().ask_for(list(new.values()), remote), strict=True)
         return [self._known[key] for key in keys]
 
 

@@ -31,6 +31,7 @@ from specrej.rewards.function import last_question
 from specrej.rewards.labels import choose_output
 from specrej.rewards.pretrained import LoadedModel, open_pretrained, pad_right, score_by_length, token_limit
 from specrej.rewards.spec import parse_flag, parse_options
+from specrej.rewards.together import alone, score_jointly
 from specrej.types import Candidate, Message
 
 _LOG = logging.getLogger("specrej")
@@ -128,10 +129,11 @@ class ProcessReward:
                 hint="shorten the prompt, or choose a reward that reads more",
             )
 
-        def score_batch(_: Sequence[Message], candidates: Sequence[Candidate]) -> tuple[list[float], int]:
-            return self._score(prompt_ids, candidates)
+        return StatelessSession(prompt_ids, alone(self._score))
 
-        return StatelessSession(messages, score_batch)
+    def score_together(self, asked: Sequence[tuple[StatelessSession, Sequence[Candidate]]]) -> list[Sequence[float]]:
+        """Answers to several prompts, in batches of like length."""
+        return score_jointly(asked, self._score)
 
     def _encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         if not self._template:
@@ -147,14 +149,15 @@ class ProcessReward:
     def _tokenize(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def _score(self, prompt_ids: list[int], candidates: Sequence[Candidate]) -> tuple[list[float], int]:
-        rows = [self._lay_out(prompt_ids, candidate) for candidate in candidates]
+    def _score(self, pairs: Sequence[tuple[list[int], Candidate]]) -> tuple[list[float], list[int]]:
+        rows = [self._lay_out(prompt_ids, candidate) for prompt_ids, candidate in pairs]
         lengths = [len(row.token_ids) for row in rows]
 
         def forward(batch: list[int]) -> list[float]:
             return [self._reduce(scores) for scores in self._step_scores([rows[i] for i in batch])]
 
-        return score_by_length(self.name, candidates, lengths, self._batch_size, forward), sum(lengths)
+        candidates = [candidate for _, candidate in pairs]
+        return score_by_length(self.name, candidates, lengths, self._batch_size, forward), lengths
 
     def _lay_out(self, prompt_ids: list[int], candidate: Candidate) -> Steps:
         token_ids, ends = list(prompt_ids), []

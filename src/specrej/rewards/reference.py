@@ -33,6 +33,7 @@ from specrej.errors import PromptError, RewardError, UnknownNameError, UsageErro
 from specrej.rewards.base import StatelessSession
 from specrej.rewards.pretrained import LoadedModel, open_pretrained, pad_right, score_by_length, token_limit
 from specrej.rewards.spec import parse_flag, parse_options
+from specrej.rewards.together import alone, score_jointly
 from specrej.types import Candidate, Message
 
 _LOG = logging.getLogger("specrej")
@@ -105,20 +106,22 @@ class ReferenceReward:
                 f"{self.max_tokens}: it needs at least one, and room for an answer"
             )
 
-        def score_batch(_: Sequence[Message], candidates: Sequence[Candidate]) -> tuple[list[float], int]:
-            return self._score(prompt_ids, candidates)
+        return StatelessSession(prompt_ids, alone(self._score))
 
-        return StatelessSession(messages, score_batch)
+    def score_together(self, asked: Sequence[tuple[StatelessSession, Sequence[Candidate]]]) -> list[Sequence[float]]:
+        """Answers to several prompts, in batches of like length."""
+        return score_jointly(asked, self._score)
 
-    def _score(self, prompt_ids: list[int], candidates: Sequence[Candidate]) -> tuple[list[float], int]:
-        answers = [self._encode(candidate, len(prompt_ids)) for candidate in candidates]
+    def _score(self, pairs: Sequence[tuple[list[int], Candidate]]) -> tuple[list[float], list[int]]:
+        candidates = [candidate for _, candidate in pairs]
+        rows = [(prompt_ids, self._encode(candidate, len(prompt_ids))) for prompt_ids, candidate in pairs]
 
         def forward(batch: list[int]) -> list[float]:
-            sums = self._log_probs(prompt_ids, [answers[i] for i in batch])
-            return [self._reduced(candidates[i], len(answers[i]), total) for i, total in zip(batch, sums, strict=True)]
+            sums = self._log_probs([rows[i] for i in batch])
+            return [self._reduced(candidates[i], len(rows[i][1]), total) for i, total in zip(batch, sums, strict=True)]
 
-        lengths = [len(prompt_ids) + len(answer) for answer in answers]
-        return score_by_length(self.name, candidates, lengths, self._batch_size, forward), sum(lengths)
+        lengths = [len(prompt_ids) + len(answer) for prompt_ids, answer in rows]
+        return score_by_length(self.name, candidates, lengths, self._batch_size, forward), lengths
 
     def _encode(self, candidate: Candidate, num_prompt_tokens: int) -> list[int]:
         """Token ids of an answer, at least one, as many as there is room for."""
@@ -148,16 +151,18 @@ class ReferenceReward:
         return ids[:room]
 
     @torch.inference_mode()
-    def _log_probs(self, prompt_ids: list[int], answers: Sequence[list[int]]) -> list[float]:
-        """Log-probability of each answer after the prompt, in nats."""
-        ids, mask = pad_right([[*prompt_ids, *answer] for answer in answers], self._network)
-        # The prompt is as long for all and padding stands on the right: the last positions are those of the answers.
-        num_kept = ids.shape[1] - len(prompt_ids) + 1
+    def _log_probs(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+        """Log-probability of each answer after its prompt, in nats."""
+        ids, mask = pad_right([[*prompt_ids, *answer] for prompt_ids, answer in rows], self._network)
+        # Padding stands on the right: the last positions, from the end of the shortest prompt on, hold all answers.
+        first = min(len(prompt_ids) for prompt_ids, _ in rows) - 1
+        num_kept = ids.shape[1] - first
         few = {"logits_to_keep": num_kept} if self._keeps_few_logits else {}
         logits: Tensor = self._network(input_ids=ids, attention_mask=mask, **few).logits[:, -num_kept:]
         totals = []
-        for row, answer in zip(logits, answers, strict=True):
-            scores = row[: len(answer)].float()
+        for row, (prompt_ids, answer) in zip(logits, rows, strict=True):
+            start = len(prompt_ids) - 1 - first
+            scores = row[start : start + len(answer)].float()
             targets = torch.tensor(answer, device=scores.device)[:, None]
             log_probs = scores.gather(1, targets)[:, 0] - scores.logsumexp(dim=1)
             totals.append(math.fsum(log_probs.tolist()))

@@ -37,6 +37,7 @@ from specrej.errors import ModelError, RewardError, UsageError
 from specrej.models import locate
 from specrej.rewards.base import StatelessSession
 from specrej.rewards.spec import parse_options
+from specrej.rewards.together import alone, score_jointly
 from specrej.types import Candidate, Message, as_messages
 
 if TYPE_CHECKING:
@@ -117,23 +118,26 @@ class RelevanceReward:
         query = self._tokenizer.encode(question, add_special_tokens=False)
         if num_cut := _cut(query, self._room // 2):
             _LOG.warning("%s: %d tokens cut off the end of the question, %d read", self.name, num_cut, len(query))
-        return StatelessSession(messages, lambda _, candidates: self._score(query, candidates))
+        return StatelessSession(query, alone(self._score))
 
-    def _score(self, query: "Encoding", candidates: Sequence[Candidate]) -> tuple[list[float], int]:
-        room = self._room - len(query)
+    def score_together(self, asked: Sequence[tuple[StatelessSession, Sequence[Candidate]]]) -> list[Sequence[float]]:
+        """Answers to several prompts, through one pool of threads."""
+        return score_jointly(asked, self._score)
+
+    def _score(self, asked: Sequence[tuple["Encoding", Candidate]]) -> tuple[list[float], list[int]]:
         pairs: list[Encoding] = []
-        num_cut: dict[int, int] = {}
-        for candidate in candidates:
+        cuts = []
+        for query, candidate in asked:
             document = self._tokenizer.encode(candidate.text, add_special_tokens=False)
-            if cut := _cut(document, room):
-                num_cut[candidate.index] = cut
+            if num_cut := _cut(document, self._room - len(query)):
+                cuts.append(f"candidate {candidate.index} by {num_cut}")
             pairs.append(self._tokenizer.post_process(query, document))
-        if num_cut:
-            listed = ", ".join(f"candidate {index} by {cut}" for index, cut in num_cut.items())
-            _LOG.warning("%s: reads %d tokens of an answer; cut off the end: %s", self.name, room, listed)
+        if cuts:
+            listed = ", ".join(cuts)
+            _LOG.warning("%s: reads %d tokens of a pair; cut off its end: %s", self.name, MAX_TOKENS, listed)
         with ThreadPoolExecutor(max_workers=_num_cores()) as pool:
-            scores = list(pool.map(self._score_pair, candidates, pairs))
-        return scores, sum(len(pair) for pair in pairs)
+            scores = list(pool.map(self._score_pair, [candidate for _, candidate in asked], pairs))
+        return scores, [len(pair) for pair in pairs]
 
     def _score_pair(self, candidate: Candidate, pair: "Encoding") -> float:
         columns = {"input_ids": pair.ids, "attention_mask": pair.attention_mask, "token_type_ids": pair.type_ids}
