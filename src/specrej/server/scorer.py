@@ -1,0 +1,68 @@
+"""Scoring on a thread of its own, with patience for so long only: a reward that hangs fails its own request.
+
+    scheduler = Scheduler(engine, pool, in_flight=16, observe=observe, score=TimedScorer(30.0))
+
+Batches are scored one after another, since a reward model need not be safe to call from two threads. One that is not
+done in time is given up, and its thread left to itself; the searches that were in it are tried again one by one, so
+that those at fault fail and the others are only late.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Thread
+
+from specrej.errors import RewardError
+from specrej.scoring import Asked, Scored, ask
+from specrej.search import Search
+
+
+class TimedScorer:
+    """Implements `specrej.scoring.Scoring`.
+
+    Args:
+        timeout_s: patience with one call of the reward.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._line = ThreadPoolExecutor(max_workers=1, thread_name_prefix="specrej-scoring")
+
+    def __call__(self, searches: Sequence[Search]) -> Future[list[Scored]]:
+        # Texts are made here, on the thread that owns the searches.
+        return self._line.submit(self._score, [(search.reward, *search.to_score()) for search in searches])
+
+    def close(self) -> None:
+        """Take nothing more; what is being scored is not waited for."""
+        self._line.shutdown(wait=False, cancel_futures=True)
+
+    def _score(self, batches: list[Asked]) -> list[Scored]:
+        scored = self._ask(batches)
+        if scored is not None:
+            return scored
+        if len(batches) > 1:
+            return [one for batch in batches for one in self._score([batch])]
+        [(reward, _, candidates)] = batches
+        error = RewardError(
+            f"the reward {reward.name!r} gave no scores for {len(candidates)} candidates in {self._timeout_s:g} s",
+            hint="give the server a longer --reward-timeout, or the reward more to compute with",
+        )
+        return [(error, self._timeout_s)]
+
+    def _ask(self, batches: list[Asked]) -> list[Scored] | None:
+        """What the rewards say; None if they do not in time."""
+        future: Future[list[Scored]] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(ask(batches))
+            except BaseException as error:
+                future.set_exception(error)
+
+        # A daemon: one that hangs does not keep the process from ending.
+        Thread(target=work, name="specrej-reward", daemon=True).start()
+        try:
+            return future.result(self._timeout_s)
+        except TimeoutError:
+            if future.done():  # the reward's own
+                raise
+            return None

@@ -1,0 +1,286 @@
+"""Requests that share one engine: a thread that runs the scheduler, and tickets to follow what becomes of each.
+
+    service = Service(engine, reward, Pool(2**30))
+    service.start()
+    ticket = service.submit("Why is the sky blue?", Settings(n=16), deadline_s=60, is_watched=True)
+    async for event in ticket:                   # Progress, Text, and Ended as the last
+        ...
+    await service.stop(grace_s=30)
+
+Engine, searches and scheduler belong to the thread; an event loop talks to it through a queue of calls, which it makes
+between two steps. Nothing of HTTP here.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
+
+from specrej.algorithms import Steps
+from specrej.api import IN_FLIGHT, prepare
+from specrej.engines.base import Engine
+from specrej.errors import DeadlineError, QueueFullError, ShutdownError, SpecrejError
+from specrej.pool import Pool
+from specrej.rewards.base import Reward
+from specrej.scheduler import Outcome, Scheduler
+from specrej.search import Search
+from specrej.server.scorer import TimedScorer
+from specrej.server.watching import Progress, Text, Watcher
+from specrej.settings import Settings
+from specrej.types import Prompt
+
+_LOG = logging.getLogger("specrej.server")
+
+_RECENT = 0.2
+"""Weight of the newest request in the mean of seconds that a request takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last event. `is_late`: the deadline came, and the outcome is the best complete candidate by then."""
+
+    outcome: Outcome
+    is_late: bool = False
+
+
+Event = Progress | Text | Ended
+
+
+class Ticket:
+    """One request, as its submitter follows it."""
+
+    def __init__(self, service: "Service", number: int, num_ahead: int, *, is_watched: bool) -> None:
+        self.number = number
+        self.num_ahead = num_ahead
+        self.is_watched = is_watched
+        self._service = service
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        if self.is_watched:
+            yield Progress({"kind": "queued", "num_ahead": self.num_ahead})
+        while True:
+            event = await self._events.get()
+            yield event
+            if isinstance(event, Ended):
+                return
+
+    def cancel(self) -> None:
+        """Nobody waits for the answer: the request's memory is free within a step, and no event follows."""
+        self._service.cancel(self.number)
+
+    def tell(self, event: Event) -> None:
+        """From the service's thread."""
+        with contextlib.suppress(RuntimeError):  # the event loop has ended
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+
+@dataclass(eq=False)
+class _Request:
+    ticket: Ticket
+    submitted_s: float
+    deadline_s: float
+    """When it comes, on the monotonic clock."""
+    watcher: Watcher = field(default_factory=Watcher)
+    search: Search | None = None
+    """From when it is made."""
+
+
+class Service:
+    """Answers requests side by side, in one pool of memory.
+
+    Args:
+        engine: decodes for all.
+        reward: chooses for all.
+        pool: the memory that they share.
+        in_flight: most requests that run side by side.
+        max_queue: most requests that wait; those beyond are turned away.
+        reward_timeout_s: patience with one call of the reward.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        reward: Reward,
+        pool: Pool,
+        *,
+        in_flight: int = IN_FLIGHT,
+        max_queue: int = 64,
+        reward_timeout_s: float = 60.0,
+    ) -> None:
+        self.engine = engine
+        self.reward = reward
+        self.is_stopping = False
+        self._pool = pool
+        self._max_queue = max_queue
+        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._scorer = TimedScorer(reward_timeout_s)
+        self._scheduler = Scheduler(engine, pool, in_flight=in_flight, observe=self._observe, score=self._scorer)
+        self._requests: dict[int, _Request] = {}
+        self._numbers: dict[Search, int] = {}
+        self._numbering = itertools.count()
+        self._open: set[int] = set()
+        self._lock = Lock()
+        self._mean_s = 5.0
+        self._has_ended = False
+        self._thread = Thread(target=self._run, name="specrej-engine", daemon=True)
+
+    # What an event loop calls
+
+    @property
+    def num_active(self) -> int:
+        """Requests whose candidates are being decoded or scored."""
+        return self._scheduler.num_active
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have not begun."""
+        return max(len(self._open) - self.num_active, 0)
+
+    @property
+    def kv_bytes(self) -> int:
+        """KV of all requests in flight, after the last step."""
+        return self._pool.claimed_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """The memory that requests share."""
+        return self._pool.total_bytes
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def submit(self, prompt: Prompt, settings: Settings, *, deadline_s: float, is_watched: bool) -> Ticket:
+        """Take a request; to be called on an event loop.
+
+        Args:
+            prompt: a text or a conversation.
+            settings: how to answer it.
+            deadline_s: seconds from now that it may take, its waiting included.
+            is_watched: whether Progress and Text are wanted.
+
+        Raises:
+            QueueFullError: too many wait already.
+            ShutdownError: the service is being stopped.
+        """
+        if self.is_stopping:
+            raise ShutdownError("the server is being stopped", hint="send the request to another one, or later")
+        with self._lock:
+            num_waiting = self.num_waiting
+            if num_waiting >= self._max_queue:
+                retry_after_s = math.ceil(self._mean_s * num_waiting / max(self.num_active, 1))
+                raise QueueFullError(f"{num_waiting} requests are waiting already", retry_after_s=max(retry_after_s, 1))
+            number = next(self._numbering)
+            self._open.add(number)
+        ticket = Ticket(self, number, num_waiting, is_watched=is_watched)
+        now_s = time.monotonic()
+        request = _Request(ticket, now_s, now_s + deadline_s)
+        self._calls.put(lambda: self._take(request, prompt, settings))
+        return ticket
+
+    def cancel(self, number: int) -> None:
+        """Drop a request that nobody waits for."""
+        self._calls.put(lambda: self._drop(number))
+
+    async def stop(self, grace_s: float) -> None:
+        """Take nothing more, let what runs end for so long, tell the others, and end the thread."""
+        self.is_stopping = True
+        until_s = time.monotonic() + grace_s
+        while self._open and time.monotonic() < until_s:
+            await asyncio.sleep(0.02)
+        self._calls.put(self._end_all)
+        await asyncio.to_thread(self._thread.join)
+        self._scorer.close()
+
+    # What the thread does
+
+    def _run(self) -> None:
+        while not self._has_ended:
+            self._make_calls()
+            try:
+                for number, outcome in self._scheduler.tick():
+                    self._end(number, outcome)
+            except Exception as error:  # the engine's: whatever it is, other requests are to be served
+                _LOG.exception("a step failed; the requests in flight fail with it")
+                self._fail_active(error)
+            for number, request in list(self._requests.items()):
+                if time.monotonic() >= request.deadline_s:
+                    self._give_up(number, request)
+
+    def _make_calls(self) -> None:
+        """What was asked for since the last step; with nothing to run, wait for it."""
+        is_idle = not self._requests
+        with contextlib.suppress(Empty):
+            while True:
+                self._calls.get(block=is_idle)()
+                is_idle = False
+
+    def _take(self, request: _Request, prompt: Prompt, settings: Settings) -> None:
+        def make() -> tuple[Search, Steps]:
+            search, steps = prepare(self.engine, self.reward, prompt, settings, self.total_bytes)
+            request.search = search
+            self._numbers[search] = request.ticket.number
+            return search, steps
+
+        self._requests[request.ticket.number] = request
+        self._scheduler.submit(request.ticket.number, make)
+
+    def _observe(self, search: Search) -> None:
+        request = self._requests[self._numbers[search]]
+        if request.ticket.is_watched:
+            for event in request.watcher.events(search):
+                request.ticket.tell(event)
+
+    def _end(self, number: int, outcome: Outcome, *, is_late: bool = False) -> None:
+        request = self._forget(number)
+        self._mean_s += _RECENT * (time.monotonic() - request.submitted_s - self._mean_s)
+        request.ticket.tell(Ended(outcome, is_late))
+
+    def _forget(self, number: int) -> _Request:
+        request = self._requests.pop(number)
+        if request.search is not None:
+            self._numbers.pop(request.search, None)
+        with self._lock:
+            self._open.discard(number)
+        return request
+
+    def _drop(self, number: int) -> None:
+        if number in self._requests:
+            self._scheduler.remove(number)
+            self._forget(number)
+
+    def _give_up(self, number: int, request: _Request) -> None:
+        """The deadline has come: the best complete candidate is the answer, if there is one."""
+        search = self._scheduler.remove(number)
+        seconds = time.monotonic() - request.submitted_s
+        outcome: Outcome = DeadlineError(
+            f"no candidate was complete after {seconds:.1f} s" + ("" if search else ", all spent in the queue"),
+            hint="ask for fewer tokens or candidates, or give it more time",
+        )
+        if search is not None and search.candidates:
+            with contextlib.suppress(SpecrejError):
+                result = search.result()
+                outcome = result if result.best.state == "complete" else outcome
+        self._end(number, outcome, is_late=True)
+
+    def _fail_active(self, error: Exception) -> None:
+        self._scheduler.close()
+        begun = [number for number, request in self._requests.items() if request.search in self._numbers]
+        outcome = error if isinstance(error, SpecrejError) else SpecrejError(f"the engine failed: {error!r}")
+        for number in begun:
+            self._scheduler.remove(number)
+            self._end(number, outcome)
+
+    def _end_all(self) -> None:
+        for number in list(self._requests):
+            self._scheduler.remove(number)
+            self._end(number, ShutdownError("the server was stopped before the answer was complete"))
+        self._has_ended = True

@@ -1,0 +1,111 @@
+"""What a running search tells those who watch it: progress, and the text that can no longer be beaten.
+
+watcher = Watcher()
+for event in watcher.events(search): ...      # after each of its steps and decisions
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from specrej.search import Search
+from specrej.types import Decision
+
+_STEP_S = 0.1
+"""Least seconds between two reports of steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """News of a search, in JSON's types; `payload["kind"]` is "queued", "started", "decision" or "step"."""
+
+    payload: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """The next piece of the answer, which can no longer be beaten; joined they are its text, or its beginning."""
+
+    delta: str
+
+
+class Watcher:
+    """Remembers what was told of one search."""
+
+    def __init__(self) -> None:
+        self._has_begun = False
+        self._num_decisions = 0
+        self._next_step_s = 0.0
+        self._text = ""
+
+    def events(self, search: Search) -> Iterator[Progress | Text]:
+        """What is new."""
+        if not self._has_begun:
+            self._has_begun = True
+            yield Progress(
+                {
+                    "kind": "started",
+                    "num_candidates": len(search.candidates),
+                    "prompt_tokens": len(search.prompt_ids),
+                    "memory_bytes": search.budget_bytes,
+                }
+            )
+        for number in range(self._num_decisions, len(search.decisions)):
+            yield Progress(_decision(search, number, search.decisions[number]))
+        self._num_decisions = len(search.decisions)
+        yield from self._step(search)
+        yield from self._answer(search)
+
+    def _step(self, search: Search) -> Iterator[Progress]:
+        live, now_s = search.live, time.monotonic()
+        if live and now_s >= self._next_step_s:
+            self._next_step_s = now_s + _STEP_S
+            yield Progress(
+                {
+                    "kind": "step",
+                    "num_tokens": len(live[0].token_ids),
+                    "num_live": len(live),
+                    "generated_tokens": search.usage.generated_tokens,
+                    "kv_bytes": search.memory().in_use,
+                }
+            )
+
+    def _answer(self, search: Search) -> Iterator[Text]:
+        winner = search.winner
+        if winner is None:
+            return
+        # Of a stop string that may be coming, no part is told.
+        held_back = max((len(stop) - 1 for stop in search.sampling.stop), default=0)
+        text = search.text_of(winner)
+        safe = text[: max(len(text) - held_back, 0)] if winner.state == "live" else text
+        if safe.startswith(self._text) and safe != self._text:
+            delta, self._text = safe[len(self._text) :], safe
+            yield Text(delta)
+
+
+def _decision(search: Search, number: int, decision: Decision) -> dict[str, Any]:
+    """A decision with those it was about; which of all that are left is the best so far, and its text."""
+    scored = [search.candidates[index] for index in decision.scored]
+    left = [c for c in search.candidates if c.state != "rejected" and c.reward is not None]
+    best = max(left or scored, key=lambda c: (c.reward or 0.0, -c.index))
+    return {
+        "kind": "decision",
+        "number": number,
+        "cause": decision.cause,
+        "num_tokens": decision.num_tokens,
+        "cut": decision.cut,
+        "candidates": [
+            {
+                "index": candidate.index,
+                "num_tokens": len(candidate.token_ids),
+                "reward": candidate.rewards.get(number),
+                "state": candidate.state,
+            }
+            for candidate in scored
+        ],
+        "kv_bytes": decision.kv_bytes,
+        "kv_bytes_after": decision.kv_bytes_after,
+        "best": best.index,
+        "text": best.text,
+    }
