@@ -69,6 +69,8 @@ class Search:
         self._cause: Cause = "complete"
         self._last_length = 0
         self._num_coming = 0
+        self.num_planned = 0
+        """Candidates of all waves together."""
         self._check()
 
     def _check(self) -> None:
@@ -103,7 +105,7 @@ class Search:
         """
         num_tokens = min(num_tokens or self.sampling.max_new_tokens, self.sampling.max_new_tokens)
         fitting = self._fitting(num_tokens)
-        left = fitting if n is None else n
+        left = self.num_planned = fitting if n is None else n
         while left > 0:
             wave = min(left, fitting)
             left -= wave

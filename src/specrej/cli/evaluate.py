@@ -1,21 +1,24 @@
 """Measuring: bench, trace, replay, report, judge, export."""
 
-import dataclasses
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from specrej import api
-from specrej.cli.options import Json, exit_codes, stdout_for_results, takes_options
-from specrej.engines.base import Engine
+from specrej.cli.options import (
+    Json,
+    exit_codes,
+    how_to_resume,
+    open_given,
+    settings_of,
+    stdout_for_results,
+    stoppable,
+    takes_options,
+)
 from specrej.errors import UnknownNameError, UsageError
 from specrej.rewards import as_reward
-from specrej.rewards.base import Reward
-from specrej.settings import Settings
 
 _Prompts = Annotated[
     str,
@@ -59,9 +62,10 @@ def bench(
     from specrej.evaluation.folder import read_bench
     from specrej.evaluation.metrics import default_baseline, summarize
     from specrej.evaluation.prompts import load_prompts
+    from specrej.progress import RowProgress
 
-    with exit_codes(), _stoppable(output):
-        settings = _settings(given)
+    with exit_codes(), stoppable(how_to_resume(output)):
+        settings = settings_of(given)
         chosen = parse_methods([word.strip() for word in methods.split(",") if word.strip()], settings)
         names = [method.name for method in chosen]
         named = baseline or default_baseline(names)
@@ -70,8 +74,9 @@ def bench(
         loaded = load_prompts(prompts, limit)
         _say_broken(loaded.broken)
         total, num_before = len(chosen) * len(loaded.tasks), _num_rows(output) if resume else 0
-        with stdout_for_results(), tables.RowProgress(total=total, unit="rows", num_done=num_before) as progress:
-            engine, reward = _open(given)
+        with stdout_for_results(), RowProgress(total=total, unit="rows", num_done=num_before) as progress:
+            engine, reward = open_given(given)
+            progress.begin()
             rows = run_bench(loaded, chosen, engine, reward, output, settings=settings, resume=resume)
             for row in rows:
                 error = row["error"]
@@ -103,18 +108,19 @@ def trace(
     **given: Any,
 ) -> None:
     """Record Best-of-N with the reward of every candidate at checkpoints, for `specrej replay`."""
-    from specrej.evaluation import tables
     from specrej.evaluation.prompts import load_prompts
     from specrej.evaluation.trace import record
+    from specrej.progress import RowProgress
 
-    with exit_codes(), _stoppable(output):
-        settings = _settings({**given, "n": n})
+    with exit_codes(), stoppable(how_to_resume(output)):
+        settings = settings_of({**given, "n": n})
         lengths = _lengths(checkpoints)
         loaded = load_prompts(prompts, limit)
         _say_broken(loaded.broken)
         num_run = num_failed = 0
-        with stdout_for_results(), tables.RowProgress(total=len(loaded.tasks), unit="prompts") as progress:
-            engine, reward = _open(given)
+        with stdout_for_results(), RowProgress(total=len(loaded.tasks), unit="prompts") as progress:
+            engine, reward = open_given(given)
+            progress.begin()
             for step in record(loaded, engine, reward, output, settings=settings, checkpoints=lengths, resume=resume):
                 num_run += 1
                 num_failed += step.error is not None
@@ -193,20 +199,19 @@ def judge(
 ) -> None:
     """Ask a judge which of two methods answered better, in both orders, prompt by prompt."""
     from specrej.evaluation import judge as judging
-    from specrej.evaluation import tables
     from specrej.evaluation.folder import read_bench
+    from specrej.progress import RowProgress
 
-    with exit_codes(), _stoppable(directory):
+    cache = directory / "judge_cache"
+    with exit_codes(), stoppable(f"the judge's answers are in {cache}: give the same command to go on"):
         _, rows = read_bench(directory)
         endpoint = judging.Endpoint(
             base_url=base_url, model=judge_model, api_key=os.environ.get(api_key_variable), concurrency=concurrency
         )
-        verdicts = judging.judge(
-            rows, method=method, baseline=baseline, endpoint=endpoint, cache=directory / "judge_cache"
-        )
+        verdicts = judging.judge(rows, method=method, baseline=baseline, endpoint=endpoint, cache=cache)
         total = sum(row["method"] == method for row in rows)
         done = []
-        with tables.RowProgress(total=total, unit="prompts") as progress:
+        with RowProgress(total=total, unit="prompts") as progress:
             for verdict in judging.record(directory / judging.JUDGEMENTS, verdicts):
                 done.append(verdict)
                 progress.advance(verdict["prompt_id"], verdict["error"])
@@ -242,16 +247,6 @@ def export(
         typer.echo(f"{num_answers} answers of {method} for {to} in {output}")
 
 
-def _settings(given: dict[str, Any]) -> Settings:
-    names = {field.name for field in dataclasses.fields(Settings)}
-    return Settings(**{name: value for name, value in given.items() if name in names})
-
-
-def _open(given: dict[str, Any]) -> tuple[Engine, Reward]:
-    reward = as_reward(given["reward"], given["reward_memory"])
-    return api.open_engine(given["model"], weights=given["weights"], device=given["device"]), reward
-
-
 def _num_rows(directory: Path) -> int:
     """Rows that an earlier sitting of a bench has written."""
     from specrej.evaluation.folder import RESULTS
@@ -272,15 +267,3 @@ def _say_broken(broken: tuple[tuple[int, str], ...]) -> None:
 
     for line, reason in broken:
         display.print_note(f"line {line} is left out: {reason}")
-
-
-@contextmanager
-def _stoppable(directory: Path) -> Iterator[None]:
-    """On Ctrl-C say what is there and how to go on."""
-    from specrej import display
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        display.print_note(f"interrupted; what is done is in {directory}: give the same command with --resume to go on")
-        raise typer.Exit(130) from None

@@ -1,18 +1,25 @@
 """What commands share: the options of the Python interface, and what an error means as an exit code.
 
-Exit codes: 0, 1 (a model or reward failed), 2 (arguments that cannot be honoured), 130 (Ctrl-C).
+Exit codes: 0, 1 (a model or reward failed), 2 (arguments that cannot be honoured), 130 (Ctrl-C), 143 (SIGTERM), and 141
+where nobody reads what goes to stdout any more.
 """
 
 import contextlib
+import dataclasses
 import inspect
+import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
 from specrej import api
+from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UsageError
+from specrej.rewards import as_reward
+from specrej.rewards.base import Reward
 from specrej.settings import Settings
 
 _DEFAULTS = {**(api.generate.__kwdefaults__ or {}), **Settings().to_dict()}
@@ -107,6 +114,17 @@ def takes_options(*left_out: str) -> Callable[[Command], Command]:
     return decorate
 
 
+def settings_of(given: dict[str, Any]) -> Settings:
+    """The settings among the options given."""
+    return Settings(**{field.name: given[field.name] for field in dataclasses.fields(Settings) if field.name in given})
+
+
+def open_given(given: dict[str, Any]) -> tuple[Engine, Reward]:
+    """The engine and the reward that the options name; the reward first, which is the cheaper one to be wrong about."""
+    reward = as_reward(given["reward"], given["reward_memory"])
+    return api.open_engine(given["model"], weights=given["weights"], device=given["device"]), reward
+
+
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
     """Say what went wrong on stderr, and exit with the code that means it."""
@@ -120,6 +138,48 @@ def exit_codes() -> Iterator[None]:
     except KeyboardInterrupt:
         display.print_note("interrupted before there was a result")
         raise typer.Exit(130) from None
+
+
+@contextlib.contextmanager
+def stoppable(advice: str) -> Iterator[None]:
+    """End on SIGTERM as on Ctrl-C, wherever the work is just then: say how to go on, and exit with 143 or 130.
+
+    A second signal ends the process on the spot. Signals that the parent has told it to ignore stay ignored.
+
+    Args:
+        advice: what is said after "interrupted; ".
+    """
+    from specrej import display
+
+    received = signal.SIGINT
+
+    def stop(number: int, _frame: object) -> None:
+        nonlocal received
+        received = signal.Signals(number)
+        for kind in before:
+            signal.signal(kind, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    before = {
+        kind: handler
+        for kind in (signal.SIGINT, signal.SIGTERM)
+        if (handler := signal.getsignal(kind)) is not signal.SIG_IGN
+    }
+    for kind in before:
+        signal.signal(kind, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        display.print_note(f"interrupted; {advice}")
+        raise typer.Exit(128 + received) from None
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def how_to_resume(output: Path) -> str:
+    """Advice for `stoppable`."""
+    return f"what is done is in {output}: give the same command with --resume to go on"
 
 
 def stdout_for_results() -> contextlib.AbstractContextManager[object]:

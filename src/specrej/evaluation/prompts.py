@@ -179,10 +179,16 @@ def _rows(source: str) -> Iterator[tuple[int, Callable[[], Any]]]:
         for number, row in enumerate(_download(source, named), 1):
             yield number, partial(named.to_row, row)
         return
-    for number, line in enumerate(_lines(source), 1):
+    for number, line in number_lines(_lines(source)):
+        yield number, partial(parse_json, line)
+
+
+def number_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers, counted from 1, without a byte order mark; blank ones are left out."""
+    for number, line in enumerate(lines, 1):
         text = line.removeprefix(_BYTE_ORDER_MARK).strip() if number == 1 else line.strip()
         if text:
-            yield number, partial(_parse, text)
+            yield number, text
 
 
 def _lines(source: str) -> Iterator[bytes]:
@@ -201,13 +207,20 @@ def _lines(source: str) -> Iterator[bytes]:
         raise UsageError(f"cannot read prompts from {source!r}: {error.strerror}", hint=hint) from error
 
 
-def _parse(line: bytes) -> Any:
+def parse_json(line: bytes) -> Any:
+    """What a line holds.
+
+    Raises:
+        PromptError: it is no JSON, or JSON that Python cannot hold.
+    """
     try:
         return json.loads(line.decode())
     except UnicodeDecodeError as error:
         raise PromptError(f"not UTF-8: {error.reason} at byte {error.start}") from error
     except json.JSONDecodeError as error:
         raise PromptError(f"no JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
+        raise PromptError(f"cannot be read: {error}") from error
 
 
 def _to_task(row: Any, line: int) -> Task:
@@ -235,24 +248,35 @@ def _to_task(row: Any, line: int) -> Task:
     messages = [as_messages(turn) for turn in turns]
     if messages[0][-1]["role"] == "assistant":
         raise PromptError("the conversation ends in an answer, expected a question")
-    task_id = _read_id(row, line)
-    _check_characters([task_id, category, messages])
+    task_id = read_id(row, line)
+    check_writable([task_id, category, messages])
     return Task(id=task_id, turns=turns, category=category, line=line)
 
 
-def _read_id(row: Mapping[str, Any], line: int) -> str:
+def read_id(row: Mapping[str, Any], line: int) -> str:
+    """The id that a row gives under one of several names; the line's number where it gives none.
+
+    Raises:
+        PromptError: it is no text and no whole number.
+    """
     given = next((row[name] for name in _IDS if row.get(name) is not None), line)
     if not isinstance(given, str | int) or isinstance(given, bool) or given == "":
         raise PromptError(f"an id must be a text or a whole number, got {reprlib.repr(given)}")
     return str(given)
 
 
-def _check_characters(texts: object) -> None:
-    r"""JSON can spell half a character ("\ud83d"), which no tokenizer and no file can take."""
+def check_writable(content: object) -> None:
+    r"""See that a file can take what JSON could spell: half a character ("\ud83d"), or 1e999.
+
+    Raises:
+        PromptError: it cannot.
+    """
     try:
-        json.dumps(texts, ensure_ascii=False).encode()
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError as error:
         raise PromptError("the text holds half a surrogate pair, which is no character") from error
+    except ValueError as error:
+        raise PromptError("a number is infinite, or none at all") from error
 
 
 def _hash(tasks: Iterable[Task]) -> str:

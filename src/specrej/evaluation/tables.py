@@ -1,15 +1,12 @@
-"""What bench, trace and replay show in a terminal: progress on stderr, tables on stdout. Nothing is computed here.
+"""The tables that bench and replay print on stdout. Nothing is computed here.
 
 print_bench(summarize(rows, baseline="best_of_n:8"))
 """
 
-from typing import Self
-
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from specrej.display import make_table, number, plain
+from specrej.display import make_table, number
 from specrej.evaluation.intervals import Estimate
 from specrej.evaluation.metrics import MethodSummary, Summary
 from specrej.evaluation.replay_summary import PolicyRow, ReplaySummary
@@ -17,47 +14,6 @@ from specrej.evaluation.speedup import Speedup
 
 _MOST_POLICIES = 12
 """Rows of a front that are printed; all are in replay.json."""
-
-
-class RowProgress:
-    """Counts what is done: a live bar on a terminal, a line for each piece elsewhere."""
-
-    def __init__(self, *, total: int, unit: str, num_done: int = 0) -> None:
-        self._console = Console(stderr=True)
-        self._unit = unit
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-            redirect_stdout=False,
-            disable=not self._console.is_interactive,
-        )
-        self._task = self._bar.add_task("opening", total=total, completed=num_done)
-        self.num_done = num_done
-        self._total = total
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def advance(self, label: str, error: str | None = None) -> None:
-        """One more is done; an error is always said on a line of its own."""
-        self.num_done += 1
-        self._bar.update(self._task, description=plain(label), completed=self.num_done)
-        line = f"{self.num_done} of {self._total} {self._unit}: {label}"
-        if error is not None:
-            self._console.print(Text(plain(f"{line} failed: {error}"), style="yellow"), soft_wrap=True)
-        elif self._bar.disable:
-            self._console.print(Text(plain(line), style="dim"), soft_wrap=True)
 
 
 def print_bench(summary: Summary) -> None:

@@ -36,6 +36,7 @@ class Watcher:
     def __init__(self) -> None:
         self._has_begun = False
         self._num_decisions = 0
+        self._ended: set[int] = set()
         self._next_step_s = 0.0
         self._text = ""
 
@@ -46,7 +47,7 @@ class Watcher:
             yield Progress(
                 {
                     "kind": "started",
-                    "num_candidates": len(search.candidates),
+                    "num_candidates": search.num_planned,
                     "prompt_tokens": len(search.prompt_ids),
                     "memory_bytes": search.budget_bytes,
                 }
@@ -61,11 +62,14 @@ class Watcher:
         live, now_s = search.live, time.monotonic()
         if live and now_s >= self._next_step_s:
             self._next_step_s = now_s + _STEP_S
+            ended = {candidate.index for candidate in search.batch if candidate.state == "complete"}
+            new, self._ended = sorted(ended - self._ended), ended
             yield Progress(
                 {
                     "kind": "step",
                     "num_tokens": len(live[0].token_ids),
                     "num_live": len(live),
+                    "ended": new,
                     "generated_tokens": search.usage.generated_tokens,
                     "kv_bytes": search.memory().in_use,
                 }

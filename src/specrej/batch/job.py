@@ -1,0 +1,174 @@
+"""Runs a batch: one row out for each row in, on the disk as soon as its prompt has ended.
+
+    requests = read_all("in.jsonl", settings, num_kept=1, model="smollm2")
+    info = describe_job(requests, settings, 1, model="smollm2", reward="relevance")
+    with open_output(Path("out.jsonl"), info, resume=True) as output:
+        rows_of = local_rows(engine, reward, open_pool(engine, settings, "2GiB"), in_flight=16)
+        for ended in run_batch(requests, rows_of, output):
+            print(ended.row)
+
+Where requests run is no matter of `run_batch`: `rows_of` may be that of `local_rows`, on an engine of this process, or
+any other function from requests to their rows, such as one over the actors of `specrej.ray`, each of which makes rows
+with `end`. What it gives is written here, by one writer. A prompt that fails is a row; what raises has stopped the job.
+"""
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any, NamedTuple
+
+from specrej.api import run_many
+from specrej.batch.output import JobInfo, Output, RequestsInfo
+from specrej.batch.requests import BrokenRequest, Request, read_requests
+from specrej.batch.rows import failure_of, row_of
+from specrej.cost import FlopsRow, flops_of, flops_per_token_of
+from specrej.engines.base import Engine
+from specrej.errors import SpecrejError, UsageError
+from specrej.pool import Pool
+from specrej.rewards.base import Reward
+from specrej.scheduler import Outcome
+from specrej.settings import Settings
+from specrej.version import __version__
+
+
+class Ended(NamedTuple):
+    """A request that has come to its end."""
+
+    row: dict[str, Any]
+    """See `specrej.batch.rows`."""
+    flops: FlopsRow | None
+    """What it cost; None where it failed."""
+
+
+RowsOf = Callable[[Iterable[Request]], Iterator[Ended]]
+"""Runs requests, which it takes as it has room for them; yields each as it ends, in any order, every one once."""
+
+
+def read_all(source: str, settings: Settings, num_kept: int, model: str) -> list[Request | BrokenRequest]:
+    """All rows of the input, so that what is wrong with them is known before the model is opened.
+
+    A row in OpenAI's form that asks for another model is broken.
+
+    Raises:
+        UsageError: the input cannot be read, or holds no row.
+    """
+    requests = [_of_this_model(request, model) for request in read_requests(source, settings, num_kept)]
+    if not requests:
+        raise UsageError(f"{source!r} holds no row", hint='expected rows such as {"id": "a", "prompt": "Why?"}')
+    return requests
+
+
+def _of_this_model(request: Request | BrokenRequest, model: str) -> Request | BrokenRequest:
+    if isinstance(request, BrokenRequest) or request.completion is None or request.completion.model == model:
+        return request
+    error = UsageError(
+        f"the row asks for the model {request.completion.model!r}, the job runs {model!r}",
+        hint="give the job the rows of one model, and --model its name as they spell it",
+    )
+    return BrokenRequest(id=request.id, line=request.line, error=error, form=request.form)
+
+
+def describe_job(
+    requests: Iterable[Request | BrokenRequest],
+    settings: Settings,
+    num_kept: int,
+    *,
+    model: str,
+    reward: str,
+    weights: str | None = None,
+    device: str | None = None,
+) -> JobInfo:
+    """What is written beside the output: it tells one job from another. Model and reward are as the user names them."""
+    digest, num_rows, common = hashlib.sha256(), 0, settings.to_dict()
+    for request in requests:
+        digest.update(json.dumps(_asked(request, common), sort_keys=True).encode() + b"\n")
+        num_rows += 1
+    return JobInfo(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        settings=settings.to_dict(),
+        num_kept=num_kept,
+        model=model,
+        weights=weights,
+        device=device,
+        reward=reward,
+        requests=RequestsInfo(sha256=digest.hexdigest(), num_rows=num_rows),
+        versions={"specrej": __version__, **{name: metadata.version(name) for name in ("torch", "transformers")}},
+    )
+
+
+def _asked(request: Request | BrokenRequest, common: dict[str, Any]) -> list[Any]:
+    """What decides a request's row beside the settings that all have in common."""
+    if isinstance(request, BrokenRequest):
+        return [request.id, request.form, str(request.error)]
+    own = {name: value for name, value in request.settings.to_dict().items() if value != common[name]}
+    wanted = request.completion
+    shown = wanted and [wanted.kind, wanted.num_answers, wanted.has_logprobs, *wanted.returned]
+    return [request.id, request.prompt, own, shown]
+
+
+def local_rows(engine: Engine, reward: Reward, pool: Pool, in_flight: int) -> RowsOf:
+    """Runs requests on one engine of this process, many of them side by side."""
+
+    def rows_of(requests: Iterable[Request]) -> Iterator[Ended]:
+        running: dict[int, Request] = {}
+
+        def begin() -> Iterator[tuple[Any, Settings]]:
+            for number, request in enumerate(requests):
+                running[number] = request
+                yield request.prompt, request.settings
+
+        for number, outcome in run_many(engine, reward, begin(), pool=pool, in_flight=in_flight):
+            yield end(running.pop(number), outcome, engine, reward)
+
+    return rows_of
+
+
+def end(request: Request, outcome: Outcome, engine: Engine, reward: Reward) -> Ended:
+    """The row of a request that an engine and a reward have answered, or failed on, and what that cost."""
+    if isinstance(outcome, SpecrejError):
+        return Ended(failure_of(request, outcome), None)
+    usage = outcome.usage
+    lengths = [len(candidate.token_ids) for candidate in outcome.candidates]
+    flops = flops_of(engine.flops, usage.prompt_tokens, lengths, flops_per_token_of(reward), usage.reward_tokens)
+    return Ended(row_of(request, outcome, engine.decode), flops)
+
+
+def num_left(requests: Iterable[Request | BrokenRequest], output: Output) -> int:
+    """Prompts to run: where there are none, no model is needed."""
+    return sum(isinstance(request, Request) and request.id not in output.done for request in requests)
+
+
+def run_batch(requests: list[Request | BrokenRequest], rows_of: RowsOf, output: Output) -> Generator[Ended, None, None]:
+    """Run what has no row yet, and write each row as its prompt ends; yield it when it is written.
+
+    Takes the requests out of their list, so that nothing is held of a row that is written. An interrupt lets the write
+    in progress end; closing the generator frees what is in flight.
+
+    Raises:
+        UsageError: the output took no more.
+        DeviceMemoryError: the device is too small for what is in flight.
+    """
+    left = [request for request in requests if request.id not in output.done]
+    broken = [request for request in left if isinstance(request, BrokenRequest)]
+    waiting = deque(request for request in left if isinstance(request, Request))
+    requests.clear()
+    del left
+
+    def begin() -> Iterator[Request]:
+        while waiting:
+            yield waiting.popleft()
+
+    # A signal's handler runs in the main thread, where it cannot break off what another one writes.
+    with ThreadPoolExecutor(1) as writer:
+        for request in broken:
+            ended = Ended(failure_of(request, request.error), None)
+            writer.submit(output.append, ended.row).result()
+            yield ended
+        if waiting:
+            for ended in rows_of(begin()):
+                writer.submit(output.append, ended.row).result()
+                yield ended

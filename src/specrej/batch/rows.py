@@ -1,0 +1,128 @@
+"""What comes out of a batch job: one row a request, in the form of the request.
+
+    row_of(request, result, engine.decode)         # {"id": "a", "text": ..., "reward": ..., "answers": [...], ...}
+    failure_of(request, error)                     # {"id": "a", "text": None, ..., "error": {...}, "line": 1}
+    row_id(row)                                    # "a", of either form
+
+A row is a function of request and result: but for the seconds, a job that was resumed writes what an uninterrupted one
+writes. That is why a completion's `created` is 0: no time of day would stay the same.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from specrej.batch.requests import BrokenRequest, Request
+from specrej.completions import Decode, best_answers, to_body
+from specrej.errors import SpecrejError
+from specrej.types import Candidate, Result
+
+
+def row_of(request: Request, result: Result, decode: Decode) -> dict[str, Any]:
+    """The row of a request that was answered, in JSON's types.
+
+    A plain row's `answers` are the best `num_kept` complete candidates that were not rejected, best first, or as many
+    as there are; with num_kept above 1, `lowest` is the finished candidate of the lowest reward, rejected or not: the
+    other half of a preference pair. It is None where only one candidate finished and was scored.
+
+    Args:
+        request: what was asked.
+        result: its result.
+        decode: of the engine that made the result; for a completion with log-probabilities.
+    """
+    if request.completion is None:
+        return _plain_row(request, result)
+    number = _hash(request.id)
+    prefix = "chatcmpl" if request.completion.kind == "chat" else "cmpl"
+    body = to_body(
+        request.completion,
+        result,
+        completion_id=f"{prefix}-{number}",
+        created=0,
+        model=result.settings["model"],
+        decode=decode,
+    )
+    response = {"status_code": 200, "request_id": f"req_{number}", "body": body}
+    return {"id": f"batch_req_{number}", "custom_id": request.id, "response": response, "error": None}
+
+
+def failure_of(request: Request | BrokenRequest, error: SpecrejError) -> dict[str, Any]:
+    """The row of a request that failed, or that could not be read (with its own error), in JSON's types.
+
+    The error's name is that of its class, such as "prompt_error".
+    """
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).lower()
+    if request.form == "openai":
+        message = f"{error}; {error.hint}" if error.hint else str(error)
+        return {
+            "id": f"batch_req_{_hash(request.id)}",
+            "custom_id": request.id,
+            "response": None,
+            "error": {"code": name, "message": message},
+        }
+    return {
+        "id": request.id,
+        **(_prompt(request) if isinstance(request, Request) else {}),
+        "text": None,
+        "reward": None,
+        "answers": [],
+        "error": {"kind": name, "message": str(error), "hint": error.hint},
+        "line": request.line,
+    }
+
+
+def row_id(row: Mapping[str, Any]) -> str:
+    """The id of the request that a row belongs to: its own, or OpenAI's `custom_id`."""
+    given: str = row["custom_id"] if "custom_id" in row else row["id"]
+    return given
+
+
+def lowest_answer(result: Result) -> Candidate | None:
+    """The finished candidate of the lowest reward, rejected or not; of equals the last. None if there is only one.
+
+    One that the reward's filter took out has no reward for its finished text, and does not count.
+    """
+    filtered = {index for decision in result.decisions if decision.cause == "filter" for index in decision.rejected}
+    finished = [c for c in result.candidates if c.finish_reason is not None and c.index not in filtered]
+    return min(finished, key=lambda c: (c.reward or 0.0, -c.index)) if len(finished) > 1 else None
+
+
+def _plain_row(request: Request, result: Result) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "id": request.id,
+        **_prompt(request),
+        "text": result.text,
+        "reward": result.reward,
+        "answers": [_answer(candidate) for candidate in best_answers(result, request.num_kept)],
+    }
+    if request.num_kept > 1:
+        lowest = lowest_answer(result)
+        row["lowest"] = lowest and _answer(lowest)
+    return row | {
+        "usage": result.usage.to_dict(),
+        "num_candidates": len(result.candidates),
+        "num_decisions": len(result.decisions),
+        "seed": result.seed,
+        "memory_bytes": result.settings["memory_bytes"],
+        "error": None,
+    }
+
+
+def _prompt(request: Request) -> dict[str, Any]:
+    return {"prompt" if isinstance(request.prompt, str) else "messages": request.prompt}
+
+
+def _answer(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "text": candidate.text,
+        "reward": candidate.reward,
+        "num_tokens": len(candidate.token_ids),
+        "finish_reason": candidate.finish_reason,
+        "index": candidate.index,
+    }
+
+
+def _hash(request_id: str) -> str:
+    """24 hexadecimal digits that the id decides."""
+    return hashlib.sha256(request_id.encode()).hexdigest()[:24]

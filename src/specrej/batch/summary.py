@@ -1,0 +1,169 @@
+"""What a batch came to: answers, failures and tokens of the whole output, time and cost of one sitting.
+
+whole, now = Tally(), Tally()
+for ended in run_batch(...):
+    figures = figures_of(ended.row)
+    whole.add(figures)
+    now.add(figures, ended.flops)
+summary = summarize(whole, now, seconds=12.5, pool=pool, job=info)
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+
+from specrej.batch.rows import row_id
+from specrej.cost import FlopsRow
+from specrej.pool import Pool
+
+if TYPE_CHECKING:
+    from specrej.batch.output import JobInfo
+
+
+class Figures(NamedTuple):
+    """A row's figures, whatever its form."""
+
+    id: str
+    failure: str | None
+    """The error's name, such as "prompt_error"; None where there is an answer."""
+    message: str | None
+    reward: float | None
+    """Of the best answer."""
+    prompt_tokens: int
+    generated_tokens: int
+    """Of all candidates."""
+    reward_tokens: int
+
+
+class RewardSummary(TypedDict):
+    """The best answers' rewards."""
+
+    mean: float | None
+    n: int
+
+
+class TokensSummary(TypedDict):
+    """Tokens of the prompts that were answered."""
+
+    prompt: int
+    generated: int
+    """Rejected candidates included."""
+    reward: int
+    """Read by the reward model."""
+
+
+class MemorySummary(TypedDict):
+    """KV that prompts in flight shared; see `specrej.pool.Pool`."""
+
+    total_bytes: int
+    peak_bytes: int
+    budget_in_use: float
+
+
+class SittingSummary(TypedDict):
+    """What was run now, without what an earlier sitting had done."""
+
+    num_rows: int
+    num_failed: int
+    tokens: TokensSummary
+    seconds: float
+    """Wall clock, from the moment the model was open."""
+    tokens_per_s: float
+    flops: FlopsRow
+    memory: MemorySummary | None
+    """None where no prompt was run here."""
+
+
+class Summary(TypedDict):
+    """What `specrej batch --json` prints. All but `this_run` is of the whole output."""
+
+    output: str
+    num_rows: int
+    num_failed: int
+    failures: dict[str, int]
+    """How many rows failed, by the error's name."""
+    reward: RewardSummary
+    tokens: TokensSummary
+    this_run: SittingSummary
+    job: "JobInfo"
+
+
+def figures_of(row: Mapping[str, Any]) -> Figures:
+    """The figures of a row that `specrej.batch.rows` has made."""
+    error = row["error"]
+    if error is not None:
+        return Figures(row_id(row), error.get("kind") or error["code"], error["message"], None, 0, 0, 0)
+    if "response" in row:
+        body = row["response"]["body"]
+        own, num_prompt = body["specrej"], body["usage"]["prompt_tokens"]
+        reward = own["rewards"][0]
+        return Figures(row_id(row), None, None, reward, num_prompt, own["generated_tokens"], own["reward_tokens"])
+    usage = row["usage"]
+    counts = (usage[name] for name in ("prompt_tokens", "generated_tokens", "reward_tokens"))
+    return Figures(row_id(row), None, None, row["reward"], *counts)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over rows. `failures` counts them by the error's name; `flops` those of rows that were added with theirs."""
+
+    num_rows: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    num_rewards: int = 0
+    total_reward: float = 0.0
+    tokens: TokensSummary = field(default_factory=lambda: TokensSummary(prompt=0, generated=0, reward=0))
+    flops: FlopsRow = field(default_factory=lambda: FlopsRow(prefill=0.0, decode=0.0, reward=0.0))
+
+    def add(self, figures: Figures, flops: FlopsRow | None = None) -> None:
+        """One more row; flops is what it cost, where that is to be counted."""
+        self.num_rows += 1
+        if figures.failure is not None:
+            self.failures[figures.failure] += 1
+        if figures.reward is not None:
+            self.num_rewards += 1
+            self.total_reward += figures.reward
+        self.tokens["prompt"] += figures.prompt_tokens
+        self.tokens["generated"] += figures.generated_tokens
+        self.tokens["reward"] += figures.reward_tokens
+        if flops is not None:
+            self.flops["prefill"] += flops["prefill"]
+            self.flops["decode"] += flops["decode"]
+            before, more = self.flops["reward"], flops["reward"]
+            self.flops["reward"] = None if before is None or more is None else before + more
+
+
+def summarize(whole: Tally, now: Tally, *, output: str, seconds: float, pool: Pool | None, job: "JobInfo") -> Summary:
+    """The summary in JSON's types.
+
+    Args:
+        whole: of all rows of the output.
+        now: of those that were run now.
+        output: where they are.
+        seconds: that it took.
+        pool: what prompts shared.
+        job: what the job is.
+    """
+    memory = None
+    if pool is not None:
+        memory = MemorySummary(total_bytes=pool.total_bytes, peak_bytes=pool.peak_bytes, budget_in_use=pool.mean_share)
+    return Summary(
+        output=output,
+        num_rows=whole.num_rows,
+        num_failed=whole.failures.total(),
+        failures=dict(whole.failures),
+        reward=RewardSummary(
+            mean=whole.total_reward / whole.num_rewards if whole.num_rewards else None, n=whole.num_rewards
+        ),
+        tokens=whole.tokens,
+        this_run=SittingSummary(
+            num_rows=now.num_rows,
+            num_failed=now.failures.total(),
+            tokens=now.tokens,
+            seconds=seconds,
+            tokens_per_s=now.tokens["generated"] / max(seconds, 1e-9),
+            flops=now.flops,
+            memory=memory,
+        ),
+        job=job,
+    )

@@ -1,0 +1,328 @@
+"""OpenAI's bodies for /v1/chat/completions and /v1/completions, in and out, as functions on dicts.
+
+    asked = parse_chat({"model": "smollm2", "messages": [...], "n": 2, "specrej": {"alpha": 0.5}}, Settings())
+    body = to_body(asked, result, completion_id="chatcmpl-1", created=0, model="smollm2", decode=engine.decode)
+
+A field is honoured, asks for nothing (it has the value that OpenAI documents as its default, or only labels the
+request), or is refused by name. `n` is the number of answers returned, the best first; how many candidates they are
+chosen from, and all else that is ours, goes under `specrej`. No file, no server and no model here.
+"""
+
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from specrej.errors import PromptError, UnknownNameError, UsageError
+from specrej.settings import Settings
+from specrej.types import Candidate, Prompt, Result, as_messages
+
+Decode = Callable[[Sequence[int]], str]
+"""Text of generated tokens: `Engine.decode`."""
+
+_SAMPLING = {
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "seed": "seed",
+    "stop": "stop",
+}
+_OWN = (
+    "algorithm",
+    "n",
+    "alpha",
+    "keep",
+    "decide",
+    "min_tokens",
+    "memory",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+)
+_RETURNABLE = ("rewards", "decisions", "candidates")
+_HONOURED = {
+    "chat": {"model", "messages", "n", "logprobs", "specrej", *_SAMPLING},
+    "text": {"model", "prompt", "n", "specrej", *_SAMPLING} - {"max_completion_tokens"},
+}
+_LABELS = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
+_NOTHING: dict[str, Any] = {
+    "stream": False,
+    "store": False,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "logit_bias": {},
+    "response_format": {"type": "text"},
+    "modalities": ["text"],
+    "tools": [],
+    "tool_choice": "none",
+    "parallel_tool_calls": True,
+    "functions": [],
+    "function_call": "none",
+    "service_tier": "auto",
+    "top_logprobs": 0,
+    "echo": False,
+    "best_of": 1,
+}
+"""Values that ask for nothing: OpenAI's documented defaults."""
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompletionRequest:
+    """What a body asks for.
+
+    Attributes:
+        kind: "chat" or "text": which endpoint was asked.
+        model: as the body names it; whether that model is the one opened is for the caller to judge.
+        prompt: a conversation ("chat") or a text, as `generate` takes them.
+        settings: the defaults with what the body says otherwise.
+        num_answers: the best so many are returned, where there are as many.
+        has_logprobs: whether the tokens are returned with their log-probabilities.
+        returned: what else is returned, of "rewards", "decisions" and "candidates".
+    """
+
+    kind: Literal["chat", "text"]
+    model: str
+    prompt: Prompt
+    settings: Settings
+    num_answers: int
+    has_logprobs: bool
+    returned: tuple[str, ...]
+
+
+def parse_chat(body: object, defaults: Settings) -> CompletionRequest:
+    """What a body for /v1/chat/completions asks for.
+
+    A "developer" message is a system message: the name newer clients have for it, which no chat template knows.
+
+    Raises:
+        UsageError: a field that cannot be honoured, or a value outside its range; names it.
+        PromptError: no conversation, an empty one, or a part of it that is no text.
+    """
+    given = _checked(body, "chat")
+    messages = given.get("messages")
+    if not isinstance(messages, list):
+        raise PromptError(f"messages must be a list of messages, got {reprlib.repr(messages)}")
+    return _parse(given, "chat", as_messages([_message(message) for message in messages]), defaults)
+
+
+def parse_text(body: object, defaults: Settings) -> CompletionRequest:
+    """What a body for /v1/completions asks for.
+
+    The prompt is taken as `generate` takes a text: a model that has a chat template is asked it as a user.
+
+    Raises:
+        UsageError: a field that cannot be honoured, or a value outside its range; names it.
+        PromptError: the prompt is empty or no text.
+    """
+    given = _checked(body, "text")
+    prompt = given.get("prompt")
+    if not isinstance(prompt, str):
+        raise PromptError(
+            f"prompt must be a text, got {reprlib.repr(prompt)}",
+            hint="several prompts, or token ids, are several requests, each with one text",
+        )
+    as_messages(prompt)
+    return _parse(given, "text", prompt, defaults)
+
+
+ENDPOINTS = {"/v1/chat/completions": parse_chat, "/v1/completions": parse_text}
+"""What reads the body of a request, by its path."""
+
+
+def best_answers(result: Result, num_answers: int) -> list[Candidate]:
+    """The best complete candidates that were not rejected, best first; of equals the first.
+
+    The first is `result.best`. There may be fewer than asked for: Speculative Rejection finishes few of those it began.
+    """
+    complete = [candidate for candidate in result.candidates if candidate.state == "complete"]
+    return sorted(complete, key=lambda c: (-(c.reward or 0.0), c.index))[:num_answers]
+
+
+def to_body(
+    request: CompletionRequest, result: Result, *, completion_id: str, created: int, model: str, decode: Decode
+) -> dict[str, Any]:
+    """The chat.completion or text_completion that answers a request.
+
+    Args:
+        request: what was asked.
+        result: its result.
+        completion_id: the body's `id`.
+        created: seconds since 1970.
+        model: what answered.
+        decode: of the engine that made the result; used for log-probabilities alone.
+
+    Returns:
+        JSON's types. `choices` are the answers, best first: as many as asked for, or, where fewer candidates came to
+        their end unrejected, as many as those; `specrej.num_answers` says how many. `usage` counts the tokens of the
+        answers returned; what all candidates took is under `specrej`.
+    """
+    answers = best_answers(result, request.num_answers)
+    to_choice = _chat_choice if request.kind == "chat" else _text_choice
+    num_prompt = result.usage.prompt_tokens
+    num_completion = sum(len(answer.token_ids) for answer in answers)
+    return {
+        "id": completion_id,
+        "object": "chat.completion" if request.kind == "chat" else "text_completion",
+        "created": created,
+        "model": model,
+        "choices": [
+            {
+                "index": position,
+                **to_choice(answer),
+                "finish_reason": _FINISH[answer.finish_reason or "length"],
+                "logprobs": _logprobs(answer, decode) if request.has_logprobs else None,
+            }
+            for position, answer in enumerate(answers)
+        ],
+        "usage": {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_completion,
+            "total_tokens": num_prompt + num_completion,
+        },
+        "specrej": _own_part(result, answers, request.returned),
+    }
+
+
+def _checked(body: object, kind: Literal["chat", "text"]) -> dict[str, Any]:
+    """The fields that are given, each of them one to honour."""
+    if not isinstance(body, Mapping):
+        raise UsageError(f"a body must be an object, got {reprlib.repr(body)}")
+    given = {name: value for name, value in body.items() if value is not None and name not in _LABELS}
+    asked = {name: value for name, value in given.items() if name not in _NOTHING or value != _NOTHING[name]}
+    for name, value in asked.items():
+        if name not in _HONOURED[kind]:
+            raise UsageError(
+                f"{name} cannot be honoured, got {reprlib.repr(value)}",
+                hint=f"leave it out; honoured are {', '.join(sorted(_HONOURED[kind]))}",
+            )
+    return asked
+
+
+def _message(given: object) -> dict[str, str]:
+    if not isinstance(given, Mapping):
+        raise PromptError(f"a message must be an object, got {reprlib.repr(given)}")
+    if given.get("role") not in list(_ROLES):
+        raise PromptError(f"a message's role must be one of {', '.join(_ROLES)}, got {reprlib.repr(given.get('role'))}")
+    for name, value in given.items():
+        if name not in ("role", "content") and value is not None:
+            raise UsageError(f"{name} of a message cannot be honoured, got {reprlib.repr(value)}")
+    content = given.get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list):
+        raise PromptError(f"a message's content must be a text or a list of parts, got {reprlib.repr(content)}")
+    for part in parts:
+        is_text = isinstance(part, Mapping) and set(part) == {"type", "text"} and part["type"] == "text"
+        if not is_text or not isinstance(part["text"], str):
+            raise PromptError(
+                f"a part of a message must be a text, got {reprlib.repr(part)}",
+                hint='for example {"type": "text", "text": "Hello"}',
+            )
+    return {"role": _ROLES[given["role"]], "content": "".join(part["text"] for part in parts)}
+
+
+def _parse(
+    given: Mapping[str, Any], kind: Literal["chat", "text"], prompt: Prompt, defaults: Settings
+) -> CompletionRequest:
+    model, num_answers, has_logprobs = given.get("model"), given.get("n", 1), given.get("logprobs", False)
+    if not isinstance(model, str) or not model:
+        raise UsageError(f"model must be a text, got {reprlib.repr(model)}")
+    if type(num_answers) is not int or num_answers < 1:
+        raise UsageError(f"n must be a number of at least 1, got {reprlib.repr(num_answers)}")
+    if not isinstance(has_logprobs, bool):
+        raise UsageError(f"logprobs must be true or false, got {reprlib.repr(has_logprobs)}")
+    own = _own_options(given.get("specrej", {}))
+    return CompletionRequest(
+        kind=kind,
+        model=model,
+        prompt=prompt,
+        num_answers=num_answers,
+        has_logprobs=has_logprobs,
+        returned=_returned(own.pop("return", [])),
+        settings=replace(defaults, **_sampling(given), **own),
+    )
+
+
+def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What OpenAI's own fields say, by the names of `Settings`."""
+    limits = [given[name] for name in ("max_tokens", "max_completion_tokens") if name in given]
+    if len(limits) == 2 and limits[0] != limits[1]:
+        raise UsageError(
+            f"max_tokens and max_completion_tokens are one limit, got {limits[0]!r} and {limits[1]!r}",
+            hint="give max_completion_tokens alone",
+        )
+    if given.get("temperature") == 0:
+        raise UsageError(
+            f"temperature must be above 0, got {given['temperature']}",
+            hint="at 0 all candidates are the same answer; give a low one such as 0.2, or leave it out",
+        )
+    options = {option: given[name] for name, option in _SAMPLING.items() if name in given}
+    if isinstance(options.get("stop"), str):
+        options["stop"] = [options["stop"]]
+    return options
+
+
+def _own_options(own: object) -> dict[str, Any]:
+    if not isinstance(own, Mapping):
+        raise UsageError(f"specrej must be an object, got {reprlib.repr(own)}")
+    for name in own:
+        if name not in (*_OWN, "return"):
+            raise UnknownNameError("field of specrej", name, (*_OWN, "return"))
+    return {name: value for name, value in own.items() if value is not None}
+
+
+def _returned(names: object) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"return must be a list of names, got {reprlib.repr(names)}")
+    for name in names:
+        if name not in _RETURNABLE:
+            raise UnknownNameError("thing to return", name, _RETURNABLE)
+    return tuple(names)
+
+
+def _chat_choice(answer: Candidate) -> dict[str, Any]:
+    return {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+
+
+def _text_choice(answer: Candidate) -> dict[str, Any]:
+    return {"text": answer.text}
+
+
+def _logprobs(answer: Candidate, decode: Decode) -> dict[str, Any]:
+    """Tokens whose texts make up the answer's text, with their log-probabilities in nats.
+
+    A character that takes several tokens is the text of the last of them. The end token and those behind the answer's
+    text are left out; of a token in which a stop string begins there is what comes before it.
+    """
+    content, read = [], 0
+    for end, logprob in enumerate(answer.logprobs, 1):
+        if read >= len(answer.text):
+            break
+        text = answer.text[read : max(len(decode(answer.token_ids[:end])), read)]
+        read += len(text)
+        content.append({"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []})
+    return {"content": content, "refusal": None}
+
+
+def _own_part(result: Result, answers: Sequence[Candidate], returned: Sequence[str]) -> dict[str, Any]:
+    """What the answers are worth, what all candidates took, and what `return` asked for."""
+    usage = result.usage
+    part: dict[str, Any] = {
+        "rewards": [answer.reward for answer in answers],
+        "num_answers": len(answers),
+        "num_candidates": len(result.candidates),
+        "generated_tokens": usage.generated_tokens,
+        "reward_tokens": usage.reward_tokens,
+        "seconds": usage.total_s,
+        "peak_kv_bytes": usage.peak_kv_bytes,
+        "seed": result.seed,
+    }
+    if "rewards" in returned:
+        part["candidate_rewards"] = [candidate.reward for candidate in result.candidates]
+    if "decisions" in returned:
+        part["decisions"] = [asdict(decision) for decision in result.decisions]
+    if "candidates" in returned:
+        part["candidates"] = [candidate.to_dict() for candidate in result.candidates]
+    return part
