@@ -15,7 +15,7 @@ from fakes import FakeEngine, FakeReward, text_of
 from specrej.completions import ENDPOINTS, CompletionRequest, best_answers, parse_chat, parse_text, to_body
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.settings import Settings
-from specrej.types import Result
+from specrej.types import Continuation, Result
 
 DEFAULTS = Settings(seed=5, top_k=20, max_new_tokens=32)
 USER = {"role": "user", "content": "Hello"}
@@ -180,6 +180,11 @@ def test_a_body_is_an_object(body: object) -> None:
     for parse in (parse_chat, parse_text):
         with pytest.raises(UsageError, match="a body must be an object"):
             parse(body, DEFAULTS)
+
+
+def test_a_text_to_complete_goes_past_the_chat_template() -> None:
+    assert isinstance(text(prompt="Once upon").prompt, Continuation)
+    assert not isinstance(chat(messages=[{"role": "user", "content": "Hi"}]).prompt, Continuation)
 
 
 def test_messages_may_be_in_parts_and_a_developer_is_the_system() -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.settings import Settings
-from specrej.types import Candidate, Prompt, Result, as_messages
+from specrej.types import Candidate, Continuation, Prompt, Result, as_messages
 
 Decode = Callable[[Sequence[int]], str]
 """Text of generated tokens: `Engine.decode`."""
@@ -111,7 +111,7 @@ def parse_chat(body: object, defaults: Settings) -> CompletionRequest:
 def parse_text(body: object, defaults: Settings) -> CompletionRequest:
     """What a body for /v1/completions asks for.
 
-    The prompt is taken as `generate` takes a text: a model that has a chat template is asked it as a user.
+    The prompt is continued as it stands, by a model with a chat template as well.
 
     Raises:
         UsageError: a field that cannot be honoured, or a value outside its range; names it.
@@ -125,7 +125,7 @@ def parse_text(body: object, defaults: Settings) -> CompletionRequest:
             hint="several prompts, or token ids, are several requests, each with one text",
         )
     as_messages(prompt)
-    return _parse(given, "text", prompt, defaults)
+    return _parse(given, "text", Continuation(prompt), defaults)
 
 
 ENDPOINTS = {"/v1/chat/completions": parse_chat, "/v1/completions": parse_text}

@@ -17,6 +17,13 @@ Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
 """A text (sent as one user message where the model has a chat template) or a conversation."""
 
+
+class Continuation(str):
+    """A prompt that is gone on from as it stands, whether or not the model has a chat template."""
+
+    __slots__ = ()
+
+
 State = Literal["live", "complete", "rejected"]
 FinishReason = Literal["eos", "stop", "length"]
 Reuse = Literal["none", "prompt", "answers"]

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from specrej.engines.torch.text import TextCodec
 from specrej.errors import PromptError
+from specrej.types import Continuation
 from tiny import BOS_ID, CHAT_TEMPLATE, EOS_ID, make_tokenizer
 
 CONVERSATION = [
@@ -65,6 +66,13 @@ def test_the_template_alone_decides_on_bos(adds_bos: bool) -> None:
 def test_without_a_template_the_tokenizer_decides_on_bos(adds_bos: bool) -> None:
     tokenizer = make_tokenizer(adds_bos=adds_bos)
     ids = TextCodec(tokenizer).encode("Once upon")
+    assert ids == [BOS_ID] * adds_bos + ids_of(tokenizer, "Once upon")
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_a_continuation_goes_past_the_template(adds_bos: bool) -> None:
+    tokenizer = make_tokenizer(CHAT_TEMPLATE, adds_bos=adds_bos)
+    ids = TextCodec(tokenizer).encode(Continuation("Once upon"))
     assert ids == [BOS_ID] * adds_bos + ids_of(tokenizer, "Once upon")
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specrej.errors import PromptError
-from specrej.types import Prompt, as_messages
+from specrej.types import Continuation, Prompt, as_messages
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -19,15 +19,15 @@ class TextCodec:
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt up to where the answer begins.
 
-        With a chat template, a text is one user message, and the template alone decides on BOS. Without one, a text is
-        continued as it stands.
+        With a chat template, a text is one user message, and the template alone decides on BOS. Without one, and as a
+        `Continuation`, a text is continued as it stands.
 
         Raises:
             PromptError: the prompt is empty, a conversation meets a model without a chat template, or the template
                 refuses it.
         """
         messages = as_messages(prompt)
-        if self.tokenizer.chat_template is None:
+        if self.tokenizer.chat_template is None or isinstance(prompt, Continuation):
             if not isinstance(prompt, str):
                 raise PromptError(
                     "this model has no chat template, so it cannot take a conversation",
