@@ -1,12 +1,18 @@
+import pickle
+
 import pytest
 
 import specrej
 from specrej.errors import (
     BudgetError,
+    DeadlineError,
     DeviceMemoryError,
     ModelError,
     PromptError,
+    QueueFullError,
     RewardError,
+    ServingError,
+    ShutdownError,
     SpecrejError,
     UnknownNameError,
     UsageError,
@@ -14,7 +20,9 @@ from specrej.errors import (
 
 
 def test_the_tree_is_the_one_drawn_in_the_docstring() -> None:
-    assert {error.__base__ for error in (UsageError, ModelError, RewardError, DeviceMemoryError)} == {SpecrejError}
+    first = (UsageError, ModelError, RewardError, DeviceMemoryError, ServingError)
+    assert {error.__base__ for error in first} == {SpecrejError}
+    assert {error.__base__ for error in (QueueFullError, DeadlineError, ShutdownError)} == {ServingError}
     assert {error.__base__ for error in (UnknownNameError, PromptError, BudgetError)} == {UsageError}
     assert SpecrejError.__base__ is Exception
 
@@ -47,3 +55,17 @@ def test_an_unknown_name_keeps_the_hint_it_is_given_after_the_guess() -> None:
     known = ["best_of_n"]
     assert UnknownNameError("algorithm", "best_of_m", known, hint="Look.").hint == "did you mean 'best_of_n'? Look."
     assert UnknownNameError("algorithm", "xyz", known, hint="Look.").hint == "Look."
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UsageError("n must be at least 1", hint="give 1"),
+        UnknownNameError("algorithm", "best_of_m", ["best_of_n"]),
+        QueueFullError("64 requests wait", retry_after_s=3),
+    ],
+)
+def test_an_error_comes_to_another_process_as_it_is(error: SpecrejError) -> None:
+    there = pickle.loads(pickle.dumps(error))
+    assert type(there) is type(error)
+    assert (str(there), vars(there)) == (str(error), vars(error))

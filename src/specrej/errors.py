@@ -15,7 +15,8 @@ SpecrejError
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class SpecrejError(Exception):
@@ -24,6 +25,10 @@ class SpecrejError(Exception):
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process gets it as it is, whatever its kind is made from."""
+        return _restore, (type(self), self.args, vars(self))
 
 
 class UsageError(SpecrejError):
@@ -80,3 +85,9 @@ class DeadlineError(ServingError):
 
 class ShutdownError(ServingError):
     """The server is being stopped."""
+
+
+def _restore(kind: type[SpecrejError], args: tuple[object, ...], state: Mapping[str, Any]) -> SpecrejError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(state)
+    return error

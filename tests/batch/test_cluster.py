@@ -1,6 +1,7 @@
 """Batch jobs on a real Ray of this machine: the rows are those of one engine in one process."""
 
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -57,6 +58,7 @@ def test_a_job_with_an_actor_that_dies(tmp_path: Path) -> None:
         closing(run_batch(requests, rows_of, there)) as rows,
     ):
         ended = list(rows)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # Ray's own would end the process on the spot
     assert marker.exists()
     whole = tmp_path / "whole.jsonl"
     run_job(source, whole, reward=as_reward(make_reward()))

@@ -71,8 +71,11 @@ def ray_rows(
             _check_nodes(gpus_per_actor, cpus_per_actor)
             blocks = [pa.table({"request": rows[at : at + size]}) for at in range(0, len(rows), size)]
             rows.clear()
-            ds = map_on_actors(
-                ray.data.from_arrow(blocks),
+            ds = ray.data.from_arrow(blocks)
+            ds.context.enable_progress_bars = False
+            ds.context.target_max_block_size = 1  # a block a row: rows come as they end, not when their batch has
+            done = map_on_actors(
+                ds,
                 _Pickles,
                 (opening,),
                 actors=min(actors, len(blocks)),
@@ -80,7 +83,7 @@ def ray_rows(
                 cpus=cpus_per_actor,
                 batch_size=size,
             )
-            for row in ds.iter_rows():
+            for row in done.iter_rows():
                 ended = pickle.loads(row["ended"])
                 if isinstance(ended, SpecrejError):
                     raise ended
@@ -136,9 +139,6 @@ def _connected(address: str | None) -> Iterator[None]:
     if address not in (None, "local"):
         _check_answers(address)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.target_max_block_size = 1  # a block a row: rows come as they end, not when their batch has
     stop = signal.getsignal(signal.SIGTERM)
     try:
         with _without_stderr():

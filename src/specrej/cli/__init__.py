@@ -2,6 +2,7 @@
 
     specrej generate "Give three tips for staying healthy." --memory 64MiB --seed 1
     specrej compare "Give three tips for staying healthy." --memory 64MiB
+    specrej batch prompts.jsonl --output answers.jsonl
     specrej bench prompts.jsonl --methods best_of_n:8,speculative_rejection:0.5 --output out
     specrej models pull
 
@@ -15,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from specrej.cli import answer, evaluate
+from specrej.cli import answer, batch, evaluate
 from specrej.cli.pull import models_app
 from specrej.version import __version__
 
@@ -26,6 +27,8 @@ app = typer.Typer(
 )
 app.command()(answer.generate)
 app.command()(answer.compare)
+app.command(rich_help_panel="Many prompts", cls=batch.BatchCommand)(batch.batch)
+app.command(rich_help_panel="Many prompts")(batch.pairs)
 for _command in (evaluate.bench, evaluate.trace, evaluate.replay, evaluate.report, evaluate.judge, evaluate.export):
     app.command(rich_help_panel="Measuring")(_command)
 app.add_typer(models_app, name="models")

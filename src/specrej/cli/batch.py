@@ -1,0 +1,279 @@
+"""Many prompts: batch, pairs."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from specrej import api
+from specrej.cli.options import (
+    Json,
+    exit_codes,
+    how_to_resume,
+    open_given,
+    settings_of,
+    stdout_for_results,
+    stoppable,
+    takes_options,
+)
+from specrej.errors import SpecrejError, UsageError
+from specrej.memory import format_bytes, parse_bytes
+from specrej.settings import Settings
+
+if TYPE_CHECKING:
+    from specrej.batch.job import RowsOf
+    from specrej.batch.output import JobInfo, Output
+    from specrej.batch.requests import BrokenRequest, Request
+    from specrej.batch.summary import Summary, Tally
+    from specrej.pool import Pool
+
+_STDOUT = Path("-")
+_MANY: dict[str, Any] = {"rich_help_panel": "Many prompts"}
+
+_Source = Annotated[
+    str,
+    typer.Argument(
+        help='A JSONL file, or - for stdin: rows such as {"id": "a", "prompt": "Why?"}, or in OpenAI\'s batch format.',
+        metavar="IN.jsonl",
+        show_default=False,
+    ),
+]
+_Output = Annotated[
+    Path, typer.Option(help="Gets a row for each row in, as they end; - for stdout.", show_default=False, **_MANY)
+]
+_Resume = Annotated[bool, typer.Option("--resume", help="Go on with the job that the output holds.", **_MANY)]
+_Keep = Annotated[
+    int,
+    typer.Option(
+        help="Answers in a row: the K best of its prompt; from 2 on the lowest as well, for specrej pairs. "
+        "(What is --keep in generate is --keep-at-decisions here.)",
+        metavar="K",
+        **_MANY,
+    ),
+]
+_TotalMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="KV of all prompts in flight together; decides the speed and no result. By default --memory where it is "
+        "given, else 8 default budgets on a CPU, 80% of a GPU's free memory.",
+        metavar="SIZE",
+        **_MANY,
+    ),
+]
+_InFlight = Annotated[int, typer.Option(help="Most prompts side by side.", **_MANY)]
+_KeepAtDecisions = Annotated[
+    int | None,
+    typer.Option(
+        help="Keep this many at each decision, in place of a share.", rich_help_panel="How answers are chosen"
+    ),
+]
+_CLUSTER: dict[str, Any] = {"rich_help_panel": "Many machines"}
+_Ray = Annotated[
+    str | None,
+    typer.Option(
+        help="Run on a Ray cluster: HOST:PORT of its head, local for a Ray of this process; without an address the "
+        "cluster of RAY_ADDRESS or of this machine, else local.",
+        metavar="[ADDRESS]",
+        show_default=False,
+        **_CLUSTER,
+    ),
+]
+_Actors = Annotated[int, typer.Option(help="Engines; each opens the model on its node. With --ray.", **_CLUSTER)]
+_GpusPerActor = Annotated[float, typer.Option(help="GPUs that each reserves; may be a part of one.", **_CLUSTER)]
+_CpusPerActor = Annotated[
+    float, typer.Option(help="CPUs that each reserves: the threads it computes with.", **_CLUSTER)
+]
+
+
+class BatchCommand(TyperCommand):
+    """Lets `--ray` stand without an address, which typer knows no way to say."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        spelled: list[str] = []
+        for word, following in zip(args, [*args[1:], ""], strict=True):
+            is_address = following in ("auto", "local") or ":" in following
+            spelled += ["--ray", "auto"] if word == "--ray" and not is_address else [word]
+        return super().parse_args(ctx, spelled)
+
+
+@takes_options("keep")
+def batch(
+    source: _Source,
+    *,
+    output: _Output,
+    resume: _Resume = False,
+    keep: _Keep = 1,
+    total_memory: _TotalMemory = None,
+    in_flight: _InFlight = api.IN_FLIGHT,
+    keep_at_decisions: _KeepAtDecisions = None,
+    ray: _Ray = None,
+    actors: _Actors = 1,
+    gpus_per_actor: _GpusPerActor = 0,
+    cpus_per_actor: _CpusPerActor = 1,
+    json: Json = False,
+    **given: Any,
+) -> None:
+    """Answer many prompts, each as generate would; a job that was stopped, or killed, goes on with --resume."""
+    from specrej import display
+    from specrej.batch.job import describe_job, read_all
+    from specrej.batch.summary import summarize
+
+    advice = "what is done has gone to stdout" if output == _STDOUT else how_to_resume(output)
+    with exit_codes(), stoppable(advice):
+        settings = settings_of({**given, "keep": keep_at_decisions})
+        _check(settings, total_memory, in_flight)
+        cluster = _cluster(address=ray, actors=actors, gpus_per_actor=gpus_per_actor, cpus_per_actor=cpus_per_actor)
+        if output == _STDOUT and (resume or json):
+            raise UsageError(
+                f"with --output - there is no {'--resume' if resume else '--json'}", hint="give a file as --output"
+            )
+        requests = read_all(source, settings, keep, given["model"])
+        names = ("model", "reward", "weights", "device")
+        job = describe_job(requests, settings, keep, **{name: given[name] for name in names})
+        opening = given, settings, total_memory, in_flight
+        open_rows = partial(_open_ray, *opening, cluster) if cluster else partial(_open_local, *opening)
+        with stdout_for_results(), _open(output, job, resume=resume) as there, _advising(advice):
+            now, seconds, pool = _run(requests, there, open_rows)
+        summary = summarize(there.tally, now, output=str(output), seconds=seconds, pool=pool, job=job)
+        if json:
+            display.print_json(summary)
+        else:
+            typer.echo(_last_line(summary, keep), err=output == _STDOUT)
+
+
+def pairs(
+    source: Annotated[Path, typer.Argument(help="What specrej batch --keep 2 (or more) wrote.", show_default=False)],
+    *,
+    output: Annotated[Path, typer.Option(help="The file to write.", show_default=False)],
+    form: Annotated[
+        str,
+        typer.Option(
+            help="Pairs of messages, pairs of texts, or conversations with the best answer alone.",
+            metavar="conversational|standard|sft",
+        ),
+    ] = "conversational",
+    min_margin: Annotated[float, typer.Option(help="Least difference of the two rewards.")] = 0.0,
+) -> None:
+    """Write what batch kept in TRL's formats: the best answer against the lowest for DPO, or the best alone for SFT."""
+    from specrej.batch.preferences import write_pairs, write_sft
+
+    with exit_codes():
+        if form == "sft":
+            typer.echo(f"{write_sft(source, output)} conversations with their best answers in {output}")
+            return
+        counts = write_pairs(source, output, form=form, min_margin=min_margin)
+        typer.echo(
+            f"{counts.pairs} pairs in {output}; without a pair: {counts.failed} failed, {counts.alone} with one "
+            f"finished answer, {counts.equal} with equal ones, {counts.close} below the margin"
+        )
+
+
+def _check(settings: Settings, total_memory: str | None, in_flight: int) -> None:
+    """See to what concerns many prompts, before anything is read or opened."""
+    if in_flight < 1:
+        raise UsageError(f"in_flight must be at least 1, got {in_flight}")
+    if total_memory is not None and parse_bytes(total_memory) < (settings.memory_bytes or 0):
+        raise UsageError(
+            f"a total_memory of {total_memory} does not hold one prompt with a memory of {settings.memory}",
+            hint="give a total_memory of at least the memory of one prompt, or a smaller memory",
+        )
+
+
+def _cluster(**given: Any) -> dict[str, Any]:
+    """What `--ray` and its options say; empty without it."""
+    if given["address"] is not None:
+        return given
+    if given != {"address": None, "actors": 1, "gpus_per_actor": 0, "cpus_per_actor": 1}:
+        raise UsageError("actors are Ray's, and there is no --ray", hint="add --ray")
+    return {}
+
+
+def _open(output: Path, job: "JobInfo", *, resume: bool) -> AbstractContextManager["Output"]:
+    from specrej.batch.output import open_output, open_stdout
+
+    return open_stdout() if output == _STDOUT else open_output(output, job, resume=resume)
+
+
+def _open_local(
+    given: dict[str, Any], settings: Settings, total_memory: str | None, in_flight: int
+) -> tuple["RowsOf", "Pool"]:
+    """What runs requests on an engine of this process, and the memory that they share."""
+    from specrej.batch.job import local_rows
+
+    engine, reward = open_given(given)
+    pool = api.open_pool(engine, settings, total_memory)
+    return local_rows(engine, reward, pool, in_flight), pool
+
+
+def _open_ray(
+    given: dict[str, Any], settings: Settings, total_memory: str | None, in_flight: int, cluster: dict[str, Any]
+) -> tuple["RowsOf", None]:
+    """What runs requests on the actors of a cluster; no memory here is shared."""
+    from specrej.batch.cluster import ray_rows
+    from specrej.ray import Opening
+
+    named = {name: given[name] for name in ("model", "reward", "reward_memory", "weights", "device")}
+    opening = Opening(settings=settings, total_memory=total_memory, in_flight=in_flight, **named)
+    return ray_rows(opening, **cluster), None
+
+
+def _run(
+    requests: list["Request | BrokenRequest"],
+    output: "Output",
+    open_rows: Callable[[], tuple["RowsOf", "Pool | None"]],
+) -> tuple["Tally", float, "Pool | None"]:
+    """Run what is left; what it came to, the seconds it took, and the memory that prompts shared."""
+    from specrej.batch.job import num_left, run_batch
+    from specrej.batch.summary import Tally, figures_of
+    from specrej.progress import RowProgress
+
+    now = Tally()
+    with RowProgress(total=len(requests), unit="prompts", num_done=len(output.done)) as progress:
+        rows_of, pool = open_rows() if num_left(requests, output) else ((lambda _: iter(())), None)
+        progress.begin()
+        begun_s = time.perf_counter()
+        with closing(run_batch(requests, rows_of, output)) as rows:
+            for ended in rows:
+                figures = figures_of(ended.row)
+                now.add(figures, ended.flops)
+                output.tally.add(figures)
+                progress.advance(figures.id, figures.message, num_tokens=figures.generated_tokens)
+    return now, time.perf_counter() - begun_s, pool
+
+
+@contextmanager
+def _advising(advice: str) -> Iterator[None]:
+    """An error that stops a job says what there is, and how to go on."""
+    try:
+        yield
+    except SpecrejError as error:
+        error.hint = f"{error.hint}; {advice}" if error.hint else advice
+        raise
+    except BrokenPipeError:  # whoever read the rows has seen enough
+        raise typer.Exit(141) from None
+
+
+def _last_line(summary: "Summary", num_kept: int) -> str:
+    from specrej.display import number
+
+    now, reward, name = summary["this_run"], summary["reward"], summary["output"]
+    words = [
+        f"{summary['num_rows']} rows in {'stdout' if name == '-' else name}, {summary['num_failed']} failed "
+        f"({now['num_rows']} run now)",
+        f"mean reward {number(reward['mean'])} over {reward['n']}",
+        f"{now['tokens']['generated']:,} tokens in {now['seconds']:,.1f} s, {now['tokens_per_s']:,.0f} tokens/s",
+    ]
+    if now["memory"]:
+        words.append(f"{now['memory']['budget_in_use']:.0%} of {format_bytes(now['memory']['total_bytes'])} in use")
+    words.append(f"seed {summary['job']['settings']['seed']}")
+    line = "; ".join(words)
+    if name != "-" and summary["num_failed"]:
+        line += f". To run failed rows again: take them out of {name} and give --resume"
+    if name != "-" and num_kept > 1:
+        line += f". For preference pairs: specrej pairs {name} --output PAIRS.jsonl"
+    return line
