@@ -154,6 +154,9 @@ class FakeEngine:
         self._reallocate(handle, 0, 0)
         return handle
 
+    def num_shared(self, prompt: int) -> int:
+        return 0
+
     def _reallocate(self, handle: int, rows: int, slots: int) -> None:
         self.groups[handle].reallocate(rows, slots)
         if self._total_bytes is not None:

@@ -131,6 +131,8 @@ def test_by_hand() -> None:
     flops = ModelFlops(linear=100, head=10, attention=(AttentionFlops(None, 1), AttentionFlops(4, 3)), chunk=2)
     # Chunks of two and one: two queries see two keys each, one sees three, in every layer; two positions have logits.
     assert flops.prefill(3) == 300 + 2 * 10 + (2 * 2 + 1 * 3) * (1 + 3)
+    # The first token was read for another prompt: one chunk of two, with one position that has logits.
+    assert flops.prefill(3, 1) == 200 + 10 + (2 * 3) * (1 + 3)
     # Three tokens, two of them fed: they see 4 and 5 positions, through the window 4 and 4.
     assert flops.decode(3, [3]) == 2 * 110 + (4 + 5) * 1 + (4 + 4) * 3
 

@@ -89,16 +89,18 @@ class ModelFlops:
     attention: tuple[AttentionFlops, ...]
     chunk: int
 
-    def prefill(self, num_prompt_tokens: int) -> float:
+    def prefill(self, num_prompt_tokens: int, num_shared: int = 0) -> float:
         """Reading a prompt once, in chunks, with logits for the last position of each chunk.
+
+        The first `num_shared` tokens were read before, for another prompt.
 
         A chunk is multiplied with all positions so far; those that causality or a window hides are masked afterwards,
         so they cost as much as the others.
         """
-        starts = [*range(0, num_prompt_tokens, self.chunk), num_prompt_tokens]
+        starts = [*range(num_shared, num_prompt_tokens, self.chunk), num_prompt_tokens]
         num_pairs = sum((stop - start) * stop for start, stop in pairwise(starts))
         attention: float = num_pairs * sum(layers.per_pair for layers in self.attention)
-        return self.linear * num_prompt_tokens + self.head * (len(starts) - 1) + attention
+        return self.linear * (num_prompt_tokens - num_shared) + self.head * (len(starts) - 1) + attention
 
     def decode_each(self, num_prompt_tokens: int, lengths: ArrayLike) -> NDArray[np.float64]:
         """Drawing answers of these lengths in tokens, one by one: an array of the shape of `lengths`, in operations.
@@ -135,6 +137,7 @@ def flops_of(
     lengths: ArrayLike,
     reward_flops_per_token: float | None,
     reward_tokens: int,
+    num_shared: int = 0,
 ) -> FlopsRow:
     """The operations of one prompt's run, by part.
 
@@ -144,9 +147,10 @@ def flops_of(
         lengths: tokens of every candidate, rejected ones included.
         reward_flops_per_token: None where the reward does not say.
         reward_tokens: tokens that the reward has read, all decisions together.
+        num_shared: tokens of the prompt that were read before, for another prompt.
     """
     return {
-        "prefill": model.prefill(num_prompt_tokens),
+        "prefill": model.prefill(num_prompt_tokens, num_shared),
         "decode": model.decode(num_prompt_tokens, lengths),
         "reward": None if reward_flops_per_token is None else reward_flops_per_token * reward_tokens,
     }

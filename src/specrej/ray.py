@@ -236,7 +236,7 @@ def _column_types() -> dict[str, "pa.DataType"]:
     )
     usage = pa.struct(
         {
-            **dict.fromkeys(("prompt_tokens", "generated_tokens", "reward_tokens"), pa.int64()),
+            **dict.fromkeys(("prompt_tokens", "shared_prompt_tokens", "generated_tokens", "reward_tokens"), pa.int64()),
             **dict.fromkeys(("prefill_s", "decode_s", "reward_s", "other_s", "total_s"), pa.float64()),
             **dict.fromkeys(("peak_kv_bytes", "num_steps", "reward_kv_bytes"), pa.int64()),
             "reward_reuse": pa.string(),

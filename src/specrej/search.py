@@ -180,6 +180,7 @@ class Search:
         begun = time.perf_counter()
         self._handle = self._engine.open(self.prompt_ids, self.sampling, self.budget_bytes)
         self.usage.prefill_s += time.perf_counter() - begun
+        self.usage.shared_prompt_tokens = self._engine.num_shared(self._handle)
         with self._rewarding("the prompt"):
             self._session = self._reward.open(self.messages)
 

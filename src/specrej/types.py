@@ -181,12 +181,14 @@ class Decision:
 class Usage:
     """What a result cost. Tokens are counted once where they are made; seconds are wall clock and add up to total_s.
 
+    Of the prompt's tokens, `shared_prompt_tokens` were not read for it: a prompt that begins alike was in flight.
     With several prompts in flight, a step's seconds are shared out by the number of candidates each had in it.
     `reward_reuse` is what the reward model kept of its KV between decisions, to the last ("answers": prompt and
     answers), `reward_kv_bytes` the most it held.
     """
 
     prompt_tokens: int = 0
+    shared_prompt_tokens: int = 0
     generated_tokens: int = 0
     reward_tokens: int = 0
     prefill_s: float = 0.0

@@ -20,7 +20,7 @@ from specrej.batch.job import describe_job, read_all, run_batch
 from specrej.batch.output import open_output
 from specrej.batch.requests import Request
 from specrej.cli import app
-from specrej.errors import ModelError, SpecrejError, UsageError
+from specrej.errors import ModelError, SpecrejError, UnknownNameError, UsageError
 from specrej.ray import Opening
 from specrej.rewards import as_reward
 from test_ray import local_ray, make_reward
@@ -179,7 +179,7 @@ def test_no_node_holds_an_actor(nodes: list[dict[str, float]], words: str, monke
     cluster._check_nodes(1, 2)
 
 
-@pytest.mark.parametrize(("model", "kind"), [("smollm3", UsageError), (Path("no/such/model"), ModelError)])
+@pytest.mark.parametrize(("model", "kind"), [("smollm3", UnknownNameError), (Path("no/such/model"), ModelError)])
 def test_what_cannot_be_opened_is_sent_back(model: Any, kind: type[SpecrejError]) -> None:
     table = pytest.importorskip("pyarrow").table
     stage = cluster._Pickles(opening(model=model))

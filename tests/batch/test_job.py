@@ -338,6 +338,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[int], list[
     job = describe_job(requests, options, 1, model="bytes", reward="fake")
     rows_of = local_rows(FakeEngine(), FakeReward(), Pool(TOTAL_BYTES), IN_FLIGHT)
     num_calls, calls, held = 0, [], []
+    gc.collect()  # what earlier tests have left
 
     def count(_frame: FrameType, event: str, _argument: Any) -> None:
         nonlocal num_calls

@@ -135,7 +135,7 @@ def test_the_answers_are_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(json.dumps(row()) + "\n")
     before = path.read_bytes()
-    with pytest.raises(UsageError, match="a file of their own"):
+    with pytest.raises(UsageError, match="a file of its own"):
         write_pairs(path, tmp_path / "." / "out.jsonl")
     assert path.read_bytes() == before
 

@@ -20,7 +20,7 @@ from specrej.engines.torch.groups import Group
 from specrej.errors import RewardError, UnknownNameError, UsageError
 from specrej.rewards import causal, incremental
 from specrej.rewards.classifier import ClassifierReward
-from specrej.rewards.incremental import IncrementalSession, longest_prefix
+from specrej.rewards.incremental import IncrementalSession
 from specrej.types import Candidate, FinishReason
 from tiny import CHAT_TEMPLATE, EOS_ID, VOCABULARY, make_config, make_tokenizer
 
@@ -379,13 +379,6 @@ def test_a_model_that_fails_names_its_candidates(llama: Case, monkeypatch: pytes
             session.score(live("ab", "bb", "cb", "db"))
     llama.num_fed = session.num_tokens
     llama.check(session, live("ab", "b", "cc", "dd"))
-
-
-@given(left=st.lists(st.integers(0, 1)), right=st.lists(st.integers(0, 1)))
-def test_the_longest_prefix(left: list[int], right: list[int]) -> None:
-    length = longest_prefix(left, right)
-    assert left[:length] == right[:length]
-    assert min(len(left), len(right)) == length or left[length] != right[length]
 
 
 def test_sessions_of_causal_models_are_incremental(llama: Case) -> None:

@@ -133,7 +133,10 @@ def end(request: Request, outcome: Outcome, engine: Engine, reward: Reward) -> E
         return Ended(failure_of(request, outcome), None)
     usage = outcome.usage
     lengths = [len(candidate.token_ids) for candidate in outcome.candidates]
-    flops = flops_of(engine.flops, usage.prompt_tokens, lengths, flops_per_token_of(reward), usage.reward_tokens)
+    of_reward = flops_per_token_of(reward)
+    flops = flops_of(
+        engine.flops, usage.prompt_tokens, lengths, of_reward, usage.reward_tokens, usage.shared_prompt_tokens
+    )
     return Ended(row_of(request, outcome, engine.decode), flops)
 
 

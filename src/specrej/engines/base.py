@@ -93,6 +93,9 @@ class Engine(Protocol):
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
         """Prefill a prompt; its KV and that of its candidates stay within the budget. Returns its handle."""
 
+    def num_shared(self, prompt: int) -> int:
+        """Tokens of a prompt that is just open which were read before, for a prompt that begins alike."""
+
     def add(self, prompt: int, indices: Sequence[int]) -> None:
         """Open new candidates of a prompt that has none live."""
 

@@ -49,8 +49,9 @@ class UsageRow(TypedDict):
     total_s: float
     peak_kv_bytes: int
     num_steps: int
+    shared_prompt_tokens: NotRequired[int]
+    """Older runs lack this one and those below."""
     reward_reuse: NotRequired[Reuse]
-    """Older runs lack this one and the next."""
     reward_kv_bytes: NotRequired[int]
 
 

@@ -24,12 +24,13 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from specrej.cost import linear_flops
+from specrej.engines.torch.prefixes import longest_prefix
 from specrej.errors import ModelError, PromptError, RewardError, UnknownNameError, UsageError
 from specrej.quiet import quiet_transformers
 from specrej.rewards.base import RewardSession, Scores, StatelessSession
 from specrej.rewards.causal import CausalScorer
 from specrej.rewards.function import last_question
-from specrej.rewards.incremental import Conversations, IncrementalSession, longest_prefix
+from specrej.rewards.incremental import Conversations, IncrementalSession
 from specrej.rewards.labels import choose_outputs, weigh
 from specrej.rewards.pretrained import LoadedModel, score_by_length, token_limit
 from specrej.rewards.together import alone, score_each, score_jointly

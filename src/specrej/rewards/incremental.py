@@ -20,6 +20,7 @@ import torch
 
 from specrej.engines.torch.engine import PREFILL_CHUNK
 from specrej.engines.torch.groups import Group
+from specrej.engines.torch.prefixes import longest_prefix
 from specrej.rewards.causal import CausalScorer
 from specrej.rewards.labels import weigh
 from specrej.rewards.pretrained import naming
@@ -232,14 +233,6 @@ class IncrementalSession:
         others_block = 0 if beside is None else beside.allocated_bytes() - beside.prompt_bytes()
         held = group.allocated_bytes() + others_block
         self.peak_kv_bytes = max(self.peak_kv_bytes, group.peak_bytes, held)
-
-
-def longest_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Length of the longest common prefix."""
-    shorter = min(len(left), len(right))
-    if left[:shorter] == right[:shorter]:
-        return shorter
-    return next(i for i in range(shorter) if left[i] != right[i])
 
 
 def _batches(feeds: Sequence[_Feed], most_rows: int) -> Iterator[list[_Feed]]:

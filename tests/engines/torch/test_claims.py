@@ -58,14 +58,17 @@ def make_chat_engine() -> TorchEngine:
     return wrap(make_model("llama"), make_tokenizer(CHAT_TEMPLATE), weights="fp32")
 
 
+@pytest.mark.parametrize("beginning", ["", "You are a careful assistant. "])
 @pytest.mark.parametrize("share", [1.0, 1.7, 3.0])
-def test_all_prompts_together_stay_within_the_pool(share: float) -> None:
+def test_all_prompts_together_stay_within_the_pool(share: float, beginning: str) -> None:
     engine = make_chat_engine()
     settings_of = [Settings(n=10, max_new_tokens=40, decide="every:7", seed=seed, top_k=0) for seed in range(9)]
-    one = engine.kv_bytes(40, 10, 40)
+    one = engine.kv_bytes(40 + len(beginning), 10, 40)
     each = [Settings(**{**given.to_dict(), "memory": one}) for given in settings_of]
     pool = Pool(int(one * share))
-    makers = [partial(prepare, engine, FakeReward(), f"Prompt {'x' * n}", given) for n, given in enumerate(each)]
+    makers = [
+        partial(prepare, engine, FakeReward(), f"{beginning}Prompt {'x' * n}", given) for n, given in enumerate(each)
+    ]
     with Meter() as meter:
         outcomes = dict(run(engine, makers, pool=pool, in_flight=9, observe=unobserved))
         assert all(isinstance(outcome, Result) for outcome in outcomes.values())

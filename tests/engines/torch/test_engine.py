@@ -280,6 +280,15 @@ def test_dropping_nobody_changes_nothing() -> None:
     assert len(engine.step()) == 3
 
 
+def test_candidates_can_be_dropped_before_their_first_token() -> None:
+    """As a search gives them up when memory runs out in the very first step."""
+    engine = make_engine(make_model("llama"))
+    prompt = engine.open(make_ids(20), SAMPLING, BUDGET)
+    engine.add(prompt, range(4))
+    engine.drop(prompt, [0, 2])
+    assert [token.candidate for token in engine.step()] == [3, 1]
+
+
 def test_a_closed_prompt_is_gone_and_its_number_is_not_used_again() -> None:
     engine = make_engine(make_model("llama"))
     first = engine.open(make_ids(20), SAMPLING, BUDGET)

@@ -47,13 +47,14 @@ class PrefillPass:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         group, stop = self.group, self.start + key.shape[2]
+        own = slice(self.start - group.start, stop - group.start)
         if len(group.prompt_keys) == layer:
-            length = len(group.prompt_ids)
+            length = len(group.prompt_ids) - group.start
             group.prompt_keys.append(key.new_empty(key.shape[1], length, key.shape[3]))
             group.prompt_values.append(value.new_empty(value.shape[1], length, value.shape[3]))
-        group.prompt_keys[layer][:, self.start : stop] = key[0]
-        group.prompt_values[layer][:, self.start : stop] = value[0]
-        keys, values = group.prompt_keys[layer][None, :, :stop], group.prompt_values[layer][None, :, :stop]
+        group.prompt_keys[layer][:, own] = key[0]
+        group.prompt_values[layer][:, own] = value[0]
+        keys, values = (_joined(parts, 1)[None, :, :stop] for parts in zip(*group.prompt_kv(layer), strict=True))
         if scoring.window not in self.masks:
             self.masks[scoring.window] = _causal_mask(self.start, stop, scoring.window, query.device)
         mask = self.masks[scoring.window]
@@ -68,6 +69,11 @@ class PrefillPass:
             weights = scores.masked_fill_(~mask, -torch.inf).softmax(-1).to(values.dtype)
             out = torch.bmm(weights, values[0].repeat_interleave(shared, 0))[None]
         return out.transpose(1, 2)
+
+
+def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """`torch.cat`, but one tensor is not copied."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
 
 
 def _causal_mask(start: int, stop: int, window: int | None, device: torch.device) -> Tensor:
@@ -94,7 +100,7 @@ class DecodePass:
             first = 0 if scoring.window is None else max(stop - scoring.window, 0)
             outputs.append(_attend_to_group(group, layer, query[rows], scoring, slice(first, stop)))
             start = rows.stop
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return _joined(outputs, 0)
 
 
 @dataclass
@@ -175,33 +181,35 @@ def _attend_to_group(
 ) -> Tensor:
     """Some queries a row, `[rows, heads, queries, dim]`, to the prompt and to the row's own tokens, under one softmax.
 
-    The prompt is the same for all rows: its keys and values are read once, in one matrix product for all of them.
+    The prompt is the same for all rows: its keys and values are read once, in one matrix product of each part for all
+    of them.
     `seen` are the positions that any query sees, `hidden` says which of the last of them some do not.
     """
     rows, heads, num_queries, dim = query.shape
     num_prompt = len(group.prompt_ids)
-    prompt = slice(min(seen.start, num_prompt), num_prompt)
     own = slice(max(seen.start - num_prompt, 0), seen.stop - num_prompt)
-    prompt_keys, prompt_values = group.prompt_keys[layer][:, prompt], group.prompt_values[layer][:, prompt]
+    prompt = group.prompt_kv(layer, seen.start)
     own_keys, own_values = (
         block[layer][first_row : first_row + rows].flatten(0, 1)[:, own] for block in (group.keys, group.values)
     )
-    kv_heads, num_seen = prompt_keys.shape[:2]
+    kv_heads = group.keys[layer].shape[1]
     shared = heads // kv_heads * num_queries
 
     # Rows of one head stand together for the prompt's matrix product, heads of one row for that of its own tokens.
     by_head = query.reshape(rows, kv_heads, shared, dim).transpose(0, 1).reshape(kv_heads, rows * shared, dim)
-    to_prompt = scoring.scores(by_head, prompt_keys).view(kv_heads, rows, shared, num_seen)
+    to_parts = [scoring.scores(by_head, keys).view(kv_heads, rows, shared, -1) for keys, _ in prompt]
     to_own = scoring.scores(query.reshape(rows * kv_heads, shared, dim), own_keys)
     to_own = to_own.view(rows, kv_heads, shared, -1).transpose(0, 1)
-    scores = torch.cat((to_prompt, to_own), -1)
+    scores = torch.cat((*to_parts, to_own), -1)
     if hidden is not None:
         by_query = scores.view(kv_heads, rows, -1, num_queries, scores.shape[-1])
         by_query[..., -hidden.shape[-1] :].masked_fill_(hidden[:, None], -torch.inf)
     weights = scores.softmax(-1).to(own_values.dtype)
-    from_prompt = torch.bmm(weights[..., :num_seen].reshape(kv_heads, rows * shared, num_seen), prompt_values)
-    from_own = torch.bmm(weights[..., num_seen:].transpose(0, 1).flatten(0, 1), own_values)
-    out = from_own.view(rows, kv_heads, shared, -1) + from_prompt.view(kv_heads, rows, shared, -1).transpose(0, 1)
+    *by_part, own_weights = weights.split_with_sizes([part.shape[-1] for part in (*to_parts, to_own)], -1)
+    out = torch.bmm(own_weights.transpose(0, 1).flatten(0, 1), own_values).view(rows, kv_heads, shared, -1)
+    for part, (_, values) in zip(by_part, prompt, strict=True):
+        from_part = torch.bmm(part.reshape(kv_heads, rows * shared, -1), values)
+        out = out + from_part.view(kv_heads, rows, shared, -1).transpose(0, 1)
     return out.reshape(rows, heads, num_queries, -1).transpose(1, 2)
 
 

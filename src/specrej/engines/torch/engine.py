@@ -25,6 +25,7 @@ from specrej.cost import KvLayout, ModelFlops
 from specrej.engines.base import Claim, Memory, Token
 from specrej.engines.torch.attention import DecodePass, Pass, PrefillPass
 from specrej.engines.torch.groups import Group
+from specrej.engines.torch.prefixes import PromptPart
 from specrej.engines.torch.sampling import sample
 from specrej.engines.torch.text import TextCodec
 from specrej.errors import DeviceMemoryError, UsageError
@@ -122,11 +123,24 @@ class TorchEngine:
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
         group = Group(list(prompt_ids), budget_bytes, self.layout, max(sampling.max_new_tokens - 1, 1))
         with _memory_errors():
+            group.share(run.group for run in self._runs.values())
             logits, hidden = prefill(self.model, group, self._device)
         handle = next(self._handles)
         newest = torch.empty(0, 1, dtype=torch.long, device=self._device)
         self._runs[handle] = _Run(group, sampling, logits, hidden, newest)
+        self._settle()
         return handle
+
+    def num_shared(self, prompt: int) -> int:
+        return self._runs[prompt].group.start
+
+    def _settle(self) -> None:
+        """Of the prompts that hold a part together, the one opened last answers for it."""
+        answered_for: set[PromptPart] = set()
+        for run in reversed(self._runs.values()):
+            *shared, _ = run.group.parts()
+            run.group.shared_bytes = sum(part.part_bytes() for part in shared if part in answered_for)
+            answered_for.update(shared)
 
     @torch.inference_mode()
     def add(self, prompt: int, indices: Sequence[int]) -> None:
@@ -134,6 +148,7 @@ class TorchEngine:
         if run.group.num_rows:
             raise UsageError("candidates of a prompt advance together: these begin when those before them have ended")
         run.group.indices = list(indices)
+        run.newest = run.newest.new_empty(len(indices), 1)
         run.num_tokens = 0
         if run.sampling.repetition_penalty != 1.0:
             run.seen = torch.zeros(len(indices), run.logits.shape[-1], dtype=torch.bool, device=self._device)
@@ -230,15 +245,16 @@ class TorchEngine:
 
     def close(self, prompt: int) -> None:
         del self._runs[prompt]
+        self._settle()
 
 
 @torch.inference_mode()
 def prefill(model: Any, group: Group, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Run a group's prompt through the model, its KV into the group.
+    """Run what a group's prompt does not share through the model, its KV into the group.
 
     Returns the logits `[1, vocabulary]` and the last hidden state `[1, hidden]` at the prompt's last position.
     """
-    for start in range(0, len(group.prompt_ids), PREFILL_CHUNK):
+    for start in range(group.start, len(group.prompt_ids), PREFILL_CHUNK):
         ids = torch.tensor([group.prompt_ids[start : start + PREFILL_CHUNK]], device=device)
         positions = torch.arange(start, start + ids.shape[1], device=device)[None]
         logits, hidden = _forward(model, ids, positions, PrefillPass(group, start))

@@ -1,12 +1,13 @@
 """The KV of one prompt and its candidates, and attention to it.
 
-A group holds the prompt's KV once and a dense block `[rows, kv_heads, slots, dim]` for what its candidates wrote. All
-live candidates of an engine's group have the same length, so there is neither padding nor a page table. The block grows
-some slots at a time, layer by layer, within the group's budget. A reward model's group, whose tokens are not the
-generator's, has rows of different lengths: `length` is the longest then, and who feeds it knows those of the rows.
+A group holds the prompt's KV once, its beginning together with other prompts (see `prefixes`), and a dense block
+`[rows, kv_heads, slots, dim]` for what its candidates wrote. All live candidates of an engine's group have the same
+length, so there is neither padding nor a page table. The block grows some slots at a time, layer by layer, within the
+group's budget. A reward model's group, whose tokens are not the generator's, has rows of different lengths: `length` is
+the longest then, and who feeds it knows those of the rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from specrej.cost import KvLayout
 from specrej.engines.base import Claim
+from specrej.engines.torch.prefixes import LEAST_TOKENS, PromptPart, longest_prefix
 
 GRANULE = 32
 """Slots that a block grows by: the whole block is copied once in as many steps."""
@@ -37,16 +39,13 @@ class Scoring(NamedTuple):
 
 
 @dataclass
-class Group:
-    """One prompt with its candidates. Tensors by layer; rows in the order of `indices`."""
+class Group(PromptPart):
+    """One prompt with its candidates: the last part of its prompt, and a block. Rows in the order of `indices`."""
 
     prompt_ids: list[int]
     budget_bytes: int
     layout: KvLayout
     max_slots: int
-    prompt_keys: list[Tensor] = field(default_factory=list)
-    """`[kv_heads, prompt, dim]` a layer."""
-    prompt_values: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
     """`[allocated rows, kv_heads, slots, dim]` a layer."""
     values: list[Tensor] = field(default_factory=list)
@@ -69,12 +68,13 @@ class Group:
 
     def allocated_bytes(self) -> int:
         """Bytes of all tensors held, as allocated."""
-        tensors = (*self.prompt_keys, *self.prompt_values, *self.keys, *self.values)
-        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+        return self.prompt_bytes() + sum(t.untyped_storage().nbytes() for t in (*self.keys, *self.values))
 
     def prompt_bytes(self) -> int:
-        """Bytes of the prompt's tensors, as allocated."""
-        return sum(tensor.untyped_storage().nbytes() for tensor in (*self.prompt_keys, *self.prompt_values))
+        """Bytes of the prompt's tensors, as allocated, those of shared parts included."""
+        tensors = [tensor for part in self.parts() for tensor in (*part.prompt_keys, *part.prompt_values)]
+        # Parts are views of one storage where memory ran out while they were divided.
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
     def next_step_bytes(self) -> int:
         """Most bytes while the next slot of all live rows is made room for."""
@@ -92,6 +92,29 @@ class Group:
         ]
         now, least, wanted = claims[0], *(max(claims[0], claim) if is_full else claims[0] for claim in claims[1:])
         return Claim(now, least, wanted, self.shared_bytes)
+
+    def share(self, others: Iterable["Group"]) -> None:
+        """Let a prompt that is not read yet begin with KV of that one of these which it has most in common with.
+
+        Its last token is left to be read, since its logits are needed; the other's, so that no part is empty.
+        """
+        begins = self.prompt_ids[:-1]
+        common = [(longest_prefix(begins, other.prompt_ids[:-1]), other) for other in others]
+        stop, other = max(common, key=lambda pair: pair[0], default=(0, self))
+        if stop < LEAST_TOKENS:
+            return
+        part = next(part for part in other.parts() if part.stop >= stop)
+        # While a part is divided, one tensor of it is there twice. There is room for that where this prompt's KV alone
+        # would have been.
+        copied_bytes = (part.stop - part.start) * self.layout.largest_tensor_bytes
+        has_room = copied_bytes <= self.layout.peak_bytes(len(self.prompt_ids), 0, 0)
+        if part.stop == stop:
+            self.prefix = part
+        elif stop - part.start >= LEAST_TOKENS and has_room:
+            self.prefix = part.divide(stop)
+        else:
+            self.prefix = part.prefix
+        self.start = 0 if self.prefix is None else self.prefix.stop
 
     def reserve(self, limit_bytes: int | None = None) -> None:
         """Make room for one more token of every live row: a granule, or as much of it as budget and limit hold.
