@@ -14,7 +14,7 @@ def parse_bytes(amount: str | int) -> int:
     Raises:
         UsageError: not an amount above 0 with a unit of B, KiB, MiB or GiB.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(amount))
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(amount).strip())
     size = float(match[1]) * _UNITS.get(match[2].upper(), 0) if match else 0
     if not 1 <= size < math.inf:
         raise UsageError(f"memory must be like '64MiB' (units B, KiB, MiB, GiB), got {amount!r}")

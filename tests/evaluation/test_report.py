@@ -2,8 +2,6 @@
 
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -32,7 +30,6 @@ HOSTILE = '<script>alert(1)</script> **bold** & "quoted" {{ 7 * 7 }} </details>'
 Scheme = Literal["light", "dark"]
 SECTIONS = ["efficiency", "race", "cost", "tables", "answers", "failures", "run"]
 SOME = ("best_of_n:4", "best_of_n:16", "speculative_rejection:0.5")
-CHROMIUM = shutil.which("chromium")
 
 
 class Elements(HTMLParser):
@@ -289,18 +286,6 @@ def test_a_figure_in_a_page_keeps_its_words_and_takes_the_pages_colours(tmp_path
 
 
 # In a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: install Debian's package chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", *quiet])
-        yield browser
-        browser.close()
 
 
 def open_page(browser: "Browser", path: Path, *, width: int, scheme: Scheme = "light") -> tuple["Page", list[str]]:

@@ -3,6 +3,7 @@
     specrej generate "Give three tips for staying healthy." --memory 64MiB --seed 1
     specrej compare "Give three tips for staying healthy." --memory 64MiB
     specrej batch prompts.jsonl --output answers.jsonl
+    specrej serve --port 8000
     specrej bench prompts.jsonl --methods best_of_n:8,speculative_rejection:0.5 --output out
     specrej models pull
 
@@ -16,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from specrej.cli import answer, batch, evaluate
+from specrej.cli import answer, batch, evaluate, serve
 from specrej.cli.pull import models_app
 from specrej.version import __version__
 
@@ -29,6 +30,7 @@ app.command()(answer.generate)
 app.command()(answer.compare)
 app.command(rich_help_panel="Many prompts", cls=batch.BatchCommand)(batch.batch)
 app.command(rich_help_panel="Many prompts")(batch.pairs)
+app.command(rich_help_panel="Many prompts")(serve.serve)
 for _command in (evaluate.bench, evaluate.trace, evaluate.replay, evaluate.report, evaluate.judge, evaluate.export):
     app.command(rich_help_panel="Measuring")(_command)
 app.add_typer(models_app, name="models")

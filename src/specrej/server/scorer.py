@@ -8,7 +8,8 @@ that those at fault fail and the others are only late.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
 from threading import Thread
 
 from specrej.errors import RewardError
@@ -25,15 +26,28 @@ class TimedScorer:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._line = ThreadPoolExecutor(max_workers=1, thread_name_prefix="specrej-scoring")
+        self._line: SimpleQueue[tuple[list[Asked], Future[list[Scored]]] | None] = SimpleQueue()
+        # Daemons: a reward that hangs does not keep the process from ending.
+        Thread(target=self._work, name="specrej-scoring", daemon=True).start()
 
     def __call__(self, searches: Sequence[Search]) -> Future[list[Scored]]:
         # Texts are made here, on the thread that owns the searches.
-        return self._line.submit(self._score, [(search.reward, *search.to_score()) for search in searches])
+        batches: list[Asked] = [(search.reward, *search.to_score()) for search in searches]
+        future: Future[list[Scored]] = Future()
+        self._line.put((batches, future))
+        return future
 
     def close(self) -> None:
         """Take nothing more; what is being scored is not waited for."""
-        self._line.shutdown(wait=False, cancel_futures=True)
+        self._line.put(None)
+
+    def _work(self) -> None:
+        while (one := self._line.get()) is not None:
+            batches, future = one
+            try:
+                future.set_result(self._score(batches))
+            except BaseException as error:
+                future.set_exception(error)
 
     def _score(self, batches: list[Asked]) -> list[Scored]:
         scored = self._ask(batches)
@@ -58,7 +72,6 @@ class TimedScorer:
             except BaseException as error:
                 future.set_exception(error)
 
-        # A daemon: one that hangs does not keep the process from ending.
         Thread(target=work, name="specrej-reward", daemon=True).start()
         try:
             return future.result(self._timeout_s)

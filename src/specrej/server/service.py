@@ -205,15 +205,22 @@ class Service:
     def _run(self) -> None:
         while not self._has_ended:
             self._make_calls()
-            try:
-                for number, outcome in self._scheduler.tick():
-                    self._end(number, outcome)
-            except Exception as error:  # the engine's: whatever it is, other requests are to be served
-                _LOG.exception("a step failed; the requests in flight fail with it")
-                self._fail_active(error)
-            for number, request in list(self._requests.items()):
-                if time.monotonic() >= request.deadline_s:
-                    self._give_up(number, request)
+            self._meet_deadlines()
+            self._tick()
+
+    def _tick(self) -> None:
+        try:
+            for number, outcome in self._scheduler.tick():
+                self._end(number, outcome)
+        except Exception as error:  # the engine's: whatever it is, other requests are to be served
+            _LOG.exception("a step failed; the requests in flight fail with it")
+            self._fail_active(error)
+
+    def _meet_deadlines(self) -> None:
+        now_s = time.monotonic()
+        for number, request in list(self._requests.items()):
+            if now_s >= request.deadline_s:
+                self._give_up(number, request)
 
     def _make_calls(self) -> None:
         """What was asked for since the last step; with nothing to run, wait for it."""

@@ -1,0 +1,162 @@
+"""A server: serve."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from specrej import api
+from specrej.cli.options import exit_codes, open_given, settings_of, stdout_for_results, stoppable, takes_options
+from specrej.errors import UsageError
+from specrej.memory import parse_bytes
+
+if TYPE_CHECKING:
+    from specrej.server.asked import Limits
+
+_KEYS_VARIABLE = "SPECREJ_API_KEYS"
+_WHERE: dict[str, Any] = {"rich_help_panel": "Where, and for whom"}
+_SIDE_BY_SIDE: dict[str, Any] = {"rich_help_panel": "Side by side"}
+_LIMITS: dict[str, Any] = {"rich_help_panel": "What a request may ask for"}
+
+_Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine.", **_WHERE)]
+_Port = Annotated[int, typer.Option(help="0 takes one that is free.", min=0, max=65535, **_WHERE)]
+_ApiKey = Annotated[
+    list[str],
+    typer.Option(
+        help=f"A key that lets requests in; may be given again. Better in {_KEYS_VARIABLE}, separated by commas: a "
+        "command line can be read by others. Without keys whoever reaches the server may use it.",
+        metavar="KEY",
+        **_WHERE,
+    ),
+]
+_LogPrompts = Annotated[bool, typer.Option("--log-prompts", help="Write prompts and answers to the log.", **_WHERE)]
+_Grace = Annotated[
+    float, typer.Option(help="Seconds that running requests have to end when the server is stopped.", min=0, **_WHERE)
+]
+_TotalMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="KV of all requests in flight together. By default --memory where it is given, else 8 default budgets on "
+        "a CPU, 80% of a GPU's free memory.",
+        metavar="SIZE",
+        **_SIDE_BY_SIDE,
+    ),
+]
+_InFlight = Annotated[int, typer.Option(help="Most requests side by side.", min=1, **_SIDE_BY_SIDE)]
+_MaxQueue = Annotated[int, typer.Option(help="Most requests that wait; others get a 429.", min=0, **_SIDE_BY_SIDE)]
+_RewardTimeout = Annotated[
+    float, typer.Option(help="Seconds of patience with one call of the reward.", **_SIDE_BY_SIDE)
+]
+_Deadline = Annotated[
+    float, typer.Option(help="Seconds that a request may take, and has if it does not say.", **_LIMITS)
+]
+_MaxBody = Annotated[str, typer.Option(help="Size of a body.", metavar="SIZE", **_LIMITS)]
+_MaxPrompt = Annotated[
+    int | None, typer.Option(help="Tokens of a prompt; by default as many as the model reads.", **_LIMITS)
+]
+_MaxCandidates = Annotated[int, typer.Option(help="Candidates, or answers, that it asks for by number.", **_LIMITS)]
+_NewTokensLimit = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens of an answer, as max_tokens; by default as many as the model holds. "
+        "(--max-new-tokens is what a request gets that does not say.)",
+        **_LIMITS,
+    ),
+]
+_Seed = Annotated[
+    int | None,
+    typer.Option(
+        help="Seed of requests that give none; by default each draws one of its own.",
+        rich_help_panel="How tokens are drawn",
+    ),
+]
+
+
+@takes_options("stop", "seed")
+def serve(
+    *,
+    host: _Host = "127.0.0.1",
+    port: _Port = 8000,
+    api_key: _ApiKey = [],  # noqa: B006  typer copies it
+    log_prompts: _LogPrompts = False,
+    grace: _Grace = 30.0,
+    total_memory: _TotalMemory = None,
+    in_flight: _InFlight = api.IN_FLIGHT,
+    max_queue: _MaxQueue = 64,
+    reward_timeout: _RewardTimeout = 60.0,
+    deadline: _Deadline = 300.0,
+    max_body: _MaxBody = "1MiB",
+    max_prompt_tokens: _MaxPrompt = None,
+    max_candidates: _MaxCandidates = 1024,
+    new_tokens_limit: _NewTokensLimit = None,
+    seed: _Seed = None,
+    **given: Any,
+) -> None:
+    """Serve OpenAI's endpoints, and a page that shows the race. Ends with exit code 0 on SIGTERM and Ctrl-C."""
+    with exit_codes():
+        _check_installed()
+        from specrej.server.asked import Limits
+
+        limits = Limits(
+            body_bytes=parse_bytes(max_body),
+            prompt_tokens=max_prompt_tokens,
+            candidates=max_candidates,
+            new_tokens=new_tokens_limit,
+            deadline_s=deadline,
+        )
+        shared = {"in_flight": in_flight, "max_queue": max_queue, "reward_timeout_s": reward_timeout}
+        own = {"keys": _keys(api_key), "seed": seed, "logs_prompts": log_prompts}
+        _serve(host, port, given, total_memory, limits, shared, own, grace_s=grace)
+
+
+def _serve(
+    host: str,
+    port: int,
+    given: dict[str, Any],
+    total_memory: str | None,
+    limits: "Limits",
+    shared: dict[str, Any],
+    own: dict[str, Any],
+    *,
+    grace_s: float,
+) -> None:
+    import asyncio
+
+    from specrej.server.app import make_app
+    from specrej.server.guard import LOOPBACK
+    from specrej.server.logs import start_logging
+    from specrej.server.running import bound, run
+    from specrej.server.service import Service
+
+    settings = settings_of(given)
+    is_local = host in LOOPBACK
+    with bound(host, port) as listener, stdout_for_results():
+        with stoppable("the server was not up yet"):
+            engine, reward = open_given(given)
+            service = Service(engine, reward, api.open_pool(engine, settings, total_memory), **shared)
+            name = Path(given["model"]).resolve().name if Path(given["model"]).exists() else given["model"]
+            hosts = LOOPBACK if is_local else None
+            app = make_app(service, model=name, defaults=settings, limits=limits, hosts=hosts, **own)
+        start_logging(has_texts=own["logs_prompts"])
+        address, number = listener.getsockname()[:2]
+        url = f"http://[{address}]:{number}" if ":" in address else f"http://{address}:{number}"
+
+        def announce() -> None:
+            open_to = "" if own["keys"] or is_local else "; WITHOUT API KEY: whoever reaches it may use it"
+            typer.echo(f"serving {name} with the reward {reward.name} at {url}{open_to}", err=True)
+
+        asyncio.run(run(app, service, listener, grace_s=grace_s, on_ready=announce))
+
+
+def _check_installed() -> None:
+    for name in ("fastapi", "uvicorn", "prometheus_client"):
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"the server needs {name}, which is not installed", hint="pip install 'specrej[server]'")
+
+
+def _keys(given: list[str]) -> list[str]:
+    """API keys of the command line, and of the environment."""
+    of_environment = os.environ.get(_KEYS_VARIABLE, "")
+    return [*given, *(key.strip() for key in of_environment.split(",") if key.strip())]

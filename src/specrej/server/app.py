@@ -1,0 +1,335 @@
+"""The HTTP side of the server: OpenAI's endpoints, models, health, metrics, docs, and the page, over a `Service`.
+
+    app = make_app(service, model="smollm2", defaults=Settings(), keys=["secret"])
+    uvicorn.run(app)
+
+A request is read (`asked`), seen to fit, submitted, and followed until it has ended or its client has gone. What every
+request goes through, keys and log among it, is in `guard`.
+"""
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from specrej.api import prepare
+from specrej.completions import ENDPOINTS, to_body
+from specrej.errors import ServingError, SpecrejError, UsageError
+from specrej.memory import format_bytes
+from specrej.pool import Pool
+from specrej.server import schema
+from specrej.server.asked import Asked, Limits, parse_json, read_request
+from specrej.server.connection import EventStream, read_body, unless_gone
+from specrej.server.guard import LOOPBACK, Entry, Gate, Guard
+from specrej.server.logs import log_failure
+from specrej.server.metrics import CONTENT_TYPE, Meters
+from specrej.server.pages import docs_page, page_files
+from specrej.server.refusals import RefusalError, refusal_of, refusal_of_body
+from specrej.server.service import Ended, Event, Service, Ticket
+from specrej.server.streaming import Head, blocks
+from specrej.server.watching import Text
+from specrej.settings import Settings
+from specrej.types import Result
+from specrej.version import __version__
+
+_ABOUT = "Many candidate answers are begun, a reward stops the weak ones early, and the best is the answer."
+
+
+def make_app(
+    service: Service,
+    *,
+    model: str,
+    defaults: Settings,
+    limits: Limits | None = None,
+    keys: Sequence[str] = (),
+    hosts: Collection[str] | None = LOOPBACK,
+    seed: int | None = None,
+    logs_prompts: bool = False,
+) -> FastAPI:
+    """The application.
+
+    Args:
+        service: answers requests; the caller starts and stops it.
+        model: what requests call the model.
+        defaults: what a request gets that says nothing; its seed does not count.
+        limits: the most that a request may ask for.
+        keys: API keys, of which a request to /v1 or /metrics needs one; none asks for none.
+        hosts: names that the server may be asked by; None: any. Counts only without keys.
+        seed: of requests that give none; None draws one for each.
+        logs_prompts: whether prompts and answers are written to the log.
+
+    Raises:
+        UsageError: a key that cannot be one, or defaults beyond the limits or the memory.
+    """
+    limits = limits or Limits()
+    if limits.new_tokens is not None and defaults.max_new_tokens > limits.new_tokens:
+        raise UsageError(
+            f"max_new_tokens={defaults.max_new_tokens} exceeds the {limits.new_tokens} that a request may ask for"
+        )
+    if (defaults.memory_bytes or 0) > service.total_bytes:
+        raise UsageError(
+            f"the {format_bytes(service.total_bytes)} that requests share does not hold one request with a memory of "
+            f"{defaults.memory}",
+            hint="give a total_memory of at least the memory of one request, or a smaller memory",
+        )
+    app = FastAPI(title="specrej", version=__version__, description=_ABOUT, docs_url=None, redoc_url=None)
+    meters = Meters(service)
+    desk = _Desk(service, meters, model, defaults, limits, seed, logs_prompts=logs_prompts)
+    _add_completions(app, desk)
+    own = {name: value for name, value in defaults.to_dict().items() if name != "seed"}
+    serving = schema.Serving(reward=service.reward.name.partition(":")[0], defaults=own)
+    _add_models(app, schema.Model(id=model, created=int(time.time()), specrej=serving))
+    _add_operations(app, service, meters)
+    _add_pages(app)
+    app.exception_handler(RefusalError)(_refuse)
+    app.exception_handler(HTTPException)(_refuse_path)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    paths = {path for route in app.routes if (path := getattr(route, "path", "{")) and "{" not in path}
+    app.add_middleware(Guard, gate=Gate(keys, None if keys else hosts), meters=meters, paths=paths)
+    return app
+
+
+class _Desk:
+    """Takes requests for completions and answers them."""
+
+    def __init__(
+        self,
+        service: Service,
+        meters: Meters,
+        model: str,
+        defaults: Settings,
+        limits: Limits,
+        seed: int | None,
+        *,
+        logs_prompts: bool,
+    ) -> None:
+        self._service = service
+        self._meters = meters
+        self._model = model
+        self._defaults = defaults
+        self._limits = limits
+        self._seed = seed
+        self._logs_prompts = logs_prompts
+
+    async def answer(self, request: Request) -> Response:
+        """The response to a request for a completion.
+
+        Raises:
+            RefusalError: it gets none.
+        """
+        raw = await read_body(request, self._limits.body_bytes)
+        body: Mapping[str, Any] = {}
+        entry: Entry = request.scope["entry"]
+        try:
+            body = parse_json(raw)
+            seed = secrets.randbelow(2**32) if self._seed is None else self._seed
+            asked = read_request(request.url.path, body, replace(self._defaults, seed=seed), self._limits)
+            self._note_asked(entry, asked)
+            await asyncio.to_thread(self._check_fits, asked)
+        except UsageError as error:
+            raise refusal_of_body(error, body) from error
+        ticket = self._submit(asked)
+        head = Head(
+            asked=asked,
+            id=f"{'chatcmpl' if asked.request.kind == 'chat' else 'cmpl'}-{secrets.token_hex(12)}",
+            created=int(time.time()),
+            model=self._model,
+        )
+
+        async def finish(result: Result, is_late: bool) -> dict[str, Any]:
+            return await self._body(head, entry, result, is_late=is_late)
+
+        if asked.is_streamed:
+            return EventStream(blocks(self._noted(ticket, entry), head, finish), at_end=ticket.cancel)
+        try:
+            ended = await unless_gone(request.receive, _last(ticket))
+        finally:
+            ticket.cancel()
+        self._note_ended(entry, ended)
+        if isinstance(ended.outcome, SpecrejError):
+            raise refusal_of(ended.outcome, body)
+        return JSONResponse(await finish(ended.outcome, ended.is_late))
+
+    def _check_fits(self, asked: Asked) -> None:
+        """See that the prompt, its answer and one candidate fit, while the client can still be told by a status."""
+        if asked.request.model != self._model:
+            raise RefusalError(
+                404,
+                f"there is no model {asked.request.model!r} here; there is {self._model!r}",
+                code="model_not_found",
+                param="model",
+            )
+        service, request, most = self._service, asked.request, self._limits.prompt_tokens
+        search, _ = prepare(service.engine, service.reward, request.prompt, request.settings, service.total_bytes)
+        Pool(service.total_bytes).check(search)
+        if most is not None and len(search.prompt_ids) > most:
+            name = "messages" if request.kind == "chat" else "prompt"
+            raise UsageError(f"{name} must have at most {most} tokens on this server, got {len(search.prompt_ids)}")
+
+    def _submit(self, asked: Asked) -> Ticket:
+        try:
+            return self._service.submit(
+                asked.request.prompt,
+                asked.request.settings,
+                deadline_s=asked.deadline_s,
+                is_watched=asked.is_streamed,
+            )
+        except ServingError as error:
+            raise refusal_of(error, {}) from error
+
+    async def _noted(self, ticket: Ticket, entry: Entry) -> AsyncIterator[Event]:
+        """The events of a stream; its first text and its end are noted."""
+        has_text = False
+        async for event in ticket:
+            if isinstance(event, Ended):
+                self._note_ended(entry, event)
+            is_text = isinstance(event, Text) or (isinstance(event, Ended) and isinstance(event.outcome, Result))
+            if is_text and not has_text:
+                has_text = True
+                self._meters.count_first_text(entry.seconds)
+            yield event
+
+    async def _body(self, head: Head, entry: Entry, result: Result, *, is_late: bool) -> dict[str, Any]:
+        """The body of an answer; made aside, since log-probabilities of a long one take their time."""
+        body = await asyncio.to_thread(
+            to_body,
+            head.asked.request,
+            result,
+            completion_id=head.id,
+            created=head.created,
+            model=head.model,
+            decode=self._service.engine.decode,
+        )
+        body["specrej"]["is_late"] = is_late
+        num_answer = body["usage"]["completion_tokens"]
+        self._meters.count_answer(result, num_answer, is_late=is_late)
+        entry.fields |= {
+            "prompt_tokens": result.usage.prompt_tokens,
+            "answer_tokens": num_answer,
+            "generated_tokens": result.usage.generated_tokens,
+            "num_candidates": len(result.candidates),
+            "is_late": is_late,
+        }
+        if self._logs_prompts:
+            entry.fields["answer"] = result.text
+        return body
+
+    def _note_asked(self, entry: Entry, asked: Asked) -> None:
+        settings = asked.request.settings
+        entry.fields |= {"is_streamed": asked.is_streamed, "algorithm": settings.algorithm, "seed": settings.seed}
+        if self._logs_prompts:
+            entry.fields["prompt"] = asked.request.prompt
+
+    def _note_ended(self, entry: Entry, ended: Ended) -> None:
+        if isinstance(ended.outcome, SpecrejError):
+            refusal = refusal_of(ended.outcome, {})
+            entry.fields["error"] = refusal.code
+            if refusal.status == 500:
+                log_failure(ended.outcome, entry.request_id)
+
+
+async def _last(ticket: Ticket) -> Ended:
+    async for event in ticket:
+        if isinstance(event, Ended):
+            return event
+    raise AssertionError("a ticket ended without its last event")
+
+
+def _add_completions(app: FastAPI, desk: _Desk) -> None:
+    bodies: dict[str, tuple[type[BaseModel], type[BaseModel]]] = {
+        "/v1/chat/completions": (schema.ChatRequest, schema.ChatCompletion),
+        "/v1/completions": (schema.TextRequest, schema.TextCompletion),
+    }
+    for path in ENDPOINTS:
+        asks, answers = bodies[path]
+        success: dict[str, Any] = {
+            "model": answers,
+            "description": "The answers, or with `stream` server-sent events.",
+            "content": {"text/event-stream": {}},
+        }
+        add = app.post(
+            path,
+            description="As OpenAI's; what is ours is under `specrej`.",
+            openapi_extra=schema.body_of(asks),
+            responses={200: success, **schema.errors()},
+        )
+        add(desk.answer)
+
+
+def _add_models(app: FastAPI, model: schema.Model) -> None:
+    @app.get("/v1/models", responses=schema.errors(401, 403))
+    async def list_models() -> schema.ModelList:
+        """The model that is served."""
+        return schema.ModelList(data=[model])
+
+    @app.get("/v1/models/{name:path}", responses=schema.errors(401, 403, 404))
+    async def show_model(name: str) -> schema.Model:
+        """The model with this name."""
+        if name != model.id:
+            raise RefusalError(404, f"there is no model {name!r} here; there is {model.id!r}", code="model_not_found")
+        return model
+
+
+def _add_operations(app: FastAPI, service: Service, meters: Meters) -> None:
+    @app.get("/health", responses={503: {"model": schema.Health}, **schema.errors(403)})
+    async def health() -> Response:
+        """Whether the server takes requests."""
+        if service.is_stopping:
+            return JSONResponse({"status": "stopping"}, 503)
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics", responses=schema.errors(401, 403))
+    async def metrics() -> Response:
+        """Counters for Prometheus."""
+        return Response(meters.render(), media_type=CONTENT_TYPE)
+
+
+def _add_pages(app: FastAPI) -> None:
+    def returning(response: Response) -> Callable[[], Awaitable[Response]]:
+        async def get() -> Response:
+            return response
+
+        return get
+
+    for path, response in page_files().items():
+        app.get(path, include_in_schema=False)(returning(response))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return docs_page(app.openapi())
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    refusal = cast("RefusalError", error)
+    request.scope["entry"].fields["error"] = refusal.code
+    return refusal.response()
+
+
+async def _refuse_path(request: Request, error: Exception) -> Response:
+    """No such path, or not by this method."""
+    raised = cast("HTTPException", error)
+    what = f"{request.method} {request.url.path[:100]}"
+    codes = {404: "not_found", 405: "method_not_allowed"}
+    code = codes.get(raised.status_code, "refused")
+    return RefusalError(raised.status_code, f"{what}: {raised.detail}", code=code, headers=raised.headers).response()
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the bodies of requests that only it knows as models."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        document["components"]["schemas"] |= schema.request_schemas()
+        for methods in document["paths"].values():
+            for operation in methods.values():
+                operation["responses"].pop("422", None)  # what FastAPI itself would refuse: there is nothing
+        app.openapi_schema = json.loads(json.dumps(document))
+    return app.openapi_schema

@@ -1,0 +1,105 @@
+"""A client that may go at any time: bodies read up to a limit, and work that ends when nobody waits for it.
+
+raw = await read_body(request, most_bytes)
+outcome = await unless_gone(request.receive, work)
+return EventStream(blocks, at_end=ticket.cancel)
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import Response
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from specrej.server.guard import ClientGoneError
+from specrej.server.refusals import RefusalError
+
+_BODY_S = 30.0
+_DRAINED = 8
+"""A body this many times as long as it may be is read to its end, and the client hears why it was refused: most do not
+listen before they have sent everything."""
+
+T = TypeVar("T")
+
+
+async def read_body(request: Request, most_bytes: int) -> bytes:
+    """The body of a request, whether it says its length or comes in chunks.
+
+    Raises:
+        RefusalError: it is longer than that, or takes too long to come.
+        ClientGoneError: the client went before its end.
+    """
+    body, num_bytes = bytearray(), 0
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for piece in request.stream():
+                num_bytes += len(piece)
+                if num_bytes <= most_bytes:
+                    body += piece
+                elif num_bytes > _DRAINED * most_bytes:
+                    break
+    except TimeoutError:
+        raise RefusalError(408, f"the body did not come within {_BODY_S:g} s", code="slow_body") from None
+    except ClientDisconnect:
+        raise ClientGoneError from None
+    if num_bytes > most_bytes:
+        raise RefusalError(
+            413, f"the body has more than the {most_bytes:,} bytes that it may have", code="body_too_large"
+        )
+    return bytes(body)
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """What the work comes to. When the client goes first, the work is ended on the spot.
+
+    Raises:
+        ClientGoneError: the client has gone.
+    """
+    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGoneError
+        return working.result()
+    finally:
+        waiting.cancel()
+        working.cancel()
+        await asyncio.wait({working, waiting})
+
+
+class EventStream(Response):
+    """Server-sent events, as they come, until they end or the client has gone.
+
+    Args:
+        blocks: the events, in bytes.
+        at_end: called when nothing more is sent, whatever the reason.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, blocks: AsyncIterator[bytes], *, at_end: Callable[[], None]) -> None:
+        # A proxy that collects a response before it passes it on would make a stream of it no more.
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._blocks = blocks
+        self._at_end = at_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await unless_gone(receive, self._send_all(send))
+        finally:
+            self._at_end()
+
+    async def _send_all(self, send: Send) -> None:
+        async for block in self._blocks:
+            await send({"type": "http.response.body", "body": block, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

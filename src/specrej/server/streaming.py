@@ -1,0 +1,146 @@
+"""The events of a ticket as server-sent events, as OpenAI's clients read them.
+
+    async for block in blocks(ticket, head, finish): ...      # bytes, each a whole event or comment
+
+Text goes out as soon as no other candidate can beat it, and never anything else: joined, the pieces are the text of the
+answer that a request without a stream gets. Until then there is progress, as comments or as events of its own.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from specrej.errors import SpecrejError
+from specrej.server.asked import Asked
+from specrej.server.refusals import refusal_of
+from specrej.server.service import Ended, Event
+from specrej.server.watching import Progress, Text
+from specrej.types import Result
+
+KEEP_ALIVE_S = 15.0
+"""Silence after which a comment is sent, so that no proxy takes the connection for dead."""
+
+_KEEP_ALIVE = b": keep-alive\n\n"
+_DONE = b"data: [DONE]\n\n"
+
+Finish = Callable[[Result, bool], Awaitable[dict[str, Any]]]
+"""The body of an answer that is not streamed, from its result and whether it is late."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """What all chunks of an answer begin with.
+
+    Attributes:
+        asked: the request.
+        id, created, model: as in the body of an answer that is not streamed.
+    """
+
+    asked: Asked
+    id: str
+    created: int
+    model: str
+
+    def block(self, kind: str, fields: Mapping[str, Any]) -> bytes:
+        return _data({"id": self.id, "object": kind, "created": self.created, "model": self.model, **fields})
+
+    def chunk(self, index: int, delta: Mapping[str, Any], **more: Any) -> bytes:
+        """A piece of the answer with this index; `more` is what differs from a chunk in the middle."""
+        is_chat = self.asked.request.kind == "chat"
+        own = {"delta": delta} if is_chat else {"text": delta.get("content", "")}
+        choice = {"index": index, **own, "logprobs": more.pop("logprobs", None)}
+        choice["finish_reason"] = more.pop("finish_reason", None)
+        return self.block(self._kind, {"choices": [choice], **self._no_usage, **more})
+
+    def opening(self, index: int) -> Iterator[bytes]:
+        """The role, which in a chat comes before anything else."""
+        if self.asked.request.kind == "chat":
+            yield self.chunk(index, {"role": "assistant", "content": ""})
+
+    def progress(self, payload: Mapping[str, Any]) -> bytes:
+        if not self.asked.has_progress:
+            return f": progress {json.dumps(payload)}\n\n".encode()
+        # Clients of OpenAI's look for choices in whatever comes.
+        return self.block("specrej.progress", {"choices": [], "progress": payload})
+
+    def usage(self, usage: Mapping[str, Any]) -> bytes:
+        return self.block(self._kind, {"choices": [], "usage": usage})
+
+    @property
+    def _kind(self) -> str:
+        return "chat.completion.chunk" if self.asked.request.kind == "chat" else "text_completion"
+
+    @property
+    def _no_usage(self) -> dict[str, None]:
+        return {"usage": None} if self.asked.has_usage else {}
+
+
+async def blocks(events: AsyncIterator[Event], head: Head, finish: Finish) -> AsyncIterator[bytes]:
+    """What is sent for the events of a request.
+
+    An error, once the stream has begun, is an event of its own, with nothing behind it.
+
+    Args:
+        events: of the request's ticket.
+        head: what chunks begin with.
+        finish: makes the body that the request would get without a stream.
+    """
+    for block in head.opening(0):
+        yield block
+    sent = ""
+    async for event in _with_pauses(events):
+        match event:
+            case None:
+                yield _KEEP_ALIVE
+            case Progress(payload):
+                yield head.progress(payload)
+            case Text(delta):
+                sent += delta
+                yield head.chunk(0, {"content": delta})
+            case Ended(SpecrejError() as error):
+                yield _data(refusal_of(error, {}).body)
+            case Ended(Result() as result, is_late):
+                for block in _ending(head, await finish(result, is_late), sent):
+                    yield block
+
+
+def _ending(head: Head, body: Mapping[str, Any], sent: str) -> Iterator[bytes]:
+    """What is left of the answer when it is complete, the other answers, usage, and the end."""
+    choices = body["choices"]
+    for position, choice in enumerate(choices):
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        if position:
+            yield from head.opening(position)
+        else:
+            assert text.startswith(sent), "what was streamed is not how the answer begins"
+            text = text[len(sent) :]
+        if text:
+            yield head.chunk(position, {"content": text})
+        own = {"specrej": body["specrej"]} if position == len(choices) - 1 else {}
+        ending = {"finish_reason": choice["finish_reason"], "logprobs": choice["logprobs"]}
+        yield head.chunk(position, {}, **ending, **own)
+    if head.asked.has_usage:
+        yield head.usage(body["usage"])
+    yield _DONE
+
+
+async def _with_pauses(events: AsyncIterator[Event]) -> AsyncIterator[Event | None]:
+    """The events, and None after each while without one."""
+    iterator = aiter(events)
+    while True:
+        coming = asyncio.ensure_future(anext(iterator, None))
+        try:
+            while not (await asyncio.wait({coming}, timeout=KEEP_ALIVE_S))[0]:
+                yield None
+        finally:
+            coming.cancel()  # nobody waits any more; one that has come is not touched by it
+        event = coming.result()
+        if event is None:
+            return
+        yield event
+
+
+def _data(fields: Mapping[str, Any]) -> bytes:
+    return f"data: {json.dumps(fields)}\n\n".encode()

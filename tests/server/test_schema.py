@@ -1,0 +1,62 @@
+"""What is documented at /docs and /openapi.json is what the server takes and gives."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import BaseModel
+
+from endpoint import fake_service, live
+from specrej.completions import _HONOURED, _LABELS, ENDPOINTS
+from specrej.server import schema
+
+CHAT: Any = {"model": "bytes", "messages": [{"role": "user", "content": "Why?"}]}
+TEXT: Any = {"model": "bytes", "prompt": "Why?"}
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with live(fake_service()) as url:
+        yield url
+
+
+def test_what_is_documented_is_what_is_honoured() -> None:
+    server_side = {"stream", "stream_options"}
+    documented: dict[str, tuple[str, type[BaseModel]]] = {
+        "/v1/chat/completions": ("chat", schema.ChatRequest),
+        "/v1/completions": ("text", schema.TextRequest),
+    }
+    assert documented.keys() == ENDPOINTS.keys()
+    for kind, model in documented.values():
+        fields = set(model.model_json_schema(by_alias=True)["properties"])
+        assert fields - _LABELS == _HONOURED[kind] | server_side
+
+
+def test_our_documented_fields_are_those_that_are_known(url: str) -> None:
+    fields = set(schema.Own.model_json_schema(by_alias=True)["properties"])
+    refused = httpx.post(f"{url}/v1/completions", json={**TEXT, "specrej": {"?": 1}}).json()["error"]["message"]
+    assert set(refused.partition("known: ")[2].split(", ")) | {"progress", "deadline_s"} == fields
+
+
+def test_answers_are_as_documented(url: str) -> None:
+    everything = {"n": 2, "logprobs": True, "specrej": {"return": ["rewards", "decisions", "candidates"]}}
+    schema.ChatCompletion.model_validate(httpx.post(f"{url}/v1/chat/completions", json={**CHAT, **everything}).json())
+    schema.TextCompletion.model_validate(httpx.post(f"{url}/v1/completions", json=TEXT).json())
+    schema.ErrorBody.model_validate(httpx.post(f"{url}/v1/completions", json={}).json())
+    schema.ModelList.model_validate(httpx.get(f"{url}/v1/models").json())
+
+
+def test_the_document_is_whole_and_the_docs_need_no_script(url: str) -> None:
+    document = httpx.get(f"{url}/openapi.json").json()
+    assert set(document["paths"]) == {*ENDPOINTS, "/v1/models", "/v1/models/{name}", "/health", "/metrics"}
+    references = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
+    assert references <= set(document["components"]["schemas"])
+    assert "422" not in json.dumps(document)
+    page = httpx.get(f"{url}/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "<script" not in page.text
+    assert not re.search(r"https?://", page.text)
+    assert "max_completion_tokens" in page.text
