@@ -105,7 +105,7 @@ def internal_error() -> RefusalError:
 
 def _param(error: UsageError, body: Mapping[str, Any]) -> str | None:
     """The field that a message begins with, by the body's name for it."""
-    name, own = "".join(re.findall(r"^[\w.]+", str(error))), body.get("specrej")
+    name, own = "".join(re.findall(r"^[\w.]{1,100}", str(error))), body.get("specrej")
     if "." in name and name.partition(".")[0] in body:
         return name
     if isinstance(error, PromptError):

@@ -42,12 +42,19 @@ class TimedScorer:
         self._line.put(None)
 
     def _work(self) -> None:
-        while (one := self._line.get()) is not None:
-            batches, future = one
-            try:
-                future.set_result(self._score(batches))
-            except BaseException as error:
-                future.set_exception(error)
+        while self._score_next():
+            pass
+
+    def _score_next(self) -> bool:
+        """Score what is next in line; False at its end. While it waits, nothing is held of the last batch."""
+        if (one := self._line.get()) is None:
+            return False
+        batches, future = one
+        try:
+            future.set_result(self._score(batches))
+        except BaseException as error:
+            future.set_exception(error)
+        return True
 
     def _score(self, batches: list[Asked]) -> list[Scored]:
         scored = self._ask(batches)
