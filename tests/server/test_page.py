@@ -11,11 +11,11 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
 import pytest
-from browsing import DECISIONS, HEAR, OWN, SECOND, WINNER, finish, kept, opened
-from scripted import HOSTILE, PAGE, PLAIN_TEXT, Script
 
 import specrej
+from browsing import DECISIONS, HEAR, OWN, SECOND, WINNER, finish, kept, opened
 from fakes import FakeEngine, FakeReward
+from scripted import HOSTILE, PAGE, PLAIN_TEXT, Script
 from specrej.pool import Pool
 from specrej.settings import Settings
 

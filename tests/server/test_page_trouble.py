@@ -4,6 +4,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+
 from browsing import OWN, RACE, WINNER, finish, opened, says
 from scripted import Script, chunk, serving
 
