@@ -91,7 +91,7 @@ def rows_in(output: Path) -> list[str]:
 
 def _unmeasured(value: Any) -> Any:
     if isinstance(value, dict):
-        measured = {"seconds", "peak_kv_bytes", *(key for key in value if key.endswith("_s"))}
+        measured = {"seconds", "peak_kv_bytes", "shared_prompt_tokens", *(key for key in value if key.endswith("_s"))}
         return {key: _unmeasured(own) for key, own in value.items() if key not in measured}
     return [_unmeasured(own) for own in value] if isinstance(value, list) else value
 
