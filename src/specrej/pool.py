@@ -17,6 +17,7 @@ decoded is never thrown away. Only one search's future is set aside at a time; t
 from collections.abc import Collection, Sequence
 from itertools import accumulate
 
+from specrej.engines.base import Claim
 from specrej.errors import BudgetError
 from specrej.memory import format_bytes
 from specrej.search import Search
@@ -57,7 +58,7 @@ class Pool:
         """Whether another search may begin beside these: nobody waits, and its first tokens fit."""
         if not searches:
             return True
-        return not self._is_waited_for and newcomer.first_bytes() <= min(self._slacks(searches))
+        return not self._is_waited_for and newcomer.first_bytes() <= min(self._slacks(searches, _claims(searches)))
 
     def allot(self, searches: Sequence[Search], busy: Collection[int] = ()) -> dict[int, int]:
         """The bytes that each search may claim in the next step, by its handle; those that must wait are left out.
@@ -67,9 +68,9 @@ class Pool:
             busy: handles of those that are being scored, and take no step.
         """
         limits: dict[int, int] = {}
-        free = self.total_bytes
-        for search, slack in zip(searches, self._slacks(searches), strict=True):
-            now, least, wanted, _ = search.claim()
+        free, claims = self.total_bytes, _claims(searches)
+        slacks = self._slacks(searches, claims)
+        for search, (now, least, wanted, _), slack in zip(searches, claims, slacks, strict=True):
             if search.handle not in busy and least - now <= free:
                 limits[search.handle] = min(wanted, now + free)
                 free -= limits[search.handle] - now
@@ -79,18 +80,21 @@ class Pool:
 
     def record(self, searches: Sequence[Search], seconds: float) -> None:
         """Count what is claimed, after a step that took so long."""
-        self.claimed_bytes = sum(search.claim().now for search in searches)
+        self.claimed_bytes = sum(claim.now for claim in _claims(searches))
         self.peak_bytes = max(self.peak_bytes, self.claimed_bytes)
         self._seconds += seconds
         self.mean_share += (
             (self.claimed_bytes / self.total_bytes - self.mean_share) * seconds / max(self._seconds, 1e-9)
         )
 
-    def _slacks(self, searches: Sequence[Search]) -> list[int]:
+    def _slacks(self, searches: Sequence[Search], claims: Sequence[Claim]) -> list[int]:
         """For each search, what those younger than it may still take before it could not run to its end."""
-        claims = [search.claim() for search in searches]
         younger = accumulate((claim.now for claim in reversed(claims)), initial=0)
         return [
             self.total_bytes - max(search.most_bytes() - claim.shared, claim.now) - held
             for search, claim, held in zip(searches, claims, reversed(list(younger)[:-1]), strict=True)
         ]
+
+
+def _claims(searches: Sequence[Search]) -> list[Claim]:
+    return [search.claim() for search in searches]
