@@ -8,14 +8,12 @@ A pair sets the best answer to a prompt against the finished one of the lowest r
 two answers a prompt, in plain rows: OpenAI's do not hold what was asked.
 """
 
-import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from specrej.errors import UnknownNameError, UsageError
-from specrej.journal import read_rows
+from specrej.journal import read_rows, write_rows
 from specrej.types import as_messages
 
 Form = Literal["conversational", "standard"]
@@ -78,7 +76,7 @@ def write_pairs(source: Path, output: Path, *, form: str = "conversational", min
     rows = _read(source, output)
     fates = [_fate(row, min_margin) for row in rows]
     pairs = (to_pair(row, form) for row, fate in zip(rows, fates, strict=True) if fate == "pairs")
-    _write(output, pairs)
+    write_rows(output, pairs)
     return PairCounts(*(fates.count(name) for name in PairCounts._fields))
 
 
@@ -89,7 +87,7 @@ def write_sft(source: Path, output: Path) -> int:
         UsageError: as `write_pairs`.
     """
     rows = list(sft(_read(source, output)))
-    _write(output, rows)
+    write_rows(output, rows)
     return len(rows)
 
 
@@ -156,19 +154,3 @@ def _text(row: Mapping[str, Any]) -> str:
 
 def _answer(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
-
-
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSONL file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)

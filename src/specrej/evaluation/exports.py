@@ -26,7 +26,7 @@ from typing import TypedDict
 from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation.prompts import Task
 from specrej.evaluation.rows import Row
-from specrej.journal import Journal, write_json
+from specrej.journal import write_json, write_rows
 from specrej.types import as_messages
 
 FORMATS = ("alpaca_eval", "mt_bench")
@@ -144,15 +144,7 @@ def write_mt_bench(path: Path, answers: Sequence[MtBenchAnswer]) -> None:
     Raises:
         UsageError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.unlink(missing_ok=True)
-        with Journal(partial) as journal:
-            for answer in answers:
-                journal.append(answer)
-        partial.replace(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    write_rows(path, answers)
 
 
 def _rows_of(rows: Sequence[Row], method: str) -> list[Row]:
