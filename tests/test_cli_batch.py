@@ -22,7 +22,7 @@ from specrej.batch.rows import row_id
 from specrej.cli import app
 from specrej.cli.options import stoppable
 from specrej.journal import read_rows
-from tiny import CHAT_TEMPLATE, make_model, make_tokenizer
+from tiny import save_model
 
 ROWS: list[Any] = [*(plain(number) for number in range(4)), "{broken"]
 SOURCES = str(Path(specrej.__file__).parents[1])
@@ -32,10 +32,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    make_model("llama", max_position_embeddings=2**20).save_pretrained(directory)
-    make_tokenizer(CHAT_TEMPLATE).save_pretrained(directory)
-    return str(directory)
+    return save_model(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=2**20)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import specrej
 from specrej.cli import app
 from specrej.evaluation.folder import RESULTS, read_bench
 from specrej.journal import read_rows
-from tiny import CHAT_TEMPLATE, make_model, make_tokenizer
+from tiny import save_model
 
 METHODS = "best_of_n:2,best_of_n:6,speculative_rejection:0.5:6"
 PROMPTS = [{"id": "a", "prompt": "Why?"}, {"id": "b", "turns": ["How?", "And?"]}, {"id": "c", "prompt": "Who?"}]
@@ -27,10 +27,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    make_model("llama", max_position_embeddings=2**20).save_pretrained(directory)
-    make_tokenizer(CHAT_TEMPLATE).save_pretrained(directory)
-    return str(directory)
+    return save_model(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=2**20)
 
 
 @pytest.fixture

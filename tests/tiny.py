@@ -10,6 +10,7 @@ several nats: with the usual 0.02 nearly any attention would pass for the right 
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -237,3 +238,10 @@ def decode(engine: TorchEngine, num_steps: int | None = None, answers: Answers |
         answers.add(tokens)
         num_steps = None if num_steps is None else num_steps - 1
     return answers
+
+
+def save_model(directory: Path, **config: Any) -> str:
+    """A tiny Llama with a chat template, as the directory that a command's --model takes."""
+    make_model("llama", **config).save_pretrained(directory)
+    make_tokenizer(CHAT_TEMPLATE).save_pretrained(directory)
+    return str(directory)

@@ -25,7 +25,7 @@ from specrej.errors import ModelError, SpecrejError, UnknownNameError, UsageErro
 from specrej.ray import Opening
 from specrej.rewards import as_reward
 from test_ray import local_ray, make_reward
-from tiny import CHAT_TEMPLATE, make_model, make_tokenizer
+from tiny import save_model
 
 pytest.importorskip("ray")
 
@@ -69,10 +69,7 @@ def test_a_job_with_an_actor_that_dies(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    make_model("llama").save_pretrained(directory)
-    make_tokenizer(CHAT_TEMPLATE).save_pretrained(directory)
-    return str(directory)
+    return save_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import specrej
 from endpoint import WAIT_S, client, until
 from specrej import api
 from specrej.cli import app
-from tiny import CHAT_TEMPLATE, make_model, make_tokenizer
+from tiny import save_model
 
 SOURCES = str(Path(specrej.__file__).parents[1])
 SLOW_REWARD = """
@@ -39,10 +39,7 @@ def rate(prompt, texts):
 
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    make_model("llama").save_pretrained(directory)
-    make_tokenizer(CHAT_TEMPLATE).save_pretrained(directory)
-    return str(directory)
+    return save_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 class Process:
