@@ -40,16 +40,33 @@ class KvLayout(NamedTuple):
     """Of one token in the largest single tensor of a layer."""
     granule: int
     """Slots that a block grows by, where the budget carries them."""
+    page: int = 1
+    """Tokens of the pages that KV comes in. In pages, candidates share those that the prompt fills but for its last
+    token, which each reads by itself, since its logits are needed."""
 
     def peak_bytes(self, num_prompt_tokens: int, num_rows: int, num_slots: int) -> int:
         """Most bytes while a block of this size is made."""
+        num_shared = num_prompt_tokens
+        if self.page > 1 and num_rows:
+            num_shared = self.shared_tokens(num_prompt_tokens)
+            num_slots += num_prompt_tokens - num_shared
         per_slot = self.bytes_per_token + self.largest_tensor_bytes
-        return num_prompt_tokens * self.bytes_per_token + num_rows * num_slots * per_slot
+        return self._in_pages(num_shared) * self.bytes_per_token + num_rows * self._in_pages(num_slots) * per_slot
+
+    def shared_tokens(self, num_prompt_tokens: int) -> int:
+        """Tokens of a prompt whose KV its candidates share."""
+        return num_prompt_tokens if self.page == 1 else (num_prompt_tokens - 1) // self.page * self.page
+
+    def _in_pages(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.page) * self.page
 
     def grown_slots(
         self, num_prompt_tokens: int, num_rows: int, num_slots: int, max_slots: int, budget_bytes: int
     ) -> int:
         """Slots after a full block of `num_slots` has grown: a granule more, or what the budget carries of it."""
+        if self.page > 1:
+            begun = num_prompt_tokens - self.shared_tokens(num_prompt_tokens)
+            return min(self._in_pages(begun + num_slots + 1) - begun, max(max_slots, num_slots + 1))
         room = budget_bytes - self.peak_bytes(num_prompt_tokens, 0, 0)
         affordable = room // max(self.peak_bytes(0, num_rows, 1), 1)
         return max(min(num_slots + self.granule, max_slots, affordable), num_slots + 1)

@@ -6,6 +6,7 @@ SpecrejError
  │    ├── PromptError        an empty prompt, or one longer than the context
  │    └── BudgetError        a memory budget that does not hold one candidate
  ├── ModelError            a model that cannot be opened, or that needs what the engine cannot honour
+ ├── EngineError           a program or a server that decodes for us failed, or lost all candidates
  ├── RewardError           a reward that failed, gave NaN or the wrong number of scores, or filtered out everybody
  ├── DeviceMemoryError     the device ran out of memory although the budget was kept
  └── ServingError          a request that the server could not answer
@@ -57,6 +58,10 @@ class BudgetError(UsageError):
 
 class ModelError(SpecrejError):
     """A model that cannot be opened or honoured."""
+
+
+class EngineError(SpecrejError):
+    """What decodes failed: an engine that stopped, or a server that lost all candidates."""
 
 
 class RewardError(SpecrejError):

@@ -33,6 +33,13 @@ REWARDS = {
     "vllm-classify": "specrej.rewards.http:parse_vllm_classify",
     "vllm-pooling": "specrej.rewards.http:parse_vllm_pooling",
 }
+ENGINES = {
+    "torch": "specrej.engines.torch.loading:open_as_asked",
+    "vllm": "specrej.engines.vllm:open_as_asked",
+    "openvino": "specrej.engines.openvino:open_as_asked",
+    "openai": "specrej.engines.openai:open_as_asked",
+}
+"""Beside these, `auto` is one of them; see `specrej.engines.opening`."""
 ALGORITHMS = {
     "best_of_n": "specrej.algorithms:best_of_n",
     "speculative_rejection": "specrej.algorithms:speculative_rejection",

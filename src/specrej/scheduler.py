@@ -109,7 +109,7 @@ class Scheduler:
         yield from self._decide()
         busy = {member.search.handle for member in self._active if member.is_scoring}
         limits = self._pool.allot([member.search for member in self._active], busy)
-        if limits:
+        if limits and (self._engine.can_hold_back or not busy):
             _step(self._engine, limits, self._active, self._observe)
         else:
             wait([future for _, future in self._scoring], _PATIENCE_S, FIRST_COMPLETED)
@@ -241,8 +241,8 @@ def _step(engine: Engine, limits: Mapping[int, int], active: list[_Run], observe
     shares: dict[int, list[Token]] = {handle: [] for handle in limits}
     for token in tokens:
         shares[token.prompt].append(token)
-    seconds = (time.perf_counter() - begun) / len(tokens)
+    seconds = (time.perf_counter() - begun) / max(len(tokens), 1)
     for member in stepping:
-        received = shares[member.search.handle]
-        member.search.receive(received, seconds * len(received))
-        observe(member.search)
+        if received := shares[member.search.handle]:
+            member.search.receive(received, seconds * len(received))
+            observe(member.search)

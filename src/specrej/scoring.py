@@ -30,10 +30,13 @@ def score_batches(searches: Sequence[Search]) -> list[Scored]:
 
 def ask(batches: Sequence[Asked]) -> list[Scored]:
     """What the rewards say of these batches. Seconds are shared out by numbers of candidates."""
-    scored: dict[int, Scored] = {}
+    # Of a search that lost all its candidates there is nothing to ask.
+    scored: dict[int, Scored] = {place: ([], 0.0) for place, batch in enumerate(batches) if not batch[2]}
     rewards = {id(reward): reward for reward, _, _ in batches}
     for key, reward in rewards.items():
-        places = [place for place, batch in enumerate(batches) if id(batch[0]) == key]
+        places = [place for place, batch in enumerate(batches) if id(batch[0]) == key and batch[2]]
+        if not places:
+            continue
         begun = time.perf_counter()
         given = score_together(reward, [batches[place][1:] for place in places])
         seconds = time.perf_counter() - begun

@@ -13,15 +13,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from specrej.engines.base import Claim, Engine, Memory, Token
-from specrej.errors import BudgetError, PromptError, RewardError, SpecrejError, UsageError
+from specrej.errors import BudgetError, EngineError, PromptError, RewardError, SpecrejError, UsageError
 from specrej.memory import format_bytes
 from specrej.policies import Schedule
 from specrej.rewards.base import Reward, RewardSession
 from specrej.rewards.scores import checked_scores
 from specrej.types import Candidate, Cause, Decision, Prompt, Result, SamplingParams, Usage, as_messages
 from specrej.version import __version__
-
-_MOST_CANDIDATES = 1 << 20
 
 
 class Search:
@@ -69,6 +67,7 @@ class Search:
         self._cause: Cause = "complete"
         self._last_length = 0
         self._num_coming = 0
+        self._lost = ""
         self.num_planned = 0
         """Candidates of all waves together."""
         self._check()
@@ -82,6 +81,13 @@ class Search:
             raise UsageError(
                 f"the prompt's {num_prompt} tokens and max_new_tokens={num_new} exceed the context of {context}",
                 hint=f"give max_new_tokens of at most {context - num_prompt}",
+            )
+        capacity = self._engine.capacity_bytes
+        if capacity is not None and self.budget_bytes > capacity:
+            raise BudgetError(
+                f"a budget of {format_bytes(self.budget_bytes)} is more than the {format_bytes(capacity)} of KV that "
+                f"the engine holds",
+                hint=f"give a memory of at most {format_bytes(capacity)}, or open the engine with a larger KV cache",
             )
         needed = self._kv_bytes(1, num_new)
         if needed > self.budget_bytes:
@@ -157,6 +163,8 @@ class Search:
         Raises:
             RewardError: the reward failed, or gave NaN, infinity or no number; names the candidate.
         """
+        if not self.batch:
+            return []
         with self._rewarding(f"candidates {self.batch[0].index} to {self.batch[-1].index}"):
             if isinstance(given, Exception):
                 raise given
@@ -208,7 +216,10 @@ class Search:
 
     def claim(self) -> Claim:
         """What the prompt and its candidates take of memory that searches share."""
-        return self._engine.claim(self._handle)
+        if self._engine.can_hold_back:
+            return self._engine.claim(self._handle)
+        most = self.most_bytes()
+        return Claim(most, most, most, 0)
 
     def most_bytes(self) -> int:
         """The most that blocks made from now on will hold, with the prompt."""
@@ -216,16 +227,18 @@ class Search:
         return min(self._kv_bytes(num_rows, self.sampling.max_new_tokens), self.budget_bytes)
 
     def first_bytes(self) -> int:
-        """What the prompt and the first tokens of one candidate hold."""
-        return self._kv_bytes(1, 2)
+        """What must be free to begin: for the prompt and the first tokens of one candidate, or all it may ever hold."""
+        return self._kv_bytes(1, 2) if self._engine.can_hold_back else self.budget_bytes
 
     def receive(self, tokens: Sequence[Token], seconds: float) -> None:
         """Take the tokens of one step and this search's share of its seconds."""
         stopped = []
-        for token in tokens:
+        drawn = [token for token in tokens if token.finish_reason != "lost"]
+        for token in drawn:
             candidate = self.candidates[token.candidate]
             candidate.token_ids.append(token.token_id)
-            candidate.logprobs.append(token.logprob)
+            if token.logprob is not None:
+                candidate.logprobs.append(token.logprob)
             candidate.finish_reason = token.finish_reason
             if token.finish_reason != "eos" and self._has_stopped(candidate):
                 candidate.finish_reason = "stop"
@@ -235,10 +248,12 @@ class Search:
                 candidate.state = "complete"
         if stopped:
             self._engine.drop(self._handle, stopped)
-        self.usage.generated_tokens += len(tokens)
+        if len(drawn) < len(tokens):
+            self._lose([token for token in tokens if token.finish_reason == "lost"])
+        self.usage.generated_tokens += len(drawn)
         self.usage.decode_s += seconds
         self.usage.num_steps += 1
-        self.usage.peak_kv_bytes = self.memory().peak
+        self._note_engine()
 
     @property
     def winner(self) -> Candidate | None:
@@ -309,8 +324,33 @@ class Search:
 
     # How
 
+    def _lose(self, tokens: Sequence[Token]) -> None:
+        """Take note of candidates that the engine lost: they are rejected, and the others go on."""
+        lost = [self.candidates[token.candidate] for token in tokens]
+        for candidate in lost:
+            candidate.finish_reason = "lost"
+            candidate.text = self.text_of(candidate)
+        self._lost = tokens[-1].reason
+        self._decide("lost", lost, lost)
+        self.batch = [candidate for candidate in self.batch if candidate.state != "rejected"]
+
+    def _note_engine(self) -> None:
+        """What the engine says of its work so far."""
+        self.usage.peak_kv_bytes = self.memory().peak
+        overhead = self._engine.overhead(self._handle)
+        self.usage.unused_tokens = overhead.unused_tokens
+        self.usage.reread_tokens = overhead.reread_tokens
+        self.usage.num_preemptions = overhead.num_preemptions
+
     def _left(self) -> list[Candidate]:
         left = [candidate for candidate in self.candidates if candidate.state != "rejected"]
+        num_lost = sum(candidate.finish_reason == "lost" for candidate in self.candidates)
+        if not left and num_lost:
+            raise EngineError(
+                f"no candidate is left: the engine lost {num_lost} of {len(self.candidates)}, the last one since "
+                f"{self._lost}",
+                hint="see that what decodes answers, and run it again",
+            )
         if not left:
             num_filtered = sum(len(decision.rejected) for decision in self.decisions if decision.cause == "filter")
             others = ", decisions rejected the others" if num_filtered < len(self.candidates) else ""
@@ -323,7 +363,8 @@ class Search:
 
     def _fitting(self, num_tokens: int) -> int:
         """Most candidates that can have num_tokens each within the budget."""
-        return bisect_right(range(_MOST_CANDIDATES), self.budget_bytes, key=lambda n: self._kv_bytes(n, num_tokens)) - 1
+        counts = range(self._engine.most_candidates + 1)
+        return bisect_right(counts, self.budget_bytes, key=lambda n: self._kv_bytes(n, num_tokens)) - 1
 
     def _kv_bytes(self, num_candidates: int, num_tokens: int) -> int:
         return self._engine.kv_bytes(len(self.prompt_ids), num_candidates, max(num_tokens, 2))
@@ -344,7 +385,7 @@ class Search:
     def _decide(self, cause: Cause, scored: Sequence[Candidate], rejected: Sequence[Candidate]) -> None:
         before = self.memory().in_use
         length = max(len(candidate.token_ids) for candidate in scored)
-        dropped = [candidate.index for candidate in rejected if candidate.state == "live"]
+        dropped = [c.index for c in rejected if c.state == "live" and c.finish_reason != "lost"]
         for candidate in rejected:
             candidate.state = "rejected"
         self._engine.drop(self._handle, dropped)
@@ -365,7 +406,7 @@ class Search:
             )
         )
         self._last_length = length
-        self.usage.peak_kv_bytes = self.memory().peak
+        self._note_engine()
 
     def _has_stopped(self, candidate: Candidate) -> bool:
         if not self.sampling.stop:

@@ -42,10 +42,28 @@ def uniforms(seed: int, candidates: Sequence[int], position: int) -> NDArray[np.
         candidates: index of each candidate.
         position: number of tokens that the candidates have so far.
     """
-    index = np.asarray(candidates, dtype=np.uint64)
-    still = np.zeros_like(index)
-    counter = [still + np.uint64(position), index & _LOW, index >> _SHIFT, still]
-    words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
+    words = _words(seed, candidates, position, use=0)
     high, low = words[0] >> np.uint64(5), words[1] >> np.uint64(6)
     uniform: NDArray[np.float64] = (high.astype(np.float64) * 2.0**26 + low.astype(np.float64)) * 2.0**-53
     return uniform
+
+
+def seeds(seed: int, candidates: Sequence[int], position: int = 0, *, bits: int = 63) -> list[int]:
+    """A seed for each candidate, for engines that draw with a generator of their own.
+
+    Args:
+        seed: below 2^64.
+        candidates: index of each candidate.
+        position: number of tokens that the candidates have when their generators begin.
+        bits: how large a seed the engine takes, at most 64.
+    """
+    words = _words(seed, candidates, position, use=1)
+    return [int(value) >> (64 - bits) for value in (words[0] << _SHIFT) | words[1]]
+
+
+def _words(seed: int, candidates: Sequence[int], position: int, use: int) -> list[NDArray[np.uint64]]:
+    """Four random words for each candidate; numbers for another use are independent of these."""
+    index = np.asarray(candidates, dtype=np.uint64)
+    still = np.zeros_like(index)
+    counter = [still + np.uint64(position), index & _LOW, index >> _SHIFT, still + np.uint64(use)]
+    return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))

@@ -25,9 +25,9 @@ class Continuation(str):
 
 
 State = Literal["live", "complete", "rejected"]
-FinishReason = Literal["eos", "stop", "length"]
+FinishReason = Literal["eos", "stop", "length", "lost"]
 Reuse = Literal["none", "prompt", "answers"]
-Cause = Literal["budget", "schedule", "complete", "out_of_memory", "filter"]
+Cause = Literal["budget", "schedule", "complete", "out_of_memory", "filter", "lost"]
 
 
 def as_messages(prompt: Prompt) -> list[dict[str, str]]:
@@ -124,11 +124,12 @@ class Candidate:
     Attributes:
         index: its number among the prompt's candidates; names its random stream.
         token_ids: generated tokens, the ending one (EOS) included.
-        logprobs: log-probability of each token under the model (nats, before temperature and filters).
+        logprobs: log-probability of each token under the model (nats, before temperature and filters); none where the
+            engine is not told.
         text: the text of the tokens as of the last decision; never ends in half a character.
         rewards: reward by index of the decision that gave it, oldest first.
         state: live, complete, or rejected.
-        finish_reason: why it ended; None while unfinished.
+        finish_reason: why it ended; None while unfinished. "lost" where the engine lost it, which is rejected then.
     """
 
     index: int
@@ -159,8 +160,8 @@ class Decision:
     """One moment at which candidates were scored and some of them rejected.
 
     Attributes:
-        cause: the budget was full, the schedule said so, every candidate was complete, the device ran out of memory, or
-            the reward's filter rejected some, just before the decision on the others.
+        cause: the budget was full, the schedule said so, every candidate was complete, the device ran out of memory,
+            the engine lost some, or the reward's filter rejected some, just before the decision on the others.
         num_tokens: length of the longest candidate scored, in tokens.
         scored: indices of the candidates that were scored.
         rejected: indices of those that were rejected.
@@ -183,6 +184,8 @@ class Usage:
 
     Of the prompt's tokens, `shared_prompt_tokens` were not read for it: a prompt that begins alike was in flight.
     With several prompts in flight, a step's seconds are shared out by the number of candidates each had in it.
+    `unused_tokens` were made and given to no candidate, `reread_tokens` of prompt and answers were read more than once,
+    `num_preemptions` counts how often KV was taken away to be made anew: of engines that run ahead, or cache in pages.
     `reward_reuse` is what the reward model kept of its KV between decisions, to the last ("answers": prompt and
     answers), `reward_kv_bytes` the most it held.
     """
@@ -197,6 +200,9 @@ class Usage:
     other_s: float = 0.0
     peak_kv_bytes: int = 0
     num_steps: int = 0
+    unused_tokens: int = 0
+    reread_tokens: int = 0
+    num_preemptions: int = 0
     reward_reuse: Reuse = "none"
     reward_kv_bytes: int = 0
 

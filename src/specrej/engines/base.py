@@ -27,10 +27,13 @@ class Token(NamedTuple):
     candidate: int
     """The candidate's index among the prompt's candidates."""
     token_id: int
-    logprob: float
-    """Log-probability under the model, in nats, before temperature and filters."""
+    """-1 for a candidate that is lost."""
+    logprob: float | None
+    """Log-probability under the model, in nats, before temperature and filters; None where the engine is not told."""
     finish_reason: FinishReason | None
-    """Set when this token ended the candidate; its KV is free already."""
+    """Set when this token ended the candidate; its KV is free already. "lost": no token came, and none will."""
+    reason: str = ""
+    """Why it is lost."""
 
 
 class Memory(NamedTuple):
@@ -59,15 +62,34 @@ class Claim(NamedTuple):
     """Bytes of the prompt that are left out above: a prompt that was opened later holds them as well."""
 
 
+class Overhead(NamedTuple):
+    """What a prompt has cost so far beside the tokens that its candidates were given."""
+
+    unused_tokens: int = 0
+    """Made ahead of a step that never asked for them: of candidates that were dropped before."""
+    reread_tokens: int = 0
+    """Tokens of prompt and answers that were read more than once, for want of a cache that held them."""
+    num_preemptions: int = 0
+    """Times that the engine took the KV of a candidate away, to make it anew later."""
+
+
 class Engine(Protocol):
     """Decodes many candidates of many prompts, one token a step."""
 
     name: str
     context_tokens: int
     """Most tokens of prompt and answer together."""
+    capacity_bytes: int | None
+    """KV that the engine can hold for all prompts; None where the device alone decides."""
+    most_candidates: int
+    """Most candidates that can be live together."""
+    can_hold_back: bool
+    """Whether `step(limits)` lets prompts wait, and candidates ask for no more than they hold. Where it does not, every
+    prompt in flight reserves what it may ever hold, and all of them take a step or none does."""
+    has_hidden_states: bool
     layout: "KvLayout"
-    flops: "ModelFlops"
-    """What prefilling and decoding cost."""
+    flops: "ModelFlops | None"
+    """What prefilling and decoding cost; None where the model is not known."""
 
     def describe(self) -> Mapping[str, str]:
         """Engine, model, device, precision: what a figure depends on beside the settings."""
@@ -105,14 +127,21 @@ class Engine(Protocol):
         Args:
             limits: the most that each prompt may claim, in bytes; at least what its `claim` calls the least.
 
-        May raise DeviceMemoryError; then nothing has changed.
+        A prompt may get nothing while its candidates wait for a place in the engine or for a server, never a part of
+        them. May raise DeviceMemoryError; then nothing has changed.
         """
 
     def hidden_states(self, prompt: int) -> "Mapping[int, NDArray[np.float32]]":
         """The last hidden state `[hidden]` that each candidate's newest token was drawn from.
 
         Of the candidates that took part in this prompt's last step, those that ended in it included.
+
+        Raises:
+            UsageError: the engine does not give them.
         """
+
+    def overhead(self, prompt: int) -> Overhead:
+        """What an open prompt has cost beside its tokens."""
 
     def memory(self, prompt: int) -> Memory:
         """What a prompt and its candidates hold."""

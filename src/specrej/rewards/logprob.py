@@ -47,9 +47,11 @@ class LogprobReward:
 
     def _score(self, candidate: Candidate) -> float:
         if not candidate.logprobs:
+            has_tokens = bool(candidate.token_ids)
+            lacking = "the engine is not told the log-probability of its tokens" if has_tokens else "it has no tokens"
             raise RewardError(
-                f"reward {self.name!r} cannot score candidate {candidate.index}: it has no tokens",
-                hint="score a candidate after its first step",
+                f"reward {self.name!r} cannot score candidate {candidate.index}: {lacking}",
+                hint="take another reward" if has_tokens else "score a candidate after its first step",
             )
         total = math.fsum(candidate.logprobs)
         return total if self.reduction == "sum" else total / len(candidate.logprobs)

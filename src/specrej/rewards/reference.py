@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from specrej.cost import linear_flops
-from specrej.engines.torch.text import TextCodec
+from specrej.engines.text import TextCodec
 from specrej.errors import PromptError, RewardError, UnknownNameError, UsageError
 from specrej.rewards.base import StatelessSession
 from specrej.rewards.pretrained import LoadedModel, open_pretrained, pad_right, score_by_length, token_limit

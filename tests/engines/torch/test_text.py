@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from specrej.engines.torch.text import TextCodec
+from specrej.engines.text import TextCodec
 from specrej.errors import PromptError
 from specrej.types import Continuation
 from tiny import BOS_ID, CHAT_TEMPLATE, EOS_ID, make_tokenizer

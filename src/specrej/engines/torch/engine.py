@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from specrej.cost import KvLayout, ModelFlops
-from specrej.engines.base import Claim, Memory, Token
+from specrej.engines.base import Claim, Memory, Overhead, Token
+from specrej.engines.text import TextCodec
 from specrej.engines.torch.attention import DecodePass, Pass, PrefillPass
 from specrej.engines.torch.groups import Group
 from specrej.engines.torch.prefixes import PromptPart
 from specrej.engines.torch.sampling import sample
-from specrej.engines.torch.text import TextCodec
 from specrej.errors import DeviceMemoryError, UsageError
 from specrej.streams import uniforms
 from specrej.types import FinishReason, Prompt, SamplingParams
@@ -63,6 +63,10 @@ class TorchEngine:
     """Decodes groups of candidates with a model whose attention is `group_attention`. See `loading.open_engine`."""
 
     name = "torch"
+    capacity_bytes: int | None = None
+    most_candidates = 1 << 20
+    can_hold_back = True
+    has_hidden_states = True
 
     def __init__(
         self,
@@ -79,7 +83,7 @@ class TorchEngine:
         self.context_tokens = context_tokens
         self._codec = codec
         self.layout = layout
-        self.flops = flops
+        self.flops: ModelFlops | None = flops
         self._eos_ids = eos_ids
         self._description = dict(description)
         self._device = model.device
@@ -222,6 +226,9 @@ class TorchEngine:
             return {}
         states = run.hidden.expand(len(run.drawn), -1).float().cpu().numpy()
         return dict(zip(run.drawn, states, strict=True))
+
+    def overhead(self, prompt: int) -> Overhead:
+        return Overhead()
 
     def memory(self, prompt: int) -> Memory:
         run = self._runs[prompt]

@@ -8,7 +8,6 @@ Before an engine is handed out, a short text goes through the model twice: throu
 through ours, a prompt in chunks and then token by token. An architecture whose logits differ is refused.
 """
 
-import difflib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +17,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from specrej import models
 from specrej.cost import AttentionFlops, KvLayout, ModelFlops, linear_flops
+from specrej.engines.opening import EngineOptions
+from specrej.engines.sources import first_line, locate_model, unknown_model
+from specrej.engines.text import TextCodec
 from specrej.engines.torch import groups
 from specrej.engines.torch.attention import IMPLEMENTATION, DecodePass, Pass, PrefillPass
 from specrej.engines.torch.engine import PREFILL_CHUNK, TorchEngine
 from specrej.engines.torch.groups import Group, Scoring
 from specrej.engines.torch.linear import WEIGHTS, pack_linears
-from specrej.engines.torch.text import TextCodec
 from specrej.errors import ModelError, SpecrejError, UnknownNameError, UsageError
 from specrej.quiet import quiet_transformers
 
@@ -49,6 +49,12 @@ def open_engine(model: str | Path, *, weights: str | None = None, device: str | 
     """
     loaded, tokenizer = load_pretrained(model, _device(device))
     return wrap(loaded, tokenizer, weights=weights, name=str(model))
+
+
+def open_as_asked(model: str | Path, options: EngineOptions) -> TorchEngine:
+    """See `specrej.engines.opening`."""
+    options.refuse("torch", "arguments")
+    return open_engine(model, weights=options.weights, device=options.device)
 
 
 def wrap(model: Any, tokenizer: Any, *, weights: str | None = None, name: str = "model") -> TorchEngine:
@@ -87,16 +93,7 @@ def wrap(model: Any, tokenizer: Any, *, weights: str | None = None, name: str = 
 def load_pretrained(model: str | Path, device: torch.device) -> tuple[Any, Any]:
     """The transformers model and tokenizer of a name, an id or a directory."""
     name = str(model)
-    generators = [key for key, entry in models.DEFAULT_MODELS.items() if entry.kind == "generator"]
-    unknown = UnknownNameError(
-        "model", name, generators, hint=f"known: {', '.join(generators)}; or a Hugging Face id, or a local directory"
-    )
-    if name in models.DEFAULT_MODELS and not Path(name).is_dir():
-        if models.DEFAULT_MODELS[name].kind != "generator":
-            raise UsageError(f"{name!r} is a reward, not a generator", hint="give it as the reward")
-        model = models.locate(name)
-    elif difflib.get_close_matches(name, generators) and not Path(name).exists():
-        raise unknown  # a slip of the finger: the hub, which may be far away, need not be asked
+    model = locate_model(model)
     gguf = _gguf_file(Path(model))
     # Code that comes with a checkpoint is never run, and nobody is asked on the terminal whether it may.
     arguments = {"trust_remote_code": False, **({} if gguf is None else {"gguf_file": gguf})}
@@ -110,11 +107,11 @@ def load_pretrained(model: str | Path, device: torch.device) -> tuple[Any, Any]:
             )
     except OSError as error:
         if "/" in name or Path(name).exists():
-            raise ModelError(f"cannot open the model {name!r}: {_first_line(error)}") from error
-        raise unknown from error
+            raise ModelError(f"cannot open the model {name!r}: {first_line(error)}") from error
+        raise unknown_model(name) from error
     except Exception as error:  # a broken file fails in whatever library reads it
         raise ModelError(
-            f"{name!r} is not a causal language model that transformers can open: {_first_line(error)}",
+            f"{name!r} is not a causal language model that transformers can open: {first_line(error)}",
             hint="a generator is opened with AutoModelForCausalLM; give a reward model as the reward",
         ) from error
     loaded, report = opened
@@ -131,7 +128,7 @@ def _device(name: str | None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"cannot compute on the device {name!r}: {_first_line(error)}") from error
+        raise UsageError(f"cannot compute on the device {name!r}: {first_line(error)}") from error
     return device
 
 
@@ -197,7 +194,7 @@ def _verify(model: Any) -> tuple[KvLayout, ModelFlops]:
     except SpecrejError:
         raise
     except Exception as error:
-        raise ModelError(f"{architecture} does not run on the torch engine: {_first_line(error)}") from error
+        raise ModelError(f"{architecture} does not run on the torch engine: {first_line(error)}") from error
     check_windows(architecture, config, recorder)
     difference = (actual - expected[:, -actual.shape[1] :]).abs().max().item() / expected.abs().max().item()
     if not difference <= TOLERANCE[model.dtype]:
@@ -266,7 +263,3 @@ def check_windows(architecture: str, config: Any, recorder: Recorder) -> None:
             raise ModelError(
                 f"layer {layer} of {architecture} does not hand its window to the torch engine's attention"
             )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

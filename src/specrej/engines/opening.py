@@ -1,0 +1,142 @@
+"""From what a user calls an engine to an engine.
+
+    open_engine("smollm2")                                            # ours, on torch
+    open_engine("org/model", engine="vllm", engine_args={"tensor_parallel_size": 4})
+    open_engine("smollm2", engine="openai:http://127.0.0.1:8000/v1")  # a server; the model says which tokenizer it has
+    open_engine("smollm2", engine="auto")                             # what is the fastest of those installed
+
+Engines are imported when they are asked for. Versions are checked against the ranges of our own extras.
+"""
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specrej.errors import UsageError
+from specrej.registry import ENGINES, load
+
+if TYPE_CHECKING:
+    from specrej.engines.base import Engine
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineOptions:
+    """What a user says of an engine beside its name and the model.
+
+    Attributes:
+        address: what follows the name's colon.
+        arguments: handed on to what the engine stands for.
+        weights: see `specrej.open_engine`.
+        device: see `specrej.open_engine`.
+    """
+
+    address: str = ""
+    arguments: Mapping[str, Any]
+    weights: str | None = None
+    device: str | None = None
+
+    def refuse(self, engine: str, *names: str) -> None:
+        """Say that an engine takes none of these.
+
+        Raises:
+            UsageError: one is given.
+        """
+        for name in names:
+            if given := getattr(self, name):
+                option = "engine_args" if name == "arguments" else name
+                raise UsageError(f"the engine {engine!r} takes no {option}, got {given!r}", hint=_HINTS.get(name))
+
+
+_HINTS = {
+    "weights": "it is for the torch engine; others take a dtype or a precision by engine_args",
+    "device": "it is for the torch engine; others take it by engine_args, or from the environment",
+    "address": "only openai:URL has an address",
+}
+
+
+def open_engine(
+    model: str | Path,
+    *,
+    engine: str = "torch",
+    engine_args: Mapping[str, Any] | None = None,
+    weights: str | None = None,
+    device: str | None = None,
+) -> "Engine":
+    """An engine with a model. See `specrej.open_engine`.
+
+    Raises:
+        UnknownNameError: no engine or model has this name.
+        UsageError: the engine is not installed, or takes no such option.
+        ModelError: the model cannot be opened.
+    """
+    name, _, address = engine.partition(":")
+    chosen = choose(device) if name == "auto" else name
+    options = EngineOptions(address=address, arguments=engine_args or {}, weights=weights, device=device)
+    if chosen != "openai":
+        options.refuse(name, "address")
+    opened: Engine = load("engine", ENGINES, chosen)(model, options)
+    return opened
+
+
+def choose(device: str | None = None) -> str:
+    """The engine that was measured as the fastest (docs/engines.md) of those that are installed here.
+
+    vLLM where there is a GPU; OpenVINO is faster than ours on CPUs at every batch size. A device that is asked for is
+    the torch engine's.
+    """
+    if device is None and _is_installed("vllm") and _has_gpu():
+        return "vllm"
+    if device is None and _is_installed("openvino_genai") and not _has_gpu():
+        return "openvino"
+    return "torch"
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def require(*extras: str) -> dict[str, str]:
+    """Versions of what one of these extras brings, the first that is there.
+
+    The ranges are those of our own metadata, so that pyproject.toml is the one place that has them.
+
+    Raises:
+        UsageError: it is not installed, or in another version.
+    """
+    from packaging.requirements import Requirement
+
+    wanted = [
+        requirement
+        for extra in extras
+        for requirement in map(Requirement, metadata.requires("specrej") or [])
+        if requirement.marker is not None and requirement.marker.evaluate({"extra": extra})
+    ]
+    versions = {requirement.name: _version(requirement.name) for requirement in wanted}
+    there = [(requirement, version) for requirement in wanted if (version := versions[requirement.name]) is not None]
+    if not there:
+        raise UsageError(
+            f"{wanted[0].name} is not installed, which this engine needs", hint=f"pip install 'specrej[{extras[0]}]'"
+        )
+    for requirement, version in there:
+        if not requirement.specifier.contains(version, prereleases=True):
+            raise UsageError(
+                f"{requirement.name} {version} is installed; specrej works with {requirement.specifier}",
+                hint=f"pip install '{requirement.name}{requirement.specifier}'",
+            )
+    return {requirement.name: version for requirement, version in there}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
