@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specrej.cost import AttentionFlops, KvLayout, ModelFlops
-from specrej.engines.base import Claim, Memory, Token
+from specrej.engines.base import Claim, Memory, Overhead, Token
 from specrej.errors import DeviceMemoryError
 from specrej.streams import uniforms
 from specrej.types import Candidate, FinishReason, Message, Prompt, Reuse, SamplingParams, as_messages
@@ -101,7 +101,11 @@ class FakeEngine:
 
     name = "fake"
     layout = LAYOUT
-    flops = FLOPS
+    flops: ModelFlops | None = FLOPS
+    capacity_bytes: int | None = None
+    most_candidates = 1 << 20
+    can_hold_back = True
+    has_hidden_states = True
 
     def __init__(
         self,
@@ -214,6 +218,9 @@ class FakeEngine:
         drawn = self.groups[prompt].drawn
         token_ids = self.groups[prompt].token_ids
         return {index: np.array([len(token_ids[index]), token_ids[index][-1]], np.float32) for index in drawn}
+
+    def overhead(self, prompt: int) -> Overhead:
+        return Overhead()
 
     def memory(self, prompt: int) -> Memory:
         group = self.groups[prompt]

@@ -3,6 +3,7 @@
 The counter knows neither the CPU's fused attention nor grouped experts: what it watches must do without them.
 """
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaForCausalLM
 
 from fakes import FLOPS, FakeEngine, FakeReward
 from specrej import generate, models
@@ -37,6 +39,10 @@ shapes = st.builds(
     attention=st.lists(layers, min_size=1, max_size=3).map(tuple),
     chunk=st.integers(1, 60),
 )
+
+
+CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
+"""What transformers calls its KV cache: renamed in 5.24."""
 
 
 def plain(model: Any) -> Any:
@@ -60,11 +66,11 @@ def transformers_prefill(model: Any, num_tokens: int) -> tuple[int, Any]:
 def transformers_decode(model: Any, num_prompt: int, num_answers: int, length: int) -> int:
     """Operations of `num_answers` answers of one length after a prompt, by transformers' KV cache."""
     _, output = transformers_prefill(model, num_prompt)
-    cache, total = output.past_key_values, 0
+    cache, total = getattr(output, CACHE), 0
     cache.batch_repeat_interleave(num_answers)
     for _ in range(length - 1):
         ids = torch.full((num_answers, 1), 7)
-        count, output = counted(model, input_ids=ids, past_key_values=cache, use_cache=True)
+        count, output = counted(model, input_ids=ids, use_cache=True, **{CACHE: cache})
         total += count
     return total
 
@@ -301,5 +307,5 @@ def test_the_kv_of_a_token_is_what_transformers_cache_holds(architecture: str) -
     model = make_model(architecture)
     num_tokens = WINDOW - 2  # beyond its window a layer's cache forgets
     _, output = transformers_prefill(plain(model), num_tokens)
-    tensors = [tensor for layer in output.past_key_values.layers for tensor in (layer.keys, layer.values)]
+    tensors = [tensor for layer in getattr(output, CACHE).layers for tensor in (layer.keys, layer.values)]
     assert make_engine(model).layout.bytes_per_token * num_tokens == sum(tensor.nbytes for tensor in tensors)

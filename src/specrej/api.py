@@ -12,15 +12,16 @@
 Nothing heavy is imported before a model is opened.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from specrej.algorithms import Steps
+from specrej.engines import opening
 from specrej.engines.base import Engine
-from specrej.errors import SpecrejError, UsageError
-from specrej.memory import parse_bytes
+from specrej.errors import BudgetError, SpecrejError, UsageError
+from specrej.memory import format_bytes, parse_bytes
 from specrej.pool import Pool
 from specrej.registry import ALGORITHMS, load
 from specrej.rewards import as_reward
@@ -49,23 +50,33 @@ def unobserved(search: Search) -> None:
     """The observer of a run that nobody watches."""
 
 
-def open_engine(model: Model, *, weights: str | None = None, device: str | None = None) -> Engine:
+def open_engine(
+    model: Model,
+    *,
+    engine: str = "torch",
+    engine_args: Mapping[str, Any] | None = None,
+    weights: str | None = None,
+    device: str | None = None,
+) -> Engine:
     """An engine for a default model's name, a Hugging Face id, or a directory; an engine is returned as it is.
 
     Args:
         model: for example "smollm2".
-        weights: "fp16" (default) or "fp32" (exact): how a CPU holds the weights.
-        device: a torch device, such as "cuda:0"; by default the first GPU, else the CPU.
+        engine: "torch" (ours), "vllm", "openvino", "openai:URL" (a server, "openai:URL#NAME" where it serves several
+            models), or "auto": what is the fastest of those installed here. Docs: docs/engines.md.
+        engine_args: handed on to what the engine stands for, such as {"tensor_parallel_size": 4} to vLLM.
+        weights: "fp16" (default) or "fp32" (exact): how a CPU holds the weights of the torch engine.
+        device: a torch device, such as "cuda:0"; by default the first GPU, else the CPU. Of the torch engine.
 
     Raises:
         UnknownNameError: nothing has this name.
+        UsageError: the engine is not installed, or takes no such option.
         ModelError: not a causal language model, or one that the engine cannot honour.
+        EngineError: no server answers.
     """
     if not isinstance(model, str | Path):
         return model
-    from specrej.engines.torch.loading import open_engine as open_torch_engine
-
-    return open_torch_engine(model, weights=weights, device=device)
+    return opening.open_engine(model, engine=engine, engine_args=engine_args, weights=weights, device=device)
 
 
 def generate(
@@ -74,6 +85,8 @@ def generate(
     model: Model = "smollm2",
     reward: RewardSpec = "relevance",
     reward_memory: str | int | None = None,
+    engine: str = "torch",
+    engine_args: Mapping[str, Any] | None = None,
     weights: str | None = None,
     device: str | None = None,
     observe: Observer = unobserved,
@@ -88,6 +101,8 @@ def generate(
             (prompt, texts), or a `Reward`.
         reward_memory: KV that a classifier may hold for the prompt, such as "256MiB"; by default 1 GiB on a CPU, a
             tenth of a GPU's free memory.
+        engine: see `open_engine`.
+        engine_args: see `open_engine`.
         weights: see `open_engine`.
         device: see `open_engine`.
         observe: called with the running search after each step and decision.
@@ -102,7 +117,8 @@ def generate(
     as_messages(prompt)  # a model takes long to open only to hear that the prompt is empty
     settings = Settings(**options)
     scorer = as_reward(reward, reward_memory)
-    return run_one(open_engine(model, weights=weights, device=device), scorer, prompt, settings, observe)
+    opened = open_engine(model, engine=engine, engine_args=engine_args, weights=weights, device=device)
+    return run_one(opened, scorer, prompt, settings, observe)
 
 
 def generate_batch(
@@ -111,6 +127,8 @@ def generate_batch(
     model: Model = "smollm2",
     reward: RewardSpec = "relevance",
     reward_memory: str | int | None = None,
+    engine: str = "torch",
+    engine_args: Mapping[str, Any] | None = None,
     weights: str | None = None,
     device: str | None = None,
     total_memory: str | int | None = None,
@@ -128,6 +146,8 @@ def generate_batch(
         model: see `generate`.
         reward: see `generate`.
         reward_memory: see `generate`.
+        engine: see `open_engine`.
+        engine_args: see `open_engine`.
         weights: see `open_engine`.
         device: see `open_engine`.
         total_memory: KV of all prompts in flight together: it decides how many run side by side, and no result. By
@@ -146,10 +166,10 @@ def generate_batch(
     if total_memory is not None:
         parse_bytes(total_memory)
     scorer = as_reward(reward, reward_memory)
-    engine = open_engine(model, weights=weights, device=device)
-    pool = open_pool(engine, settings, total_memory)
+    opened = open_engine(model, engine=engine, engine_args=engine_args, weights=weights, device=device)
+    pool = open_pool(opened, settings, total_memory)
     requests = ((prompt, settings) for prompt in prompts)
-    return run_many(engine, scorer, requests, pool=pool, in_flight=in_flight, observe=observe)
+    return run_many(opened, scorer, requests, pool=pool, in_flight=in_flight, observe=observe)
 
 
 def compare(
@@ -158,6 +178,8 @@ def compare(
     model: Model = "smollm2",
     reward: RewardSpec = "relevance",
     reward_memory: str | int | None = None,
+    engine: str = "torch",
+    engine_args: Mapping[str, Any] | None = None,
     weights: str | None = None,
     device: str | None = None,
     observe: Observer = unobserved,
@@ -177,11 +199,11 @@ def compare(
         raise UsageError("compare runs both algorithms; it takes no 'algorithm'")
     settings = Settings(**options)
     scorer = as_reward(reward, reward_memory)
-    engine = open_engine(model, weights=weights, device=device)
+    opened = open_engine(model, engine=engine, engine_args=engine_args, weights=weights, device=device)
 
     def result_of(algorithm: str, n: int | str, memory: str | int | None) -> Result:
         own = replace(settings, algorithm=algorithm, n=n, memory=memory)
-        return run_one(engine, scorer, prompt, own, observe)
+        return run_one(opened, scorer, prompt, own, observe)
 
     small = result_of("best_of_n", "auto", settings.memory)
     memory = small.settings["memory_bytes"]  # a default depends on what is free: ask for it once
@@ -194,11 +216,17 @@ def open_pool(engine: Engine, settings: Settings, total_memory: str | int | None
     """The memory that prompts in flight share: as given, else that of one prompt where given, else the engine's choice.
 
     Raises:
-        UsageError: not an amount of memory.
+        UsageError: not an amount of memory, or more than the engine holds.
     """
-    if total_memory is not None:
-        return Pool(parse_bytes(total_memory))
-    return Pool(settings.memory_bytes or engine.default_total(settings.max_new_tokens))
+    if total_memory is None:
+        return Pool(settings.memory_bytes or engine.default_total(settings.max_new_tokens))
+    total, capacity = parse_bytes(total_memory), engine.capacity_bytes
+    if capacity is not None and total > capacity:
+        raise BudgetError(
+            f"a total_memory of {total_memory} is more than the {format_bytes(capacity)} of KV that the engine holds",
+            hint="leave it out, or open the engine with a larger KV cache",
+        )
+    return Pool(total)
 
 
 def run_many(

@@ -12,10 +12,11 @@ softmax, rotary positions, sampling and copies: together under 1% of the operati
 KV memory is counted here too: `KvLayout` says what a block of candidates holds, and how it grows.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -75,10 +76,14 @@ class KvLayout(NamedTuple):
 class FlopsRow(TypedDict):
     """Floating-point operations of one prompt's run, by part."""
 
-    prefill: float
-    decode: float
+    prefill: float | None
+    decode: float | None
+    """None, as what comes before it, where the engine does not know its model."""
     reward: float | None
     """None where the reward does not say what reading a token costs it."""
+
+
+FLOPS_PARTS: tuple[Literal["prefill", "decode", "reward"], ...] = ("prefill", "decode", "reward")
 
 
 class AttentionFlops(NamedTuple):
@@ -149,7 +154,7 @@ class ModelFlops:
 
 
 def flops_of(
-    model: ModelFlops,
+    model: ModelFlops | None,
     num_prompt_tokens: int,
     lengths: ArrayLike,
     reward_flops_per_token: float | None,
@@ -159,7 +164,7 @@ def flops_of(
     """The operations of one prompt's run, by part.
 
     Args:
-        model: of the engine.
+        model: of the engine; None where that does not know.
         num_prompt_tokens: read once, however many waves of candidates follow.
         lengths: tokens of every candidate, rejected ones included.
         reward_flops_per_token: None where the reward does not say.
@@ -167,10 +172,17 @@ def flops_of(
         num_shared: tokens of the prompt that were read before, for another prompt.
     """
     return {
-        "prefill": model.prefill(num_prompt_tokens, num_shared),
-        "decode": model.decode(num_prompt_tokens, lengths),
+        "prefill": None if model is None else model.prefill(num_prompt_tokens, num_shared),
+        "decode": None if model is None else model.decode(num_prompt_tokens, lengths),
         "reward": None if reward_flops_per_token is None else reward_flops_per_token * reward_tokens,
     }
+
+
+def total_of(parts: Iterable[float | None]) -> float | None:
+    """Their sum; None where one is not known."""
+    given = list(parts)
+    known = [part for part in given if part is not None]
+    return sum(known) if len(known) == len(given) else None
 
 
 def flops_per_token_of(reward: Reward) -> float | None:
@@ -203,3 +215,38 @@ def linear_flops(model: "PreTrainedModel", head: "nn.Module | None" = None) -> f
             elif weight.dim() == 3:
                 total += 2 * weight.numel() * (num_active or len(weight)) / len(weight)
     return total
+
+
+def flops_of_config(config: Any, chunk: int) -> ModelFlops:
+    """What a decoder costs, from its configuration alone: for engines whose modules are not transformers'.
+
+    Args:
+        config: of transformers, for the text.
+        chunk: prompt tokens that are read in one pass.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(config)
+    head = model.get_output_embeddings()
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    windows = Counter(config.sliding_window if kind == "sliding_attention" else None for kind in kinds)
+    per_pair = 4 * config.num_attention_heads * _head_dim(config)
+    return ModelFlops(
+        linear=linear_flops(model, head),
+        head=2 * head.weight.numel(),
+        attention=tuple(AttentionFlops(window, per_pair * count) for window, count in windows.items()),
+        chunk=chunk,
+    )
+
+
+def kv_numbers_of_config(config: Any) -> int:
+    """Numbers of KV that a token holds, in all layers together, keys and values for themselves."""
+    num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return int(2 * config.num_hidden_layers * num_heads * _head_dim(config))
+
+
+def _head_dim(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

@@ -9,7 +9,7 @@ result. Where actors run, what becomes of one that dies (it is started anew, and
 read ahead is Ray's: nothing of it is done here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -38,6 +38,8 @@ class Opening:
         model: see `specrej.generate`.
         reward: see `specrej.generate`.
         reward_memory: see `specrej.generate`.
+        engine: see `specrej.open_engine`.
+        engine_args: see `specrej.open_engine`.
         weights: see `specrej.open_engine`.
         device: see `generate_dataset`.
         settings: those of the prompts.
@@ -48,6 +50,8 @@ class Opening:
     model: Model = "smollm2"
     reward: RewardSpec = "relevance"
     reward_memory: str | int | None = None
+    engine: str = "torch"
+    engine_args: Mapping[str, Any] | None = None
     weights: str | None = None
     device: str | None = None
     settings: Settings = field(default_factory=Settings)
@@ -61,6 +65,8 @@ def generate_dataset(
     model: Model = "smollm2",
     reward: RewardSpec = "relevance",
     reward_memory: str | int | None = None,
+    engine: str = "torch",
+    engine_args: Mapping[str, Any] | None = None,
     weights: str | None = None,
     device: str | None = None,
     total_memory: str | int | None = None,
@@ -86,6 +92,8 @@ def generate_dataset(
         reward: see `specrej.generate`. The module of "module:function" must be importable where the actors run: by
             PYTHONPATH, or `ray.init(runtime_env={"working_dir": "."})`.
         reward_memory: see `specrej.generate`.
+        engine: see `specrej.open_engine`.
+        engine_args: see `specrej.open_engine`.
         weights: see `specrej.open_engine`.
         device: see `specrej.open_engine`; by default the actor's first GPU, a CPU for actors without one.
         total_memory: KV of all prompts in flight in one actor; see `specrej.generate_batch`. To be given where actors
@@ -108,8 +116,10 @@ def generate_dataset(
         model=model,
         reward=reward,
         reward_memory=reward_memory,
+        engine=engine,
+        engine_args=engine_args,
         weights=weights,
-        device=device or default_device(gpus_per_actor),
+        device=device or default_device(engine, gpus_per_actor),
         settings=Settings(**options),
         total_memory=total_memory,
         in_flight=in_flight,
@@ -168,7 +178,13 @@ class Worker:
         from specrej.batch.job import local_rows
 
         reward = as_reward(opening.reward, opening.reward_memory)
-        engine = open_engine(opening.model, weights=opening.weights, device=opening.device)
+        engine = open_engine(
+            opening.model,
+            engine=opening.engine,
+            engine_args=opening.engine_args,
+            weights=opening.weights,
+            device=opening.device,
+        )
         pool = open_pool(engine, opening.settings, opening.total_memory)
         self._rows_of = local_rows(engine, reward, pool, opening.in_flight)
 
@@ -239,6 +255,7 @@ def _column_types() -> dict[str, "pa.DataType"]:
             **dict.fromkeys(("prompt_tokens", "shared_prompt_tokens", "generated_tokens", "reward_tokens"), pa.int64()),
             **dict.fromkeys(("prefill_s", "decode_s", "reward_s", "other_s", "total_s"), pa.float64()),
             **dict.fromkeys(("peak_kv_bytes", "num_steps", "reward_kv_bytes"), pa.int64()),
+            **dict.fromkeys(("unused_tokens", "reread_tokens", "num_preemptions"), pa.int64()),
             "reward_reuse": pa.string(),
         }
     )
@@ -269,6 +286,6 @@ def _check_columns(there: Sequence[str], prompt_column: str) -> None:
         raise UsageError(f"the dataset has columns {', '.join(taken)} already", hint="rename them by ds.rename_columns")
 
 
-def default_device(gpus_per_actor: float) -> str | None:
-    """An actor without a GPU may see those of others."""
-    return None if gpus_per_actor else "cpu"
+def default_device(engine: str, gpus_per_actor: float) -> str | None:
+    """An actor without a GPU may see those of others. Engines but ours find their device by themselves."""
+    return "cpu" if engine == "torch" and not gpus_per_actor else None

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from specrej.choosing import choose
 from specrej.engines.base import Claim, Engine, Memory, Token
-from specrej.errors import BudgetError, EngineError, PromptError, RewardError, SpecrejError, UsageError
+from specrej.errors import BudgetError, PromptError, RewardError, SpecrejError, UsageError
 from specrej.memory import format_bytes
 from specrej.policies import Schedule
 from specrej.rewards.base import Reward, RewardSession
@@ -299,18 +300,11 @@ class Search:
 
         Raises:
             RewardError: the reward's filter left nobody.
+            EngineError: the engine lost everybody.
         """
         for candidate in self.batch:
             candidate.text = self.text_of(candidate)
-        best = max(
-            self._left(),
-            key=lambda c: (
-                c.state == "complete",
-                -math.inf if c.reward is None else c.reward,
-                len(c.token_ids) if c.state == "live" else 0,
-                -c.index,
-            ),
-        )
+        best = choose(self.candidates, self.decisions, self._reward.name, self._lost)
         return Result(
             best=best,
             candidates=tuple(self.candidates),
@@ -341,25 +335,6 @@ class Search:
         self.usage.unused_tokens = overhead.unused_tokens
         self.usage.reread_tokens = overhead.reread_tokens
         self.usage.num_preemptions = overhead.num_preemptions
-
-    def _left(self) -> list[Candidate]:
-        left = [candidate for candidate in self.candidates if candidate.state != "rejected"]
-        num_lost = sum(candidate.finish_reason == "lost" for candidate in self.candidates)
-        if not left and num_lost:
-            raise EngineError(
-                f"no candidate is left: the engine lost {num_lost} of {len(self.candidates)}, the last one since "
-                f"{self._lost}",
-                hint="see that what decodes answers, and run it again",
-            )
-        if not left:
-            num_filtered = sum(len(decision.rejected) for decision in self.decisions if decision.cause == "filter")
-            others = ", decisions rejected the others" if num_filtered < len(self.candidates) else ""
-            raise RewardError(
-                f"no candidate is left: {num_filtered} of {len(self.candidates)} did not pass the filter of the reward "
-                f"{self._reward.name!r}{others}",
-                hint="loosen the filter, begin with more candidates, or reject a smaller share at each decision",
-            )
-        return left
 
     def _fitting(self, num_tokens: int) -> int:
         """Most candidates that can have num_tokens each within the budget."""

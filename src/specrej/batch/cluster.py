@@ -58,7 +58,7 @@ def ray_rows(
         SpecrejError: what was raised in an actor.
     """
     check_counts(actors=actors, in_flight=opening.in_flight)
-    opening = replace(opening, device=opening.device or default_device(gpus_per_actor))
+    opening = replace(opening, device=opening.device or default_device(opening.engine, gpus_per_actor))
 
     def rows_of(requests: Iterable[Request]) -> Iterator[Ended]:
         import pyarrow as pa

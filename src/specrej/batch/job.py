@@ -15,7 +15,7 @@ with `end`. What it gives is written here, by one writer. A prompt that fails is
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
@@ -79,10 +79,12 @@ def describe_job(
     *,
     model: str,
     reward: str,
+    engine: str = "torch",
+    engine_args: Mapping[str, Any] | None = None,
     weights: str | None = None,
     device: str | None = None,
 ) -> JobInfo:
-    """What is written beside the output: it tells one job from another. Model and reward are as the user names them."""
+    """What is written beside the output: it tells one job from another. Model, engine and reward as the user says."""
     digest, num_rows, common = hashlib.sha256(), 0, settings.to_dict()
     for request in requests:
         digest.update(json.dumps(_asked(request, common), sort_keys=True).encode() + b"\n")
@@ -92,6 +94,8 @@ def describe_job(
         settings=settings.to_dict(),
         num_kept=num_kept,
         model=model,
+        engine=engine,
+        engine_args=dict(engine_args or {}),
         weights=weights,
         device=device,
         reward=reward,

@@ -49,6 +49,8 @@ class JobInfo(TypedDict):
     """See `specrej.settings.Settings`; rows in OpenAI's form may override them."""
     num_kept: int
     model: str
+    engine: str
+    engine_args: dict[str, Any]
     weights: str | None
     device: str | None
     reward: str

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from specrej.batch.rows import row_id
-from specrej.cost import FlopsRow
+from specrej.cost import FlopsRow, total_of
 from specrej.pool import Pool
 
 if TYPE_CHECKING:
@@ -127,10 +127,11 @@ class Tally:
         self.tokens["generated"] += figures.generated_tokens
         self.tokens["reward"] += figures.reward_tokens
         if flops is not None:
-            self.flops["prefill"] += flops["prefill"]
-            self.flops["decode"] += flops["decode"]
-            before, more = self.flops["reward"], flops["reward"]
-            self.flops["reward"] = None if before is None or more is None else before + more
+            self.flops = FlopsRow(
+                prefill=total_of((self.flops["prefill"], flops["prefill"])),
+                decode=total_of((self.flops["decode"], flops["decode"])),
+                reward=total_of((self.flops["reward"], flops["reward"])),
+            )
 
 
 def summarize(whole: Tally, now: Tally, *, output: str, seconds: float, pool: Pool | None, job: "JobInfo") -> Summary:

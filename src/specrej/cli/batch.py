@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 
 from specrej import api
 from specrej.cli.options import (
+    ENGINE_OPTIONS,
     Json,
     exit_codes,
     how_to_resume,
@@ -133,7 +134,7 @@ def batch(
                 f"with --output - there is no {'--resume' if resume else '--json'}", hint="give a file as --output"
             )
         requests = read_all(source, settings, keep, given["model"])
-        names = ("model", "reward", "weights", "device")
+        names = ("model", "reward", *ENGINE_OPTIONS)
         job = describe_job(requests, settings, keep, **{name: given[name] for name in names})
         opening = given, settings, total_memory, in_flight
         open_rows = partial(_open_ray, *opening, cluster) if cluster else partial(_open_local, *opening)
@@ -217,7 +218,7 @@ def _open_ray(
     from specrej.batch.cluster import ray_rows
     from specrej.ray import Opening
 
-    named = {name: given[name] for name in ("model", "reward", "reward_memory", "weights", "device")}
+    named = {name: given[name] for name in ("model", "reward", "reward_memory", *ENGINE_OPTIONS)}
     opening = Opening(settings=settings, total_memory=total_memory, in_flight=in_flight, **named)
     return ray_rows(opening, **cluster), None
 

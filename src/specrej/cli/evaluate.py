@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from specrej import api
 from specrej.cli.options import (
     Json,
     exit_codes,
@@ -149,6 +148,7 @@ def replay(
 ) -> None:
     """Say what Speculative Rejection would have done on a trace, by any policy."""
     from specrej import display
+    from specrej.engines.sources import load_codec, locate_model
     from specrej.evaluation import tables
     from specrej.evaluation.folder import read_info
     from specrej.evaluation.policy_grid import grid, read_policies
@@ -163,8 +163,8 @@ def replay(
         rescore = None
         if exact:
             with stdout_for_results():
-                engine = api.open_engine(info["engine"]["model"])
-                rescore = Rescorer(as_reward(info["settings"]["reward"]), engine.decode)
+                codec = load_codec(locate_model(info["engine"]["model"]))
+                rescore = Rescorer(as_reward(info["settings"]["reward"]), codec.decode)
         summary = replay_folder(directory, chosen, rescore)
         if json:
             display.print_json(summary)

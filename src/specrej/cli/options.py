@@ -7,6 +7,7 @@ where nobody reads what goes to stdout any more.
 import contextlib
 import dataclasses
 import inspect
+import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -35,6 +36,19 @@ def _count(words: str | int) -> str | int:
         return str(words)
 
 
+def _json_object(words: str | dict[str, Any]) -> dict[str, Any]:
+    """The object that these words are; typer hands defaults through as they are."""
+    if isinstance(words, dict):
+        return words
+    try:
+        given = json.loads(words)
+    except ValueError as error:
+        raise typer.BadParameter(f"not JSON ({error}): {words!r}") from error
+    if not isinstance(given, dict):
+        raise typer.BadParameter(f"not a JSON object: {words!r}")
+    return given
+
+
 def _option(words: str, **how: Any) -> Any:
     return typer.Option(help=words, **how)
 
@@ -54,6 +68,23 @@ _OPTIONS: dict[str, Any] = {
     ],
     "reward_memory": Annotated[
         str | None, _option("KV that a classifier may hold for a prompt; by default 1GiB.", metavar="SIZE", **_MODEL)
+    ],
+    "engine": Annotated[
+        str,
+        _option(
+            "torch, vllm, openvino, openai:URL (a server), or auto: the fastest that is installed.",
+            metavar="ENGINE",
+            **_MODEL,
+        ),
+    ],
+    "engine_args": Annotated[
+        Any,
+        _option(
+            'A JSON object that is handed on to the engine, such as {"tensor_parallel_size": 4} to vLLM.',
+            parser=_json_object,
+            metavar="JSON",
+            **_MODEL,
+        ),
     ],
     "weights": Annotated[
         str | None, _option("How a CPU holds the weights: fp16 (default) or fp32.", metavar="fp16|fp32", **_MODEL)
@@ -96,6 +127,9 @@ _OPTIONS: dict[str, Any] = {
 }
 """What `generate` and `compare` take, by the names and with the defaults of the Python interface."""
 
+ENGINE_OPTIONS = ("engine", "engine_args", "weights", "device")
+"""Those that `open_engine` takes beside the model."""
+
 
 def takes_options(*left_out: str) -> Callable[[Command], Command]:
     """Show typer the options above in place of a command's `**given`."""
@@ -122,7 +156,7 @@ def settings_of(given: dict[str, Any]) -> Settings:
 def open_given(given: dict[str, Any]) -> tuple[Engine, Reward]:
     """The engine and the reward that the options name; the reward first, which is the cheaper one to be wrong about."""
     reward = as_reward(given["reward"], given["reward_memory"])
-    return api.open_engine(given["model"], weights=given["weights"], device=given["device"]), reward
+    return api.open_engine(given["model"], **{name: given[name] for name in ENGINE_OPTIONS}), reward
 
 
 @contextlib.contextmanager

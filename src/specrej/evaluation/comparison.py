@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from specrej.cost import FLOPS_PARTS, total_of
 from specrej.errors import UnknownNameError
 from specrej.evaluation.intervals import Array
 from specrej.evaluation.rows import Row, TurnRow
@@ -105,11 +106,11 @@ def perplexities(comparison: Comparison, method: str) -> Array:
 
 
 def compute(comparison: Comparison, method: str, measure: Compute) -> Array:
-    """Seconds, generated tokens or FLOPs, sum over turns; NaN where the method failed or the reward's are not known."""
+    """Seconds, generated tokens or FLOPs, sum over turns; NaN where the method failed or a part is not known."""
 
     def of_turn(turn: TurnRow) -> float:
         if measure == "flops":
-            return turn["flops"]["prefill"] + turn["flops"]["decode"] + _number(turn["flops"]["reward"])
+            return _number(total_of(turn["flops"][part] for part in FLOPS_PARTS))
         return turn["usage"]["total_s"] if measure == "seconds" else turn["usage"]["generated_tokens"]
 
     totals = np.array([sum(map(of_turn, row["turns"])) for row in comparison.rows[method]], dtype=np.float64)

@@ -13,6 +13,7 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from specrej.cost import FLOPS_PARTS, total_of
 from specrej.evaluation.comparison import (
     UNCLEAR,
     Comparison,
@@ -71,7 +72,7 @@ class Cost(TypedDict):
     seconds: dict[str, float]
     """By part: prefill, decode, reward, other, total."""
     flops: dict[str, float | None]
-    """By part: prefill, decode, reward, total; None where the reward's are not known."""
+    """By part: prefill, decode, reward, total; None where it is not known."""
     peak_kv_bytes: int
     """The most of any prompt."""
 
@@ -200,10 +201,7 @@ def _risk(own: Array, widest: NDArray[np.intp]) -> Risk:
 def _cost(rows: list[Row]) -> Cost:
     turns: list[TurnRow] = [turn for row in rows for turn in row["turns"]]
     usages = [turn["usage"] for turn in turns]
-    rewarding = [turn["flops"]["reward"] for turn in turns]
-    known = [flops for flops in rewarding if flops is not None]
-    prefill, decode = (sum(turn["flops"][part] for turn in turns) for part in ("prefill", "decode"))
-    reward = sum(known) if len(known) == len(rewarding) else None
+    flops: dict[str, float | None] = {part: total_of(turn["flops"][part] for turn in turns) for part in FLOPS_PARTS}
     return {
         "num_prompts": len(rows),
         "prompt_tokens": sum(usage["prompt_tokens"] for usage in usages),
@@ -216,11 +214,6 @@ def _cost(rows: list[Row]) -> Cost:
             "other": sum(usage["other_s"] for usage in usages),
             "total": sum(usage["total_s"] for usage in usages),
         },
-        "flops": {
-            "prefill": prefill,
-            "decode": decode,
-            "reward": reward,
-            "total": None if reward is None else prefill + decode + reward,
-        },
+        "flops": {**flops, "total": total_of(flops.values())},
         "peak_kv_bytes": max((usage["peak_kv_bytes"] for usage in usages), default=0),
     }

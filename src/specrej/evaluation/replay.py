@@ -143,9 +143,6 @@ class Replayer:
         self._lengths: list[int] = trace.lengths.tolist()
         self._finals: list[float] = trace.final_rewards.tolist()
         self._by_checkpoint: list[list[float]] = trace.rewards.T.tolist()
-        self._prefill_flops = trace.flops.prefill(trace.num_prompt_tokens)
-        lengths = range(trace.max_new_tokens + 1)
-        self._decode_flops: list[float] = trace.flops.decode_each(trace.num_prompt_tokens, lengths).tolist()
 
     def run(self, policy: ReplayPolicy) -> Outcome:
         """What this policy would have done.
@@ -180,10 +177,21 @@ class Replayer:
         return log
 
     def _flops(self, log: "_Log") -> float | None:
-        if self._reward_flops is None:
+        if self._reward_flops is None or self._model_flops is None:
             return None
-        decode = sum(self._decode_flops[length] for length in log.num_tokens[: log.num_begun])
-        return self._prefill_flops + decode + self._reward_flops * log.num_scored_tokens
+        prefill, by_length = self._model_flops
+        decode = sum(by_length[length] for length in log.num_tokens[: log.num_begun])
+        return prefill + decode + self._reward_flops * log.num_scored_tokens
+
+    @cached_property
+    def _model_flops(self) -> tuple[float, list[float]] | None:
+        """Of prefilling, and of answers by their length in tokens."""
+        trace = self._trace
+        if trace.flops is None:
+            return None
+        lengths = range(trace.max_new_tokens + 1)
+        by_length = trace.flops.decode_each(trace.num_prompt_tokens, lengths).tolist()
+        return trace.flops.prefill(trace.num_prompt_tokens), by_length
 
     @cached_property
     def _reward_flops(self) -> float | None:

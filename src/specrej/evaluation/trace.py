@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from specrej.api import run_one
+from specrej.api import run_one, unobserved
 from specrej.cost import KvLayout, ModelFlops, flops_per_token_of
 from specrej.engines.base import Engine
 from specrej.errors import DeviceMemoryError, SpecrejError, UsageError
@@ -64,7 +64,7 @@ class Trace:
         checkpoints: lengths at which live candidates were scored, in tokens, rising.
         memory_bytes: the KV budget of the recorded run.
         layout: how KV grows in the engine that ran.
-        flops: what prefilling and decoding cost it.
+        flops: what prefilling and decoding cost it; None where it does not know.
         reward_flops_per_token: what the reward says that reading a token costs it; None where it does not.
         settings: of the recorded run, seed and sampling included.
         usage: see `specrej.types.Usage`.
@@ -84,7 +84,7 @@ class Trace:
     checkpoints: tuple[int, ...]
     memory_bytes: int
     layout: KvLayout
-    flops: ModelFlops
+    flops: ModelFlops | None
     reward_flops_per_token: float | None
     settings: Mapping[str, Any]
     usage: Mapping[str, Any]
@@ -115,6 +115,12 @@ class Trace:
         return self._states("final_hidden_states").reshape(self.num_candidates, -1)
 
     def _states(self, column: str) -> NDArray[np.float16]:
+        with pq.ParquetFile(self.path) as file:
+            if column not in file.schema_arrow.names:
+                raise UsageError(
+                    f"{self.path} has no hidden states: the engine that recorded it gives none",
+                    hint="record with --engine torch",
+                )
         values = _read(self.path, [column])[column].combine_chunks().flatten()
         states: NDArray[np.float16] = values.to_numpy(zero_copy_only=False)
         return states
@@ -155,7 +161,7 @@ def record(
         paths = [directory / f"{number:05d}.parquet" for number in range(len(loaded.tasks))]
         left = [(p, t) for p, t in zip(paths, loaded.tasks, strict=True) if t.id not in failed and not p.exists()]
         for num_done, (path, task) in enumerate(left, len(paths) - len(left) + 1):
-            states = _HiddenStates(engine, lengths)
+            states = _HiddenStates(engine, lengths) if engine.has_hidden_states else None
             error = None
             try:
                 result = _run(engine, reward, task, settings, states)
@@ -214,8 +220,8 @@ class _HiddenStates:
         return self._taken[index, length]
 
 
-def _run(engine: Engine, reward: Reward, task: Task, settings: Settings, states: _HiddenStates) -> Result:
-    result = run_one(engine, reward, task.turns[0], settings, states)
+def _run(engine: Engine, reward: Reward, task: Task, settings: Settings, states: _HiddenStates | None) -> Result:
+    result = run_one(engine, reward, task.turns[0], settings, states or unobserved)
     if any(candidate.state == "rejected" for candidate in result.candidates):
         causes = {decision.cause for decision in result.decisions if decision.rejected}
         raise DeviceMemoryError(
@@ -226,7 +232,12 @@ def _run(engine: Engine, reward: Reward, task: Task, settings: Settings, states:
 
 
 def _table(
-    task: Task, result: Result, checkpoints: Sequence[int], states: _HiddenStates, engine: Engine, reward: Reward
+    task: Task,
+    result: Result,
+    checkpoints: Sequence[int],
+    states: _HiddenStates | None,
+    engine: Engine,
+    reward: Reward,
 ) -> pa.Table:
     candidates = result.candidates
     scored_at = [decision.num_tokens for decision in result.decisions]
@@ -236,8 +247,6 @@ def _table(
         [by_length[c.index][point] if end > point else c.reward for point in checkpoints]
         for c, end in zip(candidates, ends, strict=True)
     ]
-    finals = [states.of(index, end) for index, end in enumerate(ends)]
-    middles = [[states.of(index, min(end, point)) for point in checkpoints] for index, end in enumerate(ends)]
     columns = {
         "token_ids": pa.array([c.token_ids for c in candidates], pa.list_(pa.int32())),
         "logprobs": pa.array([c.logprobs for c in candidates], pa.list_(pa.float64())),
@@ -245,9 +254,11 @@ def _table(
         "finish_reason": pa.array([c.finish_reason for c in candidates], pa.string()),
         "rewards": _fixed(np.array(rewards)),
         "final_reward": pa.array([c.reward for c in candidates], pa.float64()),
-        "hidden_states": _fixed(np.array(middles)),
-        "final_hidden_states": _fixed(np.array(finals)),
     }
+    if states is not None:
+        finals = [states.of(index, end) for index, end in enumerate(ends)]
+        middles = [[states.of(index, min(end, point)) for point in checkpoints] for index, end in enumerate(ends)]
+        columns |= {"hidden_states": _fixed(np.array(middles)), "final_hidden_states": _fixed(np.array(finals))}
     about = {
         "prompt_id": task.id,
         "messages": task.turns[0],
@@ -255,7 +266,7 @@ def _table(
         "checkpoints": checkpoints,
         "memory_bytes": result.settings["memory_bytes"],
         "layout": engine.layout._asdict(),
-        "flops": engine.flops.to_dict(),
+        "flops": None if engine.flops is None else engine.flops.to_dict(),
         "reward_flops_per_token": flops_per_token_of(reward),
         "settings": dict(result.settings),
         "usage": result.usage.to_dict(),
@@ -280,7 +291,7 @@ def _load(path: Path) -> Trace:
         checkpoints=tuple(about["checkpoints"]),
         memory_bytes=about["memory_bytes"],
         layout=KvLayout(**about["layout"]),
-        flops=ModelFlops.from_dict(about["flops"]),
+        flops=about["flops"] and ModelFlops.from_dict(about["flops"]),
         reward_flops_per_token=about["reward_flops_per_token"],
         settings=about["settings"],
         usage=about["usage"],

@@ -1,0 +1,244 @@
+"""vLLM in this process, by its public interfaces: one request and one seed a candidate.
+
+    engine = open_engine("org/model", engine="vllm", engine_args={"tensor_parallel_size": 4})
+
+Nothing is decoded while we score: vLLM steps when it is told to. Decisions come before its cache is full (see `paged`),
+so that it never has to preempt; that it did not is counted. Candidates share the full blocks of the prompt through the
+prefix cache. All of vLLM's engine arguments pass through, but for those that decide how we drive it.
+"""
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from specrej.cost import flops_of_config
+from specrej.engines.opening import EngineOptions
+from specrej.engines.paged import Drawn, PagedEngine
+from specrej.engines.sources import first_line, load_codec, locate_model
+from specrej.engines.vllm_process import is_cpu, prepare
+from specrej.errors import EngineError, ModelError, UsageError
+from specrej.types import FinishReason, SamplingParams
+
+_OURS = {
+    "model": "it is the model",
+    "enable_prefix_caching": "candidates share the prompt through it",
+    "async_scheduling": "it would decode beyond a decision",
+    "disable_log_stats": "KV use and preemptions are read from the statistics",
+    "logprobs_mode": "log-probabilities are the model's, before temperature and filters",
+    "runner": "an engine generates; a reward model is given as the reward",
+}
+_CPU_KV_BYTES = 2**31
+_BLOCK_ON_A_CPU = 32
+
+
+def open_as_asked(model: str | Path, options: EngineOptions) -> PagedEngine:
+    """See `specrej.engines.opening`.
+
+    Raises:
+        UsageError: vLLM is not installed, in another version, or takes no such argument.
+        ModelError: vLLM cannot open the model.
+    """
+    options.refuse("vllm", "weights", "device")
+    versions = prepare()
+    source = locate_model(model)
+    backend = VllmBackend(source, options.arguments, str(model), versions)
+    config = backend.config
+    return PagedEngine(
+        backend,
+        load_codec(source),
+        bytes_per_token=_bytes_per_token(config),
+        flops=flops_of_config(config.model_config.hf_text_config, config.scheduler_config.max_num_batched_tokens),
+        context_tokens=config.model_config.max_model_len,
+    )
+
+
+class VllmBackend:
+    """Implements `specrej.engines.paged.Backend` with an `LLMEngine`.
+
+    Args:
+        source: a directory or an id.
+        arguments: of vLLM's `EngineArgs`, beside ours.
+        name: what the user calls the model.
+        versions: of what computes.
+
+    Raises:
+        UsageError: an argument that vLLM does not have, or that is ours to set.
+        ModelError: vLLM cannot open the model.
+    """
+
+    name = "vllm"
+    seed_bits = 63
+
+    def __init__(self, source: str, arguments: Mapping[str, Any], name: str, versions: Mapping[str, str]) -> None:
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        self._name, self._versions = name, versions
+        self.is_on_cpu = is_cpu()
+        _check(arguments)
+        given = {**_defaults(self.is_on_cpu), **arguments}
+        self._gauge = _make_gauge()
+        try:
+            self._engine = LLMEngine.from_engine_args(
+                EngineArgs(
+                    model=source,
+                    enable_prefix_caching=True,
+                    async_scheduling=False,
+                    disable_log_stats=False,
+                    **given,
+                ),
+                stat_loggers=[self._gauge],
+            )
+        except Exception as error:  # whatever vLLM, torch or a broken file says
+            raise ModelError(
+                f"vLLM cannot open {name!r}: {first_line(error)}",
+                hint="see its supported models and engine arguments; more is in its log: VLLM_LOGGING_LEVEL=INFO",
+            ) from error
+        self.config = self._engine.vllm_config
+        self.page_tokens: int = self.config.cache_config.block_size
+        self.num_pages: int = self.config.cache_config.num_gpu_blocks - 1  # one of them stands for nothing
+        self.most_requests: int = self.config.scheduler_config.max_num_seqs
+        self._is_new: set[int] = set()
+
+    def describe(self) -> Mapping[str, str]:
+        model, cache = self.config.model_config, self.config.cache_config
+        return {
+            "model": self._name,
+            "device": "cpu" if self.is_on_cpu else self.config.device_config.device_type,
+            "weights": str(model.dtype).removeprefix("torch."),
+            "kv_cache": f"{cache.num_gpu_blocks} blocks of {cache.block_size} tokens, {cache.cache_dtype}",
+        }
+
+    def versions(self) -> Mapping[str, str]:
+        return self._versions
+
+    def check(self, sampling: SamplingParams) -> None:
+        """All options are vLLM's too."""
+
+    def submit(self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> None:
+        self._is_new.add(key)
+        self._engine.add_request(str(key), {"prompt_token_ids": list(prompt_ids)}, _sampling_params(sampling, seed))
+
+    def step(self) -> Iterator[Drawn]:
+        try:
+            outputs = self._engine.step()
+        except Exception as error:  # the engine is not to be used any more
+            raise EngineError(f"vLLM failed in a step: {first_line(error)}", hint="see its log") from error
+        for output in outputs:
+            yield from self._drawn(output)
+
+    def _drawn(self, output: Any) -> Iterator[Drawn]:
+        key, (made,) = int(output.request_id), output.outputs
+        reason = _REASONS[made.finish_reason]
+        for place, token_id in enumerate(made.token_ids):
+            is_last = place == len(made.token_ids) - 1
+            num_cached = (output.num_cached_tokens or 0) if key in self._is_new else 0
+            self._is_new.discard(key)
+            logprob = made.logprobs[place][token_id].logprob
+            yield Drawn(key, token_id, logprob, reason if is_last else None, num_cached)
+
+    def abort(self, keys: Sequence[int]) -> None:
+        self._is_new.difference_update(keys)
+        self._engine.abort_request([str(key) for key in keys])
+
+    def pages_in_use(self) -> int:
+        return round(self._gauge.usage * self.num_pages)
+
+    @property
+    def num_preemptions(self) -> int:
+        return int(self._gauge.num_preemptions)
+
+
+_REASONS: dict[str | None, FinishReason | None] = {None: None, "stop": "eos", "length": "length"}
+
+
+def _check(arguments: Mapping[str, Any]) -> None:
+    from vllm import EngineArgs
+
+    known = {field.name for field in fields(EngineArgs)}
+    for name in arguments:
+        if name in _OURS:
+            raise UsageError(f"the engine argument {name!r} is set by specrej: {_OURS[name]}", hint="leave it out")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "see vLLM's documentation of EngineArgs"
+            raise UsageError(f"vLLM has no engine argument {name!r}", hint=hint)
+
+
+def _defaults(is_on_cpu: bool) -> dict[str, Any]:
+    """What vLLM would choose otherwise, for prompts with many candidates."""
+    # Layers with a window would be counted in blocks of their own, which our arithmetic does not know.
+    common = {"disable_hybrid_kv_cache_manager": True, "use_tqdm_on_load": False, "max_num_seqs": 1024}
+    if not is_on_cpu:
+        return common
+    memory = {} if "VLLM_CPU_KVCACHE_SPACE" in os.environ else {"kv_cache_memory_bytes": _CPU_KV_BYTES}
+    return {
+        **common,
+        **memory,
+        "dtype": "float32",  # half precision is emulated on most CPUs, a hundred times slower
+        "enforce_eager": True,  # compiling takes longer than most runs
+        "block_size": _BLOCK_ON_A_CPU,  # of 128 by default, more than most prompts would share
+        # A request with a seed whose prompt is read in pieces fails on a CPU ("CPU Generator does not use offset").
+        "max_num_batched_tokens": 65_536,
+    }
+
+
+def _sampling_params(sampling: SamplingParams, seed: int) -> Any:
+    from vllm import SamplingParams as Params
+    from vllm.sampling_params import RequestOutputKind
+
+    return Params(
+        n=1,
+        seed=seed,
+        max_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        ignore_eos=sampling.ignore_eos,
+        logprobs=0,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def _bytes_per_token(config: Any) -> int:
+    """KV of one token, all layers and devices together."""
+    import torch
+
+    model, cache = config.model_config, config.cache_config
+    dtype = model.dtype if cache.cache_dtype == "auto" else getattr(torch, cache.cache_dtype, torch.uint8)
+    num_tensors = 1 if model.use_mla else 2
+    num_numbers = num_tensors * model.get_total_num_hidden_layers() * model.get_total_num_kv_heads()
+    return int(num_numbers * model.get_head_size() * dtype.itemsize)
+
+
+def _make_gauge() -> Any:
+    """A class of vLLM's statistics that an engine makes one instance of; the figures stand in the class."""
+    from vllm.v1.metrics.loggers import StatLoggerBase
+
+    class Gauge(StatLoggerBase):
+        """KV in use as a share of the cache after the last step, and preemptions so far."""
+
+        usage = 0.0
+        num_preemptions = 0
+
+        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+            """Nothing is kept in an instance."""
+
+        def record(
+            self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+        ) -> None:
+            if scheduler_stats is not None:
+                Gauge.usage = scheduler_stats.kv_cache_usage
+            if iteration_stats is not None:
+                Gauge.num_preemptions += iteration_stats.num_preempted_reqs
+
+        def log_engine_initialized(self) -> None:
+            """Nothing to say."""
+
+    return Gauge
