@@ -18,7 +18,7 @@ from specrej.cost import flops_of_config
 from specrej.engines.opening import EngineOptions
 from specrej.engines.paged import Drawn, PagedEngine
 from specrej.engines.sources import first_line, load_codec, locate_model
-from specrej.engines.vllm_process import is_cpu, prepare
+from specrej.engines.vllm_process import is_cpu, prepare, quiet
 from specrej.errors import EngineError, ModelError, UsageError
 from specrej.types import FinishReason, SamplingParams
 
@@ -81,17 +81,12 @@ class VllmBackend:
         _check(arguments)
         given = {**_defaults(self.is_on_cpu), **arguments}
         self._gauge = _make_gauge()
+        ours = {"enable_prefix_caching": True, "async_scheduling": False, "disable_log_stats": False}
         try:
-            self._engine = LLMEngine.from_engine_args(
-                EngineArgs(
-                    model=source,
-                    enable_prefix_caching=True,
-                    async_scheduling=False,
-                    disable_log_stats=False,
-                    **given,
-                ),
-                stat_loggers=[self._gauge],
-            )
+            with quiet():
+                self._engine = LLMEngine.from_engine_args(
+                    EngineArgs(model=source, **ours, **given), stat_loggers=[lambda _config, _index: self._gauge]
+                )
         except Exception as error:  # whatever vLLM, torch or a broken file says
             raise ModelError(
                 f"vLLM cannot open {name!r}: {first_line(error)}",
@@ -145,7 +140,8 @@ class VllmBackend:
         self._engine.abort_request([str(key) for key in keys])
 
     def pages_in_use(self) -> int:
-        return round(self._gauge.usage * self.num_pages)
+        usage: float = self._gauge.usage
+        return round(usage * self.num_pages)
 
     @property
     def num_preemptions(self) -> int:
@@ -218,27 +214,23 @@ def _bytes_per_token(config: Any) -> int:
 
 
 def _make_gauge() -> Any:
-    """A class of vLLM's statistics that an engine makes one instance of; the figures stand in the class."""
+    """What takes vLLM's statistics: KV in use as a share of the cache after the last step, and preemptions so far."""
     from vllm.v1.metrics.loggers import StatLoggerBase
 
-    class Gauge(StatLoggerBase):
-        """KV in use as a share of the cache after the last step, and preemptions so far."""
-
-        usage = 0.0
-        num_preemptions = 0
-
-        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-            """Nothing is kept in an instance."""
+    class Gauge(StatLoggerBase):  # type: ignore[misc]  # vLLM is not there when types are checked
+        def __init__(self) -> None:
+            self.usage = 0.0
+            self.num_preemptions = 0
 
         def record(
             self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
         ) -> None:
             if scheduler_stats is not None:
-                Gauge.usage = scheduler_stats.kv_cache_usage
+                self.usage = scheduler_stats.kv_cache_usage
             if iteration_stats is not None:
-                Gauge.num_preemptions += iteration_stats.num_preempted_reqs
+                self.num_preemptions += iteration_stats.num_preempted_reqs
 
         def log_engine_initialized(self) -> None:
             """Nothing to say."""
 
-    return Gauge
+    return Gauge()

@@ -1,0 +1,276 @@
+"""What every engine must do, as functions of one that is open: the promises P1 to P7, and what users run into.
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    def test_engine(check, subject):
+        check(subject)
+
+Everything goes through the public interface. Tokens are compared one by one. An engine whose float sums depend on who
+stands beside a candidate may let one flip that sits on a boundary: such flips are counted, and few are let pass.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+import specrej
+from fakes import FakeReward
+from specrej.engines.base import Engine, Token
+from specrej.errors import BudgetError, PromptError, SpecrejError, UsageError
+from specrej.search import Search
+from specrej.types import Result, SamplingParams
+
+LENGTH = 32
+
+
+@dataclass
+class Subject:
+    """An engine, and what is to be expected of it.
+
+    Attributes:
+        engine: to be tested; nothing is open on it.
+        flips: one in so many tokens may flip because others were rejected or stand beside it; None where none may.
+        reread: tokens that may be read again for each candidate: what of a prompt is not shared.
+        unused: tokens that may be made in vain for each candidate: what an engine decodes ahead.
+        prompts: of different lengths.
+        ending: a prompt whose answers mostly end by themselves within LENGTH tokens.
+        measured: bytes of KV in use as something else than the engine measures it.
+    """
+
+    engine: Engine
+    flips: int | None = None
+    reread: int = 0
+    unused: int = 0
+    prompts: Sequence[str] = ("Why?", "Give three tips for staying healthy.", "Name a tree. " * 12)
+    ending: str = "Why?"
+    measured: Callable[[], int] | None = None
+    num_flips: int = field(default=0, init=False)
+    num_compared: int = field(default=0, init=False)
+
+    def generate(self, prompt: str | None = None, **options: Any) -> Result:
+        given = {"n": 8, "max_new_tokens": LENGTH, "seed": 3, "memory": self.room(8), **options}
+        return specrej.generate(prompt or self.prompts[1], model=self.engine, reward=FakeReward(), **given)
+
+    def room(self, num_candidates: int, num_tokens: int = LENGTH, prompt: str | None = None) -> int:
+        """Bytes that so many candidates of that length take."""
+        num_prompt = len(self.engine.encode(prompt or self.prompts[1]))
+        return self.engine.kv_bytes(num_prompt, num_candidates, num_tokens)
+
+    def compare(self, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> None:
+        """See that of each pair the first is a prefix of the second, but for the flips that are let pass."""
+        for some, all_ in pairs:
+            same = [one == other for one, other in zip(some, all_, strict=False)]
+            num_same = same.index(False) if False in same else len(same)
+            is_flipped = num_same < len(some)
+            assert self.flips or not is_flipped, f"token {num_same} of {list(some)} is not that of {list(all_)}"
+            self.num_flips += is_flipped
+            self.num_compared += num_same + is_flipped
+        if self.flips:
+            assert self.num_flips <= 1 + self.num_compared / self.flips, f"{self.num_flips} of {self.num_compared}"
+
+
+def ids(result: Result) -> list[list[int]]:
+    return [candidate.token_ids for candidate in result.candidates]
+
+
+def check_p1_with_alpha_zero_the_candidates_are_those_of_best_of_n(subject: Subject) -> None:
+    expected = subject.generate(algorithm="best_of_n")
+    result = subject.generate(alpha=0.0, decide="every:5")
+    subject.compare(zip(ids(result), ids(expected), strict=True))
+    assert not any(decision.rejected for decision in result.decisions)
+    assert len(result.decisions) > len(expected.decisions)
+
+
+def check_p1_waves_are_the_candidates_of_one_batch(subject: Subject) -> None:
+    waves = subject.generate(algorithm="best_of_n", memory=subject.room(3))
+    assert [len(decision.scored) for decision in waves.decisions] == [3, 3, 2]
+    subject.compare(zip(ids(waves), ids(subject.generate(algorithm="best_of_n")), strict=True))
+
+
+def check_p2_rejecting_some_never_changes_the_others(subject: Subject) -> None:
+    expected = subject.generate(algorithm="best_of_n")
+    result = subject.generate(decide="every:6")
+    assert any(candidate.state == "rejected" and not candidate.finish_reason for candidate in result.candidates)
+    subject.compare(zip(ids(result), ids(expected), strict=True))
+
+
+def check_p3_p5_memory_decides_and_is_kept(subject: Subject) -> None:
+    budget, causes = subject.room(3), set()
+    peaks = [0]
+
+    def observe(search: Search) -> None:
+        memory = search.memory()
+        assert memory.in_use <= memory.peak <= budget
+        if subject.measured is not None:
+            assert subject.measured() <= budget
+            peaks.append(subject.measured())
+        if search.decisions and search.decisions[-1].cause == "budget" and search.live:
+            causes.add("budget")
+            assert search.memory().in_use <= budget
+            assert search.decisions[-1].rejected
+
+    result = subject.generate(n="auto", memory=budget, min_tokens=6, observe=observe)
+    assert causes == {"budget"}
+    assert len(result.candidates) > 3
+    assert result.usage.peak_kv_bytes <= budget
+    assert subject.measured is None or max(peaks) > budget / 4
+
+
+def check_p4_the_winner_is_complete_and_the_best(subject: Subject) -> None:
+    result = subject.generate(decide="every:6")
+    complete = [candidate for candidate in result.candidates if candidate.state == "complete"]
+    assert result.best in complete
+    assert result.best.finish_reason in ("eos", "length")
+    assert result.reward == max(candidate.reward or 0.0 for candidate in complete)
+    assert {candidate.state for candidate in result.candidates} <= {"complete", "rejected"}
+
+
+def check_p6_usage_adds_up(subject: Subject) -> None:
+    result = subject.generate(decide="every:6")
+    usage = result.usage
+    assert usage.generated_tokens == sum(map(len, ids(result)))
+    assert usage.prompt_tokens == len(subject.engine.encode(subject.prompts[1]))
+    assert usage.total_s == pytest.approx(usage.prefill_s + usage.decode_s + usage.reward_s + usage.other_s)
+    assert 0 < usage.peak_kv_bytes <= result.settings["memory_bytes"]
+    assert usage.num_steps == max(map(len, ids(result)))
+
+
+def check_p7_nothing_is_made_twice_but_what_is_said(subject: Subject) -> None:
+    subject.generate(decide="every:6")  # what is cached is cached
+    result = subject.generate(decide="every:6")
+    assert result.usage.reread_tokens <= subject.reread * len(result.candidates)
+    assert result.usage.unused_tokens <= subject.unused * len(result.candidates)
+    assert result.usage.num_preemptions == 0
+
+
+def check_the_same_seed_is_the_same_run_and_another_seed_is_not(subject: Subject) -> None:
+    first = subject.generate(algorithm="best_of_n")
+    subject.compare(zip(ids(subject.generate(algorithm="best_of_n")), ids(first), strict=True))
+    assert len({tuple(tokens) for tokens in ids(first)}) > 1
+    assert ids(subject.generate(algorithm="best_of_n", seed=4)) != ids(first)
+
+
+def check_answers_end_by_themselves_while_others_go_on(subject: Subject) -> None:
+    result = subject.generate(subject.ending, algorithm="best_of_n", n=8, memory=subject.room(8, prompt=subject.ending))
+    reasons = {candidate.finish_reason for candidate in result.candidates}
+    assert "eos" in reasons
+    assert len({len(candidate.token_ids) for candidate in result.candidates}) > 1
+    for candidate in result.candidates:
+        is_full = len(candidate.token_ids) == LENGTH
+        assert candidate.finish_reason == "eos" or is_full
+        assert candidate.text == subject.engine.decode(candidate.token_ids)
+    by_length = subject.engine.decode([c.token_ids for c in result.candidates if c.finish_reason == "eos"][0][-1:])
+    assert by_length == ""  # the token that ended it is a special one
+
+
+def check_stop_strings_end_answers(subject: Subject) -> None:
+    free = subject.generate(algorithm="best_of_n")
+    longest = max((candidate.text for candidate in free.candidates), key=len)
+    stop = longest[len(longest) // 2]
+    result = subject.generate(algorithm="best_of_n", stop=[stop])
+    stopped = [candidate for candidate in result.candidates if candidate.finish_reason == "stop"]
+    assert stopped
+    for candidate in result.candidates:
+        assert stop not in candidate.text
+    subject.compare(zip(ids(result), ids(free), strict=True))
+
+
+def check_drops_in_the_middle(subject: Subject) -> None:
+    engine, prompt_ids = subject.engine, subject.engine.encode(subject.prompts[1])
+    sampling = SamplingParams(max_new_tokens=12, ignore_eos=True, seed=5)
+    alone = _decode(engine, prompt_ids, sampling, {})
+    halved = _decode(engine, prompt_ids, sampling, {4: [0, 2, 5], 7: [1]})
+    assert sorted(map(len, halved.values())) == [4, 4, 4, 7, 12, 12]
+    subject.compare((halved[index], alone[index]) for index in range(6))
+
+
+def _decode(
+    engine: Engine, prompt_ids: Sequence[int], sampling: SamplingParams, drops: dict[int, list[int]]
+) -> dict[int, list[int]]:
+    """Tokens of six candidates, some of which are dropped after so many steps."""
+    prompt = engine.open(prompt_ids, sampling, engine.kv_bytes(len(prompt_ids), 6, sampling.max_new_tokens))
+    engine.add(prompt, range(6))
+    tokens: dict[int, list[int]] = {index: [] for index in range(6)}
+    for step in range(sampling.max_new_tokens):
+        before = engine.memory(prompt).in_use
+        if step in drops:
+            engine.drop(prompt, drops[step])
+            assert engine.memory(prompt).in_use < before
+        given: list[Token] = engine.step({prompt: engine.claim(prompt).wanted})
+        for token in given:
+            tokens[token.candidate].append(token.token_id)
+            assert token.logprob is None or token.logprob <= 0
+            assert (token.finish_reason == "length") == (step == sampling.max_new_tokens - 1)
+    engine.close(prompt)
+    return tokens
+
+
+def check_many_prompts_are_each_as_alone(subject: Subject) -> None:
+    options: dict[str, Any] = {"n": 4, "decide": "every:6", "max_new_tokens": 16, "seed": 2}
+    memory = max(subject.room(4, 16, prompt) for prompt in subject.prompts)
+    alone = [subject.generate(prompt, memory=memory, **options) for prompt in subject.prompts]
+    reward = FakeReward()
+    outcomes = specrej.generate_batch(
+        subject.prompts, model=subject.engine, reward=reward, total_memory=2 * memory, memory=memory, **options
+    )
+    for number, outcome in outcomes:
+        assert isinstance(outcome, Result)
+        if subject.flips is None:
+            assert ids(outcome) == ids(alone[number])
+            assert outcome.best.index == alone[number].best.index
+        else:  # a flip may change a decision, and with it how far a candidate comes
+            pairs = zip(ids(outcome), ids(alone[number]), strict=True)
+            subject.compare(sorted(pair, key=len) for pair in pairs)  # type: ignore[arg-type,misc]
+
+
+def check_a_budget_that_holds_no_candidate_is_told(subject: Subject) -> None:
+    with pytest.raises(BudgetError, match="does not hold one candidate"):
+        subject.generate(memory=subject.room(1) - 1)
+    if subject.engine.capacity_bytes is not None:
+        with pytest.raises(BudgetError, match="more than the"):
+            subject.generate(memory=subject.engine.capacity_bytes + 1)
+
+
+def check_bad_input_is_told(subject: Subject) -> None:
+    context = subject.engine.context_tokens
+    with pytest.raises(PromptError, match="empty"):
+        subject.generate("  ")
+    with pytest.raises(UsageError, match="exceed the context|does not hold"):
+        subject.generate(max_new_tokens=context, memory=2**50 if subject.engine.capacity_bytes is None else None)
+    with pytest.raises(UsageError, match="n must be"):
+        subject.generate(n=0)
+    with pytest.raises(UsageError, match="alpha must be"):
+        subject.generate(alpha=1.0)
+
+
+def check_hidden_states_are_given_or_refused(subject: Subject) -> None:
+    engine, prompt_ids = subject.engine, subject.engine.encode(subject.prompts[0])
+    prompt = engine.open(prompt_ids, SamplingParams(max_new_tokens=4, ignore_eos=True), subject.room(2))
+    engine.add(prompt, range(2))
+    engine.step()
+    if engine.has_hidden_states:
+        assert sorted(engine.hidden_states(prompt)) == [0, 1]
+    else:
+        with pytest.raises(UsageError, match="gives no hidden states"):
+            engine.hidden_states(prompt)
+    engine.close(prompt)
+
+
+def check_a_prompt_that_fails_leaves_the_others(subject: Subject) -> None:
+    def fails(prompt: str, texts: list[str]) -> list[float]:
+        if prompt == subject.prompts[0]:
+            raise ValueError("as asked for")
+        return [float(len(text)) for text in texts]
+
+    memory = max(subject.room(2, 8, prompt) for prompt in subject.prompts)
+    outcomes = dict(
+        specrej.generate_batch(
+            subject.prompts, model=subject.engine, reward=fails, n=2, max_new_tokens=8, memory=memory, seed=1
+        )
+    )
+    assert isinstance(outcomes[0], SpecrejError)
+    assert all(isinstance(outcomes[number], Result) for number in (1, 2))
+
+
+CHECKS = [check for name, check in list(globals().items()) if name.startswith("check_")]

@@ -1,0 +1,46 @@
+"""Every engine that this environment has, against the one list of what engines must do. (vLLM's are in tests/vllm.)"""
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+
+from conformance import CHECKS, Subject
+from fakes import FakeEngine
+from paging import PAGE, FakeBackend, paged_engine
+from specrej.engines.torch.loading import open_engine, wrap
+from tiny import CHAT_TEMPLATE, make_model, make_tokenizer
+
+ENDING = "Answer with one word: is water wet?"
+
+
+def fake() -> Subject:
+    return Subject(FakeEngine())
+
+
+def paged() -> Subject:
+    backend = FakeBackend()
+    engine = paged_engine(backend)
+    return Subject(engine, reread=PAGE, measured=lambda: backend.pages_in_use() * PAGE * 10)
+
+
+def tiny_torch() -> Subject:
+    """In float64, where no draw comes as close to a boundary as rounding."""
+    model = make_model("llama", dtype=torch.float64)
+    model.generation_config.eos_token_id = list(range(5))
+    return Subject(wrap(model, make_tokenizer(CHAT_TEMPLATE)))
+
+
+@cache
+def real_torch() -> Subject:
+    return Subject(open_engine("smollm2", device="cpu"), flips=500, ending=ENDING)
+
+
+SUBJECTS = [fake, paged, tiny_torch, pytest.param(real_torch, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("make", SUBJECTS)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_engine(check: Callable[[Subject], None], make: Callable[[], Subject]) -> None:
+    check(make())
