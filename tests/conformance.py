@@ -160,8 +160,8 @@ def check_answers_end_by_themselves_while_others_go_on(subject: Subject) -> None
         is_full = len(candidate.token_ids) == LENGTH
         assert candidate.finish_reason == "eos" or is_full
         assert candidate.text == subject.engine.decode(candidate.token_ids)
-    by_length = subject.engine.decode([c.token_ids for c in result.candidates if c.finish_reason == "eos"][0][-1:])
-    assert by_length == ""  # the token that ended it is a special one
+    ended = next(candidate for candidate in result.candidates if candidate.finish_reason == "eos")
+    assert subject.engine.decode(ended.token_ids[-1:]) == ""  # what ended it is a special token
 
 
 def check_stop_strings_end_answers(subject: Subject) -> None:
@@ -236,7 +236,7 @@ def check_bad_input_is_told(subject: Subject) -> None:
     context = subject.engine.context_tokens
     with pytest.raises(PromptError, match="empty"):
         subject.generate("  ")
-    with pytest.raises(UsageError, match="exceed the context|does not hold"):
+    with pytest.raises(UsageError, match=r"exceed the context|does not hold"):
         subject.generate(max_new_tokens=context, memory=2**50 if subject.engine.capacity_bytes is None else None)
     with pytest.raises(UsageError, match="n must be"):
         subject.generate(n=0)
