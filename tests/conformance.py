@@ -221,7 +221,7 @@ def check_many_prompts_are_each_as_alone(subject: Subject) -> None:
             assert outcome.best.index == alone[number].best.index
         else:  # a flip may change a decision, and with it how far a candidate comes
             pairs = zip(ids(outcome), ids(alone[number]), strict=True)
-            subject.compare(sorted(pair, key=len) for pair in pairs)  # type: ignore[arg-type,misc]
+            subject.compare(sorted(pair, key=len) for pair in pairs)  # type: ignore[misc]
 
 
 def check_a_budget_that_holds_no_candidate_is_told(subject: Subject) -> None:

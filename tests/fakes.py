@@ -101,7 +101,7 @@ class FakeEngine:
 
     name = "fake"
     layout = LAYOUT
-    flops: ModelFlops | None = FLOPS
+    flops = FLOPS
     capacity_bytes: int | None = None
     most_candidates = 1 << 20
     can_hold_back = True

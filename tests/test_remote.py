@@ -19,8 +19,6 @@ from servers import Server, record_waits, serving
 from specrej.errors import UsageError
 from specrej.remote import Remote, RemoteError, Reply, Service, key_from, without_secrets
 
-pytest.importorskip("httpx")
-
 KEY = "sk-very-secret"
 
 
@@ -250,13 +248,6 @@ def test_services_are_checked(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(UsageError, match=name):
         Service(url="http://h", **options)
-
-
-def test_httpx_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "httpx", None)
-    with pytest.raises(UsageError, match="httpx") as caught:
-        Service(url="http://h")
-    assert "specrej[http]" in str(caught.value.hint)
 
 
 def test_httpx_is_loaded_late() -> None:

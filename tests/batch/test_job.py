@@ -313,7 +313,7 @@ def test_figures_are_of_the_whole_output_and_cost_is_of_one_sitting(mixed: Path,
     assert summary["tokens"]["generated"] == generated
     assert summary["this_run"]["tokens_per_s"] == generated / 2
     flops = [each.flops for each in ended if each.flops is not None]
-    assert summary["this_run"]["flops"]["decode"] == sum(each["decode"] for each in flops)
+    assert summary["this_run"]["flops"]["decode"] == sum(each["decode"] or 0 for each in flops)
     assert summary["this_run"]["flops"]["reward"] == 7 * summary["tokens"]["reward"]
 
 

@@ -199,8 +199,8 @@ def test_figures_carry_their_cost(loaded: Loaded, tmp_path: Path) -> None:
             usage, flops = turn["usage"], turn["flops"]
             assert usage["generated_tokens"] == sum(c["num_tokens"] for c in turn["candidates"])
             assert usage["peak_kv_bytes"] <= turn["memory_bytes"]
-            assert flops["prefill"] > 0
-            assert flops["decode"] > 0
+            assert (flops["prefill"] or 0) > 0
+            assert (flops["decode"] or 0) > 0
 
 
 class _Unmeasured:

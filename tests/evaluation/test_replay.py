@@ -244,10 +244,12 @@ def test_flops_are_those_of_a_live_run(per_token: float | None) -> None:
             assert outcome.flops is None
         elif num_read is None and per_token:
             assert outcome.flops is not None
-            rest = outcome.flops - flops["prefill"] - flops["decode"]
+            rest = outcome.flops - (flops["prefill"] or 0) - (flops["decode"] or 0)
             assert 0 < rest < per_token * trace.usage["reward_tokens"]
         else:
-            assert outcome.flops == pytest.approx(flops["prefill"] + flops["decode"] + (flops["reward"] or 0))
+            assert outcome.flops == pytest.approx(
+                (flops["prefill"] or 0) + (flops["decode"] or 0) + (flops["reward"] or 0)
+            )
 
 
 @pytest.mark.slow

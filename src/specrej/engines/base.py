@@ -88,8 +88,10 @@ class Engine(Protocol):
     prompt in flight reserves what it may ever hold, and all of them take a step or none does."""
     has_hidden_states: bool
     layout: "KvLayout"
-    flops: "ModelFlops | None"
-    """What prefilling and decoding cost; None where the model is not known."""
+
+    @property
+    def flops(self) -> "ModelFlops | None":
+        """What prefilling and decoding cost; None where the model is not known."""
 
     def describe(self) -> Mapping[str, str]:
         """Engine, model, device, precision: what a figure depends on beside the settings."""

@@ -1,6 +1,7 @@
 """Candidates that do not know of each other, prompts read once, endings, and figures on real models."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -332,7 +333,7 @@ def test_fp16_weights_stay_close() -> None:
         assert errors_of(exact, prompt_ids, [t.token_id for t in tokens], [t.logprob for t in tokens]).max() < 0.05
 
 
-def errors_of(model: Any, prompt_ids: list[int], ids: list[int], logprobs: list[float]) -> Tensor:
+def errors_of(model: Any, prompt_ids: list[int], ids: list[int], logprobs: Sequence[float | None]) -> Tensor:
     """Differences of log-probabilities from those of transformers' full pass."""
     expected = full_logits(model, prompt_ids + ids)[len(prompt_ids) - 1 : -1].log_softmax(-1)
     return (

@@ -110,6 +110,7 @@ def test_a_directory_opens_in_silence(
     engine.add(prompt, [0])
     (token,) = engine.step()
     expected = full_logits(model, prompt_ids)[-1].log_softmax(-1)[token.token_id].item()
+    assert token.logprob is not None
     assert abs(token.logprob - expected) < (1e-4 if weights == "fp32" else 1e-1)
 
 

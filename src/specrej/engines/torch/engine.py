@@ -83,7 +83,7 @@ class TorchEngine:
         self.context_tokens = context_tokens
         self._codec = codec
         self.layout = layout
-        self.flops: ModelFlops | None = flops
+        self.flops = flops
         self._eos_ids = eos_ids
         self._description = dict(description)
         self._device = model.device
