@@ -1,4 +1,4 @@
-"""Every engine that this environment has, against the one list of what engines must do. (vLLM's are in tests/with_vllm.)"""
+"""Every engine that this environment has, against the one list of what engines must do. vLLM's: tests/with_vllm."""
 
 from collections.abc import Callable
 from functools import cache

@@ -1,4 +1,4 @@
-"""The engine over requests and pages, on a backend that counts every page: arithmetic, places, and prompts that wait."""
+"""The engine over requests and pages, on a backend that counts every page: arithmetic, places, waiting prompts."""
 
 from typing import Any
 
