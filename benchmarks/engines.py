@@ -89,8 +89,9 @@ def measure_overhead(batch: int, rounds: int) -> dict[str, Any]:
 
     engine = specrej.open_engine("smollm2", **OPENINGS["vllm"])
     with quiet():
-        from specrej.models import locate
         from vllm import LLM, SamplingParams
+
+        from specrej.models import locate
 
         bare = LLM(
             model=str(locate("smollm2")),

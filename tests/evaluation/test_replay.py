@@ -247,9 +247,8 @@ def test_flops_are_those_of_a_live_run(per_token: float | None) -> None:
             rest = outcome.flops - (flops["prefill"] or 0) - (flops["decode"] or 0)
             assert 0 < rest < per_token * trace.usage["reward_tokens"]
         else:
-            assert outcome.flops == pytest.approx(
-                (flops["prefill"] or 0) + (flops["decode"] or 0) + (flops["reward"] or 0)
-            )
+            parts = (flops["prefill"], flops["decode"], flops["reward"])
+            assert outcome.flops == pytest.approx(sum(part or 0 for part in parts))
 
 
 @pytest.mark.slow
