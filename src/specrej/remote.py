@@ -6,7 +6,7 @@
 
 It knows neither rewards nor judges. Requests run in an event loop on a thread of its own, so that waiting can end at
 any moment (Ctrl-C, the first failure, `close`), and so that it serves where a loop is running already, in a notebook.
-httpx is imported when a service is described.
+httpx is imported when connections are opened.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ import re
 import ssl
 import threading
 from collections.abc import Coroutine, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -49,14 +50,14 @@ class Service:
     """Where requests go, and how.
 
     Attributes:
-        url: posted to.
+        url: posted to, where a request names no other.
         api_key: sent as a bearer token, never written or shown; None sends none.
         timeout_s: seconds from sending a request to the end of its reply.
         concurrency: most requests at a time.
         tries: how often a request is sent, the first time included, where asking again may help.
 
     Raises:
-        UsageError: httpx is not installed, or a value cannot be honoured.
+        UsageError: a value cannot be honoured.
     """
 
     url: str
@@ -66,12 +67,6 @@ class Service:
     tries: int = 6
 
     def __post_init__(self) -> None:
-        try:
-            import httpx  # noqa: F401  a run should not hear of it when its model is loaded
-        except ImportError as error:
-            raise UsageError(
-                "requests are sent by httpx, which is not installed", hint="pip install 'specrej[http]'"
-            ) from error
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
             raise UsageError("the API key holds characters that no key has", hint="a line break, for example")
         for name, value in (("concurrency", self.concurrency), ("tries", self.tries)):
@@ -100,16 +95,24 @@ class RemoteError(Exception):
         wait_s: seconds that the service asks to wait before the next try; None where another try will not help.
         hint: what to do, or None.
         is_common: every other request would fail in the same way.
+        status: of the reply, where there was one.
         num_requests: sent before giving up.
     """
 
     def __init__(
-        self, problem: str, *, wait_s: float | None = None, hint: str | None = None, is_common: bool = False
+        self,
+        problem: str,
+        *,
+        wait_s: float | None = None,
+        hint: str | None = None,
+        is_common: bool = False,
+        status: int | None = None,
     ) -> None:
         super().__init__(problem)
         self.wait_s = wait_s
         self.hint = hint
         self.is_common = is_common
+        self.status = status
         self.num_requests = 1
 
     def __str__(self) -> str:
@@ -134,7 +137,7 @@ def without_secrets(url: str) -> str:
 
 
 class Remote:
-    """Posts to one service until it is closed; connections are kept in between."""
+    """Asks one service until it is closed; connections are kept in between."""
 
     def __init__(self, service: Service) -> None:
         import httpx
@@ -161,19 +164,33 @@ class Remote:
 
     def run(self, coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         """Their results, in order; the first failure ends the others and is raised. May be called on any thread."""
-        future = asyncio.run_coroutine_threadsafe(_gather(coroutines), self._loop)
+        future = self.start(_gather(coroutines))
         try:
             return future.result()
         finally:
             future.cancel()  # after Ctrl-C nothing goes on that nobody waits for
 
-    async def post(self, body: object) -> Reply:
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin without waiting. Cancelling the future closes the connection of a request that is under way."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    async def post(self, body: object, url: str | None = None) -> Reply:
         """Post `body` as JSON; again where asking again may help, with longer and longer waits in between.
 
         Raises:
             RemoteError: no reply within the tries, or one that says that there will be none.
         """
-        content = json.dumps(body).encode()
+        return await self._ask("POST", url or self.service.url, json.dumps(body).encode())
+
+    async def get(self, url: str) -> Reply:
+        """Fetch another of the service's URLs, tried like a post.
+
+        Raises:
+            RemoteError: as for `post`.
+        """
+        return await self._ask("GET", url, None)
+
+    async def _ask(self, method: str, url: str, content: bytes | None) -> Reply:
         num_requests = 0
         async with self._slots:
             while True:
@@ -181,7 +198,7 @@ class Remote:
                 if self._is_stopped:
                     raise RemoteError("stopped")
                 try:
-                    return Reply(await self._send(content), num_requests)
+                    return Reply(await self._send(method, url, content), num_requests)
                 except RemoteError as error:
                     error.num_requests = num_requests
                     is_last = num_requests == self.service.tries
@@ -194,13 +211,13 @@ class Remote:
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    async def _send(self, content: bytes) -> str:
+    async def _send(self, method: str, url: str, content: bytes | None) -> str:
         """The body of the reply to one request."""
         import httpx
 
         try:
             async with asyncio.timeout(self.service.timeout_s):
-                response = await self._http.post(self.service.url, content=content)
+                response = await self._http.request(method, url, content=content)
         except TimeoutError:
             raise RemoteError(f"no reply within {self.service.timeout_s:g} s", wait_s=0.0) from None
         except (httpx.RequestError, httpx.InvalidURL) as error:
@@ -216,10 +233,10 @@ class Remote:
         status = response.status_code
         problem = f"status {status}: {self.quote(response.text)}"
         if hint := _REFUSALS.get(status):
-            raise RemoteError(f"refuses to answer, {problem}", hint=hint, is_common=True)
+            raise RemoteError(f"refuses to answer, {problem}", hint=hint, is_common=True, status=status)
         is_passing = status in _PASSING or status >= 500
         asked_s = _retry_after_s(response.headers.get("retry-after", ""))
-        raise RemoteError(problem, wait_s=asked_s if is_passing else None)
+        raise RemoteError(problem, wait_s=asked_s if is_passing else None, status=status)
 
     def quote(self, text: str) -> str:
         """The beginning of what the service said, without the key: some quote it when they complain."""

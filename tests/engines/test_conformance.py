@@ -9,7 +9,8 @@ import torch
 from conformance import CHECKS, Subject
 from fakes import FakeEngine
 from paging import PAGE, FakeBackend, paged_engine
-from specrej.engines.torch.loading import open_engine, wrap
+from specrej.engines.opening import open_engine
+from specrej.engines.torch.loading import wrap
 from tiny import CHAT_TEMPLATE, make_model, make_tokenizer
 
 ENDING = "Answer with one word: is water wet?"
@@ -37,7 +38,22 @@ def real_torch() -> Subject:
     return Subject(open_engine("smollm2", device="cpu"), flips=500, ending=ENDING)
 
 
-SUBJECTS = [fake, paged, tiny_torch, pytest.param(real_torch, marks=pytest.mark.slow)]
+@cache
+def openvino() -> Subject:
+    pytest.importorskip("openvino_genai")
+    engine = open_engine("smollm2", engine="openvino", engine_args={"cache_size": 1})
+    page_bytes = engine.layout.page * engine.layout.bytes_per_token
+    backend = engine.backend  # type: ignore[attr-defined]
+    return Subject(
+        engine,
+        flips=500,
+        reread=engine.layout.page,
+        ending=ENDING,
+        measured=lambda: backend.pages_in_use() * page_bytes,
+    )
+
+
+SUBJECTS = [fake, paged, tiny_torch, *(pytest.param(real, marks=pytest.mark.slow) for real in (real_torch, openvino))]
 
 
 @pytest.mark.parametrize("make", SUBJECTS)

@@ -1,0 +1,385 @@
+"""Candidates over a server's completions: chunk by chunk on a fixed grid of positions, a token a step.
+
+engine = OpenAIEngine(server, codec, vocabulary, shape)
+prompt = engine.open(ids, sampling, budget_bytes)     # read once: candidates find it in the server's prefix cache
+engine.add(prompt, range(8))
+engine.step()                                         # a token for each; a chunk is asked for when there are none left
+
+A chunk ends at a multiple of `chunk_tokens`, whenever decisions are made, and its seed is that of its candidate and its
+position, so that a candidate's tokens depend on nobody else's fate. The chunks of all prompts are asked for side by
+side. KV is known by arithmetic alone: before a chunk is asked for, all of it counts.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from itertools import count
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from specrej.cost import KvLayout, ModelFlops
+from specrej.engines.base import Claim, Memory, Overhead, Token
+from specrej.engines.openai.answers import Answer, Vocabulary
+from specrej.engines.openai.replies import Capacity, Chunk, UnreadableReplyError
+from specrej.engines.openai.server import CompletionsServer
+from specrej.engines.paged import refuse_hidden_states
+from specrej.engines.text import TextCodec
+from specrej.errors import EngineError, SpecrejError, UsageError
+from specrej.remote import Remote, RemoteError
+from specrej.streams import seeds
+from specrej.types import FinishReason, Prompt, SamplingParams
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_PROMPTS_IN_TOTAL = 8
+_SEED_BITS = 31
+"""llama.cpp takes 32, of which one value stands for a random seed."""
+_LEAST_BY_TEXT = 4
+"""Tokens to ask for at least where only text comes: a character may take so many."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """What arithmetic needs of a model and its server.
+
+    Attributes:
+        name: what the user calls the model.
+        chunk_tokens: the grid.
+        bytes_per_token: KV of one; 1 where the model's configuration is not known.
+        context_tokens: most tokens of prompt and answer together.
+        flops: what the model costs, where that is known.
+        capacity: the server's KV cache, where it says.
+        kv_tokens: how much of it is ours by the user's word.
+    """
+
+    name: str
+    chunk_tokens: int
+    bytes_per_token: int
+    context_tokens: int
+    flops: ModelFlops | None
+    capacity: Capacity | None
+    kv_tokens: int | None
+
+
+@dataclass(slots=True)
+class _Prompt:
+    ids: list[int]
+    sampling: SamplingParams
+    sent: str | list[int]
+    """As it is sent."""
+    live: dict[int, Answer] = field(default_factory=dict)
+    running: dict[int, tuple[Answer | None, Future[Chunk]]] = field(default_factory=dict)
+    """Requests under way by number: that for a part of an answer, or that which has the prompt read."""
+    position: int = 0
+    """Tokens that each live candidate was given."""
+    target: int = 0
+    """Tokens that each has, or ends before, when nothing is under way."""
+    is_read: bool = False
+    num_shared: int = 0
+    failure: SpecrejError | None = None
+    """Why it could not be read."""
+    unused_tokens: int = 0
+    reread_tokens: int = 0
+    peak_bytes: int = 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every live candidate has a token to be given, or is known to be lost."""
+        return not self.running and self.position < self.target
+
+
+class OpenAIEngine:
+    """Implements `specrej.engines.base.Engine` over a `CompletionsServer` that has been probed."""
+
+    name = "openai"
+    can_hold_back = True
+    has_hidden_states = False
+    most_candidates = 1 << 20
+
+    def __init__(
+        self, server: CompletionsServer, codec: TextCodec, vocabulary: Vocabulary, shape: Shape, version: str = ""
+    ) -> None:
+        self.context_tokens = shape.context_tokens
+        self.flops = shape.flops
+        page = 1 if shape.capacity is None else shape.capacity.page
+        self.layout = KvLayout(shape.bytes_per_token, 0, page if page > 1 else shape.chunk_tokens, page=page)
+        self.capacity_bytes = None if shape.capacity is None else shape.capacity.tokens * shape.bytes_per_token
+        self._server, self._codec, self._vocabulary, self._shape = server, codec, vocabulary, shape
+        self._version = version
+        self._prompts: dict[int, _Prompt] = {}
+        self._handles, self._numbers = count(), count(1)
+        self._remote: Remote | None = None
+        self._arrived: SimpleQueue[tuple[int, int]] = SimpleQueue()
+        """Prompt and number of requests that are over."""
+        self._accepted: set[str] = set()
+        """Sampling options beyond the standard that the server did not refuse."""
+
+    def describe(self) -> Mapping[str, str]:
+        server = self._server
+        return {
+            "engine": self.name,
+            "model": self._shape.name,
+            "served_model": server.model,
+            "url": server.place.shown,
+            "continued_by": "token ids" if server.gives_ids else "text",
+            "chunk_tokens": str(self._shape.chunk_tokens),
+            "logprobs": "reported" if server.gives_logprobs else "not reported",
+            "cached_tokens": "reported" if server.gives_cached else "not reported",
+            "kv_bytes": "16 bits a number, assumed" if self._shape.bytes_per_token > 1 else "counted in tokens",
+        }
+
+    def versions(self) -> Mapping[str, str]:
+        import transformers
+
+        given = {"server": self._version} if self._version else {}
+        return {**given, "transformers": transformers.__version__}
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        return self._codec.encode(prompt)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self._codec.decode(token_ids)
+
+    def kv_bytes(self, num_prompt_tokens: int, num_candidates: int, num_new_tokens: int) -> int:
+        # A chunk is asked for as a whole. The KV of its last token is made when the next one is.
+        num_slots = max(self._on_grid(num_new_tokens) - 1, 0)
+        return self.layout.peak_bytes(num_prompt_tokens, num_candidates, num_slots)
+
+    def _on_grid(self, length: int) -> int:
+        return -(-length // self._shape.chunk_tokens) * self._shape.chunk_tokens
+
+    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int, total_bytes: int | None = None) -> int:
+        """All that is free now, or an eighth of the total."""
+        return self.default_total(max_new_tokens) if total_bytes is None else total_bytes // _PROMPTS_IN_TOTAL
+
+    def default_total(self, max_new_tokens: int) -> int:
+        """What the server's KV cache has free now, or `kv_tokens`.
+
+        Raises:
+            UsageError: neither is known.
+        """
+        capacity = self._server.capacity() if self._shape.kv_tokens is None else None
+        if self._shape.kv_tokens is not None:
+            num_tokens = self._shape.kv_tokens
+        elif capacity is not None:
+            num_tokens = int(capacity.tokens * (1 - capacity.used))
+        else:
+            raise UsageError(
+                f"{self._server.place.shown} does not say how much KV it holds, so there is no default budget",
+                hint="give --memory, or --engine-args '{\"kv_tokens\": N}', the tokens that its cache holds",
+            )
+        wanted = num_tokens * self.layout.bytes_per_token
+        return wanted if self.capacity_bytes is None else min(wanted, self.capacity_bytes)
+
+    def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
+        handle, ids = next(self._handles), list(prompt_ids)
+        prompt = _Prompt(ids, sampling, ids if self._server.gives_ids else self._vocabulary.prompt_text(ids))
+        # Beside others, whose tokens come meanwhile, it is read before its first chunk.
+        waits = not self._prompts or not self._accepted.issuperset(self._server.extras(sampling))
+        self._remote = self._remote or self._server.connect()
+        self._prompts[handle] = prompt
+        prompt.peak_bytes = self._held(prompt)
+        try:
+            if waits:
+                self._ask(handle, prompt)
+            while prompt.running:
+                self._take()
+            if prompt.failure is not None:
+                raise prompt.failure
+        except BaseException:
+            self.close(handle)
+            raise
+        if waits:
+            self._accepted.update(self._server.extras(sampling))
+        return handle
+
+    def num_shared(self, prompt: int) -> int:
+        return self._prompts[prompt].num_shared
+
+    def add(self, prompt: int, indices: Sequence[int]) -> None:
+        opened = self._prompts[prompt]
+        if opened.live:
+            raise UsageError("candidates of a prompt advance together: these begin when those before them have ended")
+        opened.live = {index: Answer(index) for index in indices}
+        opened.position = opened.target = 0
+
+    def step(self, limits: Mapping[int, int] | None = None) -> list[Token]:
+        wanted = self._prompts if limits is None else {handle: self._prompts[handle] for handle in limits}
+        live = {handle: prompt for handle, prompt in wanted.items() if prompt.live}
+        self._ask_all(live)
+        while live and not (self._arrived.empty() and any(prompt.is_ready for prompt in live.values())):
+            self._take()
+            self._ask_all(live)
+        return [token for handle, prompt in live.items() if prompt.is_ready for token in _give(handle, prompt)]
+
+    def _ask_all(self, prompts: Mapping[int, _Prompt]) -> None:
+        for handle, prompt in prompts.items():
+            if not prompt.running and not prompt.is_ready:
+                self._ask(handle, prompt)
+
+    def _ask(self, handle: int, prompt: _Prompt) -> None:
+        """Begin what a prompt needs next: to be read, or a chunk for each of its candidates."""
+        if not prompt.is_read:
+            self._send(handle, prompt, None, prompt.sent, num_tokens=1, position=0)
+            return
+        prompt.target = min(self._on_grid(prompt.position + 1), prompt.sampling.max_new_tokens)
+        prompt.peak_bytes = max(prompt.peak_bytes, self._held(prompt))
+        for answer in prompt.live.values():
+            if prompt.failure is not None:
+                answer.lost = str(prompt.failure)
+            self._go_on(handle, prompt, answer)
+
+    def _go_on(self, handle: int, prompt: _Prompt, answer: Answer) -> None:
+        """Ask for the rest of an answer's chunk, if there is a rest."""
+        missing = prompt.target - len(answer.ids)
+        if answer.is_done or missing <= 0:
+            return
+        sent = prompt.sent + answer.text if isinstance(prompt.sent, str) else prompt.sent + answer.ids
+        self._send(handle, prompt, answer, sent, num_tokens=missing, position=len(answer.ids))
+
+    def _send(
+        self,
+        handle: int,
+        prompt: _Prompt,
+        answer: Answer | None,
+        sent: str | list[int],
+        *,
+        num_tokens: int,
+        position: int,
+    ) -> None:
+        assert self._remote is not None
+        number = next(self._numbers)
+        # The reading of a prompt makes a token in vain: any seed will do.
+        index = 0 if answer is None else answer.index
+        [seed] = seeds(prompt.sampling.seed, [index], position, bits=_SEED_BITS)
+        asked = self._server.ask(
+            self._remote,
+            sent,
+            num_tokens=self._num_asked(num_tokens),
+            seed=seed,
+            sampling=prompt.sampling,
+        )
+        future = self._remote.start(asked)
+        prompt.running[number] = (answer, future)
+        if answer is not None:
+            answer.request = number
+        future.add_done_callback(lambda _: self._arrived.put((handle, number)))
+
+    def _num_asked(self, missing: int) -> int:
+        return missing if self._server.gives_ids else max(missing, _LEAST_BY_TEXT)
+
+    def _take(self) -> None:
+        """Wait for a request to be over, and take what came of it.
+
+        Raises:
+            EngineError: every other request will fail like it.
+        """
+        handle, number = self._arrived.get()
+        prompt = self._prompts.get(handle)
+        answer, future = (prompt.running.pop(number, None) if prompt else None) or (None, None)
+        if prompt is None or future is None:
+            return  # nobody wants it any more
+        try:
+            chunk = future.result()
+        except (RemoteError, UnreadableReplyError) as error:
+            self._fail(prompt, answer, error)
+            return
+        if answer is None:
+            prompt.is_read = True
+            prompt.num_shared = chunk.num_cached or 0
+            return
+        answer.request = 0
+        self._count(prompt, answer, chunk)
+        answer.take(
+            chunk,
+            num_asked=self._num_asked(prompt.target - len(answer.ids)),
+            vocabulary=self._vocabulary,
+            by_text=not self._server.gives_ids,
+            prompt=prompt.sent if isinstance(prompt.sent, str) else "",
+        )
+        prompt.unused_tokens += answer.cut(prompt.sampling.max_new_tokens)
+        self._go_on(handle, prompt, answer)
+
+    def _fail(self, prompt: _Prompt, answer: Answer | None, error: RemoteError | UnreadableReplyError) -> None:
+        """Take note of a request that failed: a candidate is lost, or all of a prompt that could not be read."""
+        if isinstance(error, RemoteError):
+            failure = self._server.failure(error, prompt.sampling)
+            if error.is_common:
+                raise EngineError(str(failure), hint=failure.hint)
+        else:
+            failure = EngineError(f"{self._server.place.shown} replied what cannot be read: {error}")
+        if answer is None:
+            prompt.is_read, prompt.failure = True, failure
+        else:
+            answer.request, answer.lost = 0, str(failure)
+
+    def _count(self, prompt: _Prompt, answer: Answer, chunk: Chunk) -> None:
+        """Count what was read again, as far as the server tells."""
+        if chunk.num_cached is None:
+            return
+        self._server.gives_cached = True
+        num_read = len(prompt.ids) + len(answer.ids) if chunk.num_read is None else chunk.num_read
+        # Of what is sent, only an answer's newest token was never read before.
+        prompt.reread_tokens += max(num_read - chunk.num_cached - bool(answer.ids), 0)
+
+    def hidden_states(self, prompt: int) -> "Mapping[int, NDArray[np.float32]]":
+        refuse_hidden_states(self.name)
+
+    def overhead(self, prompt: int) -> Overhead:
+        opened = self._prompts[prompt]
+        return Overhead(unused_tokens=opened.unused_tokens, reread_tokens=opened.reread_tokens)
+
+    def memory(self, prompt: int) -> Memory:
+        opened = self._prompts[prompt]
+        held = self._held(opened)
+        needs_chunk = opened.live and opened.position == opened.target
+        grown = self.kv_bytes(len(opened.ids), len(opened.live), opened.position + 1) if needs_chunk else held
+        return Memory(held, max(held, grown), max(opened.peak_bytes, held))
+
+    def _held(self, prompt: _Prompt) -> int:
+        """KV of a prompt and its candidates when all that was asked for is there."""
+        num_candidates = len(prompt.live) if prompt.target else 0
+        return self.kv_bytes(len(prompt.ids), num_candidates, prompt.target)
+
+    def claim(self, prompt: int) -> Claim:
+        memory = self.memory(prompt)
+        return Claim(memory.in_use, memory.next_step, memory.next_step, 0)
+
+    def drop(self, prompt: int, indices: Sequence[int]) -> None:
+        opened = self._prompts[prompt]
+        for index in indices:
+            answer = opened.live.pop(index, None)
+            if answer is None:
+                continue
+            opened.unused_tokens += max(len(answer.ids) - opened.position, 0)
+            if answer.request in opened.running:
+                opened.running.pop(answer.request)[1].cancel()
+
+    def close(self, prompt: int) -> None:
+        for _, future in self._prompts.pop(prompt).running.values():
+            future.cancel()
+        if not self._prompts and self._remote is not None:
+            self._remote.close()
+            self._remote = None
+
+
+def _give(handle: int, prompt: _Prompt) -> list[Token]:
+    """A token for each live candidate; those that end are live no longer."""
+    tokens = []
+    place = prompt.position
+    for answer in list(prompt.live.values()):
+        if place == len(answer.ids):
+            tokens.append(Token(handle, answer.index, -1, None, "lost", answer.lost))
+            del prompt.live[answer.index]
+            continue
+        is_last = place == len(answer.ids) - 1
+        reason: FinishReason | None = answer.finish if is_last else None
+        if reason is None and place == prompt.sampling.max_new_tokens - 1:
+            reason = "length"
+        tokens.append(Token(handle, answer.index, answer.ids[place], answer.logprobs[place], reason))
+        if reason is not None:
+            del prompt.live[answer.index]
+    prompt.position += 1
+    return tokens

@@ -1,0 +1,40 @@
+"""The HTTP engine against a real `vllm serve`."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from serving import serving
+
+from conformance import CHECKS, Subject
+from specrej.engines.opening import open_engine
+from specrej.models import locate
+
+pytest.importorskip("vllm")
+pytestmark = pytest.mark.vllm
+
+CHUNK = 8
+BLOCK = 32
+ENDING = "Answer with one word: is water wet?"
+
+
+@pytest.fixture(scope="module")
+def subject() -> Iterator[Subject]:
+    with serving(locate("smollm2")) as url:
+        engine = open_engine("smollm2", engine=f"openai:{url}/v1", engine_args={"chunk_tokens": CHUNK})
+        # Of each submission a block is read again at most; an answer of 32 tokens is submitted four times.
+        yield Subject(
+            engine, flips=500, reread=4 * BLOCK, unused=CHUNK - 1, ending="Answer with one word: is water wet?"
+        )
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_served(check: Callable[[Subject], None], subject: Subject) -> None:
+    check(subject)
+
+
+def test_it_knows_the_server(subject: Subject) -> None:
+    engine = subject.engine
+    about = engine.describe()
+    assert about["engine"] == "openai"
+    assert engine.context_tokens == 2048
+    assert engine.capacity_bytes is not None
