@@ -61,6 +61,28 @@ def test_replies_come_in_the_order_of_the_posts(server: Server) -> None:
     assert server.keys == {f"Bearer {KEY}"}
 
 
+def test_a_post_may_go_elsewhere_on_the_service(server: Server) -> None:
+    with Remote(Service(url=f"{server.url}/one")) as remote:
+        remote.run([remote.post({}), remote.post({}, f"{server.url}/other")])
+    assert server.paths == {"/one", "/other"}
+
+
+def test_what_was_begun_ends_when_it_is_cancelled(server: Server) -> None:
+    asked, ended = threading.Event(), threading.Event()
+
+    def answer(request: dict[str, Any]) -> None:
+        asked.set()
+        ended.wait(30)
+
+    server.answer = answer
+    with Remote(Service(url=server.url)) as remote:
+        begun = remote.start(remote.post({}))
+        assert asked.wait(30)
+        assert begun.cancel()
+        ended.set()
+        wait_until(lambda: server.connected == 0)
+
+
 def test_any_text_arrives(server: Server) -> None:
     server.answer = lambda request: request
     text = 'é\n"\ud800\U0001f600'
@@ -139,6 +161,7 @@ def test_what_will_not_pass_is_not_asked_again(server: Server, status: int, is_c
     server.answer = lambda request: (status, {}, b"no")
     error = failure(server)
     assert f"status {status}: 'no'" in str(error)
+    assert error.status == status
     assert (len(server.requests), error.is_common, error.hint is not None) == (1, is_common, is_common)
 
 

@@ -197,10 +197,10 @@ def _tensors(directory: Path, config: Any) -> list[tuple[str, list[int], Callabl
     """
     from safetensors import safe_open
 
-    files = {}
+    files: dict[str, Any] = {}
     for path in sorted(directory.glob("*.safetensors")):
         try:
-            opened = safe_open(path, framework="pt")
+            opened: Any = safe_open(path, framework="pt")
         except Exception as error:  # a file that is cut off, or something else
             raise ModelError(f"{path} is not a file of safetensors: {first_line(error)}") from error
         files.update(dict.fromkeys(opened.keys(), opened))

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specrej.errors import UsageError
+from specrej.errors import UnknownNameError, UsageError
 from specrej.registry import ENGINES, load
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def open_engine(
         ModelError: the model cannot be opened.
     """
     name, _, address = engine.partition(":")
+    if name not in (*ENGINES, "auto"):
+        raise UnknownNameError("engine", name, [*ENGINES, "auto"])
     chosen = choose(device) if name == "auto" else name
     options = EngineOptions(address=address, arguments=engine_args or {}, weights=weights, device=device)
     if chosen != "openai":

@@ -262,7 +262,7 @@ class OpenVinoBackend:
         if not self._candidates:
             self._has_filler = False
             self._advance()  # what is measured is how a step begins, and the last requests may have ended in one
-        share = self._pipeline.get_metrics().cache_usage / 100
+        share: float = self._pipeline.get_metrics().cache_usage / 100
         return round(share * self._cache.num_pages) - self._has_filler
 
 

