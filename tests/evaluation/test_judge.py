@@ -26,8 +26,6 @@ from specrej.evaluation.judge import (
 )
 from specrej.evaluation.rows import Row
 
-pytest.importorskip("httpx")
-
 KEY = "sk-very-secret"
 METHOD, BASELINE = "speculative_rejection:0.5", "best_of_n:8"
 

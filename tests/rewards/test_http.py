@@ -27,8 +27,6 @@ from specrej.rewards.http import (
 from specrej.rewards.together import score_together
 from specrej.types import Candidate
 
-pytest.importorskip("httpx")
-
 KEY = "sk-very-secret"
 PROMPT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What?"}]
 ANSWERS = [

@@ -19,8 +19,6 @@ from specrej.rewards.judge import JudgeReward, parse_judge, read_score, rubric
 from specrej.rewards.together import score_together
 from specrej.types import Candidate
 
-pytest.importorskip("httpx")
-
 KEY = "sk-very-secret"
 PROMPT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is it?"}]
 

@@ -102,7 +102,7 @@ class Endpoint:
         """What is posted to.
 
         Raises:
-            UsageError: httpx is not installed, or a value cannot be honoured.
+            UsageError: a value cannot be honoured.
         """
         return Service(
             url=f"{self.base_url.rstrip('/')}/chat/completions",

@@ -152,7 +152,7 @@ class HttpReward:
             options: see `specrej.remote.Service`.
 
         Raises:
-            UsageError: no such URL, a value that cannot be honoured, or httpx is not installed.
+            UsageError: no such URL, a value that cannot be honoured.
         """
         if batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {batch_size}")
@@ -218,7 +218,7 @@ class VllmReward:
             options: see `specrej.remote.Service`.
 
         Raises:
-            UsageError: no such URL, no model, a value that cannot be honoured, or httpx is not installed.
+            UsageError: no such URL, no model, a value that cannot be honoured.
         """
         if not model:
             raise UsageError(f"the reward 'vllm-{endpoint}' needs a model", hint=f"vllm-{endpoint}:URL#MODEL")

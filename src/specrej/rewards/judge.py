@@ -65,7 +65,7 @@ class JudgeReward:
             options: see `specrej.remote.Service`.
 
         Raises:
-            UsageError: no model, no such URL, a value that cannot be honoured, or httpx is not installed.
+            UsageError: no model, no such URL, a value that cannot be honoured.
         """
         if not model or "://" in model:
             raise UsageError(
