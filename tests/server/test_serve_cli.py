@@ -82,12 +82,13 @@ def serving(*arguments: str, cwd: Path, **environment: str) -> Iterator[Process]
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
-        running = Process(process)
         try:
+            running = Process(process)
             yield running
-        finally:
             process.kill()
             running.end()
+        finally:
+            process.kill()  # one that is not up in time would be waited for without end
 
 
 def options(model: str, reward: str = "logprob") -> list[str]:
