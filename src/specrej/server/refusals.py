@@ -16,6 +16,7 @@ from specrej.errors import (
     BudgetError,
     DeadlineError,
     DeviceMemoryError,
+    EngineError,
     PromptError,
     QueueFullError,
     RewardError,
@@ -90,6 +91,8 @@ def refusal_of(error: SpecrejError, body: Mapping[str, Any]) -> RefusalError:
             return refusal_of_body(error, body)
         case RewardError():
             return RefusalError(500, "the reward failed on this request", code="reward_failed")
+        case EngineError():
+            return RefusalError(502, "what decodes for this server failed on this request", code="engine_failed")
         case DeviceMemoryError():
             return RefusalError(500, "the device ran out of memory on this request", code="out_of_memory")
         case _:

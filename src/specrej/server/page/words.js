@@ -6,6 +6,7 @@ const CAUSES = {
   complete: "all have come to their end",
   out_of_memory: "the device ran out of memory",
   filter: "the reward's filter",
+  lost: "the engine lost them",
 };
 
 /** With commas and a real minus sign; a dash for what is not known. */
