@@ -136,7 +136,7 @@ class OpenVinoBackend:
         self._running: dict[int, Any] = {}
         """Handle of the request that is under way, by key."""
         self._num_requests = 0
-        self._has_cancelled = self._has_filler = False
+        self._has_filler = False
         self._known = _KnownPrompts(cache)
         for num_tokens in (1, MOST_PAGE_TOKENS):
             self._known.add((filler_id,) * num_tokens)
@@ -172,16 +172,10 @@ class OpenVinoBackend:
             self._pipeline.step()
         except Exception as error:  # the pipeline is not to be used any more
             raise EngineError(f"OpenVINO failed in a step: {last_line(error)}") from error
-        self._has_cancelled = False
 
     def _begin(self) -> None:
-        """Begin what can begin with this step."""
-        keys = [*self._between, *self._next_prompts()]
-        if self._has_cancelled and not self._has_room(keys):
-            if self._running:
-                return  # after this step there is room
-            self._advance()
-        for key in keys:
+        """Make requests for all that go on or begin with this step; OpenVINO lets those wait that find no page."""
+        for key in [*self._between, *self._next_prompts()]:
             self._between.pop(key, None)
             self._waiting.pop(key, None)
             candidate = self._candidates[key]
@@ -189,14 +183,6 @@ class OpenVinoBackend:
             to_page_end = -len(ids) % self.page_tokens + 1  # what a request draws last is not in the cache when it ends
             num_tokens = min(candidate.num_left, to_page_end)
             self._running[key] = self._add(ids, _generation_config(candidate, num_tokens, self._eos_ids))
-
-    def _has_room(self, keys: Sequence[int]) -> bool:
-        """Whether these can begin while the pages of requests that were cancelled are not free yet.
-
-        Beside what begins, each request may need a page: those that share a part of one soon have it for themselves.
-        """
-        num_new = sum(-(-len(self._candidates[key].prompt) // self.page_tokens) for key in keys if key in self._waiting)
-        return self.pages_in_use() + num_new + len(keys) + len(self._running) <= self.num_pages
 
     def _next_prompts(self) -> list[int]:
         """Keys of the prompts that may be read in one step, and of their candidates; the oldest is among them."""
@@ -244,19 +230,16 @@ class OpenVinoBackend:
             yield Drawn(key, token_id, min(logprob, 0.0), reason, candidate.num_cached if is_first else 0)
 
     def abort(self, keys: Sequence[int]) -> None:
-        """See `specrej.engines.paged.Backend`.
-
-        Pages of who is dropped within one are free after the next step. Nothing that needs them begins before.
-        """
+        """See `specrej.engines.paged.Backend`. Pages of who is dropped within one are free after the next step."""
         for key in keys:
             del self._candidates[key]
             self._waiting.pop(key, None)
             self._between.pop(key, None)
             if key in self._running:
                 self._running.pop(key).cancel()
-                self._has_cancelled = True
-        if self._has_cancelled and not self._running:
-            self._advance()
+        if not self._running:
+            self._has_filler = False
+            self._advance()  # with nothing to compute
 
     def pages_in_use(self) -> int:
         if not self._candidates:
