@@ -17,11 +17,14 @@ import pytest
 import specrej
 from fakes import FakeReward
 from specrej.engines.base import Engine, Token
+from specrej.engines.paged import PagedEngine
 from specrej.errors import BudgetError, PromptError, SpecrejError, UsageError
 from specrej.search import Search
 from specrej.types import Result, SamplingParams
 
 LENGTH = 32
+ENDING = "Answer with one word: is water wet?"
+"""SmolLM2's answers to this mostly end by themselves."""
 
 
 @dataclass
@@ -68,6 +71,19 @@ class Subject:
             self.num_compared += num_same + is_flipped
         if self.flips:
             assert self.num_flips <= 1 + self.num_compared / self.flips, f"{self.num_flips} of {self.num_compared}"
+
+
+def in_pages(engine: Engine) -> Subject:
+    """What is to be expected of SmolLM2 in somebody else's engine, whose own count of pages is compared with ours."""
+    assert isinstance(engine, PagedEngine)
+    page, backend = engine.layout.page, engine.backend
+    return Subject(
+        engine,
+        flips=500,
+        reread=page,
+        ending=ENDING,
+        measured=lambda: backend.pages_in_use() * page * engine.layout.bytes_per_token,
+    )
 
 
 def ids(result: Result) -> list[list[int]]:

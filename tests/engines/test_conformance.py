@@ -6,14 +6,12 @@ from functools import cache
 import pytest
 import torch
 
-from conformance import CHECKS, Subject
+from conformance import CHECKS, ENDING, Subject, in_pages
 from fakes import FakeEngine
 from paging import PAGE, FakeBackend, paged_engine
 from specrej.engines.opening import open_engine
 from specrej.engines.torch.loading import wrap
 from tiny import CHAT_TEMPLATE, make_model, make_tokenizer
-
-ENDING = "Answer with one word: is water wet?"
 
 
 def fake() -> Subject:
@@ -41,16 +39,7 @@ def real_torch() -> Subject:
 @cache
 def openvino() -> Subject:
     pytest.importorskip("openvino_genai")
-    engine = open_engine("smollm2", engine="openvino", engine_args={"cache_size": 1})
-    page_bytes = engine.layout.page * engine.layout.bytes_per_token
-    backend = engine.backend  # type: ignore[attr-defined]
-    return Subject(
-        engine,
-        flips=500,
-        reread=engine.layout.page,
-        ending=ENDING,
-        measured=lambda: backend.pages_in_use() * page_bytes,
-    )
+    return in_pages(open_engine("smollm2", engine="openvino", engine_args={"cache_size": 1}))
 
 
 SUBJECTS = [fake, paged, tiny_torch, *(pytest.param(real, marks=pytest.mark.slow) for real in (real_torch, openvino))]

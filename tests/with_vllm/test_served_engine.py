@@ -14,7 +14,6 @@ pytestmark = pytest.mark.vllm
 
 CHUNK = 8
 BLOCK = 32
-ENDING = "Answer with one word: is water wet?"
 
 
 @pytest.fixture(scope="module")
