@@ -178,7 +178,6 @@ class Search:
         failed = [candidate for candidate, score in zip(self.batch, scores, strict=True) if score == -math.inf]
         if failed:
             self._decide("filter", failed, failed)
-            self.batch = [candidate for candidate in self.batch if candidate.state != "rejected"]
         passed = [score for score in scores if score > -math.inf]
         for candidate, score in zip(self.batch, passed, strict=True):
             candidate.rewards[len(self.decisions)] = score
@@ -281,7 +280,6 @@ class Search:
             for candidate in rejected:
                 candidate.text = self.text_of(candidate)
             self._decide("out_of_memory", live, rejected)
-            self.batch = [candidate for candidate in self.batch if candidate.state != "rejected"]
         return bool(rejected)
 
     def close(self) -> None:
@@ -326,7 +324,6 @@ class Search:
             candidate.text = self.text_of(candidate)
         self._lost = tokens[-1].reason
         self._decide("lost", lost, lost)
-        self.batch = [candidate for candidate in self.batch if candidate.state != "rejected"]
 
     def _note_engine(self) -> None:
         """What the engine says of its work so far."""
@@ -363,6 +360,7 @@ class Search:
         dropped = [c.index for c in rejected if c.state == "live" and c.finish_reason != "lost"]
         for candidate in rejected:
             candidate.state = "rejected"
+        self.batch = [candidate for candidate in self.batch if candidate.state != "rejected"]
         self._engine.drop(self._handle, dropped)
         assert self._session is not None
         indices = [candidate.index for candidate in rejected]
