@@ -106,6 +106,20 @@ def test_states_beyond_half_precision_stay_finite(tmp_path: Path) -> None:
     assert np.all(trace.hidden_states() == np.finfo(np.float16).min)
 
 
+def test_an_engine_without_states_is_recorded_all_the_same(tmp_path: Path) -> None:
+    class Silent(FakeEngine):
+        has_hidden_states = False
+
+        def hidden_states(self, prompt: int) -> dict[int, NDArray[np.float32]]:
+            raise AssertionError("asked for what it does not have")
+
+    (trace,) = traces_in(tmp_path / "silent", ["Why?"], [4], Silent(), n=3, max_new_tokens=20)
+    (known,) = traces_in(tmp_path / "known", ["Why?"], [4], FakeEngine(), n=3, max_new_tokens=20)
+    assert np.array_equal(trace.rewards, known.rewards)
+    with pytest.raises(UsageError, match="has no hidden states"):
+        trace.hidden_states()
+
+
 def test_states_are_asked_for_only_where_one_is_kept() -> None:
     class Counting(FakeEngine):
         num_asked = 0

@@ -115,13 +115,13 @@ class Trace:
         return self._states("final_hidden_states").reshape(self.num_candidates, -1)
 
     def _states(self, column: str) -> NDArray[np.float16]:
-        with pq.ParquetFile(self.path) as file:
-            if column not in file.schema_arrow.names:
-                raise UsageError(
-                    f"{self.path} has no hidden states: the engine that recorded it gives none",
-                    hint="record with --engine torch",
-                )
-        values = _read(self.path, [column])[column].combine_chunks().flatten()
+        table = _read(self.path, [column])
+        if column not in table.column_names:
+            raise UsageError(
+                f"{self.path} has no hidden states: the engine that recorded it gives none",
+                hint="record with --engine torch",
+            )
+        values = table[column].combine_chunks().flatten()
         states: NDArray[np.float16] = values.to_numpy(zero_copy_only=False)
         return states
 
