@@ -73,9 +73,6 @@ class FakeBackend:
     def versions(self) -> Mapping[str, str]:
         return {"fake": "1"}
 
-    def check(self, sampling: SamplingParams) -> None:
-        """It draws in every way."""
-
     def submit(self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> None:
         assert key not in self.requests, "submitted twice"
         self.requests[key] = Request(list(prompt_ids), sampling, seed)

@@ -23,7 +23,15 @@ from transformers import LlamaForCausalLM
 
 from fakes import FLOPS, FakeEngine, FakeReward
 from specrej import generate, models
-from specrej.cost import AttentionFlops, ModelFlops, flops_of, flops_per_token_of, linear_flops
+from specrej.cost import (
+    AttentionFlops,
+    ModelFlops,
+    flops_of,
+    flops_of_config,
+    flops_per_token_of,
+    kv_numbers_of_config,
+    linear_flops,
+)
 from specrej.engines.torch.loading import open_engine, wrap
 from specrej.rewards import as_reward
 from specrej.rewards.relevance import FLOPS_PER_TOKEN, RelevanceReward
@@ -297,6 +305,18 @@ def fields(message: Any) -> list[tuple[int, Any]]:
         found.append((number, message[place : place + size]))
         place += size
     return found
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "mistral", "gemma2"])
+def test_a_configuration_alone_tells_what_the_engine_counts(architecture: str) -> None:
+    model = make_model(architecture)
+    engine = make_engine(model)
+    assert flops_of_config(model.config, engine.flops.chunk) == engine.flops
+    assert kv_numbers_of_config(model.config) * 4 == engine.layout.bytes_per_token
+
+
+def test_an_architecture_that_cannot_be_made_costs_what_nobody_knows() -> None:
+    assert flops_of_config(SimpleNamespace(), 16) is None
 
 
 # Memory

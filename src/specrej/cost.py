@@ -217,8 +217,10 @@ def linear_flops(model: "PreTrainedModel", head: "nn.Module | None" = None) -> f
     return total
 
 
-def flops_of_config(config: Any, chunk: int) -> ModelFlops:
+def flops_of_config(config: Any, chunk: int) -> ModelFlops | None:
     """What a decoder costs, from its configuration alone: for engines whose modules are not transformers'.
+
+    None where transformers cannot make the architecture from it: a figure is missing, the engine decodes all the same.
 
     Args:
         config: of transformers, for the text.
@@ -228,11 +230,16 @@ def flops_of_config(config: Any, chunk: int) -> ModelFlops:
     from transformers import AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM
-    with torch.device("meta"):
-        model = auto.from_config(config)
+    try:
+        with torch.device("meta"):
+            model = auto.from_config(config)
+    except Exception:
+        return None
     head = model.get_output_embeddings()
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    windows = Counter(config.sliding_window if kind == "sliding_attention" else None for kind in kinds)
+    # Where the layers are not told apart, all have the window, or none.
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    window = getattr(config, "sliding_window", None)
+    windows = Counter(window if kind == "sliding_attention" else None for kind in kinds)
     per_pair = 4 * config.num_attention_heads * _head_dim(config)
     return ModelFlops(
         linear=linear_flops(model, head),

@@ -20,6 +20,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
+def guess(given: str, known: Iterable[str]) -> str:
+    """Which of the known names may be meant; empty where none is near."""
+    near = difflib.get_close_matches(given, list(known), n=3)
+    return f"did you mean {' or '.join(near)}?" if near else ""
+
+
 class SpecrejError(Exception):
     """Root of all errors raised on purpose. `hint` is one sentence on what to do, or None."""
 

@@ -54,6 +54,12 @@ def test_what_is_missing_is_told_with_what_to_install(monkeypatch: pytest.Monkey
     assert caught.value.hint == "pip install 'specrej[vllm]'"
 
 
+def test_a_part_of_an_extra_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions(monkeypatch, {"gguf": "0.19.0"})
+    with pytest.raises(UsageError, match="openvino-genai is not installed"):
+        opening.require("openvino")
+
+
 @pytest.mark.parametrize("version", ["0.31.9", "0.34.0", "1.0"])
 def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     versions(monkeypatch, {"vllm": version})

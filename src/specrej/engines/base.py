@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from specrej.cost import KvLayout, ModelFlops
 
 
+PROMPTS_IN_TOTAL = 8
+"""A prompt's default budget on a GPU, or on a server, is one of so many parts of what prompts share."""
+
+
 class Token(NamedTuple):
     """What one step gave one candidate."""
 
@@ -79,8 +83,6 @@ class Engine(Protocol):
     name: str
     context_tokens: int
     """Most tokens of prompt and answer together."""
-    capacity_bytes: int | None
-    """KV that the engine can hold for all prompts; None where the device alone decides."""
     most_candidates: int
     """Most candidates that can be live together."""
     can_hold_back: bool
@@ -88,6 +90,10 @@ class Engine(Protocol):
     prompt in flight reserves what it may ever hold, and all of them take a step or none does."""
     has_hidden_states: bool
     layout: "KvLayout"
+
+    @property
+    def capacity_bytes(self) -> int | None:
+        """KV that the engine can hold for all prompts; None where the device alone decides."""
 
     @property
     def flops(self) -> "ModelFlops | None":

@@ -19,6 +19,8 @@ from specrej.errors import UnknownNameError, UsageError
 from specrej.registry import ENGINES, load
 
 if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
     from specrej.engines.base import Engine
 
 
@@ -107,34 +109,37 @@ def _has_gpu() -> bool:
 
 
 def require(*extras: str) -> dict[str, str]:
-    """Versions of what one of these extras brings, the first that is there.
+    """Versions of what these extras bring, of those that are all there; one of them is enough.
 
     The ranges are those of our own metadata, so that pyproject.toml is the one place that has them.
 
     Raises:
         UsageError: it is not installed, or in another version.
     """
-    from packaging.requirements import Requirement
-
-    wanted = [
-        requirement
-        for extra in extras
-        for requirement in map(Requirement, metadata.requires("specrej") or [])
-        if requirement.marker is not None and requirement.marker.evaluate({"extra": extra})
-    ]
-    versions = {requirement.name: _version(requirement.name) for requirement in wanted}
-    there = [(requirement, version) for requirement in wanted if (version := versions[requirement.name]) is not None]
+    found = {extra: [(one, _version(one.name)) for one in _requirements_of(extra)] for extra in extras}
+    whole = [one for one in found.values() if all(version is not None for _, version in one)]
+    there = [pair for one in whole for pair in one]
     if not there:
+        missing = next(requirement.name for requirement, version in found[extras[0]] if version is None)
         raise UsageError(
-            f"{wanted[0].name} is not installed, which this engine needs", hint=f"pip install 'specrej[{extras[0]}]'"
+            f"{missing} is not installed, which this engine needs", hint=f"pip install 'specrej[{extras[0]}]'"
         )
-    for requirement, version in there:
-        if not requirement.specifier.contains(version, prereleases=True):
+    versions = {requirement.name: version for requirement, version in there if version is not None}
+    for requirement, _ in there:
+        if not requirement.specifier.contains(versions[requirement.name], prereleases=True):
             raise UsageError(
-                f"{requirement.name} {version} is installed; specrej works with {requirement.specifier}",
+                f"{requirement.name} {versions[requirement.name]} is installed; specrej works with "
+                f"{requirement.specifier}",
                 hint=f"pip install '{requirement.name}{requirement.specifier}'",
             )
-    return {requirement.name: version for requirement, version in there}
+    return versions
+
+
+def _requirements_of(extra: str) -> "list[Requirement]":
+    from packaging.requirements import Requirement
+
+    requirements = map(Requirement, metadata.requires("specrej") or [])
+    return [one for one in requirements if one.marker is not None and one.marker.evaluate({"extra": extra})]
 
 
 def _version(distribution: str) -> str | None:

@@ -10,7 +10,6 @@ SchedulerConfig, beside `device`; those in capitals are properties of the device
 affair, with the tokenizer that lies beside the model. How candidates become requests is in `openvino_requests`.
 """
 
-import difflib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from specrej.engines.openvino_requests import MOST_PAGE_TOKENS, Cache, OpenVinoB
 from specrej.engines.paged import PagedEngine
 from specrej.engines.sources import first_line, load_codec, load_config, locate_model, unknown_model
 from specrej.engines.text import TextCodec
-from specrej.errors import ModelError, UsageError
+from specrej.errors import ModelError, UsageError, guess
 from specrej.quiet import quiet_transformers
 
 _OURS = {
@@ -91,12 +90,7 @@ def _versions() -> dict[str, str]:
     import torch
     import transformers
 
-    versions = require("openvino")
-    if "openvino-genai" not in versions:
-        raise UsageError(
-            "openvino-genai is not installed, which this engine needs", hint="pip install 'specrej[openvino]'"
-        )
-    return {**versions, "torch": torch.__version__, "transformers": transformers.__version__}
+    return {**require("openvino"), "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +152,7 @@ def _positive(name: str, value: Any) -> int:
 
 
 def _unknown(name: str, known: tuple[str, ...]) -> UsageError:
-    near = difflib.get_close_matches(name.upper() if known[0].isupper() else name.lower(), known, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    hint = guess(name.lower(), known) or f"known: {', '.join(known)}"
     return UsageError(
         f"OpenVINO has no engine argument {name!r}", hint=f"{hint} Properties of the device are written in capitals."
     )
@@ -299,8 +292,8 @@ def _open_pipeline(path: Path, asked: Asked, step_tokens: int) -> Any:
         said = last_line(error)
         if "property" in said or "cache size" in said:
             named = [name for name in asked.properties if name in said and name not in supported]
-            near = [other for name in named for other in difflib.get_close_matches(name, supported, n=3)]
-            hint = f"did you mean {' or '.join(near)}?" if near else f"see OpenVINO's properties of {asked.device}"
+            guesses = [guessed for name in named if (guessed := guess(name, supported))]
+            hint = " ".join(guesses) or f"see OpenVINO's properties of {asked.device}"
             raise UsageError(f"OpenVINO takes no such argument: {said}", hint=hint) from error
         raise ModelError(f"OpenVINO cannot open {str(path)!r}: {said}", hint=_HINT.format("MODEL")) from error
 

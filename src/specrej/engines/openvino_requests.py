@@ -148,9 +148,6 @@ class OpenVinoBackend:
     def versions(self) -> Mapping[str, str]:
         return self._versions
 
-    def check(self, sampling: SamplingParams) -> None:
-        """All options are OpenVINO's too."""
-
     def submit(self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> None:
         self._candidates[key] = _Candidate(tuple(prompt_ids), sampling, seed)
         self._waiting[key] = None

@@ -19,7 +19,7 @@ from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
 from specrej.cost import KvLayout, ModelFlops
-from specrej.engines.base import Claim, Memory, Overhead, Token
+from specrej.engines.base import PROMPTS_IN_TOTAL, Claim, Memory, Overhead, Token
 from specrej.engines.text import TextCodec
 from specrej.errors import UsageError
 from specrej.streams import seeds
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_PROMPTS_IN_TOTAL = 8
 _CANDIDATES_ON_A_CPU = 8
 
 
@@ -62,13 +61,6 @@ class Backend(Protocol):
 
     def versions(self) -> Mapping[str, str]:
         """Versions of what computes."""
-
-    def check(self, sampling: SamplingParams) -> None:
-        """See that tokens can be drawn like this.
-
-        Raises:
-            UsageError: an option that it does not honour.
-        """
 
     def submit(self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> None:
         """Queue a request of its own random stream; nothing is computed yet."""
@@ -106,7 +98,6 @@ class _Prompt:
 
     ids: list[int]
     sampling: SamplingParams
-    budget_bytes: int
     is_read: bool = False
     reading_key: int = -1
     waiting: list[int] = field(default_factory=list)
@@ -151,8 +142,7 @@ class PagedEngine:
         self.flops = flops
         self.context_tokens = context_tokens
         self.layout = KvLayout(bytes_per_token, 0, backend.page_tokens, page=backend.page_tokens)
-        self._capacity_bytes = backend.num_pages * backend.page_tokens * bytes_per_token
-        self.capacity_bytes: int | None = self._capacity_bytes
+        self.capacity_bytes = backend.num_pages * backend.page_tokens * bytes_per_token
         self.most_candidates = backend.most_requests
         self._codec = codec
         self._prompts: dict[int, _Prompt] = {}
@@ -180,18 +170,17 @@ class PagedEngine:
         """On a CPU room for 8 full-length candidates; on a GPU the whole cache, or an eighth of the total."""
         if self.backend.is_on_cpu:
             wanted = self.kv_bytes(num_prompt_tokens, _CANDIDATES_ON_A_CPU, max_new_tokens)
-            return min(wanted, self._capacity_bytes)
-        return self._capacity_bytes if total_bytes is None else total_bytes // _PROMPTS_IN_TOTAL
+            return min(wanted, self.capacity_bytes)
+        return self.capacity_bytes if total_bytes is None else total_bytes // PROMPTS_IN_TOTAL
 
     def default_total(self, max_new_tokens: int) -> int:
         """The whole cache."""
-        return self._capacity_bytes
+        return self.capacity_bytes
 
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
-        self.backend.check(sampling)
         handle = next(self._handles)
         before = self.backend.num_preemptions
-        prompt = _Prompt(list(prompt_ids), sampling, budget_bytes, preemptions_before=before)
+        prompt = _Prompt(list(prompt_ids), sampling, preemptions_before=before)
         is_alone = not self._owners
         self._prompts[handle] = prompt
         # Beside others, whose candidates any step takes along, it is read in the next step.

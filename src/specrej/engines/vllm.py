@@ -7,7 +7,6 @@ so that it never has to preempt; that it did not is counted. Candidates share th
 prefix cache. All of vLLM's engine arguments pass through, but for those that decide how we drive it.
 """
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -19,7 +18,7 @@ from specrej.engines.opening import EngineOptions
 from specrej.engines.paged import Drawn, PagedEngine
 from specrej.engines.sources import first_line, load_codec, locate_model
 from specrej.engines.vllm_process import is_cpu, prepare, quiet
-from specrej.errors import EngineError, ModelError, UsageError
+from specrej.errors import EngineError, ModelError, UsageError, guess
 from specrej.types import FinishReason, SamplingParams
 
 _OURS = {
@@ -110,9 +109,6 @@ class VllmBackend:
     def versions(self) -> Mapping[str, str]:
         return self._versions
 
-    def check(self, sampling: SamplingParams) -> None:
-        """All options are vLLM's too."""
-
     def submit(self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> None:
         self._is_new.add(key)
         self._engine.add_request(str(key), {"prompt_token_ids": list(prompt_ids)}, _sampling_params(sampling, seed))
@@ -159,8 +155,7 @@ def _check(arguments: Mapping[str, Any]) -> None:
         if name in _OURS:
             raise UsageError(f"the engine argument {name!r} is set by specrej: {_OURS[name]}", hint="leave it out")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "see vLLM's documentation of EngineArgs"
+            hint = guess(name, known) or "see vLLM's documentation of EngineArgs"
             raise UsageError(f"vLLM has no engine argument {name!r}", hint=hint)
 
 

@@ -11,20 +11,19 @@ is closed ends a request, so that nothing is generated for a candidate that nobo
 """
 
 import contextlib
-import difflib
 import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from specrej.cost import ModelFlops, flops_of_config, kv_numbers_of_config
+from specrej.cost import flops_of_config, kv_numbers_of_config
 from specrej.engines.openai.answers import Vocabulary
 from specrej.engines.openai.engine import OpenAIEngine, Shape
 from specrej.engines.openai.server import CompletionsServer, Listed, Place, list_models
 from specrej.engines.opening import EngineOptions
 from specrej.engines.sources import load_codec, load_config, locate_model
-from specrej.errors import ModelError, UnknownNameError, UsageError
+from specrej.errors import ModelError, UnknownNameError, UsageError, guess
 from specrej.remote import ServiceOptions, key_from
 
 __all__ = ["OpenAIEngine", "open_as_asked"]
@@ -86,7 +85,7 @@ def open_as_asked(model: str | Path, options: EngineOptions) -> OpenAIEngine:
         chunk_tokens=arguments["chunk_tokens"],
         bytes_per_token=1 if config is None else kv_numbers_of_config(config) * _BYTES_A_NUMBER,
         context_tokens=listed.context_tokens or getattr(config, "max_position_embeddings", None) or _ENDLESS,
-        flops=None if config is None else _flops(config),
+        flops=None if config is None else flops_of_config(config, _READ_AT_ONCE),
         capacity=capacity,
         kv_tokens=arguments["kv_tokens"],
     )
@@ -96,11 +95,8 @@ def open_as_asked(model: str | Path, options: EngineOptions) -> OpenAIEngine:
 def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in given:
         if name not in _DEFAULTS:
-            near = difflib.get_close_matches(name, _DEFAULTS, n=3)
-            guess = f"did you mean {' or '.join(near)}? " if near else ""
-            raise UsageError(
-                f"the engine 'openai' has no argument {name!r}", hint=f"{guess}known: {', '.join(sorted(_DEFAULTS))}"
-            )
+            hint = f"{guess(name, _DEFAULTS)} known: {', '.join(sorted(_DEFAULTS))}".lstrip()
+            raise UsageError(f"the engine 'openai' has no argument {name!r}", hint=hint)
     arguments = {**_DEFAULTS, **given}
     for name in ("chunk_tokens", "kv_tokens", "concurrency", "tries"):
         value = arguments[name]
@@ -160,10 +156,3 @@ def _ends(source: str, config: Any) -> set[int]:
     for one in given:
         ends.update(one if isinstance(one, list) else [] if one is None else [one])
     return ends
-
-
-def _flops(config: Any) -> ModelFlops | None:
-    try:
-        return flops_of_config(config, _READ_AT_ONCE)
-    except Exception:  # an architecture that transformers cannot make from its configuration: a figure is missing
-        return None

@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from specrej.cost import KvLayout, ModelFlops
-from specrej.engines.base import Claim, Memory, Overhead, Token
+from specrej.engines.base import PROMPTS_IN_TOTAL, Claim, Memory, Overhead, Token
 from specrej.engines.openai.answers import Answer, Vocabulary
 from specrej.engines.openai.replies import Capacity, Chunk, UnreadableReplyError
 from specrej.engines.openai.server import CompletionsServer
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_PROMPTS_IN_TOTAL = 8
 _SEED_BITS = 31
 """llama.cpp takes 32, of which one value stands for a random seed."""
 _LEAST_BY_TEXT = 4
@@ -152,7 +151,7 @@ class OpenAIEngine:
 
     def default_budget(self, num_prompt_tokens: int, max_new_tokens: int, total_bytes: int | None = None) -> int:
         """All that is free now, or an eighth of the total."""
-        return self.default_total(max_new_tokens) if total_bytes is None else total_bytes // _PROMPTS_IN_TOTAL
+        return self.default_total(max_new_tokens) if total_bytes is None else total_bytes // PROMPTS_IN_TOTAL
 
     def default_total(self, max_new_tokens: int) -> int:
         """What the server's KV cache has free now, or `kv_tokens`.

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from specrej.cost import KvLayout, ModelFlops
-from specrej.engines.base import Claim, Memory, Overhead, Token
+from specrej.engines.base import PROMPTS_IN_TOTAL, Claim, Memory, Overhead, Token
 from specrej.engines.text import TextCodec
 from specrej.engines.torch.attention import DecodePass, Pass, PrefillPass
 from specrej.engines.torch.groups import Group
@@ -34,8 +34,6 @@ from specrej.types import FinishReason, Prompt, SamplingParams
 
 PREFILL_CHUNK = 512
 """Prompt tokens per forward pass: bounds what prefilling a long prompt needs beside its KV."""
-
-_PROMPTS_IN_TOTAL = 8
 
 
 @dataclass
@@ -113,7 +111,7 @@ class TorchEngine:
     def default_budget(self, num_prompt_tokens: int, max_new_tokens: int, total_bytes: int | None = None) -> int:
         """On a CPU room for 8 full-length candidates; on a GPU 80% of what is free now, or an eighth of the total."""
         if self._device.type == "cuda":
-            return self.default_total(max_new_tokens) if total_bytes is None else total_bytes // _PROMPTS_IN_TOTAL
+            return self.default_total(max_new_tokens) if total_bytes is None else total_bytes // PROMPTS_IN_TOTAL
         return self.kv_bytes(num_prompt_tokens, 8, max_new_tokens)
 
     def default_total(self, max_new_tokens: int) -> int:
@@ -121,7 +119,7 @@ class TorchEngine:
         if self._device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self._device)
             return int(free * 0.8)
-        return self.default_budget(1024, max_new_tokens) * _PROMPTS_IN_TOTAL
+        return self.default_budget(1024, max_new_tokens) * PROMPTS_IN_TOTAL
 
     @torch.inference_mode()
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
