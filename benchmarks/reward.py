@@ -88,7 +88,7 @@ def tokenizing_seconds(reward: ClassifierReward, prompt: str, answers: Sequence[
     begun = time.perf_counter()
     for number, texts in enumerate(answers):
         batch = [Candidate(index, text=text) for index, text in enumerate(texts[: len(texts) >> number])]
-        reward._encode([{"role": "user", "content": prompt}], batch)
+        reward.reader.rows([{"role": "user", "content": prompt}], batch)
     return time.perf_counter() - begun
 
 

@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from specrej.errors import ModelError, PromptError, RewardError, UnknownNameError, UsageError
-from specrej.rewards.classifier import ClassifierReward, choose_padding, until_pooled
+from specrej.rewards.classifier import ClassifierReward, choose_padding
+from specrej.rewards.conversations import until_pooled
 from specrej.types import Candidate
 
 SPECIALS = ["<unk>", "<bos>", "<eos>", "<pad>", "<user>", "<assistant>", "[CLS]", "[SEP]"]

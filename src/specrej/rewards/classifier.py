@@ -12,41 +12,31 @@ logits, those that transformers gives for each conversation alone. A causal mode
 once (see `incremental`); the others, BERT and its like, read the prompt and every answer anew at each decision.
 """
 
-import logging
 from collections.abc import Sequence
 from inspect import signature
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from specrej.cost import linear_flops
 from specrej.engines.torch.prefixes import longest_prefix
-from specrej.errors import ModelError, PromptError, RewardError, UnknownNameError, UsageError
+from specrej.errors import ModelError, UsageError
 from specrej.quiet import quiet_transformers
 from specrej.rewards.base import RewardSession, Scores, StatelessSession
 from specrej.rewards.causal import CausalScorer
-from specrej.rewards.function import last_question
+from specrej.rewards.conversations import ConversationReader, Partial, Row, check_options, name_of, until_pooled
 from specrej.rewards.incremental import Conversations, IncrementalSession
 from specrej.rewards.labels import choose_outputs, weigh
 from specrej.rewards.pretrained import LoadedModel, score_by_length, token_limit
 from specrej.rewards.together import alone, score_each, score_jointly
 from specrej.types import Candidate, Message
 
-_log = logging.getLogger("specrej")
-
-Row = dict[str, list[int]]
-"""One conversation as the model reads it: `input_ids`, and `token_type_ids` where the model takes them."""
-Partial = Literal["open", "closed"]
-
 _MEMORY_BYTES = 2**30
 _MEMORY_SHARE = 0.1
-_MARK = "an answer that nobody gives"
-_SHORT_ANSWERS = (Candidate(index=0), Candidate(index=0, text="x"))
-"""What these conversations begin with in common stands before the answer, but where a tokenizer joins the two."""
 
 
 class ClassifierReward:
@@ -57,6 +47,7 @@ class ClassifierReward:
         flops_per_token: of its linear layers, as if each read every token once; attention, which grows with the length,
             and padding are left out.
         weights: of the logits whose sum is the score, by their numbers.
+        reader: writes out and tokenizes the conversations.
         max_tokens: tokens of a conversation that are read, a longer one loses the end of its answer; None reads all.
         partial: how an unfinished answer is shown.
         memory_bytes: KV that may be held for one prompt.
@@ -100,40 +91,28 @@ class ClassifierReward:
             UsageError: several outputs and no label, a size below 1, device or dtype for a loaded model, or an open
                 answer for a tokenizer without a chat template.
         """
-        if partial not in ("open", "closed"):
-            raise UnknownNameError("way to show a partial answer", partial, ["open", "closed"])
-        if memory_bytes is not None and memory_bytes < 0:
-            raise UsageError(f"memory_bytes must be at least 0, got {memory_bytes!r}")
-        for size_name, size in (("batch_size", batch_size), ("max_tokens", max_tokens)):
-            if size is not None and size < 1:
-                raise UsageError(f"{size_name} must be at least 1, got {size!r}")
+        check_options(partial=partial, memory_bytes=memory_bytes, batch_size=batch_size, max_tokens=max_tokens)
         self._model: Any  # transformers leaves much of it untyped
         if isinstance(model, tuple):
             if device is not None or dtype is not None:
                 raise UsageError("a loaded model has its device and dtype", hint="move the model before you give it")
-            self._model, self._tokenizer = model
+            self._model, tokenizer = model
             source = self._model.name_or_path or type(self._model).__name__
         else:
-            self._model, self._tokenizer = open_classifier(str(model), device, dtype, trust_remote_code)
+            self._model, tokenizer = open_classifier(str(model), device, dtype, trust_remote_code)
             source = str(model)
         self._model.eval()
         self.flops_per_token: float | None = linear_flops(self._model)
         self._text_config = self._model.config.get_text_config()
-        self._takes_types = "token_type_ids" in signature(self._model.forward).parameters
         self._batch_size = batch_size
         self.weights = choose_outputs(source, self._model.config.id2label, label)
-        self.max_tokens = max_tokens or token_limit(self._model, self._tokenizer)
-        self.name = f"classifier:{source}" + ("" if label is None else f"#{label}")
-        self.name += "?partial=open" if partial == "open" else ""
+        self.max_tokens = max_tokens or token_limit(self._model, tokenizer)
+        self.name = name_of("classifier", source, label, partial)
+        takes_types = "token_type_ids" in signature(self._model.forward).parameters
+        self.reader = ConversationReader(self.name, tokenizer, self.max_tokens, partial, takes_types)
         self.partial = partial
         self.memory_bytes = default_memory(self._model.device) if memory_bytes is None else memory_bytes
-        has_template = self._tokenizer.chat_template is not None
-        if partial == "open" and not has_template:
-            raise UsageError(
-                f"the tokenizer of {source!r} has no chat template: it cannot show an answer as unfinished",
-                hint="leave partial='closed'",
-            )
-        self._scorer = CausalScorer.of(self._model) if has_template and not self._takes_types else None
+        self._scorer = CausalScorer.of(self._model) if self.reader.has_template and not takes_types else None
 
     def open(self, messages: Sequence[Message]) -> RewardSession:
         """Begin with a prompt: a causal model reads it here.
@@ -142,19 +121,12 @@ class ClassifierReward:
             PromptError: the prompt alone is longer than what the model reads, so that no answer would be seen.
             RewardError: the chat template refuses the conversation, or does not show where an open answer ends.
         """
-        shortest = [row["input_ids"] for row in self._encode(messages, _SHORT_ANSWERS)]
-        num_tokens = len(shortest[0])
-        if self.max_tokens is not None and num_tokens >= self.max_tokens:
-            raise PromptError(
-                f"the prompt takes {num_tokens} tokens of the reward {self.name!r}, which reads {self.max_tokens}: "
-                "it would see no answer",
-                hint="shorten the prompt, or choose a reward that reads more",
-            )
+        shortest = self.reader.shortest(messages)
         if self._scorer is None:
             return StatelessSession(messages, alone(self._score_pairs))
 
         def encode(candidates: Sequence[Candidate]) -> list[list[int]]:
-            rows = self._read_rows(messages, candidates)
+            rows = self.reader.rows(messages, candidates)
             return [until_pooled(row["input_ids"], self._text_config.pad_token_id) for row in rows]
 
         def read_whole(candidates: Sequence[Candidate], ids: list[list[int]]) -> tuple[list[float], int]:
@@ -177,12 +149,8 @@ class ClassifierReward:
     ) -> tuple[Sequence[float], Sequence[int]]:
         rows = []
         for messages, of_prompt in groupby(pairs, itemgetter(0)):
-            rows += self._read_rows(messages, [candidate for _, candidate in of_prompt])
+            rows += self.reader.rows(messages, [candidate for _, candidate in of_prompt])
         return self._score_rows([candidate for _, candidate in pairs], rows)
-
-    def _read_rows(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> list[Row]:
-        rows = self._encode(messages, candidates)
-        return [self._cut(messages, candidate, row) for candidate, row in zip(candidates, rows, strict=True)]
 
     def _score_rows(self, candidates: Sequence[Candidate], rows: Sequence[Row]) -> tuple[list[float], list[int]]:
         """Scores from transformers' own pass over whole rows, and the tokens of each."""
@@ -192,76 +160,6 @@ class ClassifierReward:
             return self._forward([rows[i] for i in batch])
 
         return score_by_length(self.name, candidates, lengths, self._batch_size, forward), lengths
-
-    def _encode(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> list[Row]:
-        """Token ids of each conversation, uncut."""
-        texts = [candidate.text for candidate in candidates]
-        if self._tokenizer.chat_template is None:
-            return self._rows(self._tokenizer([last_question(messages)] * len(texts), texts, verbose=False))
-        rendered = [self._render(messages, text) for text in texts]
-        if self.partial == "open":
-            ending = self._ending(messages)
-            for i, candidate in enumerate(candidates):
-                if candidate.finish_reason in (None, "length"):
-                    rendered[i] = self._without(ending, rendered[i])
-        # The template has written the special tokens already.
-        return self._rows(self._tokenizer(rendered, add_special_tokens=False, verbose=False))
-
-    def _render(self, messages: Sequence[Message], text: str) -> str:
-        turns = [*(dict(message) for message in messages), {"role": "assistant", "content": text}]
-        try:
-            return str(self._tokenizer.apply_chat_template(turns, tokenize=False))
-        except Exception as exc:
-            raise RewardError(
-                f"the chat template of reward {self.name!r} refuses the conversation: {type(exc).__name__}: {exc}",
-                hint="see which roles the reward model was trained with",
-            ) from exc
-
-    def _ending(self, messages: Sequence[Message]) -> str:
-        """What the template writes behind an answer."""
-        _, answer, ending = self._render(messages, _MARK).rpartition(_MARK)
-        return ending if answer else self._no_end()
-
-    def _without(self, ending: str, rendered: str) -> str:
-        return rendered.removesuffix(ending) if rendered.endswith(ending) else self._no_end()
-
-    def _no_end(self) -> NoReturn:
-        raise RewardError(
-            f"the chat template of reward {self.name!r} does not show where an answer ends",
-            hint="give partial='closed'",
-        )
-
-    def _rows(self, encoding: Any) -> list[Row]:
-        names = ["input_ids"]
-        if self._takes_types and "token_type_ids" in encoding:
-            names.append("token_type_ids")
-        return [
-            dict(zip(names, columns, strict=True)) for columns in zip(*(encoding[name] for name in names), strict=True)
-        ]
-
-    def _cut(self, messages: Sequence[Message], candidate: Candidate, row: Row) -> Row:
-        """The row, without the end of its answer where it is too long; that is said in the log."""
-        num_cut = len(row["input_ids"]) - (self.max_tokens or len(row["input_ids"]))
-        if num_cut <= 0:
-            return row
-        _log.warning(
-            "reward %r reads %d tokens: the last %d of candidate %d are cut off",
-            self.name,
-            self.max_tokens,
-            num_cut,
-            candidate.index,
-        )
-        if self._tokenizer.chat_template is not None:
-            return {name: values[: self.max_tokens] for name, values in row.items()}
-        # A pair ends in special tokens, which stay: its tokenizer cuts before them.
-        pair = self._tokenizer(
-            [last_question(messages)],
-            [candidate.text],
-            truncation="only_second",
-            max_length=self.max_tokens,
-            verbose=False,
-        )
-        return self._rows(pair)[0]
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[Row]) -> list[float]:
@@ -290,14 +188,6 @@ def choose_padding(pad_token_id: int | None, vocab_size: int, last_ids: Sequence
     if pad_token_id is not None and 0 <= pad_token_id < vocab_size:
         return pad_token_id
     return next(token_id for token_id in range(vocab_size) if token_id not in last_ids)
-
-
-def until_pooled(ids: list[int], pad_token_id: int | None) -> list[int]:
-    """The ids up to the one at which transformers scores this conversation alone: what follows changes nothing."""
-    stop = len(ids)
-    while stop > 1 and ids[stop - 1] == pad_token_id:
-        stop -= 1
-    return ids[:stop]
 
 
 def default_memory(device: torch.device) -> int:

@@ -31,11 +31,11 @@ from typing import Any, Literal, Unpack, cast, get_args
 from specrej.errors import RewardError, UsageError
 from specrej.remote import Remote, RemoteError, Service, ServiceOptions, key_from, without_secrets
 from specrej.rewards.base import Scores
+from specrej.rewards.conversations import Partial
 from specrej.rewards.scores import check_count
 from specrej.rewards.spec import parse_options
 from specrej.types import Candidate, Message, Reuse
 
-Partial = Literal["closed", "open"]
 Endpoint = Literal["classify", "pooling"]
 
 Ask = Callable[[Remote, Sequence[Message], Sequence[Candidate]], Coroutine[Any, Any, tuple[Sequence[Any], int]]]
