@@ -378,7 +378,8 @@ class Search:
                 kv_bytes_after=self.memory().in_use,
             )
         )
-        self._last_length = length
+        if cause != "lost":  # which comes at any moment: a schedule counts on from where it was
+            self._last_length = length
         self._note_engine()
 
     def _has_stopped(self, candidate: Candidate) -> bool:

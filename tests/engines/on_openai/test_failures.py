@@ -146,6 +146,23 @@ def test_a_candidate_that_is_lost_is_counted_and_the_others_go_on(
     assert reason in reasons[0]
 
 
+def test_a_lost_candidate_does_not_move_the_schedule(model: str, server: CompletionsServer) -> None:
+    engine = open_engine(model, server, tries=1)
+    options: dict[str, Any] = {"algorithm": "speculative_rejection", "decide": "every:8", "keep": 4}
+
+    def moments(result: Result) -> list[int]:
+        return [decision.num_tokens for decision in result.decisions if decision.cause != "lost"]
+
+    expected = run(engine, **options)
+    begun = expected.candidates[2].token_ids[:CHUNK]
+    num_prompt = len(engine.encode(PROMPT))
+
+    server.intercept = lambda request: (500, {}, b"") if request["prompt"][num_prompt:][:CHUNK] == begun else None
+    result = run(engine, **options)
+    assert result.candidates[2].finish_reason == "lost"
+    assert moments(result) == moments(expected) == [8, 16]
+
+
 def test_a_reply_that_does_not_come_loses_the_candidate(model: str, server: CompletionsServer) -> None:
     engine = open_engine(model, server, timeout_s=0.3, tries=2)
     first = run(engine).candidates[0].token_ids[:CHUNK]
