@@ -30,6 +30,7 @@ REWARDS = {
     "math": "specrej.rewards.verifiable:parse_math",
     "judge": "specrej.rewards.judge:parse_judge",
     "http": "specrej.rewards.http:parse_http",
+    "vllm": "specrej.rewards.vllm:parse_vllm",
     "vllm-classify": "specrej.rewards.http:parse_vllm_classify",
     "vllm-pooling": "specrej.rewards.http:parse_vllm_pooling",
 }

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,9 @@ def test_a_directory_without_a_model_is_a_model_error(own_directory: Path) -> No
 
 
 def test_a_classifier_needs_a_model() -> None:
-    with pytest.raises(UsageError, match="needs a model"):
-        as_reward("classifier")
+    for spec in ("classifier", "vllm"):
+        with pytest.raises(UsageError, match="needs a model"):
+            as_reward(spec)
 
 
 def test_a_function_of_a_module_in_the_current_directory(own_directory: Path) -> None:
@@ -321,6 +323,35 @@ def test_a_classifier_takes_options_and_memory(monkeypatch: pytest.MonkeyPatch) 
     ]
     with pytest.raises(UnknownNameError, match="unknown option 'part'"):
         as_reward("classifier:org/model?part=open")
+
+
+def test_a_reward_model_on_vllm_takes_options_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[str, dict[str, Any]]] = []
+
+    def make(model: str, **options: Any) -> Constant:
+        given.append((model, options))
+        return Constant()
+
+    monkeypatch.setattr("specrej.rewards.vllm.VllmClassifierReward", make)
+    as_reward('vllm:org/model#helpful?partial=open&memory=64MiB&engine_args={"tensor_parallel_size": 2}')
+    as_reward("vllm:org/model?memory=64MiB&max_tokens=512", "1KiB")
+    engine_args = {"tensor_parallel_size": 2}
+    assert given == [
+        ("org/model", {"label": "helpful", "memory_bytes": 2**26, "partial": "open", "engine_args": engine_args}),
+        ("org/model", {"label": None, "memory_bytes": 2**10, "max_tokens": 512}),
+    ]
+    for arguments in ("[1]", "{"):
+        with pytest.raises(UsageError, match="cannot be read"):
+            as_reward(f"vllm:org/model?engine_args={arguments}")
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_a_reward_model_on_vllm_needs_vllm() -> None:
+    with pytest.raises(UsageError, match="vllm is not installed"):
+        as_reward("vllm:org/model")
+
+
+def test_other_rewards_take_no_memory() -> None:
     for spec in ("relevance", "ensemble:relevance", lambda prompt, texts: [0.0]):
         with pytest.raises(UsageError, match="takes no memory"):
             as_reward(spec, "64MiB")

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
+from in_process import generator
 
 from conformance import CHECKS, Subject, in_pages
-from specrej.engines.opening import open_engine
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
@@ -14,9 +14,7 @@ pytestmark = pytest.mark.vllm
 
 @cache
 def in_process() -> Subject:
-    """With a cache of 180 blocks, some three times what the checks need."""
-    arguments = {"max_model_len": 2048, "kv_cache_memory_bytes": 2**28}
-    return in_pages(open_engine("smollm2", engine="vllm", engine_args=arguments))
+    return in_pages(generator())
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -7,9 +7,7 @@ so that it never has to preempt; that it did not is counted. Candidates share th
 prefix cache. All of vLLM's engine arguments pass through, but for those that decide how we drive it.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,8 @@ from specrej.cost import flops_of_config
 from specrej.engines.opening import EngineOptions
 from specrej.engines.paged import Drawn, PagedEngine
 from specrej.engines.sources import first_line, load_codec, locate_model
-from specrej.engines.vllm_process import is_cpu, prepare, quiet
-from specrej.errors import EngineError, ModelError, UsageError, guess
+from specrej.engines.vllm_process import check_arguments, defaults, is_cpu, prepare, quiet
+from specrej.errors import EngineError, ModelError
 from specrej.types import FinishReason, SamplingParams
 
 _OURS = {
@@ -30,7 +28,13 @@ _OURS = {
     "runner": "an engine generates; a reward model is given as the reward",
 }
 _CPU_KV_BYTES = 2**31
-_BLOCK_ON_A_CPU = 32
+_COMMON = {
+    # Layers with a window would be counted in blocks of their own, which our arithmetic does not know.
+    "disable_hybrid_kv_cache_manager": True,
+    "max_num_seqs": 1024,
+}
+# A request with a seed whose prompt is read in pieces fails on a CPU ("CPU Generator does not use offset").
+_ON_A_CPU = {"max_num_batched_tokens": 65_536}
 
 
 def open_as_asked(model: str | Path, options: EngineOptions) -> PagedEngine:
@@ -77,8 +81,8 @@ class VllmBackend:
 
         self._name, self._versions = name, versions
         self.is_on_cpu = is_cpu()
-        _check(arguments)
-        given = {**_defaults(self.is_on_cpu), **arguments}
+        check_arguments(arguments, _OURS)
+        given = {**defaults(_CPU_KV_BYTES), **_COMMON, **(_ON_A_CPU if self.is_on_cpu else {}), **arguments}
         self._gauge = _make_gauge()
         ours = {"enable_prefix_caching": True, "async_scheduling": False, "disable_log_stats": False}
         try:
@@ -145,36 +149,6 @@ class VllmBackend:
 
 
 _REASONS: dict[str | None, FinishReason | None] = {None: None, "stop": "eos", "length": "length"}
-
-
-def _check(arguments: Mapping[str, Any]) -> None:
-    from vllm import EngineArgs
-
-    known = {field.name for field in fields(EngineArgs)}
-    for name in arguments:
-        if name in _OURS:
-            raise UsageError(f"the engine argument {name!r} is set by specrej: {_OURS[name]}", hint="leave it out")
-        if name not in known:
-            hint = guess(name, known) or "see vLLM's documentation of EngineArgs"
-            raise UsageError(f"vLLM has no engine argument {name!r}", hint=hint)
-
-
-def _defaults(is_on_cpu: bool) -> dict[str, Any]:
-    """What vLLM would choose otherwise, for prompts with many candidates."""
-    # Layers with a window would be counted in blocks of their own, which our arithmetic does not know.
-    common = {"disable_hybrid_kv_cache_manager": True, "use_tqdm_on_load": False, "max_num_seqs": 1024}
-    if not is_on_cpu:
-        return common
-    memory = {} if "VLLM_CPU_KVCACHE_SPACE" in os.environ else {"kv_cache_memory_bytes": _CPU_KV_BYTES}
-    return {
-        **common,
-        **memory,
-        "dtype": "float32",  # half precision is emulated on most CPUs, a hundred times slower
-        "enforce_eager": True,  # compiling takes longer than most runs
-        "block_size": _BLOCK_ON_A_CPU,  # of 128 by default, more than most prompts would share
-        # A request with a seed whose prompt is read in pieces fails on a CPU ("CPU Generator does not use offset").
-        "max_num_batched_tokens": 65_536,
-    }
 
 
 def _sampling_params(sampling: SamplingParams, seed: int) -> Any:

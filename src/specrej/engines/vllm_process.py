@@ -8,13 +8,21 @@ with quiet():
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
 
 from specrej.engines.opening import require
+from specrej.errors import UsageError, guess
 
 _SETTINGS = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 """A user's own environment goes first."""
+_ON_A_CPU = {
+    "dtype": "float32",  # half precision is emulated on most CPUs, a hundred times slower
+    "enforce_eager": True,  # compiling takes longer than most runs
+    "block_size": 32,  # of 128 by default, more than most prompts would share
+}
 
 
 def prepare() -> dict[str, str]:
@@ -49,3 +57,29 @@ def is_cpu() -> bool:
     from vllm.platforms import current_platform
 
     return bool(current_platform.is_cpu())
+
+
+def defaults(cpu_kv_bytes: int) -> dict[str, Any]:
+    """Engine arguments where the user gives none; the KV cache is sized on a CPU only, where vLLM would take half."""
+    common = {"use_tqdm_on_load": False}
+    if not is_cpu():
+        return common
+    memory = {} if "VLLM_CPU_KVCACHE_SPACE" in os.environ else {"kv_cache_memory_bytes": cpu_kv_bytes}
+    return {**common, **memory, **_ON_A_CPU}
+
+
+def check_arguments(arguments: Mapping[str, Any], ours: Mapping[str, str]) -> None:
+    """See that vLLM has these engine arguments, and none is one that we set; `ours` says why we do.
+
+    Raises:
+        UsageError: one is not known, or ours.
+    """
+    from vllm import EngineArgs
+
+    known = {field.name for field in fields(EngineArgs)}
+    for name in arguments:
+        if name in ours:
+            raise UsageError(f"the engine argument {name!r} is set by specrej: {ours[name]}", hint="leave it out")
+        if name not in known:
+            hint = guess(name, known) or "see vLLM's documentation of EngineArgs"
+            raise UsageError(f"vLLM has no engine argument {name!r}", hint=hint)

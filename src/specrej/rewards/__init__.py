@@ -56,7 +56,7 @@ def as_reward(spec: Any, memory: str | int | None = None) -> Reward:
 
     Args:
         spec: the reward.
-        memory: KV that a classifier may hold for a prompt, such as "256MiB"; other rewards hold none.
+        memory: KV that a classifier may hold for a prompt, or vLLM for all, such as "256MiB"; other rewards hold none.
 
     Raises:
         UsageError: `spec` is none of these, or the module or function it names is not there.
@@ -74,10 +74,13 @@ def _with_memory(spec: Any, memory: str | int) -> Reward:
     name, _, argument = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     if name == "classifier":
         return _classifier(argument, memory)
+    if name == "vllm":
+        return cast("Reward", load("reward", REWARDS, name)(argument, memory))
     if isinstance(spec, str) and name not in REWARDS and _is_model(spec):
         return _classifier(spec, memory)
     raise UsageError(
-        f"the reward {spec!r} takes no memory", hint="a classifier holds KV; within an ensemble give it ?memory=SIZE"
+        f"the reward {spec!r} takes no memory",
+        hint="reward models hold KV (classifier, vllm); within an ensemble give them ?memory=SIZE",
     )
 
 
