@@ -7,19 +7,27 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PROMPT ?= Give three tips for staying healthy.
 
-.PHONY: demo test test-vllm bench clean
+.PHONY: demo test check test-engines test-rest test-vllm bench clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/specrej models pull
 	$(VENV)/bin/specrej compare "$(PROMPT)" --max-new-tokens 128 --seed 1
 
+# Three at a time keep two cores busy: tests wait for processes, signals and servers.
 test: $(VENV)/.ready
+	$(VENV)/bin/specrej models pull
+	$(MAKE) --jobs=3 test-rest check $(VENV_VLLM)/.ready test-engines test-vllm
+
+check: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/specrej models pull
-	$(VENV)/bin/pytest
-	$(MAKE) test-vllm
+
+test-engines: $(VENV)/.ready
+	$(VENV)/bin/pytest tests/engines tests/rewards
+
+test-rest: $(VENV)/.ready
+	$(VENV)/bin/pytest --ignore tests/engines --ignore tests/rewards
 
 test-vllm: $(VENV_VLLM)/.ready
 	$(VENV_VLLM)/bin/specrej models pull
@@ -28,17 +36,18 @@ test-vllm: $(VENV_VLLM)/.ready
 bench: $(VENV)/.ready
 	$(VENV)/bin/python benchmarks/engine.py
 
+# Nothing is compiled on installing: most modules are never imported.
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet "$(TORCH)"
-	$(VENV)/bin/pip install --quiet --editable ".[dev]"
+	$(VENV)/bin/pip install --quiet --no-compile "$(TORCH)"
+	$(VENV)/bin/pip install --quiet --no-compile --editable ".[dev]"
 	touch $@
 
 # The torchvision, torchaudio and torchcodec that come along do not fit a CPU build of torch.
 $(VENV_VLLM)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV_VLLM)
-	$(VENV_VLLM)/bin/pip install --quiet "$(TORCH)"
-	$(VENV_VLLM)/bin/pip install --quiet --editable ".[vllm-test]"
+	$(VENV_VLLM)/bin/pip install --quiet --no-compile "$(TORCH)"
+	$(VENV_VLLM)/bin/pip install --quiet --no-compile --editable ".[vllm-test]"
 	$(VENV_VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 

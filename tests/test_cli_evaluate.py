@@ -30,9 +30,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_model(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=2**20)
 
 
-@pytest.fixture
-def prompts(tmp_path: Path) -> str:
-    path = tmp_path / "prompts.jsonl"
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
     path.write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS) + '{"id": "d"}\n')
     return str(path)
 
@@ -113,17 +113,29 @@ def test_what_cannot_be_benched_costs_nothing(run: Run, tmp_path: Path, argument
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture(scope="module")
+def long_bench(tiny_model: str, prompts: str) -> list[str]:
+    """A command that runs for some seconds."""
+    arguments = ["bench", prompts, "--methods", METHODS, "--max-new-tokens", "160"]
+    return [*arguments, "--model", tiny_model, "--reward", "logprob"]
+
+
+@pytest.fixture(scope="module")
+def long_rows(long_bench: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What it gives when nothing stops it."""
+    directory = tmp_path_factory.mktemp("bench") / "whole"
+    whole = CliRunner().invoke(app, [*long_bench, "--output", str(directory)])
+    assert whole.exit_code == 0, whole.stderr
+    return plain(read_bench(directory)[1])
+
+
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
 def test_a_bench_that_was_stopped_goes_on_to_the_same_rows(
-    run: Run, tiny_model: str, prompts: str, tmp_path: Path, kind: signal.Signals
+    long_bench: list[str], long_rows: list[Any], tmp_path: Path, kind: signal.Signals
 ) -> None:
-    arguments = ["bench", prompts, "--methods", METHODS, "--max-new-tokens", "300"]
-    arguments += ["--model", tiny_model, "--reward", "logprob"]
-    whole = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "whole")])
-    assert whole.exit_code == 0, whole.stderr
     source = str(Path(specrej.__file__).parents[1])
     process = subprocess.Popen(
-        [sys.executable, "-m", "specrej", *arguments, "--output", str(tmp_path / "out")],
+        [sys.executable, "-m", "specrej", *long_bench, "--output", str(tmp_path / "out")],
         env={**os.environ, "PYTHONPATH": source, "OMP_WAIT_POLICY": "PASSIVE"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -141,11 +153,11 @@ def test_a_bench_that_was_stopped_goes_on_to_the_same_rows(
     if kind == signal.SIGINT:
         assert process.returncode == 130
         assert "give the same command with --resume to go on" in stderr
-    resumed = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "out"), "--resume"])
+    resumed = CliRunner().invoke(app, [*long_bench, "--output", str(tmp_path / "out"), "--resume"])
     assert resumed.exit_code == 0, resumed.stderr
     rows = read_bench(tmp_path / "out")[1]
     assert rows[: len(before)] == before
-    assert plain(rows) == plain(read_bench(tmp_path / "whole")[1])
+    assert plain(rows) == long_rows
 
 
 def test_from_a_bench_to_its_page_and_exports(run: Run, tmp_path: Path) -> None:

@@ -256,14 +256,14 @@ def test_a_replay_on_the_real_model_is_the_live_run(tmp_path: Path) -> None:
     engine = specrej.open_engine("smollm2", weights="fp32")
     reward = as_reward("relevance")
     prompt = "Give three tips for staying healthy."
-    options: dict[str, Any] = {"max_new_tokens": 48, "seed": 1}
-    (trace,) = traces_in(tmp_path, [prompt], [8, 16, 32], engine, reward, n=16, memory="1GiB", **options)
-    assert trace.hidden_states().shape == (16, 3, 576)
+    options: dict[str, Any] = {"max_new_tokens": 32, "seed": 1}
+    (trace,) = traces_in(tmp_path, [prompt], [8, 16], engine, reward, n=10, memory="1GiB", **options)
+    assert trace.hidden_states().shape == (10, 2, 576)
     replayer = Replayer(trace, Rescorer(reward, engine.decode))
-    budget = trace.layout.peak_bytes(trace.num_prompt_tokens, 16, 20)
+    budget = trace.layout.peak_bytes(trace.num_prompt_tokens, 10, 16)
     policies: list[dict[str, Any]] = [
-        {"alpha": 0.5, "n": 16, "memory": budget},
-        {"alpha": 0.3, "n": 16, "memory": "1GiB", "decide": "at:8,16,32"},
+        {"alpha": 0.5, "n": 10, "memory": budget},
+        {"alpha": 0.3, "n": 10, "memory": "1GiB", "decide": "at:8,16"},
     ]
     for policy in policies:
         live = specrej.generate(prompt, model=engine, reward=reward, **options, **policy)

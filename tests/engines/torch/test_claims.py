@@ -27,7 +27,7 @@ def _small_granule(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "deepseek_v3"])
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_step_takes_no_more_than_it_may_claim(name: str, data: st.DataObject) -> None:
     """Whatever the limit between the least and the wanted, and whoever is dropped on the way."""
