@@ -46,7 +46,7 @@ def test_scores_are_the_raw_logits_of_transformers() -> None:
     assert session.score(ANSWERS) == pytest.approx(chosen(TEXTS), abs=1e-4)
     assert reward().weights == {1: 1.0}
     assert reward().name == f"vllm:{reward_model()}#clear"
-    assert reward().memory_bytes == 2**23
+    assert reward().memory_bytes == 2**23  # a power of two of blocks of 32 tokens of 2 layers of 2 * 2 * 32 numbers
     # transformers applies the head to every token, vLLM to the last one only.
     in_torch = ClassifierReward(reward_model(), label="clear").flops_per_token
     assert in_torch is not None

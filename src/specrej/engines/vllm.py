@@ -15,7 +15,7 @@ from specrej.cost import flops_of_config
 from specrej.engines.opening import EngineOptions
 from specrej.engines.paged import Drawn, PagedEngine
 from specrej.engines.sources import first_line, load_codec, locate_model
-from specrej.engines.vllm_process import check_arguments, defaults, is_cpu, prepare, quiet
+from specrej.engines.vllm_process import check_arguments, defaults, is_cpu, kv_bytes_per_token, prepare, quiet
 from specrej.errors import EngineError, ModelError
 from specrej.types import FinishReason, SamplingParams
 
@@ -52,7 +52,7 @@ def open_as_asked(model: str | Path, options: EngineOptions) -> PagedEngine:
     return PagedEngine(
         backend,
         load_codec(source),
-        bytes_per_token=_bytes_per_token(config),
+        bytes_per_token=kv_bytes_per_token(config),
         flops=flops_of_config(config.model_config.hf_text_config, config.scheduler_config.max_num_batched_tokens),
         context_tokens=config.model_config.max_model_len,
     )
@@ -169,17 +169,6 @@ def _sampling_params(sampling: SamplingParams, seed: int) -> Any:
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
     )
-
-
-def _bytes_per_token(config: Any) -> int:
-    """KV of one token, all layers and devices together."""
-    import torch
-
-    model, cache = config.model_config, config.cache_config
-    dtype = model.dtype if cache.cache_dtype == "auto" else getattr(torch, cache.cache_dtype, torch.uint8)
-    num_tensors = 1 if model.use_mla else 2
-    num_numbers = num_tensors * model.get_total_num_hidden_layers() * model.get_total_num_kv_heads()
-    return int(num_numbers * model.get_head_size() * dtype.itemsize)
 
 
 def _make_gauge() -> Any:

@@ -83,3 +83,14 @@ def check_arguments(arguments: Mapping[str, Any], ours: Mapping[str, str]) -> No
         if name not in known:
             hint = guess(name, known) or "see vLLM's documentation of EngineArgs"
             raise UsageError(f"vLLM has no engine argument {name!r}", hint=hint)
+
+
+def kv_bytes_per_token(config: Any) -> int:
+    """KV of one token, all layers and devices together."""
+    import torch
+
+    model, cache = config.model_config, config.cache_config
+    dtype = model.dtype if cache.cache_dtype == "auto" else getattr(torch, cache.cache_dtype, torch.uint8)
+    num_tensors = 1 if model.use_mla else 2
+    num_numbers = num_tensors * model.get_total_num_hidden_layers() * model.get_total_num_kv_heads()
+    return int(num_numbers * model.get_head_size() * dtype.itemsize)

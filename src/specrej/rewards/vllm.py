@@ -21,7 +21,7 @@ from typing import Any
 
 from specrej.cost import flops_of_config
 from specrej.engines.sources import first_line, load_codec
-from specrej.engines.vllm_process import check_arguments, defaults, prepare, quiet
+from specrej.engines.vllm_process import check_arguments, defaults, kv_bytes_per_token, prepare, quiet
 from specrej.errors import ModelError, UsageError
 from specrej.memory import parse_bytes
 from specrej.rewards.base import StatelessSession
@@ -50,8 +50,7 @@ class VllmClassifierReward:
             the architecture.
         weights: of the logits whose sum is the score, by their numbers.
         max_tokens: tokens of a conversation that are read; a longer one loses the end of its answer.
-        memory_bytes: of vLLM's KV cache, which all prompts share and which is there as a whole; None on a GPU where
-            vLLM chooses.
+        memory_bytes: of vLLM's KV cache, which all prompts share and which is there as a whole.
         reuse: "answers" where vLLM's prefix cache serves this model, else "none".
     """
 
@@ -95,7 +94,8 @@ class VllmClassifierReward:
         self.weights = choose_outputs(source, hf_config.id2label, label)
         self.max_tokens: int = config.model_config.max_model_len
         self.name = name_of("vllm", source, label, partial)
-        self.memory_bytes: int | None = config.cache_config.kv_cache_memory_bytes
+        num_tokens = (config.cache_config.num_gpu_blocks or 0) * config.cache_config.block_size
+        self.memory_bytes: int = num_tokens * kv_bytes_per_token(config)
         self.reuse: Reuse = "answers" if config.cache_config.enable_prefix_caching else "none"
         flops = flops_of_config(config.model_config.hf_text_config, self.max_tokens)
         self.flops_per_token: float | None = None if flops is None else flops.linear
@@ -115,9 +115,7 @@ class VllmClassifierReward:
             RewardError: the chat template refuses the conversation, or does not show where an open answer ends.
         """
         self._reader.shortest(messages)
-        return StatelessSession(
-            messages, alone(self._score_pairs), reuse=self.reuse, peak_kv_bytes=self.memory_bytes or 0
-        )
+        return StatelessSession(messages, alone(self._score_pairs), reuse=self.reuse, peak_kv_bytes=self.memory_bytes)
 
     def score_together(
         self, asked: Sequence[tuple[StatelessSession, Sequence[Candidate]]]
