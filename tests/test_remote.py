@@ -1,12 +1,14 @@
 """The HTTP client, against a real server in a thread."""
 
 import asyncio
+import gc
 import os
 import signal
 import socketserver
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from datetime import UTC, datetime, timedelta
@@ -317,6 +319,33 @@ def test_ctrl_c_ends_waiting_at_once(server: Server) -> None:
     wait_until(lambda: server.running == 0)
     assert outcomes == [True]
     assert len(server.requests) == 2
+
+
+def test_what_is_stopped_before_it_begins_leaves_nothing_behind(server: Server) -> None:
+    """Its coroutine was never awaited, which Python warned of."""
+    free = threading.Event()
+    ends: list[str] = []
+
+    async def hold() -> None:
+        free.wait(30)
+
+    def wait_for_it() -> None:
+        with pytest.raises(CancelledError):
+            remote.wait(remote.post({}))
+        ends.append("cancelled")
+
+    with Remote(Service(url=server.url)) as remote:
+        remote.start(hold())
+        threads = [threading.Thread(target=remote.stop), threading.Thread(target=wait_for_it)]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.1)  # both come to the loop while it is held, in this order
+        free.set()
+        for thread in threads:
+            thread.join()
+    gc.collect()
+    assert ends == ["cancelled"]
+    assert server.requests == []
 
 
 def test_stopping_ends_what_is_under_way_and_lets_nothing_begin(server: Server) -> None:

@@ -1,7 +1,7 @@
 """JSON over HTTP: the one client of specrej, with deadlines, bounded concurrency, retries, and a key that nobody sees.
 
     with Remote(Service(url="http://localhost:8000/score", timeout_s=30, concurrency=4)) as remote:
-        replies = remote.run([remote.post({"text": text}) for text in texts])      # in the order of the texts
+        replies = remote.run(remote.post({"text": text}) for text in texts)        # in the order of the texts
         print(replies[0].text)
 
 It knows neither rewards nor judges. Requests run in an event loop on a thread of its own, so that waiting can end at
@@ -163,8 +163,15 @@ class Remote:
         self.close()
 
     def run(self, coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-        """Their results, in order; the first failure ends the others and is raised. May be called on any thread."""
-        future = self.start(_gather(coroutines))
+        """Their results, in order; the first failure ends the others and is raised. May be called on any thread.
+
+        From a generator, none is made where another thread stops all before it comes to that.
+        """
+        return self.wait(_gather(coroutines))
+
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Its result. May be called on any thread."""
+        future = self.start(coroutine)
         try:
             return future.result()
         finally:

@@ -104,7 +104,7 @@ def test_a_browser_that_keeps_nothing_says_so(browser: "Browser", url: str) -> N
 
 
 def test_a_race_is_played_again_without_asking(browser: "Browser", url: str, script: Script) -> None:
-    script.pause_s = 0.005
+    script.pause_s = 0.03  # some frames for each moment, on a busy machine too
     with opened(browser, url) as page:
         finish(page)
         num_asked = len(script.asked)

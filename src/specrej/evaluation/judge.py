@@ -276,7 +276,7 @@ class _Client:
     def _fetch(self, request: dict[str, object], calls: CallsRow) -> str:
         """The body of a reply."""
         try:
-            (reply,) = self.remote.run([self.remote.post(request)])
+            reply = self.remote.wait(self.remote.post(request))
         except RemoteError as error:
             calls["requests"] += error.num_requests
             if error.is_common:

@@ -76,8 +76,7 @@ class RemoteSession:
         Raises:
             RewardError: the service failed, or gave a wrong count or what is no finite number; names the candidate.
         """
-        [scores] = self.remote.run([self.ask_for(candidates, self.remote)])
-        return scores
+        return self.remote.wait(self.ask_for(candidates, self.remote))
 
     def drop(self, indices: Sequence[int]) -> None:
         """Nothing is held for a candidate."""

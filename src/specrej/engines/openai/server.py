@@ -3,7 +3,7 @@
     server = CompletionsServer(Place("http://127.0.0.1:8000/v1"), options, name="org/model")
     server.probe([1, 2, 3], "some text")                        # one token, to see what it understands
     with server.connect() as remote:
-        [chunk] = remote.run([server.ask(remote, [1, 2, 3], num_tokens=32, seed=7, sampling=sampling)])
+        chunk = remote.wait(server.ask(remote, [1, 2, 3], num_tokens=32, seed=7, sampling=sampling))
 
 What a server refuses of the first request is left out from then on; what it ignores in silence cannot be seen.
 """
@@ -127,7 +127,7 @@ class CompletionsServer:
             while True:
                 prompt = list(ids) if "prompt_ids" in self.takes else text
                 try:
-                    [chunk] = remote.run([self.ask(remote, prompt, num_tokens=1, seed=1, sampling=off)])
+                    chunk = remote.wait(self.ask(remote, prompt, num_tokens=1, seed=1, sampling=off))
                 except UnreadableReplyError as error:
                     raise ModelError(f"{self.place.shown} has no completions that can be read: {error}") from None
                 except RemoteError as error:
@@ -220,7 +220,7 @@ class CompletionsServer:
         """What lies beside the API; empty where there is nothing."""
         with self.connect() as remote:
             try:
-                [reply] = remote.run([remote.get(self.place.beside(endpoint))])
+                reply = remote.wait(remote.get(self.place.beside(endpoint)))
             except RemoteError:
                 return ""
         return reply.text
@@ -236,7 +236,7 @@ def list_models(place: Place, options: ServiceOptions) -> list[Listed] | None:
     server = CompletionsServer(place, options, "")
     with server.connect() as remote:
         try:
-            [reply] = remote.run([remote.get(place.of("/models"))])
+            reply = remote.wait(remote.get(place.of("/models")))
         except RemoteError as error:
             if error.status == 404:
                 return None
