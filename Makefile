@@ -10,7 +10,7 @@ PROMPT ?= Give three tips for staying healthy.
 # Else every process that a test starts would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check test-engines test-rest test-vllm bench clean
+.PHONY: demo test check test-rest test-engines test-torch test-vllm bench clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/specrej models pull
@@ -19,7 +19,7 @@ demo: $(VENV)/.ready
 # Two at a time: one alone leaves a core idle, since tests wait for processes, signals and servers.
 test: $(VENV)/.ready
 	$(VENV)/bin/specrej models pull
-	$(MAKE) --jobs=2 test-rest check test-vllm test-engines
+	$(MAKE) --jobs=2 test-rest test-vllm check test-engines test-torch
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
@@ -27,12 +27,17 @@ check: $(VENV)/.ready
 	$(VENV)/bin/mypy
 
 test-engines: $(VENV)/.ready
-	$(VENV)/bin/pytest tests/engines
+	$(VENV)/bin/pytest tests/engines --ignore tests/engines/torch
+
+test-torch: $(VENV)/.ready
+	$(VENV)/bin/pytest tests/engines/torch
 
 test-rest: $(VENV)/.ready
 	$(VENV)/bin/pytest --ignore tests/engines
 
-test-vllm: $(VENV_VLLM)/.ready
+# As a prerequisite the environment would be one job and these tests another, which would come last.
+test-vllm:
+	$(MAKE) $(VENV_VLLM)/.ready
 	$(VENV_VLLM)/bin/specrej models pull
 	$(VENV_VLLM)/bin/pytest tests/with_vllm
 
