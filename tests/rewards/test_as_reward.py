@@ -305,14 +305,20 @@ def test_importing_the_rewards_loads_no_torch() -> None:
     )
 
 
-def test_a_classifier_takes_options_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def note_what_is_made(monkeypatch: pytest.MonkeyPatch, target: str) -> list[tuple[str, dict[str, Any]]]:
+    """The models and keywords that a class of rewards is given from now on; nothing is opened."""
     given: list[tuple[str, dict[str, Any]]] = []
 
     def make(model: str, **options: Any) -> Constant:
         given.append((model, options))
         return Constant()
 
-    monkeypatch.setattr("specrej.rewards.classifier.ClassifierReward", make)
+    monkeypatch.setattr(target, make)
+    return given
+
+
+def test_a_classifier_takes_options_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = note_what_is_made(monkeypatch, "specrej.rewards.classifier.ClassifierReward")
     as_reward("classifier:org/model#helpful?partial=open&memory=64MiB&batch_size=4")
     as_reward("org/model", "1KiB")
     as_reward("classifier:org/model?memory=64MiB", 2048)
@@ -326,13 +332,7 @@ def test_a_classifier_takes_options_and_memory(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_reward_model_on_vllm_takes_options_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[tuple[str, dict[str, Any]]] = []
-
-    def make(model: str, **options: Any) -> Constant:
-        given.append((model, options))
-        return Constant()
-
-    monkeypatch.setattr("specrej.rewards.vllm.VllmClassifierReward", make)
+    given = note_what_is_made(monkeypatch, "specrej.rewards.vllm.VllmClassifierReward")
     as_reward('vllm:org/model#helpful?partial=open&memory=64MiB&engine_args={"tensor_parallel_size": 2}')
     as_reward("vllm:org/model?memory=64MiB&max_tokens=512", "1KiB")
     engine_args = {"tensor_parallel_size": 2}

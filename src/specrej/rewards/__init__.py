@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from specrej.errors import SpecrejError, UnknownNameError, UsageError
-from specrej.memory import parse_bytes
 from specrej.registry import REWARDS, entry_points, load
 from specrej.rewards.base import Reward
 from specrej.rewards.function import FunctionReward
-from specrej.rewards.spec import parse_flag, parse_options
+from specrej.rewards.spec import parse_flag, parse_model
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 _CLASSIFIER_OPTIONS: dict[str, Callable[[str], Any]] = {
     "partial": str,
-    "memory": parse_bytes,
     "batch_size": int,
     "max_tokens": int,
     "trust_remote_code": parse_flag,
@@ -134,14 +132,8 @@ def _is_model(spec: str) -> bool:
 
 def _classifier(spec: str, memory: str | int | None = None) -> Reward:
     """A classifier from PATH_OR_ID or PATH_OR_ID#LABEL, with options after a "?"."""
-    named, options = parse_options(spec, _CLASSIFIER_OPTIONS)
-    if not named:
-        raise UsageError("the reward 'classifier' needs a model", hint="give it as classifier:PATH_OR_ID")
-    asked = options.pop("memory", None)
-    given = asked if memory is None else parse_bytes(memory)
-    model, _, label = (named, "", "") if Path(named).is_dir() else named.partition("#")
-    make = load("reward", REWARDS, "classifier")
-    return cast("Reward", make(model, label=label or None, memory_bytes=given, **options))
+    model, options = parse_model("classifier", spec, _CLASSIFIER_OPTIONS, memory)
+    return cast("Reward", load("reward", REWARDS, "classifier")(model, **options))
 
 
 def _attribute(spec: str) -> Any:

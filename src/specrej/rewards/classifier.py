@@ -14,8 +14,6 @@ once (see `incremental`); the others, BERT and its like, read the prompt and eve
 
 from collections.abc import Sequence
 from inspect import signature
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +145,7 @@ class ClassifierReward:
     def _score_pairs(
         self, pairs: Sequence[tuple[Sequence[Message], Candidate]]
     ) -> tuple[Sequence[float], Sequence[int]]:
-        rows = []
-        for messages, of_prompt in groupby(pairs, itemgetter(0)):
-            rows += self.reader.rows(messages, [candidate for _, candidate in of_prompt])
-        return self._score_rows([candidate for _, candidate in pairs], rows)
+        return self._score_rows([candidate for _, candidate in pairs], self.reader.rows_of_prompts(pairs))
 
     def _score_rows(self, candidates: Sequence[Candidate], rows: Sequence[Row]) -> tuple[list[float], list[int]]:
         """Scores from transformers' own pass over whole rows, and the tokens of each."""

@@ -11,6 +11,8 @@ model's own chat template; a tokenizer without one (a cross-encoder) gets the la
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal, NoReturn, get_args
 
 from specrej.errors import PromptError, RewardError, UnknownNameError, UsageError
@@ -92,6 +94,13 @@ class ConversationReader:
         """
         rows = self._encode(messages, candidates)
         return [self._cut(messages, candidate, row) for candidate, row in zip(candidates, rows, strict=True)]
+
+    def rows_of_prompts(self, pairs: Sequence[tuple[Sequence[Message], Candidate]]) -> list[Row]:
+        """The same for candidates of several prompts, those of one prompt side by side."""
+        rows: list[Row] = []
+        for messages, of_prompt in groupby(pairs, itemgetter(0)):
+            rows += self.rows(messages, [candidate for _, candidate in of_prompt])
+        return rows
 
     def _encode(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> list[Row]:
         """Token ids of each conversation, uncut."""

@@ -8,10 +8,12 @@ break).
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from specrej.errors import UnknownNameError, UsageError
+from specrej.memory import parse_bytes
 
 
 def parse_options(argument: str, allowed: Mapping[str, Callable[[str], Any]]) -> tuple[str, dict[str, Any]]:
@@ -44,6 +46,29 @@ def parse_options(argument: str, allowed: Mapping[str, Callable[[str], Any]]) ->
         except ValueError as error:
             raise UsageError(f"the option {name}={text!r} cannot be read: {error}") from error
     return head, options
+
+
+def parse_model(
+    kind: str, argument: str, allowed: Mapping[str, Callable[[str], Any]], memory: str | int | None
+) -> tuple[str, dict[str, Any]]:
+    """The model of `MODEL#LABEL?option=value&...`, and keywords for the reward: `label`, `memory_bytes`, its options.
+
+    Args:
+        kind: the reward's name, for the message.
+        argument: what follows the name.
+        allowed: see `parse_options`; every reward model has `memory` as well.
+        memory: of its KV, such as "2GiB"; it goes before the option.
+
+    Raises:
+        UsageError: no model; see also `parse_options`.
+    """
+    named, options = parse_options(argument, {"memory": parse_bytes, **allowed})
+    if not named:
+        raise UsageError(f"the reward {kind!r} needs a model", hint=f"give it as {kind}:PATH_OR_ID")
+    asked = options.pop("memory", None)
+    given = asked if memory is None else parse_bytes(memory)
+    model, _, label = (named, "", "") if Path(named).is_dir() else named.partition("#")
+    return model, {"label": label or None, "memory_bytes": given, **options}
 
 
 def parse_flag(text: str) -> bool:

@@ -13,9 +13,7 @@ memory: `gpu_memory_utilization` in the engine arguments of each.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from itertools import groupby
-from operator import itemgetter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,11 @@ from specrej.cost import flops_of_config
 from specrej.engines.sources import first_line, load_codec
 from specrej.engines.vllm_process import check_arguments, defaults, kv_bytes_per_token, prepare, quiet
 from specrej.errors import ModelError, UsageError
-from specrej.memory import parse_bytes
 from specrej.rewards.base import StatelessSession
 from specrej.rewards.conversations import ConversationReader, Partial, check_options, name_of, until_pooled
 from specrej.rewards.labels import choose_outputs, weigh
 from specrej.rewards.pretrained import naming
-from specrej.rewards.spec import parse_options
+from specrej.rewards.spec import parse_model
 from specrej.rewards.together import alone, score_jointly
 from specrej.types import Candidate, Message, Reuse
 
@@ -128,10 +125,7 @@ class VllmClassifierReward:
     ) -> tuple[Sequence[float], Sequence[int]]:
         from vllm import PoolingParams
 
-        rows: list[list[int]] = []
-        for messages, of_prompt in groupby(pairs, itemgetter(0)):
-            for row in self._reader.rows(messages, [candidate for _, candidate in of_prompt]):
-                rows.append(until_pooled(row["input_ids"], self._pad_token_id))
+        rows = [until_pooled(row["input_ids"], self._pad_token_id) for row in self._reader.rows_of_prompts(pairs)]
         with naming(self.name, [candidate.index for _, candidate in pairs]):
             outputs = self._llm.classify(
                 [{"prompt_token_ids": row} for row in rows],
@@ -172,16 +166,8 @@ def parse_vllm(argument: str = "", memory: str | int | None = None) -> VllmClass
     Raises:
         UsageError: no model, or an option that is not known; see also `VllmClassifierReward`.
     """
-    named, options = parse_options(
-        argument, {"partial": str, "memory": parse_bytes, "max_tokens": int, "engine_args": _parse_arguments}
-    )
-    if not named:
-        raise UsageError("the reward 'vllm' needs a model", hint="give it as vllm:PATH_OR_ID")
-    asked = options.pop("memory", None)
-    model, _, label = (named, "", "") if Path(named).is_dir() else named.partition("#")
-    return VllmClassifierReward(
-        model, label=label or None, memory_bytes=asked if memory is None else parse_bytes(memory), **options
-    )
+    model, options = parse_model("vllm", argument, _OPTIONS, memory)
+    return VllmClassifierReward(model, **options)
 
 
 def _parse_arguments(text: str) -> dict[str, Any]:
@@ -189,3 +175,6 @@ def _parse_arguments(text: str) -> dict[str, Any]:
     if not isinstance(arguments, dict):
         raise ValueError("give a JSON object")
     return arguments
+
+
+_OPTIONS: dict[str, Callable[[str], Any]] = {"partial": str, "max_tokens": int, "engine_args": _parse_arguments}
