@@ -157,7 +157,7 @@ def test_a_model_with_a_slash_in_its_name_is_found() -> None:
         ({"tools": [{"type": "function"}]}, "tools", "tools cannot be honoured"),
         ({"presence_penalty": 1}, "presence_penalty", "presence_penalty cannot be honoured"),
         ({"temprature": 1}, "temprature", "temprature cannot be honoured"),
-        ({"temperature": 0}, "temperature", "temperature must be above 0"),
+        ({"temperature": -1}, "temperature", r"temperature must be 0 \(greedy\) or above"),
         ({"max_tokens": 0}, "max_tokens", "max_new_tokens must be at least 1"),
         ({"max_completion_tokens": 10**6}, "max_completion_tokens", "max_new_tokens"),
         ({"n": 0}, "n", "n must be"),

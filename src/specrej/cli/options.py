@@ -115,7 +115,7 @@ _OPTIONS: dict[str, Any] = {
         ),
     ],
     "max_new_tokens": Annotated[int, _option("Length limit of an answer, in tokens.", **_SAMPLING)],
-    "temperature": Annotated[float, _option("Divides the logits; above 0.", **_SAMPLING)],
+    "temperature": Annotated[float, _option("Divides the logits; 0 is greedy: one candidate.", **_SAMPLING)],
     "top_k": Annotated[int, _option("Draw from the k most likely tokens; 0: from all.", **_SAMPLING)],
     "top_p": Annotated[float, _option("Draw from the likeliest tokens that reach this probability.", **_SAMPLING)],
     "min_p": Annotated[float, _option("Drop tokens below this share of the likeliest one.", **_SAMPLING)],

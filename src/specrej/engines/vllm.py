@@ -159,7 +159,7 @@ def _sampling_params(sampling: SamplingParams, seed: int) -> Any:
         n=1,
         seed=seed,
         max_tokens=sampling.max_new_tokens,
-        temperature=sampling.temperature,
+        temperature=sampling.divisor,
         top_k=sampling.top_k,
         top_p=sampling.top_p,
         min_p=sampling.min_p,
