@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+from extremes import EXTREME
 from specrej.engines.torch.sampling import LOST, candidates_of, largest, penalize, sample
 from specrej.streams import uniforms
 from specrej.types import SamplingParams
@@ -298,7 +299,7 @@ def test_greedy_tokens_are_those_of_transformers_under_a_penalty_as_well() -> No
     logits = torch.randn(5, 200, generator=torch.Generator().manual_seed(4)) * 4
     ids = logits.argsort(-1, descending=True)[:, :8]
     params = SamplingParams(temperature=0, repetition_penalty=1.8)
-    expected = transformers.RepetitionPenaltyLogitsProcessor(1.8)(ids, logits.clone()).argmax(-1)  # type: ignore[arg-type]
+    expected = transformers.RepetitionPenaltyLogitsProcessor(1.8)(ids, logits.clone()).argmax(-1)
     assert torch.equal(
         sample(logits, params, torch.zeros(5, dtype=torch.float64), seen_of(ids, 200, params))[0], expected
     )
@@ -321,17 +322,6 @@ def test_a_huge_temperature_draws_evenly_from_what_the_filters_keep(
     assert {token: count for token, count in enumerate(counts.tolist()) if count} == dict.fromkeys(
         kept, 600 // len(kept)
     )
-
-
-EXTREMES = {
-    "temperature": [0, 5e-324, 1e-45, 1e-38, 1e-6, 1e-5, 1e-4, 0.7, 1, 1.0, 50, 1e20, 1e38, 1e39, 1e300, 10**300],
-    "top_k": [0, 1, 2, 50, 260, 261, 262, 2**31 - 1],
-    "top_p": [5e-324, 1e-46, 1e-38, 1e-7, 0.5, 0.9, 1 - 1e-9, 1 - 2**-53, 1, 1.0],
-    "min_p": [0, 5e-324, 1e-46, 1e-7, 0.5, 1 - 1e-9, 1 - 2**-53],
-    "repetition_penalty": [0.001, 0.5, 1, 1.0, 2.0, 1000, 1000.0],
-    "seed": [0, 1, 2**63, 2**64 - 1],
-}
-EXTREME = st.builds(SamplingParams, **{name: st.sampled_from(values) for name, values in EXTREMES.items()})
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
