@@ -22,6 +22,7 @@ from specrej.errors import SpecrejError, UsageError
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward
 from specrej.settings import Settings
+from specrej.types import GREEDY_NOTE
 
 _DEFAULTS = {**(api.generate.__kwdefaults__ or {}), **Settings().to_dict()}
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -151,6 +152,14 @@ def takes_options(*left_out: str) -> Callable[[Command], Command]:
 def settings_of(given: dict[str, Any]) -> Settings:
     """The settings among the options given."""
     return Settings(**{field.name: given[field.name] for field in dataclasses.fields(Settings) if field.name in given})
+
+
+def note_greedy(settings: Settings) -> None:
+    """Say of a job in which every prompt has one candidate that this is so."""
+    from specrej import display
+
+    if settings.sampling.is_greedy:
+        display.print_note(GREEDY_NOTE)
 
 
 def open_given(given: dict[str, Any]) -> tuple[Engine, Reward]:
