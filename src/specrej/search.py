@@ -114,10 +114,9 @@ class Search:
 
         n None is one such wave; num_tokens None is the full length. A greedy run is one candidate: all would be alike.
         """
-        n = 1 if self.sampling.is_greedy else n
         num_tokens = min(num_tokens or self.sampling.max_new_tokens, self.sampling.max_new_tokens)
         fitting = self._fitting(num_tokens)
-        left = self.num_planned = fitting if n is None else n
+        left = self.num_planned = 1 if self.sampling.is_greedy else fitting if n is None else n
         while left > 0:
             wave = min(left, fitting)
             left -= wave

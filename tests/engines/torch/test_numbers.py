@@ -18,7 +18,7 @@ from extremes import EXTREME
 from fakes import FakeReward
 from specrej.engines.base import Token
 from specrej.engines.torch.engine import TorchEngine
-from specrej.errors import EngineError
+from specrej.errors import EngineError, PromptError
 from specrej.types import Result, SamplingParams
 from tiny import EOS_ID, VOCABULARY, decode, full_logits, make_engine, make_ids, make_model, reference
 
@@ -148,6 +148,12 @@ def test_a_prompt_on_which_the_model_breaks_fails_alone(name: str, num_common: i
     decode(made, answers=begun)
     made.close(handle)
     assert begun.of(handle) == ids_of(alone)
+
+
+def test_a_token_that_the_model_does_not_have_fails_its_prompt_by_name(engine: TorchEngine) -> None:
+    with pytest.raises(PromptError, match=f"the token {VOCABULARY}, the model knows those below {VOCABULARY}"):
+        engine.open([5, VOCABULARY, 6], NEIGHBOUR, BUDGET)
+    assert not engine._runs
 
 
 def test_a_search_goes_on_with_the_candidates_that_are_left() -> None:

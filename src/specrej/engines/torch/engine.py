@@ -28,7 +28,7 @@ from specrej.engines.torch.attention import DecodePass, Pass, PrefillPass
 from specrej.engines.torch.groups import Group
 from specrej.engines.torch.prefixes import PromptPart
 from specrej.engines.torch.sampling import LOST, logsumexp, sample
-from specrej.errors import DeviceMemoryError, EngineError, UsageError
+from specrej.errors import DeviceMemoryError, EngineError, PromptError, UsageError
 from specrej.streams import uniforms
 from specrej.types import FinishReason, Prompt, SamplingParams
 
@@ -126,6 +126,12 @@ class TorchEngine:
 
     @torch.inference_mode()
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
+        num_known = len(self.model.get_input_embeddings().weight)
+        if max(prompt_ids) >= num_known:  # looked up on a GPU, it would end the process
+            raise PromptError(
+                f"the prompt has the token {max(prompt_ids)}, the model knows those below {num_known}",
+                hint="the tokenizer does not fit the model",
+            )
         group = Group(list(prompt_ids), budget_bytes, self.layout, max(sampling.max_new_tokens - 1, 1))
         with _memory_errors():
             group.share(run.group for run in self._runs.values())
