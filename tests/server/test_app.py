@@ -23,6 +23,7 @@ from specrej.errors import (
     EngineError,
     QueueFullError,
     RewardError,
+    SamplingError,
     ShutdownError,
     SpecrejError,
     UsageError,
@@ -245,6 +246,7 @@ def test_a_request_that_is_not_taken_hears_why(
         (SpecrejError(SECRET), 500, "internal"),
         (UsageError(f"cannot read /srv/{SECRET}"), 500, "internal"),
         (BudgetError("too small"), 400, "invalid_value"),
+        (SamplingError("temperature must be in [0, 2]"), 400, "invalid_value"),
     ],
 )
 def test_a_request_that_fails_hears_no_internals(

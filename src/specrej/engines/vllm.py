@@ -16,7 +16,7 @@ from specrej.engines.opening import EngineOptions
 from specrej.engines.paged import Drawn, PagedEngine
 from specrej.engines.sources import first_line, load_codec, locate_model
 from specrej.engines.vllm_process import check_arguments, defaults, is_cpu, kv_bytes_per_token, prepare, quiet
-from specrej.errors import EngineError, ModelError, UsageError
+from specrej.errors import EngineError, ModelError, SamplingError
 from specrej.types import FinishReason, SamplingParams
 
 _OURS = {
@@ -117,7 +117,7 @@ class VllmBackend:
         try:
             params = _sampling_params(sampling, seed)
         except ValueError as error:  # it takes no temperature above 2
-            raise UsageError(first_line(error), hint="vLLM takes no more; the torch engine does") from error
+            raise SamplingError(first_line(error), hint="vLLM takes no more; the torch engine does") from error
         self._is_new.add(key)
         self._engine.add_request(str(key), {"prompt_token_ids": list(prompt_ids)}, params)
 

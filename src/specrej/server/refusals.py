@@ -13,12 +13,14 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 from specrej.errors import (
+    BudgetError,
     DeadlineError,
     DeviceMemoryError,
     EngineError,
     PromptError,
     QueueFullError,
     RewardError,
+    SamplingError,
     ShutdownError,
     SpecrejError,
     UnknownNameError,
@@ -86,7 +88,7 @@ def refusal_of(error: SpecrejError, body: Mapping[str, Any]) -> RefusalError:
             # OpenAI's client would try again by itself, to the same end.
             headers = {"x-should-retry": "false"}
             return RefusalError(504, f"{error}; {error.hint}", code="deadline", headers=headers)
-        case UsageError():
+        case PromptError() | BudgetError() | SamplingError():
             return refusal_of_body(error, body)
         case RewardError():
             return RefusalError(500, "the reward failed on this request", code="reward_failed")
