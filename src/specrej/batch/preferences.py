@@ -27,11 +27,13 @@ class PairCounts(NamedTuple):
     failed: int
     """The prompt failed."""
     alone: int
-    """Only one answer came to its end."""
+    """Only one answer came to its end; one that the engine lost did not."""
     equal: int
     """Best and lowest answer have the same text or the same reward: nothing is preferred."""
     close: int
     """Their rewards differ by less than the margin."""
+    unscored: int
+    """One of the two has no reward."""
 
 
 def to_pair(row: Mapping[str, Any], form: str = "conversational") -> dict[str, Any]:
@@ -120,8 +122,10 @@ def _fate(row: Mapping[str, Any], min_margin: float) -> str:
             hint="run the batch again and keep at least 2 answers a prompt",
         )
     best, lowest = row["answers"][0], row["lowest"]
-    if lowest is None:
+    if lowest is None or lowest["finish_reason"] == "lost":
         return "alone"
+    if best["reward"] is None or lowest["reward"] is None:
+        return "unscored"
     if best["text"] == lowest["text"] or best["reward"] == lowest["reward"]:
         return "equal"
     return "close" if best["reward"] - lowest["reward"] < min_margin else "pairs"

@@ -170,7 +170,8 @@ def pairs(
         counts = write_pairs(source, output, form=form, min_margin=min_margin)
         typer.echo(
             f"{counts.pairs} pairs in {output}; without a pair: {counts.failed} failed, {counts.alone} with one "
-            f"finished answer, {counts.equal} with equal ones, {counts.close} below the margin"
+            f"finished answer, {counts.equal} with equal ones, {counts.close} below the margin, {counts.unscored} "
+            "not scored"
         )
 
 

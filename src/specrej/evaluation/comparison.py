@@ -100,7 +100,10 @@ def perplexities(comparison: Comparison, method: str) -> Array:
     """The chosen answer's perplexity, of its own tokens, mean over turns."""
 
     def highest(turn: TurnRow) -> float:
-        return max(_number(c["perplexity"]) for c in turn["candidates"] if c["state"] == "complete")
+        known = (
+            c["perplexity"] for c in turn["candidates"] if c["state"] == "complete" and c["perplexity"] is not None
+        )
+        return max(known, default=np.nan)  # a NaN among them would make it depend on their order
 
     return _by_turn(comparison, method, lambda turn, _: _number(turn["perplexity"]), highest)
 

@@ -84,7 +84,7 @@ def needed_compute(points: Array, scores: Array, target: Array) -> Array:
     Returns:
         `[resamples]`: 0 where the cheapest point is above the target already, infinity where no point reaches it.
     """
-    order = np.argsort(points, axis=0)
+    order = np.argsort(points, axis=0, kind="stable")
     points, scores = np.take_along_axis(points, order, 0), np.take_along_axis(scores, order, 0)
     needed = np.full(target.shape, np.inf)
     for left in reversed(range(len(points) - 1)):
