@@ -214,8 +214,12 @@ def test_verdicts_of_a_judge_are_shown(tmp_path: Path) -> None:
     pair = {"method": "speculative_rejection:0.5", "baseline": "best_of_n:16"}
     verdict = {**pair, "judge": "somebody", "verdict": "win"}
     lines = [json.dumps({**verdict, "prompt_id": f"p00{number}"}) for number in range(4)]
+    lines += [json.dumps({**verdict, "judge": "<other>", "verdict": "failed", "prompt_id": "p000"})]
     (tmp_path / "judgements.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    assert "Win, by judge" in write_report(tmp_path).read_text()
+    page = write_report(tmp_path).read_text()
+    assert "by the judge somebody" in page
+    assert "by the judge &lt;other&gt;" in page
+    assert page.count(">Unclear<") == 2
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:

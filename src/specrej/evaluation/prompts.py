@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from specrej.errors import PromptError, UnknownNameError, UsageError
+from specrej.jsonlines import check_lines
 from specrej.reading import check_characters, without_mark
 from specrej.types import Prompt, as_messages
 
@@ -187,10 +188,14 @@ def number_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, bytes
     """Lines with their numbers, counted from 1, without a byte order mark; blank ones are left out.
 
     Raises:
-        UsageError: the mark says that the source, of this name, is not UTF-8.
+        UsageError: the source, of this name, is not UTF-8 by its mark, or no JSON lines by its first line.
     """
+    is_checked = False
     for number, line in enumerate(lines, 1):
         text = without_mark(line, name).strip() if number == 1 else line.strip()
+        if text and not is_checked:
+            check_lines(text, name)
+            is_checked = True
         if text:
             yield number, text
 

@@ -6,7 +6,7 @@ print_bench(summarize(rows, baseline="best_of_n:8"))
 from rich.console import Console
 from rich.text import Text
 
-from specrej.display import make_table, number
+from specrej.display import make_table, number, plain
 from specrej.evaluation.intervals import Estimate
 from specrej.evaluation.metrics import MethodSummary, Summary
 from specrej.evaluation.replay_summary import PolicyRow, ReplaySummary
@@ -19,13 +19,14 @@ _MOST_POLICIES = 12
 def print_bench(summary: Summary) -> None:
     """What each method gained, what it cost, and which prompts count."""
     console = _wide_console()
-    gained = make_table(("method", "left"), "reward", "score", "win", "tie", "failed")
+    gained = make_table(("method", "left"), "reward", "score", "median", "win", "tie", "failed")
     for method, figures in summary["methods"].items():
         rates = figures["by_reward"]
         gained.add_row(
             method,
             _interval(figures["reward"]),
             _interval(figures["improvement"], decimals=1),
+            _interval(figures["improvement_median"], decimals=1),
             number(rates["win"]["value"]),
             number(rates["tie"]["value"]),
             str(figures["num_failed"]),
@@ -41,6 +42,13 @@ def print_bench(summary: Summary) -> None:
             _speedup(figures["speedup"]["reward"]["tokens"]),
         )
     console.print(cost)
+    judged = make_table(("judge", "left"), ("method", "left"), "win", "tie", "loss", "unclear", "prompts")
+    for method, figures in summary["methods"].items():
+        for judge, rates in figures["by_judge"].items():
+            shares = (number(rates[kind]["value"]) for kind in ("win", "tie", "loss", "unclear"))
+            judged.add_row(plain(judge), method, *shares, str(rates["num_prompts"]))
+    if judged.row_count:
+        console.print(judged)
     console.print(Text(_bench_notes(summary), style="dim"))
 
 
@@ -55,6 +63,12 @@ def _bench_notes(summary: Summary) -> str:
         "without a scale for the score": summary["num_flat"],
     }
     words += [f"{count} prompts {why} are left out" for why, count in left_out.items() if count]
+    if narrow := summary["narrow_prompts"]:
+        named = ", ".join(map(plain, narrow[:3])) + (", ..." if len(narrow) > 3 else "")
+        words.append(
+            f"mind the score: on {len(narrow)} prompts ({named}) the baseline's rewards hardly "
+            "differ, so a small difference is a large score; look at the median"
+        )
     return "; ".join(words)
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from specrej.errors import PromptError, UsageError
-from specrej.reading import check_characters, read_text
+from specrej.jsonlines import check_lines
+from specrej.reading import check_characters, decode, without_mark
 from specrej.rewards.function import last_question
 from specrej.types import Message
 
@@ -56,9 +57,11 @@ def _read(path: Path) -> dict[str, str]:
     """The answers by their questions."""
     answers: dict[str, str] = {}
     try:
-        lines = read_text(path).split("\n")  # no splitlines: JSON may hold U+2028 as it is
+        content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read the references in {path}: {error}", hint=f"expected {_FORM}") from error
+    check_lines(without_mark(content, str(path)).lstrip().partition(b"\n")[0].rstrip(), str(path))
+    lines = decode(content, str(path)).split("\n")  # no splitlines: JSON may hold U+2028 as it is
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

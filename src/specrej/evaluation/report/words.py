@@ -6,7 +6,7 @@
 Nothing is computed here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from specrej.evaluation.intervals import Estimate
 from specrej.evaluation.report.page import Cell, Terms
@@ -73,6 +73,15 @@ def in_brackets(low: float | None, high: float | None, digits: int) -> str:
     """An interval in a sentence."""
     ends = interval(low, high, digits)
     return f" (95% interval {ends})" if ends else ""
+
+
+def doubt(prompts: Sequence[str], baseline: str) -> str:
+    """Why the mean of an improvement score may be that of few prompts."""
+    named = ", ".join(prompts[:3]) + (", ..." if len(prompts) > 3 else "")
+    return (
+        f"Mind the improvement score: on {plural(len(prompts), 'prompt')} ({named}) the rewards of {baseline} hardly "
+        "differ, so a small difference is a large score; the median is not moved by it"
+    )
 
 
 def titled(text: str) -> str:
