@@ -186,6 +186,12 @@ def test_the_midpoint_is_the_one_of_logarithms() -> None:
     assert needed_compute(points, scores, np.array([0.5])) == pytest.approx(10)
 
 
+def test_a_rise_that_is_only_rounding_overflows_nowhere() -> None:
+    points, scores = np.array([[1.0], [10.0], [100.0]]), np.array([[0.0], [100.0], [100.0 + 1e-13]])
+    assert needed_compute(points, scores, np.array([50.0])) == pytest.approx(10**0.5)
+    assert needed_compute(points, scores, np.array([101.0])) == [np.inf]
+
+
 @given(
     st.lists(st.floats(0.01, 100), min_size=2, max_size=6, unique=True),
     st.lists(st.integers(-50, 50), min_size=6, max_size=6, unique=True),

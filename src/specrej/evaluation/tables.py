@@ -9,9 +9,12 @@ from rich.text import Text
 from specrej.display import make_table, number, plain
 from specrej.evaluation.intervals import Estimate
 from specrej.evaluation.metrics import MethodSummary, Summary
+from specrej.evaluation.policy_words import policy_words
 from specrej.evaluation.replay_summary import PolicyRow, ReplaySummary
 from specrej.evaluation.speedup import Speedup
 
+_LARGE = 1e5
+"""From here on digits tell nobody anything: an exponent does."""
 _MOST_POLICIES = 12
 """Rows of a front that are printed; all are in replay.json."""
 
@@ -86,7 +89,7 @@ def print_replay(summary: ReplaySummary) -> None:
     front = make_table(("policy on the front", "left"), "reward", "tokens", "best lost", "stale")
     names = summary["pareto"]["num_generated_tokens"]
     for name in names[:: max(1, -(-len(names) // _MOST_POLICIES))]:
-        front.add_row(name, *_policy_cells(rows[name]))
+        front.add_row(policy_words(rows[name]["policy"]), *_policy_cells(rows[name]))
     console.print(front)
     worth = make_table("checkpoint", "Pearson", "Spearman", "Kendall", "best lost at alpha 0.5")
     lost = {row["num_tokens"]: row["chance"] for row in summary["loss_chances"] if row["alpha"] == 0.5}
@@ -116,10 +119,14 @@ def _wide_console() -> Console:
 def _interval(figure: Estimate, decimals: int = 2) -> str:
     if figure["value"] is None:
         return "–"
-    value = f"{figure['value']:.{decimals}f}"
+    value = _rounded(figure["value"], decimals)
     if figure["low"] is None or figure["high"] is None:
         return value
-    return f"{value} [{figure['low']:.{decimals}f}, {figure['high']:.{decimals}f}]"
+    return f"{value} [{_rounded(figure['low'], decimals)}, {_rounded(figure['high'], decimals)}]"
+
+
+def _rounded(value: float, decimals: int) -> str:
+    return f"{value:.{decimals}f}" if abs(value) < _LARGE else f"{value:.2e}"
 
 
 def _speedup(figure: Speedup | None) -> str:

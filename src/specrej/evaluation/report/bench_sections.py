@@ -19,7 +19,7 @@ from specrej.evaluation.report.page import Cell, Page, Section, Table, TableRow,
 from specrej.evaluation.report.stories import Chosen, choose, runners_of, story
 from specrej.evaluation.report.svg import picture
 from specrej.evaluation.report.tables import method_tables
-from specrej.evaluation.report.words import doubt, is_rejecting, plural, provenance, spoken, title_of, titled
+from specrej.evaluation.report.words import doubt, is_rejecting, number, plural, provenance, spoken, title_of, titled
 from specrej.evaluation.rows import Row
 
 _UNITS: dict[Compute, str] = {"seconds": "seconds", "tokens": "generated tokens", "flops": "FLOPs"}
@@ -58,7 +58,7 @@ def _efficiency(summary: Summary, plots: Path) -> Section:
     pictures = []
     for measure in COMPUTES:
         if points := _points(summary, measure):
-            told = "; ".join(f"{point.label}: {point.y:.1f} at {point.x:.2f}" for point in points)
+            told = "; ".join(f"{point.label}: {number(point.y, 1)} at {number(point.x, 2)}" for point in points)
             pictures.append(
                 picture(
                     efficiency(points, unit=_UNITS[measure], baseline=base),
