@@ -194,7 +194,7 @@ def test_from_a_trace_to_a_replay_and_its_page(run: Run, tmp_path: Path) -> None
     assert "(0 run now" in run("trace", tmp_path / "out", "--n", "8", "--checkpoints", "2,4,8", "--resume").stdout
     replayed = ask("replay", tmp_path / "out")
     assert replayed.exit_code == 0, replayed.stderr
-    for word in ("policy on the front", "best_of_n:1", "Pearson", "Spearman", "Kendall"):
+    for word in ("policy on the front", "Best-of-1", "Pearson", "Spearman", "Kendall"):
         assert word in replayed.stdout
     policies = tmp_path / "policies.jsonl"
     policies.write_text('{"alpha": 0.5, "decide": "at:4", "n": 8}\n{"alpha": 0.25, "decide": "at:2,8", "n": 8}\n')

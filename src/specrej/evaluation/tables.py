@@ -87,6 +87,7 @@ def print_replay(summary: ReplaySummary) -> None:
     console = _wide_console()
     rows = {row["name"]: row for row in summary["policies"]}
     front = make_table(("policy on the front", "left"), "reward", "tokens", "best lost", "stale")
+    front.columns[0].no_wrap = False  # a name in words is long
     names = summary["pareto"]["num_generated_tokens"]
     for name in names[:: max(1, -(-len(names) // _MOST_POLICIES))]:
         front.add_row(policy_words(rows[name]["policy"]), *_policy_cells(rows[name]))
