@@ -248,16 +248,18 @@ def test_verdicts_stand_in_json_and_tables_a_judge_each(run: Run, tmp_path: Path
         pair = ["--method", "best_of_n:2", "--baseline", "best_of_n:6", "--base-url", f"{server.url}/v1"]
         fair = ask("judge", tmp_path / "out", *pair, "--judge-model", "fair")
         mute = ask("judge", tmp_path / "out", *pair, "--judge-model", "mute")
-    assert (fair.exit_code, "judged by fair: 0 win, 1 tie, 0 loss, 0 failed" in fair.stdout) == (0, True), fair.stderr
+    assert (fair.exit_code, f"judged by fair at {server.url}/v1: 0 win, 1 tie, 0 loss, 0 failed" in fair.stdout) == (
+        0,
+        True,
+    ), fair.stderr
     assert (mute.exit_code, "nothing succeeded: all 1 failed" in mute.stdout) == (1, True)
     arguments = ["--methods", METHODS, "--limit", "1", "--resume"]
     table = run("bench", tmp_path / "out", *arguments)
-    assert [line.split()[:2] for line in table.stdout.splitlines() if line.startswith(("fair", "mute"))] == [
-        ["fair", "best_of_n:2"],
-        ["mute", "best_of_n:2"],
-    ]
+    judged = [line.split() for line in table.stdout.splitlines() if line.startswith(("fair at", "mute at"))]
+    assert [(words[0], words[3]) for words in judged] == [("fair", "best_of_n:2"), ("mute", "best_of_n:2")]
     summary = json.loads(run("bench", tmp_path / "out", *arguments, "--json").stdout)["summary"]
-    by_judge = summary["methods"]["best_of_n:2"]["by_judge"]
+    by_judge = {name.split()[0]: rates for name, rates in summary["methods"]["best_of_n:2"]["by_judge"].items()}
+    assert len(by_judge) == 2
     assert (by_judge["fair"]["tie"]["value"], by_judge["fair"]["unclear"]["value"]) == (1.0, 0.0)
     assert (by_judge["mute"]["tie"]["value"], by_judge["mute"]["unclear"]["value"]) == (0.0, 1.0)
 

@@ -89,7 +89,7 @@ def test_both_orders_are_asked_and_agree(server: Server, ask: Ask, best: str, ve
         "prompt_id": "a",
         "method": METHOD,
         "baseline": BASELINE,
-        "judge": "some-judge",
+        "judge": f"some-judge at {server.url}/v1",
         "verdict": verdict,
         "first": verdict,
         "second": verdict,
@@ -193,6 +193,17 @@ def test_the_same_pair_is_asked_once(server: Server, ask: Ask) -> None:
     assert len(server.requests) == 8
     ask(pair(), base_url=f"{server.url}/v1/", api_key="another-key", timeout_s=5, concurrency=1)
     assert len(server.requests) == 8
+
+
+def test_the_same_model_in_two_places_is_two_judges(server: Server, ask: Ask, tmp_path: Path) -> None:
+    server.answer = lambda request: "C"
+    places = [f"{server.url}/v1", f"{server.url}/other/"]
+    for place in (*places, places[0]):
+        list(record(tmp_path / JUDGEMENTS, ask(pair(), base_url=place)))
+    names = [verdict["judge"] for verdict in read_verdicts(tmp_path)]
+    assert names == [f"some-judge at {place.rstrip('/')}" for place in places]
+    assert Endpoint(base_url="https://api.openai.com/v1/", model="m").name == "m"
+    assert Endpoint(base_url="https://me:secret@host/v1?key=secret", model="m").name == "m at https://host/v1"
 
 
 def test_a_run_that_was_stopped_asks_for_the_missing_ones_only(server: Server, ask: Ask) -> None:

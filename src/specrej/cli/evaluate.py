@@ -225,7 +225,7 @@ def judge(
         )
         calls = judging.total_calls(done)
         end_with(
-            f"{method} against {baseline}, judged by {judge_model}: {counts}; {calls['requests']} requests, "
+            f"{method} against {baseline}, judged by {endpoint.name}: {counts}; {calls['requests']} requests, "
             f"{calls['cached']} from the cache, {calls['prompt_tokens'] + calls['completion_tokens']:,} tokens",
             num_failed=sum(row["verdict"] == "failed" for row in done),
             num_all=len(done),

@@ -26,7 +26,7 @@ from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation.rows import Row
 from specrej.journal import Journal, read_rows, write_json
 from specrej.remote import Remote, RemoteError, Service, without_secrets
-from specrej.rewards.judge import JsonChat, bare, between, mark_of, read_completion, read_object
+from specrej.rewards.judge import OPENAI_URL, JsonChat, bare, between, mark_of, read_completion, read_object
 
 JUDGEMENTS = "judgements.jsonl"
 
@@ -65,7 +65,7 @@ class VerdictRow(TypedDict):
     method: str
     baseline: str
     judge: str
-    """The judge's model."""
+    """See `Endpoint.name`."""
     verdict: Literal["win", "tie", "loss", "failed"]
     """For the method; failed: the judge gave no answer that can be read. Stays in the denominator."""
     first: Preference | None
@@ -97,6 +97,12 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         self.service()
+
+    @property
+    def name(self) -> str:
+        """What tells one judge from another: the model, and where it is unless that is OpenAI's own endpoint."""
+        url = without_secrets(self.base_url).rstrip("/")
+        return self.model if url == OPENAI_URL else f"{self.model} at {url}"
 
     def service(self) -> Service:
         """What is posted to.
@@ -188,7 +194,7 @@ def _judge_pair(client: "_Client", pair: tuple[Row, Row]) -> VerdictRow:
         prompt_id=row["prompt_id"],
         method=row["method"],
         baseline=other["method"],
-        judge=client.endpoint.model,
+        judge=client.endpoint.name,
         verdict="tie",
         first=None,
         second=None,

@@ -46,6 +46,7 @@ def print_bench(summary: Summary) -> None:
         )
     console.print(cost)
     judged = make_table(("judge", "left"), ("method", "left"), "win", "tie", "loss", "unclear", "prompts")
+    judged.columns[0].no_wrap = False  # it may hold an address
     for method, figures in summary["methods"].items():
         for judge, rates in figures["by_judge"].items():
             shares = (number(rates[kind]["value"]) for kind in ("win", "tie", "loss", "unclear"))
