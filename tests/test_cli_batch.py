@@ -214,7 +214,7 @@ def test_pairs_come_from_a_batch(run: Run, tmp_path: Path) -> None:
     assert standard.stdout.startswith("0 pairs in ")
     assert "4 below the margin" in standard.stdout
     sft = CliRunner().invoke(app, [*command, "--form", "sft"])
-    assert sft.stdout == f"4 conversations with their best answers in {pairs}\n"
+    assert sft.stdout == f"4 conversations with their best answers in {pairs}; 1 failed\n"
     assert [row["messages"][-1]["role"] for row in read_rows(pairs)] == ["assistant"] * 4
     wrong = CliRunner().invoke(app, [*command, "--form", "letters"])
     assert (wrong.exit_code, "unknown form 'letters'" in wrong.stderr) == (2, True)
@@ -353,3 +353,16 @@ def test_help_comes_without_torch(command: str) -> None:
     process = start("-c", code, command, "--help")
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
+
+
+def test_a_job_in_which_nothing_succeeded_exits_with_1(run: Run, tmp_path: Path) -> None:
+    broken = write_requests(tmp_path / "broken.jsonl", ["{broken]", {"id": "b"}])
+    done = run(tmp_path / "out.jsonl", given=broken)
+    assert done.exit_code == 1
+    assert done.stdout.splitlines()[-1].endswith("nothing succeeded: all 2 failed")
+    resumed = run(tmp_path / "out.jsonl", "--resume", "--json", given=broken)
+    assert (resumed.exit_code, json.loads(resumed.stdout)["num_failed"]) == (1, 2)
+    assert resumed.stderr.splitlines()[-1] == "nothing succeeded: all 2 failed"
+    for form in ("conversational", "sft"):
+        command = ["pairs", str(tmp_path / "out.jsonl"), "--output", str(tmp_path / "pairs.jsonl"), "--form", form]
+        assert CliRunner().invoke(app, command).exit_code == 1

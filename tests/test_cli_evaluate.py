@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import specrej
+from servers import completion, serving
 from specrej.cli import app
 from specrej.evaluation.folder import RESULTS, read_bench
 from specrej.journal import read_rows
@@ -180,7 +181,9 @@ def test_from_a_bench_to_its_page_and_exports(run: Run, tmp_path: Path) -> None:
 def test_an_export_for_alpaca_eval(run: Run, tmp_path: Path) -> None:
     run("bench", tmp_path / "out", "--methods", METHODS, "--limit", "1")
     done = ask("export", tmp_path / "out", "--method", "best_of_n:6", "--output", tmp_path / "outputs.json")
-    assert done.stdout == f"1 answers of best_of_n:6 for alpaca_eval in {tmp_path / 'outputs.json'}\n"
+    assert done.stdout.startswith(
+        f"1 answers of best_of_n:6 for alpaca_eval in {tmp_path / 'outputs.json'}; flattened: "
+    )
     assert json.loads((tmp_path / "outputs.json").read_text())[0]["instruction"] == "Why?"
 
 
@@ -191,7 +194,7 @@ def test_from_a_trace_to_a_replay_and_its_page(run: Run, tmp_path: Path) -> None
     assert "(0 run now" in run("trace", tmp_path / "out", "--n", "8", "--checkpoints", "2,4,8", "--resume").stdout
     replayed = ask("replay", tmp_path / "out")
     assert replayed.exit_code == 0, replayed.stderr
-    for word in ("policy on the front", "best_of_n:1", "Pearson", "Spearman", "Kendall"):
+    for word in ("policy on the front", "Best-of-1", "Pearson", "Spearman", "Kendall"):
         assert word in replayed.stdout
     policies = tmp_path / "policies.jsonl"
     policies.write_text('{"alpha": 0.5, "decide": "at:4", "n": 8}\n{"alpha": 0.25, "decide": "at:2,8", "n": 8}\n')
@@ -209,3 +212,62 @@ def test_a_folder_without_a_run(tmp_path: Path, command: str) -> None:
     done = ask(command, tmp_path)
     assert done.exit_code == 2
     assert f"error: {tmp_path} holds no run" in done.stderr
+
+
+def test_what_fails_from_end_to_end_exits_with_1(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reward fails on every prompt; nothing of it can be judged as a success by a script."""
+    (tmp_path / "always_fails.py").write_text("def reward(messages, texts):\n    raise ValueError('no')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ["--reward", "always_fails:reward"]
+    done = run("bench", tmp_path / "out", "--methods", METHODS, *options)
+    assert (done.exit_code, "9 rows in" in done.stdout) == (1, True), done.stderr
+    assert done.stdout.splitlines()[-1].endswith("nothing succeeded: all 9 failed")
+    again = run("bench", tmp_path / "out", "--methods", METHODS, *options, "--resume", "--json")
+    assert (again.exit_code, json.loads(again.stdout)["summary"]["num_prompts"]) == (1, 0)
+    assert again.stderr.splitlines()[-1] == "nothing succeeded: all 9 failed"
+    traced = run("trace", tmp_path / "traces", "--n", "4", *options)
+    assert (traced.exit_code, "nothing succeeded: all 3 failed" in traced.stdout) == (1, True)
+    assert run("trace", tmp_path / "traces", "--n", "4", *options, "--resume").exit_code == 1
+    exported = ask(
+        "export",
+        tmp_path / "out",
+        "--method",
+        "best_of_n:6",
+        "--to",
+        "mt_bench",
+        "--output",
+        tmp_path / "new" / "a.jsonl",
+    )
+    assert (exported.exit_code, "3 of them empty" in exported.stdout) == (1, True), exported.stderr
+
+
+def test_verdicts_stand_in_json_and_tables_a_judge_each(run: Run, tmp_path: Path) -> None:
+    run("bench", tmp_path / "out", "--methods", METHODS, "--limit", "1")
+    with serving(completion) as server:
+        server.answer = lambda request: "hm" if request["model"] == "mute" else "C"
+        pair = ["--method", "best_of_n:2", "--baseline", "best_of_n:6", "--base-url", f"{server.url}/v1"]
+        fair = ask("judge", tmp_path / "out", *pair, "--judge-model", "fair")
+        mute = ask("judge", tmp_path / "out", *pair, "--judge-model", "mute")
+    assert (fair.exit_code, f"judged by fair at {server.url}/v1: 0 win, 1 tie, 0 loss, 0 failed" in fair.stdout) == (
+        0,
+        True,
+    ), fair.stderr
+    assert (mute.exit_code, "nothing succeeded: all 1 failed" in mute.stdout) == (1, True)
+    arguments = ["--methods", METHODS, "--limit", "1", "--resume"]
+    table = run("bench", tmp_path / "out", *arguments)
+    judged = [line.split() for line in table.stdout.splitlines() if line.startswith(("fair at", "mute at"))]
+    assert [(words[0], words[3]) for words in judged] == [("fair", "best_of_n:2"), ("mute", "best_of_n:2")]
+    summary = json.loads(run("bench", tmp_path / "out", *arguments, "--json").stdout)["summary"]
+    by_judge = {name.split()[0]: rates for name, rates in summary["methods"]["best_of_n:2"]["by_judge"].items()}
+    assert len(by_judge) == 2
+    assert (by_judge["fair"]["tie"]["value"], by_judge["fair"]["unclear"]["value"]) == (1.0, 0.0)
+    assert (by_judge["mute"]["tie"]["value"], by_judge["mute"]["unclear"]["value"]) == (0.0, 1.0)
+
+
+def test_prompts_of_another_form_are_named(run: Run, tmp_path: Path, tiny_model: str) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text("id,prompt\n1,Why?\n")
+    for command, more in (("bench", ["--methods", METHODS]), ("trace", []), ("batch", [])):
+        done = ask(command, path, "--output", tmp_path / "out", "--model", tiny_model, "--reward", "logprob", *more)
+        assert (done.exit_code, f"{path} is CSV, expected JSON lines" in done.stderr) == (2, True), done.stderr
+        assert "hint: convert it" in done.stderr

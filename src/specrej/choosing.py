@@ -1,19 +1,58 @@
-"""Which candidate is the answer, and what to say when none is left.
+"""Which candidate is better, which is the answer, and what to say when none is left.
 
 best = choose(candidates, decisions, "relevance")
+first, *others = ranked(candidates)                       # all that can be the answer, the best first
+order = sorted(range(len(scores)), key=lambda place: rank(scores[place], place))
+
+Whoever puts candidates in order, or their rewards, sorts by `rank`: nothing else says which of two is better.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from specrej.errors import EngineError, RewardError, SpecrejError
 from specrej.types import Candidate, Decision
 
 
+def rank(reward: float | None, index: int) -> tuple[bool, float, int]:
+    """What sorts rewards, the best first: no reward is below every reward, and of equals the lower index is better."""
+    return (True, 0.0, index) if reward is None else (False, -reward, index)
+
+
+def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """All that can be the answer, the best first: complete before live, then by `rank`.
+
+    Live ones of equal reward go by length, the longest first. The rejected are left out, and with them who was lost or
+    did not pass a filter.
+    """
+
+    def place(candidate: Candidate) -> tuple[bool, bool, float, int, int]:
+        is_unscored, reward, index = rank(candidate.reward, candidate.index)
+        is_live = candidate.state == "live"
+        return is_live, is_unscored, reward, -len(candidate.token_ids) if is_live else 0, index
+
+    return sorted((candidate for candidate in candidates if candidate.state != "rejected"), key=place)
+
+
+def lowest(candidates: Iterable[Candidate], decisions: Sequence[Decision]) -> Candidate | None:
+    """The worst of those that came to their end and were scored, rejected or not; of equals the last.
+
+    Who was lost or did not pass a filter has no reward for its finished text: it does not count. None if only one does.
+    """
+    filtered = {index for decision in decisions if decision.cause == "filter" for index in decision.rejected}
+    ended = [
+        candidate
+        for candidate in candidates
+        if candidate.finish_reason not in (None, "lost")
+        and candidate.reward is not None
+        and candidate.index not in filtered
+    ]
+    return max(ended, key=lambda candidate: rank(candidate.reward, candidate.index)) if len(ended) > 1 else None
+
+
 def choose(candidates: Sequence[Candidate], decisions: Sequence[Decision], reward: str, lost: str = "") -> Candidate:
     """The best complete candidate that was not rejected; of equals the first.
 
-    Of an interrupted run the best there is: complete before live, then by reward, then by length.
+    Of an interrupted run the best there is, see `ranked`.
 
     Args:
         candidates: all of the prompt.
@@ -25,18 +64,10 @@ def choose(candidates: Sequence[Candidate], decisions: Sequence[Decision], rewar
         RewardError: the reward's filter left nobody.
         EngineError: the engine lost everybody.
     """
-    left = [candidate for candidate in candidates if candidate.state != "rejected"]
+    left = ranked(candidates)
     if not left:
         raise _nobody_left(candidates, decisions, reward, lost)
-    return max(
-        left,
-        key=lambda c: (
-            c.state == "complete",
-            -math.inf if c.reward is None else c.reward,
-            len(c.token_ids) if c.state == "live" else 0,
-            -c.index,
-        ),
-    )
+    return left[0]
 
 
 def _nobody_left(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from specrej.choosing import ranked
 from specrej.engines.base import Detokenizer
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.settings import Settings
@@ -137,9 +138,10 @@ def best_answers(result: Result, num_answers: int) -> list[Candidate]:
     """The best complete candidates that were not rejected, best first; of equals the first.
 
     The first is `result.best`. There may be fewer than asked for: Speculative Rejection finishes few of those it began.
+    Of an interrupted run in which none is complete, `result.best` alone.
     """
-    complete = [candidate for candidate in result.candidates if candidate.state == "complete"]
-    return sorted(complete, key=lambda c: (-(c.reward or 0.0), c.index))[:num_answers]
+    left = ranked(result.candidates)
+    return [candidate for candidate in left if candidate.state == "complete"][:num_answers] or left[:1]
 
 
 def to_body(

@@ -269,7 +269,9 @@ def _comparison(best_of_n: Result, speculative_rejection: Result, best_of_n_same
 
 
 def _against(result: Result, other: Result) -> str:
-    difference = (result.reward or 0.0) - (other.reward or 0.0)
+    assert result.reward is not None
+    assert other.reward is not None  # both came to their end
+    difference = result.reward - other.reward
     if difference == 0:
         return "equal to that of"
     return f"{number(abs(difference))} {'above' if difference > 0 else 'below'} that of"

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from specrej.choosing import rank
 from specrej.errors import UsageError
 
 Schedule = Callable[[int, int], bool]
@@ -89,7 +90,7 @@ def top(k: int) -> Rule:
 
 
 def _best(scores: Sequence[float], k: int) -> list[bool]:
-    order = sorted(range(len(scores)), key=lambda position: (-scores[position], position))
+    order = sorted(range(len(scores)), key=lambda position: rank(scores[position], position))
     chosen = set(order[:k])
     return [position in chosen for position in range(len(scores))]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from specrej.choosing import choose
+from specrej.choosing import choose, ranked
 from specrej.engines.base import Claim, Engine, Memory, Token
 from specrej.errors import BudgetError, PromptError, RewardError, SpecrejError, UsageError
 from specrej.memory import format_bytes
@@ -142,9 +142,7 @@ class Search:
         Those that stay and are complete can win; those that stay and are live go on.
         """
         scored, stays = self.batch, dict(zip((c.index for c in self.batch), is_kept, strict=True))
-        going_on = sorted(
-            (c for c in scored if stays[c.index] and c.state == "live"), key=lambda c: (-(c.reward or 0.0), c.index)
-        )
+        going_on = ranked(c for c in scored if stays[c.index] and c.state == "live")
         if going_on:
             for candidate in going_on[self._fitting(len(going_on[0].token_ids) + 1) :]:
                 stays[candidate.index] = False
@@ -286,7 +284,7 @@ class Search:
 
     def give_up(self) -> bool:
         """Reject half of the live candidates because the device has no memory left. False if only one is live."""
-        live = sorted(self.live, key=lambda c: (-math.inf if c.reward is None else -c.reward, c.index))
+        live = ranked(self.live)
         rejected = live[(len(live) + 1) // 2 :]
         if rejected:
             for candidate in rejected:
@@ -308,7 +306,7 @@ class Search:
     def result(self) -> Result:
         """The best complete candidate that was not rejected; of equals the first.
 
-        Of an interrupted run the best there is: complete before live, then by reward, then by length.
+        Of an interrupted run the best there is, see `choosing.ranked`.
 
         Raises:
             RewardError: the reward's filter left nobody.

@@ -57,7 +57,7 @@ def test_a_conversational_pair_is_made_of_messages(write: Write) -> None:
         "id": "a",
     }
     assert (second["id"], second["prompt"]) == ("b", CONVERSATION)
-    assert counts == PairCounts(pairs=2, failed=0, alone=0, equal=0, close=0)
+    assert counts == PairCounts(pairs=2, failed=0, alone=0, equal=0, close=0, unscored=0)
 
 
 def test_a_standard_pair_is_made_of_texts(write: Write) -> None:
@@ -79,7 +79,7 @@ def test_rows_without_a_pair_are_counted_by_reason(write: Write) -> None:
         row("h", result=two(("one", 1.75), ("other", 1.0))),
         min_margin=0.75,
     )
-    assert counts == PairCounts(pairs=2, failed=1, alone=1, equal=3, close=1)
+    assert counts == PairCounts(pairs=2, failed=1, alone=1, equal=3, close=1, unscored=0)
     assert [pair["id"] for pair in pairs] == ["a", "h"]
 
 

@@ -13,7 +13,8 @@ import specrej
 from answers import answer, decided, five, result_of
 from fakes import ByteReader, FakeEngine, FakeReward, in_thirds, text_of
 from specrej.batch.requests import BrokenRequest, Form, Request
-from specrej.batch.rows import failure_of, lowest_answer, row_id, row_of
+from specrej.batch.rows import failure_of, row_id, row_of
+from specrej.choosing import lowest
 from specrej.completions import parse_chat, parse_text, to_body
 from specrej.errors import DeviceMemoryError, PromptError, SpecrejError, UnknownNameError
 from specrej.journal import Journal, read_rows
@@ -87,8 +88,8 @@ def test_the_lowest_is_never_the_best() -> None:
 def test_an_answer_that_a_filter_took_out_has_no_reward_to_be_compared_by() -> None:
     """Its reward is that of a text which had not ended when it was scored."""
     ends = [answer(0, "a", 1.0), answer(1, "b", -1.0, state="rejected")]
-    assert lowest_answer(result_of(*ends, best=0, decisions=[decided("filter", [1])])) is None
-    assert lowest_answer(result_of(*ends, best=0, decisions=[decided("budget", [1])])) == ends[1]
+    assert lowest(ends, [decided("filter", [1])]) is None
+    assert lowest(ends, [decided("budget", [1])]) == ends[1]
 
 
 @hypothesis_settings(max_examples=80, deadline=None, derandomize=True)

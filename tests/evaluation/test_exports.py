@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 
 from specrej.errors import UnknownNameError, UsageError
-from specrej.evaluation.exports import to_alpaca_eval, to_mt_bench, write_alpaca_eval, write_mt_bench
+from specrej.evaluation.exports import export, to_alpaca_eval, to_mt_bench, write_alpaca_eval, write_mt_bench
 from specrej.evaluation.prompts import Task
 from specrej.evaluation.rows import Row
 
@@ -113,8 +113,33 @@ def test_a_write_that_was_killed_leaves_the_next_one_clean(tmp_path: Path) -> No
     assert len((tmp_path / "sr.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot write"):
-        write_alpaca_eval(tmp_path / "no" / "outputs.json", [])
-    with pytest.raises(UsageError, match="cannot write"):
-        write_mt_bench(tmp_path / "no" / "sr.jsonl", [])
+def test_a_folder_that_is_not_there_is_made(tmp_path: Path) -> None:
+    write_alpaca_eval(tmp_path / "new" / "deep" / "outputs.json", [])
+    write_mt_bench(tmp_path / "other" / "sr.jsonl", [])
+    assert (tmp_path / "new" / "deep" / "outputs.json").read_text() == "[]\n"
+    assert (tmp_path / "other" / "sr.jsonl").read_text() == ""
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot make the folder"):
+        write_alpaca_eval(tmp_path / "file" / "outputs.json", [])
+    with pytest.raises(UsageError, match="cannot make the folder"):
+        write_mt_bench(tmp_path / "file" / "sr.jsonl", [])
+
+
+def test_an_id_that_a_number_would_spell_otherwise_stays_a_text() -> None:
+    rows = [row(prompt_id, METHOD, "one") for prompt_id in ("7", "007", "\u0667", "x7", "0")]
+    assert [entry["question_id"] for entry in to_mt_bench(rows, METHOD, "sr")] == [7, "007", "\u0667", "x7", 0]
+
+
+def test_what_was_left_out_is_said(tmp_path: Path) -> None:
+    rows = [row("a", METHOD, "one", "two", category="koala"), row("b", METHOD, "one"), row("c", METHOD, error=True)]
+    rows[1]["turns"][0]["messages"].insert(0, SYSTEM)
+    done = export(tmp_path / "new" / "sr.jsonl", rows, METHOD, "mt_bench")
+    assert (done.answers, done.failed) == (3, 1)
+    assert "1 began with messages before the question" in done.flattened
+    assert "1 had fewer turns than others" in done.flattened
+    assert "1 had a category" in done.flattened
+    plain = export(tmp_path / "outputs.json", [row("a", METHOD, "one")], METHOD, "alpaca_eval")
+    assert plain == (1, 0, "ids, which alpaca_eval does not have")

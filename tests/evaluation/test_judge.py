@@ -89,7 +89,7 @@ def test_both_orders_are_asked_and_agree(server: Server, ask: Ask, best: str, ve
         "prompt_id": "a",
         "method": METHOD,
         "baseline": BASELINE,
-        "judge": "some-judge",
+        "judge": f"some-judge at {server.url}/v1",
         "verdict": verdict,
         "first": verdict,
         "second": verdict,
@@ -195,6 +195,17 @@ def test_the_same_pair_is_asked_once(server: Server, ask: Ask) -> None:
     assert len(server.requests) == 8
 
 
+def test_the_same_model_in_two_places_is_two_judges(server: Server, ask: Ask, tmp_path: Path) -> None:
+    server.answer = lambda request: "C"
+    places = [f"{server.url}/v1", f"{server.url}/other/"]
+    for place in (*places, places[0]):
+        list(record(tmp_path / JUDGEMENTS, ask(pair(), base_url=place)))
+    names = [verdict["judge"] for verdict in read_verdicts(tmp_path)]
+    assert names == [f"some-judge at {place.rstrip('/')}" for place in places]
+    assert Endpoint(base_url="https://api.openai.com/v1/", model="m").name == "m"
+    assert Endpoint(base_url="https://me:secret@host/v1?key=secret", model="m").name == "m at https://host/v1"
+
+
 def test_a_run_that_was_stopped_asks_for_the_missing_ones_only(server: Server, ask: Ask) -> None:
     rows = [row for number in range(4) for row in pair(prompt_id=str(number))]
     ask(rows[:4])
@@ -212,6 +223,12 @@ def test_a_run_that_was_stopped_asks_for_the_missing_ones_only(server: Server, a
         ('{"winner": "A"}', "win"),
         (' {"winner":"B", "why": "A is not"} ', "loss"),
         ('{"winner": "C"}', "tie"),
+        ("A.", "win"),
+        ('{"winner": "B"}.\n', "loss"),
+        ('```json\n{"winner": "A"}\n```', "win"),
+        ('```\n{"winner": "B"}\n```\n', "loss"),
+        ('<think>\nB? {"winner": "B"}\n</think>\n\n{"winner": "A"}', "win"),
+        ('thoughts</think>```json\n{"winner": "C"}\n```.', "tie"),
     ],
 )
 def test_replies_that_can_be_read(server: Server, ask: Ask, text: str, first: str) -> None:
@@ -225,7 +242,8 @@ MALFORMED = [
     "a",
     "AB",
     "Answer A is better",
-    '```json\n{"winner": "A"}\n```',
+    '```json\n{"winner": "A"}\n``` or ```json\n{"winner": "B"}\n```',
+    '<think>A is better: {"winner": "A"}',
     '{"winner": "A"} because',
     '{"winner": "D"}',
     '{"winner": ["A"]}',
@@ -332,8 +350,27 @@ def test_a_failed_pair_does_not_stop_the_others(server: Server, ask: Ask) -> Non
 def test_a_request_that_is_refused_is_not_repeated(server: Server, ask: Ask) -> None:
     server.answer = lambda request: (400, {}, b"too long")
     (judged,) = ask(pair())
-    assert (judged["verdict"], judged["calls"]["requests"]) == ("failed", 1)
+    assert (judged["verdict"], judged["calls"]["requests"]) == ("failed", 2)  # with response_format, and without
     assert "too long" in str(judged["error"])
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_json_is_asked_for_until_the_endpoint_refuses_that(server: Server, ask: Ask, status: int) -> None:
+    rows = [row for number in range(3) for row in pair(prompt_id=str(number))]
+    wish = {"type": "json_object"}
+    ask(rows[:2])
+    assert [request["response_format"] for request in server.requests] == [wish] * 2
+    server.requests.clear()
+
+    def answer(request: dict[str, Any]) -> Any:
+        return (status, {}, b"unknown field response_format") if "response_format" in request else "C"
+
+    server.answer = answer
+    verdicts = ask(rows, concurrency=1)
+    assert [judged["verdict"] for judged in verdicts] == ["tie"] * 3
+    assert [request.get("response_format") for request in server.requests] == [wish, None, None, None, None]
+    assert total_calls(verdicts)["requests"] == 5
+    assert total_calls(verdicts)["cached"] == 2
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -437,16 +474,17 @@ def test_an_unknown_method_is_told_before_anything_is_asked(tmp_path: Path, meth
 
 def test_verdicts_are_recorded_as_they_come_and_the_last_one_counts(server: Server, ask: Ask, tmp_path: Path) -> None:
     path = tmp_path / JUDGEMENTS
+    assert read_verdicts(tmp_path) == []
     server.answer = lambda request: "hm"
     (failed,) = ask(pair())
     server.answer = prefer("good")
     won, other = ask([*pair(), *pair(prompt_id="b")])
     recorded = record(path, iter([failed, other]))
     assert next(recorded) == failed
-    assert read_verdicts(path) == [failed]
+    assert read_verdicts(tmp_path) == [failed]
     list(recorded)
     list(record(path, [won]))
-    assert read_verdicts(path) == [won, other]
+    assert read_verdicts(tmp_path) == [won, other]
 
 
 def test_a_cache_that_cannot_be_written_is_said(server: Server, ask: Ask, tmp_path: Path) -> None:

@@ -134,6 +134,17 @@ def test_prompts_without_a_scale_are_left_out_of_improvement_and_counted() -> No
     assert nowhere["methods"][OTHER]["speedup"]["improvement"]["tokens"] is None
 
 
+def test_a_prompt_on_which_the_baseline_hardly_differs_is_named_and_the_median_stands() -> None:
+    summary = pair([[1.0, 1.0 + 1e-4], [1, 3], [1, 3], [2, 2]], [[2], [3], [3], [9]])
+    assert summary["narrow_prompts"] == ["p0"]
+    figures = summary["methods"][OTHER]
+    assert (figures["improvement"]["value"] or 0) > 100_000
+    assert figures["improvement_median"]["value"] == 100
+    assert pair([[1, 3], [1, 2]], [[2], [2]])["narrow_prompts"] == []
+    assert pair([[1, 1]], [[2]])["narrow_prompts"] == []
+    assert pair([[1, 1 + 1e-12]], [[2]])["narrow_prompts"] == ["p0"]
+
+
 @given(benches)
 @settings(max_examples=20, deadline=None)
 def test_the_baseline_against_itself(finals: list[list[float]]) -> None:
@@ -173,6 +184,12 @@ def test_relative_compute_is_sum_by_sum() -> None:
 def test_the_midpoint_is_the_one_of_logarithms() -> None:
     points, scores = np.array([[1.0], [100.0]]), np.array([[0.0], [1.0]])
     assert needed_compute(points, scores, np.array([0.5])) == pytest.approx(10)
+
+
+def test_a_rise_that_is_only_rounding_overflows_nowhere() -> None:
+    points, scores = np.array([[1.0], [10.0], [100.0]]), np.array([[0.0], [100.0], [100.0 + 1e-13]])
+    assert needed_compute(points, scores, np.array([50.0])) == pytest.approx(10**0.5)
+    assert needed_compute(points, scores, np.array([101.0])) == [np.inf]
 
 
 @given(
@@ -316,11 +333,16 @@ def test_a_judge_decides_over_what_it_saw_and_failures_are_losses() -> None:
     verdicts = [verdict(n, name) for n, name in enumerate(names) if name]
     verdicts += [verdict(0, "loss", baseline="best_of_n:2"), verdict(0, "loss", method="gone")]
     methods = summarize(rows, BASE, verdicts)["methods"]
-    rates = methods[OTHER]["by_judge"]
-    assert rates is not None
-    assert [rates["win"]["value"], rates["tie"]["value"], rates["loss"]["value"]] == [0.2, 0.2, 0.4]
+    assert list(methods[OTHER]["by_judge"]) == ["j"]
+    rates = methods[OTHER]["by_judge"]["j"]
+    assert [rates[word]["value"] for word in ("win", "tie", "loss", "unclear")] == [0.2, 0.2, 0.4, 0.2]
     assert (rates["num_prompts"], rates["num_unclear"]) == (5, 1)
-    assert methods[BASE]["by_judge"] is None
+    assert methods[BASE]["by_judge"] == {}
+
+    others = [{**verdict(n, "loss"), "judge": "k"} for n in range(2)]
+    both = summarize(rows, BASE, [*others[:1], *verdicts, *others[1:]])["methods"][OTHER]["by_judge"]  # type: ignore[list-item]
+    assert both["j"] == rates
+    assert (both["k"]["loss"]["value"], both["k"]["num_prompts"]) == (1.0, 3)
 
 
 # Failures and stopped runs

@@ -15,6 +15,7 @@ from specrej.evaluation.comparison import align
 from specrej.evaluation.metrics import summarize
 from specrej.evaluation.plots import Point, efficiency
 from specrej.evaluation.policy_grid import grid
+from specrej.evaluation.policy_words import policy_words
 from specrej.evaluation.replay_summary import ReplaySummary, replay_folder
 from specrej.evaluation.report import write_report
 from specrej.evaluation.report.stories import choose, runners_of
@@ -121,7 +122,8 @@ def test_the_replay_page_holds_the_front(trace_page: Path) -> None:
     page = Elements(trace_page.read_text()).text
     for name in summary["pareto"]["num_generated_tokens"]:
         (row,) = (row for row in summary["policies"] if row["name"] == name)
-        assert name in page
+        assert policy_words(row["policy"])[1:] in page  # its first letter is a large one there
+        assert name not in page
         assert estimated(row["figures"]["reward"], 3).text in page
 
 
@@ -214,8 +216,12 @@ def test_verdicts_of_a_judge_are_shown(tmp_path: Path) -> None:
     pair = {"method": "speculative_rejection:0.5", "baseline": "best_of_n:16"}
     verdict = {**pair, "judge": "somebody", "verdict": "win"}
     lines = [json.dumps({**verdict, "prompt_id": f"p00{number}"}) for number in range(4)]
+    lines += [json.dumps({**verdict, "judge": "<other>", "verdict": "failed", "prompt_id": "p000"})]
     (tmp_path / "judgements.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    assert "Win, by judge" in write_report(tmp_path).read_text()
+    page = write_report(tmp_path).read_text()
+    assert "by the judge somebody" in page
+    assert "by the judge &lt;other&gt;" in page
+    assert page.count(">Unclear<") == 2
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
@@ -270,7 +276,16 @@ def test_runners_follow_the_decisions() -> None:
 
 @pytest.mark.parametrize(
     ("value", "digits", "text"),
-    [(-1.5, 1, "−1.5"), (-0.0004, 3, "0.000"), (12345.678, 1, "12,345.7"), (0.0, 2, "0.00")],
+    [
+        (-1.5, 1, "−1.5"),
+        (-0.0004, 3, "0.000"),
+        (12345.678, 1, "12,345.7"),
+        (0.0, 2, "0.00"),
+        (12345.678, 3, "12,345.7"),
+        (123456.7, 3, "123,457"),
+        (-123456789012345.0, 0, "−123T"),
+        (0.00012, 3, "0.000"),
+    ],
 )
 def test_numbers(value: float, digits: int, text: str) -> None:
     assert number(value, digits) == text
@@ -311,6 +326,28 @@ def test_a_browser_shows_it_without_complaint_and_without_scrolling_sideways(
         assert len(sizes) >= 5
         assert min(sizes) > 300
         page.close()
+
+
+def test_tables_are_whole_on_a_screen_and_scroll_by_themselves_on_a_telephone(
+    browser: "Browser", tmp_path: Path, trace_page: Path
+) -> None:
+    """Wide tables are those of many columns with long figures, and of a policy with a long name."""
+    info, rows = make_bench(num_prompts=12)
+    for row in rows:
+        for turn in row["turns"]:
+            turn["reward"], turn["lowest_reward"] = turn["reward"] * 1234.5, turn["lowest_reward"] * 1234.5
+    write_bench(tmp_path, info, rows)
+    bench_page = write_report(tmp_path)
+    each = "e => [e.scrollWidth - e.clientWidth, getComputedStyle(e).overflowX]"
+    over = f"[...document.querySelectorAll('.scroll')].map({each})"
+    for path in (bench_page, trace_page):
+        wide, _ = open_page(browser, path, width=1280)
+        assert {tuple(one) for one in wide.evaluate(over)} == {(0, "auto")}
+        wide.close()
+        narrow, _ = open_page(browser, path, width=390)
+        assert narrow.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert {one[1] for one in narrow.evaluate(over)} == {"auto"}
+        narrow.close()
 
 
 def test_long_texts_open_on_a_click(browser: "Browser", bench_page: Path) -> None:

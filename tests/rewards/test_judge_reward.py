@@ -73,7 +73,7 @@ def test_each_candidate_is_rated(server: Server) -> None:
         assert (request["model"], request["temperature"], set(request)) == (
             "some-judge",
             0,
-            {"model", "temperature", "messages"},
+            {"model", "temperature", "messages", "response_format"},
         )
         assert [message["role"] for message in request["messages"]] == ["system", "user"]
         assert "Be brief." in request["messages"][1]["content"]
@@ -144,7 +144,15 @@ def test_no_text_can_close_its_mark(question: str, answer: str, is_complete: boo
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [('{"score": 7}', 7.0), (' {"score":0.5, "why": "it is"}\n', 0.5), ('{"score": 0}', 0.0), ('{"score": 10}', 10.0)],
+    [
+        ('{"score": 7}', 7.0),
+        (' {"score":0.5, "why": "it is"}\n', 0.5),
+        ('{"score": 0}', 0.0),
+        ('{"score": 10}', 10.0),
+        ('{"score": 7}.', 7.0),
+        ('```json\n{"score": 7}\n```', 7.0),
+        ('<think>\n{"score": 1}\n</think>\n{"score": 7}', 7.0),
+    ],
 )
 def test_ratings_that_can_be_read(text: str, number: float) -> None:
     assert read_score(text) == number
@@ -156,7 +164,8 @@ MALFORMED = [
     None,
     "7",
     "Score: 7",
-    '```json\n{"score": 7}\n```',
+    '```json\n{"score": 7}\n``` or ```json\n{"score": 8}\n```',
+    '<think>perhaps {"score": 7}',
     '{"score": 7} because',
     '{"score": "7"}',
     '{"score": true}',
@@ -187,6 +196,20 @@ def test_a_body_that_is_no_completion_is_a_failure(server: Server, body: bytes) 
     with pytest.raises(RewardError, match="failed on candidate 3"):
         score(judge(server), [candidate(3, "a")])
     assert len(server.requests) == 2
+
+
+def test_an_endpoint_that_refuses_response_format_is_asked_without_it(server: Server) -> None:
+    rated = server.answer
+
+    def answer(request: dict[str, Any]) -> Any:
+        return (400, {}, b"no response_format here") if "response_format" in request else rated(request)
+
+    server.answer = answer
+    reward = judge(server, concurrency=1)
+    assert score(reward, [candidate(0, "abc"), candidate(1, "a")])[0] == [[3.0, 1.0]]
+    assert score(reward, [candidate(2, "ab")])[0] == [[2.0]]
+    assert ["response_format" in request for request in server.requests].count(True) <= 2
+    assert "response_format" not in server.requests[-1]
 
 
 def test_a_second_reply_may_be_readable_and_both_count(server: Server) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from browsing import OWN, RACE, WINNER, finish, opened, says
-from scripted import Script, chunk, serving
+from scripted import Script, chunk, progress, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -123,3 +123,16 @@ def test_a_late_answer_is_called_so_and_a_lonely_winner_stands_beside_the_best_r
         assert "deadline" in page.inner_text("#winner .about")
         assert page.inner_text("#runner-up h3") == "The best of those rejected"
         assert "rejected" in page.inner_text("#runner-up .about")
+        shown = int(page.inner_text("#runner-up .about").split()[1].rstrip(","))
+
+    for cause in ("lost", "filter"):  # who has no reward for a finished text is no runner-up
+        gone = {"index": shown, "num_tokens": 9, "reward": None, "state": "rejected"}
+        told = progress(
+            kind="decision", number=9, cause=cause, num_tokens=9, cut=None, kv_bytes=1, kv_bytes_after=1,
+            best=None, text="", candidates=[gone],
+        )  # fmt: skip
+        with serving(Script([*late[:-1], told, late[-1]])) as url, opened(browser, url) as page:
+            finish(page)
+            other = page.inner_text("#runner-up .about")
+            assert other.startswith("candidate ")
+            assert int(other.split()[1].rstrip(",")) != shown

@@ -2,7 +2,7 @@
 
     counts = write_pairs(Path("out.jsonl"), Path("pairs.jsonl"), form="conversational", min_margin=0.5)
 
-    num_rows = write_sft(Path("out.jsonl"), Path("sft.jsonl"))      # {"messages": [..., the best answer]}
+    num_written, num_failed = write_sft(Path("out.jsonl"), Path("sft.jsonl"))   # {"messages": [..., the best answer]}
 
 A pair sets the best answer to a prompt against the finished one of the lowest reward. The batch must have kept at least
 two answers a prompt, in plain rows: OpenAI's do not hold what was asked.
@@ -27,11 +27,13 @@ class PairCounts(NamedTuple):
     failed: int
     """The prompt failed."""
     alone: int
-    """Only one answer came to its end."""
+    """Only one answer came to its end; one that the engine lost did not."""
     equal: int
     """Best and lowest answer have the same text or the same reward: nothing is preferred."""
     close: int
     """Their rewards differ by less than the margin."""
+    unscored: int
+    """One of the two has no reward."""
 
 
 def to_pair(row: Mapping[str, Any], form: str = "conversational") -> dict[str, Any]:
@@ -80,15 +82,19 @@ def write_pairs(source: Path, output: Path, *, form: str = "conversational", min
     return PairCounts(*(fates.count(name) for name in PairCounts._fields))
 
 
-def write_sft(source: Path, output: Path) -> int:
-    """Write each conversation with its best answer, for fine-tuning on the best of n. Returns the number of rows.
+def write_sft(source: Path, output: Path) -> tuple[int, int]:
+    """Write each conversation with its best answer, for fine-tuning on the best of n.
+
+    Returns:
+        How many were written, and how many prompts had failed.
 
     Raises:
         UsageError: as `write_pairs`.
     """
-    rows = list(sft(_read(source, output)))
-    write_rows(output, rows)
-    return len(rows)
+    rows = _read(source, output)
+    written = list(sft(rows))
+    write_rows(output, written)
+    return len(written), len(rows) - len(written)
 
 
 def sft(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -120,8 +126,10 @@ def _fate(row: Mapping[str, Any], min_margin: float) -> str:
             hint="run the batch again and keep at least 2 answers a prompt",
         )
     best, lowest = row["answers"][0], row["lowest"]
-    if lowest is None:
+    if lowest is None or lowest["finish_reason"] == "lost":
         return "alone"
+    if best["reward"] is None or lowest["reward"] is None:
+        return "unscored"
     if best["text"] == lowest["text"] or best["reward"] == lowest["reward"]:
         return "equal"
     return "close" if best["reward"] - lowest["reward"] < min_margin else "pairs"

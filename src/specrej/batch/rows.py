@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from specrej.batch.requests import BrokenRequest, Request
+from specrej.choosing import lowest
 from specrej.completions import Detokenizers, best_answers, to_body
 from specrej.errors import SpecrejError
 from specrej.types import Candidate, Result
@@ -78,16 +79,6 @@ def row_id(row: Mapping[str, Any]) -> str:
     return given
 
 
-def lowest_answer(result: Result) -> Candidate | None:
-    """The finished candidate of the lowest reward, rejected or not; of equals the last. None if there is only one.
-
-    One that the reward's filter took out has no reward for its finished text, and does not count.
-    """
-    filtered = {index for decision in result.decisions if decision.cause == "filter" for index in decision.rejected}
-    finished = [c for c in result.candidates if c.finish_reason is not None and c.index not in filtered]
-    return min(finished, key=lambda c: (c.reward or 0.0, -c.index)) if len(finished) > 1 else None
-
-
 def _plain_row(request: Request, result: Result) -> dict[str, Any]:
     row: dict[str, Any] = {
         "id": request.id,
@@ -97,8 +88,8 @@ def _plain_row(request: Request, result: Result) -> dict[str, Any]:
         "answers": [_answer(candidate) for candidate in best_answers(result, request.num_kept)],
     }
     if request.num_kept > 1:
-        lowest = lowest_answer(result)
-        row["lowest"] = lowest and _answer(lowest)
+        worst = lowest(result.candidates, result.decisions)
+        row["lowest"] = worst and _answer(worst)
     if result.note is not None:
         row["note"] = result.note
     return row | {

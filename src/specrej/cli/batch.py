@@ -14,6 +14,7 @@ from specrej import api
 from specrej.cli.options import (
     ENGINE_OPTIONS,
     Json,
+    end_with,
     exit_codes,
     how_to_resume,
     note_greedy,
@@ -145,8 +146,12 @@ def batch(
         summary = summarize(there.tally, now, output=str(output), seconds=seconds, pool=pool, job=job)
         if json:
             display.print_json(summary)
-        else:
-            typer.echo(_last_line(summary, keep), err=output == _STDOUT)
+        end_with(
+            None if json else _last_line(summary, keep),
+            num_failed=summary["num_failed"],
+            num_all=summary["num_rows"],
+            to_stderr=output == _STDOUT,
+        )
 
 
 def pairs(
@@ -167,12 +172,17 @@ def pairs(
 
     with exit_codes():
         if form == "sft":
-            typer.echo(f"{write_sft(source, output)} conversations with their best answers in {output}")
+            num_written, num_failed = write_sft(source, output)
+            line = f"{num_written} conversations with their best answers in {output}; {num_failed} failed"
+            end_with(line, num_failed=num_failed, num_all=num_written + num_failed)
             return
         counts = write_pairs(source, output, form=form, min_margin=min_margin)
-        typer.echo(
+        end_with(
             f"{counts.pairs} pairs in {output}; without a pair: {counts.failed} failed, {counts.alone} with one "
-            f"finished answer, {counts.equal} with equal ones, {counts.close} below the margin"
+            f"finished answer, {counts.equal} with equal ones, {counts.close} below the margin, {counts.unscored} "
+            "not scored",
+            num_failed=counts.failed,
+            num_all=sum(counts),
         )
 
 

@@ -8,6 +8,7 @@ import typer
 
 from specrej.cli.options import (
     Json,
+    end_with,
     exit_codes,
     how_to_resume,
     note_greedy,
@@ -60,6 +61,7 @@ def bench(
     from specrej.evaluation import tables
     from specrej.evaluation.bench import parse_methods, run_bench
     from specrej.evaluation.folder import read_bench
+    from specrej.evaluation.judge import read_verdicts
     from specrej.evaluation.metrics import default_baseline, summarize
     from specrej.evaluation.prompts import load_prompts
     from specrej.progress import RowProgress
@@ -83,16 +85,17 @@ def bench(
                 error = row["error"]
                 progress.advance(f"{row['prompt_id']} {row['method']}", error and error["message"])
         info, done = read_bench(output)
-        summary = summarize(done, named)
+        summary = summarize(done, named, read_verdicts(output))
+        num_failed, line = sum(row["error"] is not None for row in done), None
         if json:
             display.print_json({"run": info, "summary": summary})
-            return
-        tables.print_bench(summary)
-        num_failed = sum(row["error"] is not None for row in done)
-        typer.echo(
-            f"{len(done)} rows in {output}, {num_failed} failed ({len(done) - num_before} run now); "
-            f"{tables.totals_of(summary['methods'])}; seed {settings.seed}. For the page: specrej report {output}"
-        )
+        else:
+            tables.print_bench(summary)
+            line = (
+                f"{len(done)} rows in {output}, {num_failed} failed ({len(done) - num_before} run now); "
+                f"{tables.totals_of(summary['methods'])}; seed {settings.seed}. For the page: specrej report {output}"
+            )
+        end_with(line, num_failed=num_failed, num_all=len(done))
 
 
 @takes_options("algorithm", "n", "alpha", "keep", "decide", "min_tokens")
@@ -110,7 +113,7 @@ def trace(
 ) -> None:
     """Record Best-of-N with the reward of every candidate at checkpoints, for `specrej replay`."""
     from specrej.evaluation.prompts import load_prompts
-    from specrej.evaluation.trace import record
+    from specrej.evaluation.trace import load_failures, record
     from specrej.progress import RowProgress
 
     with exit_codes(), stoppable(how_to_resume(output)):
@@ -128,9 +131,11 @@ def trace(
                 num_failed += step.error is not None
                 progress.num_done = step.num_done - 1  # those of an earlier sitting count
                 progress.advance(step.prompt_id, None if step.error is None else str(step.error))
-        typer.echo(
+        end_with(
             f"{len(loaded.tasks)} prompts in {output} ({num_run} run now, {num_failed} of them failed); "
-            f"seed {settings.seed}. Next: specrej replay {output}"
+            f"seed {settings.seed}. Next: specrej replay {output}",
+            num_failed=len(load_failures(output)),
+            num_all=len(loaded.tasks),
         )
 
 
@@ -222,9 +227,11 @@ def judge(
             f"{sum(row['verdict'] == word for row in done)} {word}" for word in ("win", "tie", "loss", "failed")
         )
         calls = judging.total_calls(done)
-        typer.echo(
-            f"{method} against {baseline}: {counts}; {calls['requests']} requests, {calls['cached']} from the cache, "
-            f"{calls['prompt_tokens'] + calls['completion_tokens']:,} tokens"
+        end_with(
+            f"{method} against {baseline}, judged by {endpoint.name}: {counts}; {calls['requests']} requests, "
+            f"{calls['cached']} from the cache, {calls['prompt_tokens'] + calls['completion_tokens']:,} tokens",
+            num_failed=sum(row["verdict"] == "failed" for row in done),
+            num_all=len(done),
         )
 
 
@@ -246,8 +253,11 @@ def export(
     with exit_codes():
         rows = read_bench(directory)[1]
         tasks = load_prompts(prompts).tasks if prompts else ()
-        num_answers = exports.export(output, rows, method, to, tasks)
-        typer.echo(f"{num_answers} answers of {method} for {to} in {output}")
+        done = exports.export(output, rows, method, to, tasks)
+        line = f"{done.answers} answers of {method} for {to} in {output}"
+        line += f", {done.failed} of them empty since the method failed" if done.failed else ""
+        line += f"; flattened: {done.flattened}" if done.flattened else ""
+        end_with(line, num_failed=done.failed, num_all=done.answers)
 
 
 def _num_rows(directory: Path) -> int:

@@ -183,6 +183,23 @@ def exit_codes() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+def end_with(line: str | None, *, num_failed: int, num_all: int, to_stderr: bool = False) -> None:
+    """Say what a command with many parts came to, last of all; exit with 1 where every one of them failed.
+
+    Args:
+        line: what is said; None where it stands in JSON on stdout already.
+        num_failed: parts that failed.
+        num_all: parts that there were.
+        to_stderr: stdout is for something else.
+    """
+    is_in_vain = 0 < num_all == num_failed
+    vain = f"nothing succeeded: all {num_all:,} failed" if is_in_vain else ""
+    if line is not None or vain:
+        typer.echo(". ".join(part for part in (line, vain) if part), err=to_stderr or line is None)
+    if is_in_vain:
+        raise typer.Exit(1)
+
+
 @contextlib.contextmanager
 def stoppable(advice: str) -> Iterator[None]:
     """End on SIGTERM as on Ctrl-C, wherever the work is just then: say how to go on, and exit with 143 or 130.

@@ -9,7 +9,6 @@ drift of the machine hits all alike. Rows are on the disk when they are yielded.
 """
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from specrej.api import run_one, unobserved
+from specrej.choosing import rank
 from specrej.cost import flops_of, flops_per_token_of
 from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UnknownNameError, UsageError
@@ -174,7 +174,7 @@ def _default_memory(task: Task, settings: Settings, engine: Engine) -> int:
 
 def _turn(prompt: Prompt, result: Result, engine: Engine, reward: Reward) -> TurnRow:
     complete = [c for c in result.candidates if c.state == "complete"]
-    lowest = min(complete, key=lambda c: (c.reward if c.reward is not None else math.inf, c.index))
+    lowest = max(complete, key=lambda c: rank(c.reward, c.index))
     assert result.reward is not None
     assert lowest.reward is not None
     return TurnRow(

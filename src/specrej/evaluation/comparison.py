@@ -31,6 +31,9 @@ Verdict = Literal["win", "tie", "loss", "failed"]
 EQUAL_REWARDS = 1e-9
 """Rewards that differ by no more are equal."""
 
+NARROW = 0.05
+"""Share of the median prompt's spread below which an improvement score is to be doubted."""
+
 UNCLEAR = 2.0
 """A judge that failed, among the outcomes 1 (win), 0 (tie) and -1 (loss)."""
 
@@ -96,11 +99,25 @@ def improvements(comparison: Comparison, method: str) -> Array:
     )
 
 
+def narrow(comparison: Comparison) -> NDArray[np.bool_]:
+    """Where some turn's scale of the improvement score, the spread of the baseline, is near zero and not zero.
+
+    Near zero is below NARROW of the median over the turns of all prompts, and what rounding could make.
+    """
+    rows = [[t["reward"] - t["lowest_reward"] for t in row["turns"]] for row in comparison.rows[comparison.baseline]]
+    known = [spread for spreads in rows for spread in spreads if spread > 0]
+    least = max(NARROW * float(np.median(known)), EQUAL_REWARDS) if known else 0.0
+    return np.array([any(0 < spread < least for spread in spreads) for spreads in rows], dtype=bool)
+
+
 def perplexities(comparison: Comparison, method: str) -> Array:
     """The chosen answer's perplexity, of its own tokens, mean over turns."""
 
     def highest(turn: TurnRow) -> float:
-        return max(_number(c["perplexity"]) for c in turn["candidates"] if c["state"] == "complete")
+        known = (
+            c["perplexity"] for c in turn["candidates"] if c["state"] == "complete" and c["perplexity"] is not None
+        )
+        return max(known, default=np.nan)  # a NaN among them would make it depend on their order
 
     return _by_turn(comparison, method, lambda turn, _: _number(turn["perplexity"]), highest)
 

@@ -21,7 +21,7 @@ A prompt on which the method failed has empty answers: it stays in the denominat
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation.prompts import Task
@@ -99,7 +99,7 @@ def to_mt_bench(rows: Sequence[Row], method: str, model_id: str) -> list[MtBench
     num_turns = max(1, *(len(row["turns"]) for row in rows))
     return [
         MtBenchAnswer(
-            question_id=int(row["prompt_id"]) if row["prompt_id"].isdecimal() else row["prompt_id"],
+            question_id=_question_id(row["prompt_id"]),
             answer_id=f"{model_id}-{row['prompt_id']}",
             model_id=model_id,
             choices=[Choice(index=0, turns=_texts(row, num_turns))],
@@ -108,8 +108,18 @@ def to_mt_bench(rows: Sequence[Row], method: str, model_id: str) -> list[MtBench
     ]
 
 
-def export(path: Path, rows: Sequence[Row], method: str, to: str, tasks: Iterable[Task] = ()) -> int:
-    """Write a method's answers in the format of `FORMATS` that `to` names; how many there are.
+class Exported(NamedTuple):
+    """What an export came to."""
+
+    answers: int
+    failed: int
+    """Of these; the method failed there, and the answer is empty."""
+    flattened: str
+    """What the bench holds and the format does not, in words; "" where nothing was left out."""
+
+
+def export(path: Path, rows: Sequence[Row], method: str, to: str, tasks: Iterable[Task] = ()) -> Exported:
+    """Write a method's answers in the format of `FORMATS` that `to` names. The file's folder is made.
 
     Raises:
         UnknownNameError: no row is of the method, or the format is not known.
@@ -118,20 +128,44 @@ def export(path: Path, rows: Sequence[Row], method: str, to: str, tasks: Iterabl
     if to == "alpaca_eval":
         outputs = to_alpaca_eval(rows, method, tasks)
         write_alpaca_eval(path, outputs)
-        return len(outputs)
-    if to == "mt_bench":
-        answers = to_mt_bench(rows, method, path.stem)
-        write_mt_bench(path, answers)
-        return len(answers)
-    raise UnknownNameError("format", to, FORMATS)
+    elif to == "mt_bench":
+        write_mt_bench(path, to_mt_bench(rows, method, path.stem))
+    else:
+        raise UnknownNameError("format", to, FORMATS)
+    chosen = _rows_of(rows, method)
+    return Exported(len(chosen), sum(row["error"] is not None for row in chosen), _flattened(chosen, to))
+
+
+def _flattened(rows: Sequence[Row], to: str) -> str:
+    """What of these rows the format has no place for."""
+    if to == "alpaca_eval":
+        return "ids, which alpaca_eval does not have"
+    answered = [row for row in rows if row["error"] is None]
+    most = max((len(row["turns"]) for row in rows), default=0)
+    counts = {
+        "began with messages before the question, which FastChat takes from a file of its own": sum(
+            len(row["turns"][0]["messages"]) > 1 for row in answered
+        ),
+        "had fewer turns than others, and got empty ones": sum(len(row["turns"]) < most for row in answered),
+        "had a category": sum(bool(row["category"]) for row in rows),
+    }
+    return "; ".join(f"{count} {words}" for words, count in counts.items() if count)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {path.parent}: {error.strerror}") from error
 
 
 def write_alpaca_eval(path: Path, outputs: Sequence[AlpacaOutput]) -> None:
-    """Write model_outputs.json, whole or not at all.
+    """Write model_outputs.json, whole or not at all. The file's folder is made.
 
     Raises:
         UsageError: the file cannot be written.
     """
+    _make_folder(path)
     try:
         write_json(path, outputs)
     except OSError as error:
@@ -139,11 +173,12 @@ def write_alpaca_eval(path: Path, outputs: Sequence[AlpacaOutput]) -> None:
 
 
 def write_mt_bench(path: Path, answers: Sequence[MtBenchAnswer]) -> None:
-    """Write a model's answers, whole or not at all.
+    """Write a model's answers, whole or not at all. The file's folder is made.
 
     Raises:
         UsageError: the file cannot be written.
     """
+    _make_folder(path)
     write_rows(path, answers)
 
 
@@ -152,6 +187,12 @@ def _rows_of(rows: Sequence[Row], method: str) -> list[Row]:
     if not chosen:
         raise UnknownNameError("method", method, {row["method"] for row in rows})
     return chosen
+
+
+def _question_id(prompt_id: str) -> int | str:
+    """FastChat's ids are numbers; one that a number would spell otherwise ("007") stays a text."""
+    number = int(prompt_id) if prompt_id.isdecimal() else None
+    return number if number is not None and str(number) == prompt_id else prompt_id
 
 
 def _instruction(prompt_id: str, asked: Mapping[str, list[list[dict[str, str]]]]) -> str:

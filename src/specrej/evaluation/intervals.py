@@ -45,6 +45,12 @@ def mean_of(values: Array) -> Estimate:
     return estimate(lambda drawn: present[drawn].mean(-1), len(present))
 
 
+def median_of(values: Array) -> Estimate:
+    """The median of those that are not NaN."""
+    present = values[~np.isnan(values)]
+    return estimate(lambda drawn: np.median(present[drawn], axis=-1), len(present))
+
+
 def value_of(statistic: Statistic, num_prompts: int) -> float | None:
     """The figure of all prompts, each drawn once; None where there is none."""
     if num_prompts == 0:

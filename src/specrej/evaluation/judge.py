@@ -26,7 +26,7 @@ from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation.rows import Row
 from specrej.journal import Journal, read_rows, write_json
 from specrej.remote import Remote, RemoteError, Service, without_secrets
-from specrej.rewards.judge import between, mark_of, read_completion
+from specrej.rewards.judge import OPENAI_URL, JsonChat, bare, between, mark_of, read_completion, read_object
 
 JUDGEMENTS = "judgements.jsonl"
 
@@ -65,7 +65,7 @@ class VerdictRow(TypedDict):
     method: str
     baseline: str
     judge: str
-    """The judge's model."""
+    """See `Endpoint.name`."""
     verdict: Literal["win", "tie", "loss", "failed"]
     """For the method; failed: the judge gave no answer that can be read. Stays in the denominator."""
     first: Preference | None
@@ -97,6 +97,12 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         self.service()
+
+    @property
+    def name(self) -> str:
+        """What tells one judge from another: the model, and where it is unless that is OpenAI's own endpoint."""
+        url = without_secrets(self.base_url).rstrip("/")
+        return self.model if url == OPENAI_URL else f"{self.model} at {url}"
 
     def service(self) -> Service:
         """What is posted to.
@@ -151,13 +157,14 @@ def record(path: Path, verdicts: Iterable[VerdictRow]) -> Iterator[VerdictRow]:
             yield verdict
 
 
-def read_verdicts(path: Path) -> list[VerdictRow]:
-    """What was recorded; of a pair that the same judge was asked about again, the last.
+def read_verdicts(directory: Path) -> list[VerdictRow]:
+    """What was recorded in a run's folder, of all judges; of a pair that a judge was asked about again, the last.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: what is there cannot be read.
     """
-    rows = cast("list[VerdictRow]", read_rows(path))
+    path = directory / JUDGEMENTS
+    rows = cast("list[VerdictRow]", read_rows(path)) if path.exists() else []
     latest = {(row["prompt_id"], row["method"], row["baseline"], row["judge"]): row for row in rows}
     return list(latest.values())
 
@@ -187,7 +194,7 @@ def _judge_pair(client: "_Client", pair: tuple[Row, Row]) -> VerdictRow:
         prompt_id=row["prompt_id"],
         method=row["method"],
         baseline=other["method"],
-        judge=client.endpoint.model,
+        judge=client.endpoint.name,
         verdict="tie",
         first=None,
         second=None,
@@ -245,6 +252,7 @@ class _Client:
     def __init__(self, endpoint: Endpoint, cache: Path) -> None:
         self.endpoint = endpoint
         self.remote = Remote(endpoint.service())
+        self._chat = JsonChat(endpoint.model)
         self._cache = cache
         self._writing = threading.Lock()
 
@@ -265,7 +273,7 @@ class _Client:
             _add_tokens(calls, reply)
             return _LETTERS[reply["letter"]]
         for _ in range(2):
-            body = self._fetch(request, calls)
+            body = self._fetch(messages, calls)
             reply = _read_reply(body)
             _add_tokens(calls, reply)
             if reply["letter"] in _LETTERS:
@@ -273,10 +281,10 @@ class _Client:
                 return _LETTERS[reply["letter"]]
         raise RemoteError(f"no verdict in the judge's reply {self.remote.quote(body)}")
 
-    def _fetch(self, request: dict[str, object], calls: CallsRow) -> str:
+    def _fetch(self, messages: list[dict[str, str]], calls: CallsRow) -> str:
         """The body of a reply."""
         try:
-            reply = self.remote.wait(self.remote.post(request))
+            reply = self.remote.wait(self._chat.ask(self.remote, messages))
         except RemoteError as error:
             calls["requests"] += error.num_requests
             if error.is_common:
@@ -308,13 +316,10 @@ def _read_reply(body: str) -> _Reply:
 
 def _read_letter(text: str) -> str:
     """A, B or C, alone or as the winner in a JSON object; nothing where the text is anything else."""
-    letter = text.strip()
-    if letter not in _LETTERS:
-        try:
-            letter = json.loads(letter)["winner"]
-        except (ValueError, LookupError, TypeError, RecursionError):
-            return ""
-    return letter if letter in list(_LETTERS) else ""
+    match read_object(text):
+        case {"winner": "A" | "B" | "C" as letter}:
+            return str(letter)
+    return letter if (letter := bare(text)) in _LETTERS else ""
 
 
 def _add_tokens(calls: CallsRow, reply: _Reply) -> None:

@@ -23,12 +23,13 @@ from specrej.evaluation.comparison import (
     failed,
     improvements,
     judged,
+    narrow,
     outcomes,
     perplexities,
     rewards,
     variances,
 )
-from specrej.evaluation.intervals import Array, Estimate, estimate, mean_of
+from specrej.evaluation.intervals import Array, Estimate, estimate, mean_of, median_of
 from specrej.evaluation.judge import VerdictRow
 from specrej.evaluation.rows import Row, TurnRow
 from specrej.evaluation.speedup import Score, Speedup, largest_best_of_n, relative_compute, speedup
@@ -47,8 +48,9 @@ class Rates(TypedDict):
     loss: Estimate
     num_prompts: int
     """All that the shares are of."""
+    unclear: Estimate
+    """Neither won, tied nor lost: the judge's replies could not be read. Zero where rewards decide."""
     num_unclear: int
-    """Of these, neither won, tied nor lost: the judge's replies could not be read. Zero where rewards decide."""
 
 
 class Risk(TypedDict):
@@ -86,7 +88,9 @@ class MethodSummary(TypedDict):
     difference: Estimate
     """Of the reward to the baseline's, prompt by prompt."""
     improvement: Estimate
-    """Percent."""
+    """Percent; the mean over prompts."""
+    improvement_median: Estimate
+    """Which no single prompt can carry off; see `Summary.narrow_prompts`."""
     relative: dict[Compute, Estimate]
     """Compute by the baseline's."""
     speedup: dict[Score, dict[Compute, Speedup | None]]
@@ -99,8 +103,8 @@ class MethodSummary(TypedDict):
     The largest is the one that draws most tokens; None where the run has no Best-of-N.
     """
     by_reward: Rates
-    by_judge: Rates | None
-    """Over the prompts that have been judged; None where none has."""
+    by_judge: dict[str, Rates]
+    """By judge's name, over the prompts that it has judged: judges are never put together. Empty where none has."""
     risk: Risk
     cost: Cost
 
@@ -117,6 +121,11 @@ class Summary(TypedDict):
     """Left out: the baseline failed on them."""
     num_flat: int
     """Left out of improvement scores: all of the baseline's candidates have the same reward."""
+    narrow_prompts: list[str]
+    """Prompts whose improvement score is to be doubted: the baseline's best and lowest reward are nearly the same.
+
+    They differ by less than NARROW of the median prompt's difference, so such a score weighs that much more.
+    """
     high_variance_prompts: list[str]
     """The fifth of prompts, at least one, on which the baseline's candidates differ most in reward; none if nowhere."""
     methods: dict[str, MethodSummary]
@@ -129,16 +138,17 @@ def summarize(rows: Iterable[Row], baseline: str, verdicts: Iterable[VerdictRow]
     Args:
         rows: of a bench, in any order, complete or not.
         baseline: the method that the others are compared with, as the rows name it.
-        verdicts: of one judge, as `judge.read_verdicts` gives them; those against another baseline are not read.
+        verdicts: of any judges, as `judge.read_verdicts` gives them; those against another baseline are not read.
 
     Raises:
         UnknownNameError: the rows have no such method; names those there are.
     """
     comparison = align(rows, baseline)
-    by_judge: dict[str, dict[str, Verdict]] = {method: {} for method in comparison.rows}
+    by_judge: dict[str, dict[str, dict[str, Verdict]]] = {method: {} for method in comparison.rows}
     for verdict in verdicts:
         if verdict["baseline"] == baseline and verdict["method"] in by_judge:
-            by_judge[verdict["method"]][verdict["prompt_id"]] = verdict["verdict"]
+            of_judge = by_judge[verdict["method"]].setdefault(verdict["judge"], {})
+            of_judge[verdict["prompt_id"]] = verdict["verdict"]
     spread = variances(comparison)
     widest = np.argsort(-spread, kind="stable")[: max(1, len(spread) // 5)]
     widest = widest[spread[widest] > 0]
@@ -148,6 +158,7 @@ def summarize(rows: Iterable[Row], baseline: str, verdicts: Iterable[VerdictRow]
         "num_unfinished": comparison.num_unfinished,
         "num_without_baseline": comparison.num_without_baseline,
         "num_flat": int(np.isnan(improvements(comparison, baseline)).sum()),
+        "narrow_prompts": [comparison.prompt_ids[place] for place in np.flatnonzero(narrow(comparison))],
         "high_variance_prompts": [comparison.prompt_ids[place] for place in widest],
         "methods": {method: _method(comparison, method, widest, by_judge[method]) for method in comparison.rows},
     }
@@ -160,15 +171,17 @@ def default_baseline(methods: Sequence[str]) -> str:
 
 
 def _method(
-    comparison: Comparison, method: str, widest: NDArray[np.intp], verdicts: dict[str, Verdict]
+    comparison: Comparison, method: str, widest: NDArray[np.intp], by_judge: dict[str, dict[str, Verdict]]
 ) -> MethodSummary:
+    scores = improvements(comparison, method)
     own, base = rewards(comparison, method), rewards(comparison, comparison.baseline)
     largest = largest_best_of_n(comparison)
     return {
         "num_failed": int(failed(comparison, method).sum()),
         "reward": mean_of(own),
         "difference": mean_of(own - base),
-        "improvement": mean_of(improvements(comparison, method)),
+        "improvement": mean_of(scores),
+        "improvement_median": median_of(scores),
         "relative": {c: relative_compute(comparison, method, c, comparison.baseline) for c in COMPUTES},
         "speedup": {score: {c: speedup(comparison, method, score, c) for c in COMPUTES} for score in SCORES},
         "perplexity": mean_of(perplexities(comparison, method)),
@@ -176,7 +189,7 @@ def _method(
             None if largest is None else {c: relative_compute(comparison, largest, c, method) for c in COMPUTES}
         ),
         "by_reward": _rates(outcomes(comparison, method)),
-        "by_judge": _rates(judged(comparison, method, verdicts)) if verdicts else None,
+        "by_judge": {name: _rates(judged(comparison, method, verdicts)) for name, verdicts in by_judge.items()},
         "risk": _risk(own, widest),
         "cost": _cost([row for row in comparison.rows[method] if row["error"] is None]),
     }
@@ -184,9 +197,15 @@ def _method(
 
 def _rates(results: Array) -> Rates:
     results = results[~np.isnan(results)]
-    win, tie, loss = (mean_of((results == outcome).astype(np.float64)) for outcome in (1, 0, -1))
-    num_unclear = int((results == UNCLEAR).sum())
-    return {"win": win, "tie": tie, "loss": loss, "num_prompts": len(results), "num_unclear": num_unclear}
+    win, tie, loss, unclear = (mean_of((results == outcome).astype(np.float64)) for outcome in (1, 0, -1, UNCLEAR))
+    return {
+        "win": win,
+        "tie": tie,
+        "loss": loss,
+        "unclear": unclear,
+        "num_prompts": len(results),
+        "num_unclear": int((results == UNCLEAR).sum()),
+    }
 
 
 def _risk(own: Array, widest: NDArray[np.intp]) -> Risk:

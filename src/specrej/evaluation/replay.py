@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from specrej.choosing import rank
 from specrej.errors import BudgetError, RewardError, SpecrejError, UsageError
 from specrej.evaluation.policy_grid import ReplayPolicy
 from specrej.evaluation.trace import Trace
@@ -155,7 +156,7 @@ class Replayer:
         """
         log = self._play(policy)
         num_begun = log.num_begun
-        best = max((i for i in range(num_begun) if not log.is_rejected[i]), key=lambda i: (self._finals[i], -i))
+        best = min((i for i in range(num_begun) if not log.is_rejected[i]), key=lambda i: rank(self._finals[i], i))
         return Outcome(
             best=best,
             reward=self._finals[best],
@@ -244,7 +245,7 @@ class Replayer:
             going_on = [place for place, index in enumerate(batch) if stays[place] and self._lengths[index] > length]
             room = self._fitting(length + 1, budget)
             if len(going_on) > room:
-                going_on.sort(key=lambda place: (-scores[place], place))
+                going_on.sort(key=lambda place: rank(scores[place], place))
                 for place in going_on[room:]:
                     stays[place] = False
                 going_on = sorted(going_on[:room])

@@ -84,12 +84,13 @@ def needed_compute(points: Array, scores: Array, target: Array) -> Array:
     Returns:
         `[resamples]`: 0 where the cheapest point is above the target already, infinity where no point reaches it.
     """
-    order = np.argsort(points, axis=0)
+    order = np.argsort(points, axis=0, kind="stable")
     points, scores = np.take_along_axis(points, order, 0), np.take_along_axis(scores, order, 0)
     needed = np.full(target.shape, np.inf)
     for left in reversed(range(len(points) - 1)):
         rise = scores[left + 1] - scores[left]
-        share = np.divide(target - scores[left], rise, out=np.ones_like(rise), where=rise > 0)
+        # Beyond the two points the share is not used, and over a rise that is only rounding it would overflow.
+        share = np.divide(target - scores[left], rise, out=np.ones_like(rise), where=rise > 0).clip(0, 1)
         reached = np.exp((1 - share) * np.log(points[left]) + share * np.log(points[left + 1]))
         needed = np.where((scores[left] < target) & (target <= scores[left + 1]), reached, needed)
     needed = np.where(target == scores[0], points[0], needed)

@@ -6,12 +6,15 @@ print_bench(summarize(rows, baseline="best_of_n:8"))
 from rich.console import Console
 from rich.text import Text
 
-from specrej.display import make_table, number
+from specrej.display import make_table, number, plain
 from specrej.evaluation.intervals import Estimate
 from specrej.evaluation.metrics import MethodSummary, Summary
+from specrej.evaluation.policy_words import policy_words
 from specrej.evaluation.replay_summary import PolicyRow, ReplaySummary
 from specrej.evaluation.speedup import Speedup
 
+_LARGE = 1e5
+"""From here on digits tell nobody anything: an exponent does."""
 _MOST_POLICIES = 12
 """Rows of a front that are printed; all are in replay.json."""
 
@@ -19,13 +22,14 @@ _MOST_POLICIES = 12
 def print_bench(summary: Summary) -> None:
     """What each method gained, what it cost, and which prompts count."""
     console = _wide_console()
-    gained = make_table(("method", "left"), "reward", "score", "win", "tie", "failed")
+    gained = make_table(("method", "left"), "reward", "score", "median", "win", "tie", "failed")
     for method, figures in summary["methods"].items():
         rates = figures["by_reward"]
         gained.add_row(
             method,
             _interval(figures["reward"]),
             _interval(figures["improvement"], decimals=1),
+            _interval(figures["improvement_median"], decimals=1),
             number(rates["win"]["value"]),
             number(rates["tie"]["value"]),
             str(figures["num_failed"]),
@@ -41,6 +45,14 @@ def print_bench(summary: Summary) -> None:
             _speedup(figures["speedup"]["reward"]["tokens"]),
         )
     console.print(cost)
+    judged = make_table(("judge", "left"), ("method", "left"), "win", "tie", "loss", "unclear", "prompts")
+    judged.columns[0].no_wrap = False  # it may hold an address
+    for method, figures in summary["methods"].items():
+        for judge, rates in figures["by_judge"].items():
+            shares = (number(rates[kind]["value"]) for kind in ("win", "tie", "loss", "unclear"))
+            judged.add_row(plain(judge), method, *shares, str(rates["num_prompts"]))
+    if judged.row_count:
+        console.print(judged)
     console.print(Text(_bench_notes(summary), style="dim"))
 
 
@@ -55,6 +67,12 @@ def _bench_notes(summary: Summary) -> str:
         "without a scale for the score": summary["num_flat"],
     }
     words += [f"{count} prompts {why} are left out" for why, count in left_out.items() if count]
+    if narrow := summary["narrow_prompts"]:
+        named = ", ".join(map(plain, narrow[:3])) + (", ..." if len(narrow) > 3 else "")
+        words.append(
+            f"mind the score: on {len(narrow)} prompts ({named}) the baseline's rewards hardly "
+            "differ, so a small difference is a large score; look at the median"
+        )
     return "; ".join(words)
 
 
@@ -70,9 +88,10 @@ def print_replay(summary: ReplaySummary) -> None:
     console = _wide_console()
     rows = {row["name"]: row for row in summary["policies"]}
     front = make_table(("policy on the front", "left"), "reward", "tokens", "best lost", "stale")
+    front.columns[0].no_wrap = False  # a name in words is long
     names = summary["pareto"]["num_generated_tokens"]
     for name in names[:: max(1, -(-len(names) // _MOST_POLICIES))]:
-        front.add_row(name, *_policy_cells(rows[name]))
+        front.add_row(policy_words(rows[name]["policy"]), *_policy_cells(rows[name]))
     console.print(front)
     worth = make_table("checkpoint", "Pearson", "Spearman", "Kendall", "best lost at alpha 0.5")
     lost = {row["num_tokens"]: row["chance"] for row in summary["loss_chances"] if row["alpha"] == 0.5}
@@ -102,10 +121,14 @@ def _wide_console() -> Console:
 def _interval(figure: Estimate, decimals: int = 2) -> str:
     if figure["value"] is None:
         return "–"
-    value = f"{figure['value']:.{decimals}f}"
+    value = _rounded(figure["value"], decimals)
     if figure["low"] is None or figure["high"] is None:
         return value
-    return f"{value} [{figure['low']:.{decimals}f}, {figure['high']:.{decimals}f}]"
+    return f"{value} [{_rounded(figure['low'], decimals)}, {_rounded(figure['high'], decimals)}]"
+
+
+def _rounded(value: float, decimals: int) -> str:
+    return f"{value:.{decimals}f}" if abs(value) < _LARGE else f"{value:.2e}"
 
 
 def _speedup(figure: Speedup | None) -> str:

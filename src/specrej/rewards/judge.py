@@ -9,18 +9,19 @@ One request a candidate, at temperature 0. An answer that did not change since i
 so a complete one is rated once. Conversation and answer stand between marks, and are data to the judge; a mark is a
 hash of all that is shown, so no answer can close its own. An unfinished answer is announced as one.
 
-The reply must be the JSON object asked for and nothing else; another one is asked for once more, then it is a
-RewardError that names the candidate.
+The reply must be the JSON object asked for and nothing else, but for what models put around it (see `read_object`);
+another one is asked for once more, then it is a RewardError that names the candidate.
 """
 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 from specrej.errors import UsageError
-from specrej.remote import Remote, RemoteError, Service, ServiceOptions
+from specrej.remote import Remote, RemoteError, Reply, Service, ServiceOptions
 from specrej.rewards.http import SERVICE_OPTIONS, Ask, RemoteSession, as_keywords, score_concurrently, shown_url
 from specrej.rewards.spec import parse_options
 from specrej.types import Candidate, Message
@@ -28,6 +29,9 @@ from specrej.types import Candidate, Message
 OPENAI_URL = "https://api.openai.com/v1"
 CRITERIA = "how helpful, correct, relevant and clear the answer is; its length is no merit"
 HIGHEST = 10
+_REFUSED_FIELD = (400, 422)
+"""Statuses of those who do not know a field of the request."""
+_FENCED = re.compile(r"```\w*\s(.*)```", re.DOTALL)
 
 _INSTRUCTION = """\
 You rate an answer to a conversation with a number from 0 (of no use) to 10 (could not be better); use fractions where \
@@ -74,7 +78,7 @@ class JudgeReward:
             )
         self.name = f"judge:{model}" if base_url == OPENAI_URL else f"judge:{shown_url(base_url)}#{model}"
         self._service = Service(url=f"{base_url.rstrip('/')}/chat/completions", **options)
-        self._model = model
+        self._chat = JsonChat(model)
         self._criteria = criteria
 
     def open(self, messages: Sequence[Message]) -> "JudgeSession":
@@ -90,7 +94,7 @@ class JudgeReward:
         turns = rubric(messages, candidate.text, self._criteria, is_complete=candidate.finish_reason is not None)
         num_tokens = 0
         for _ in range(2):
-            reply = await remote.post({"model": self._model, "messages": turns, "temperature": 0})
+            reply = await self._chat.ask(remote, turns)
             completion = read_completion(reply.text)
             num_tokens += completion.prompt_tokens + completion.completion_tokens
             if (score := read_score(completion.text)) is not None:
@@ -120,6 +124,39 @@ class JudgeSession(RemoteSession):
         return [self._known[key] for key in keys]
 
 
+class JsonChat:
+    """Asks a judge at an endpoint for JSON objects, by `response_format` where the endpoint offers that."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._offers_json = True
+
+    async def ask(self, remote: Remote, messages: Sequence[Message]) -> Reply:
+        """The reply to these messages, at temperature 0.
+
+        An endpoint that refuses `response_format` is asked without it, from then on at once.
+
+        Raises:
+            RemoteError: see `Remote.post`; both requests count where it refused both.
+        """
+        request = {"model": self._model, "messages": messages, "temperature": 0}
+        num_refused = 0
+        if self._offers_json:
+            try:
+                return await remote.post({**request, "response_format": {"type": "json_object"}})
+            except RemoteError as error:
+                if error.status not in _REFUSED_FIELD:
+                    raise
+                num_refused = error.num_requests
+        try:
+            reply = await remote.post(request)
+        except RemoteError as error:  # so it was something else that was refused
+            error.num_requests += num_refused
+            raise
+        self._offers_json = self._offers_json and not num_refused
+        return reply._replace(num_requests=reply.num_requests + num_refused)
+
+
 class Completion(NamedTuple):
     """What is read of a chat completion: its text, and the tokens as the endpoint counted them, 0 where it does not."""
 
@@ -143,12 +180,30 @@ def read_completion(body: str) -> Completion:
 
 
 def read_score(text: str) -> float | None:
-    """The number in `{"score": number}`; None where the text is anything else, or the number is not from 0 to 10."""
+    """The number in `{"score": number}`; None where there is none (`read_object`), or it is not from 0 to 10."""
+    match read_object(text):
+        case {"score": int() | float() as score} if not isinstance(score, bool) and 0 <= score <= HIGHEST:
+            return float(score)
+    return None
+
+
+def read_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that a judge was asked for; None where its reply is anything else.
+
+    What models put around it is left out, see `bare`.
+    """
     try:
-        score = json.loads(text, parse_int=float)["score"]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        given = json.loads(bare(text))
+    except (ValueError, RecursionError):
         return None
-    return score if isinstance(score, float) and 0 <= score <= HIGHEST else None
+    return given if isinstance(given, dict) else None
+
+
+def bare(text: str) -> str:
+    """A reply without a reasoning model's thoughts (up to `</think>`), the fence around code, and a dot at the end."""
+    said = text.rpartition("</think>")[2].strip().rstrip(".").rstrip()
+    fenced = _FENCED.fullmatch(said)
+    return fenced[1].strip() if fenced else said
 
 
 def rubric(messages: Sequence[Message], text: str, criteria: str, *, is_complete: bool) -> list[dict[str, str]]:

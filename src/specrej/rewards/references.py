@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from specrej.errors import PromptError, UsageError
+from specrej.jsonlines import check_lines
+from specrej.reading import check_characters, decode, without_mark
 from specrej.rewards.function import last_question
 from specrej.types import Message
 
@@ -55,15 +57,20 @@ def _read(path: Path) -> dict[str, str]:
     """The answers by their questions."""
     answers: dict[str, str] = {}
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # no splitlines: JSON may hold U+2028 as it is
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise UsageError(f"cannot read the references in {path}: {error}", hint=f"expected {_FORM}") from error
+    check_lines(without_mark(content, str(path)).lstrip().partition(b"\n")[0].rstrip(), str(path))
+    lines = decode(content, str(path)).split("\n")  # no splitlines: JSON may hold U+2028 as it is
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
+            check_characters(row, "")
             question, answer = _question(row), _answer(row)
+        except PromptError as error:
+            raise UsageError(f"line {number} of {path}: {error}", hint=error.hint) from error
         except KeyError as error:
             raise UsageError(f"line {number} of {path} has no {error}", hint=f"expected {_FORM}") from error
         except (ValueError, TypeError, AttributeError, IndexError) as error:

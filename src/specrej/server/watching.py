@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from specrej.choosing import rank
 from specrej.search import Search
 from specrej.types import Decision
 
@@ -90,10 +91,10 @@ class Watcher:
 
 
 def _decision(search: Search, number: int, decision: Decision) -> dict[str, Any]:
-    """A decision with those it was about; which of all that are left is the best so far, and its text."""
+    """A decision with those it was about; who of all that are left leads (None if nobody is left), and its text."""
     scored = [search.candidates[index] for index in decision.scored]
-    left = [c for c in search.candidates if c.state != "rejected" and c.reward is not None]
-    best = max(left or scored, key=lambda c: (c.reward or 0.0, -c.index))
+    left = [candidate for candidate in search.candidates if candidate.state != "rejected"]
+    best = min(left, key=lambda candidate: rank(candidate.reward, candidate.index), default=None)
     return {
         "kind": "decision",
         "number": number,
@@ -111,6 +112,6 @@ def _decision(search: Search, number: int, decision: Decision) -> dict[str, Any]
         ],
         "kv_bytes": decision.kv_bytes,
         "kv_bytes_after": decision.kv_bytes_after,
-        "best": best.index,
-        "text": best.text,
+        "best": None if best is None else best.index,
+        "text": "" if best is None else best.text,
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 from specrej.errors import UsageError
 from specrej.evaluation.comparison import Compute, align
 from specrej.evaluation.folder import read_bench
-from specrej.evaluation.judge import JUDGEMENTS, read_verdicts
+from specrej.evaluation.judge import read_verdicts
 from specrej.evaluation.metrics import COMPUTES, Cost, Summary, default_baseline, summarize
 from specrej.evaluation.plots import Point, cost_bars, efficiency, race, short, short_name
 from specrej.evaluation.report.headline import chief_method, headline, lead
@@ -19,7 +19,7 @@ from specrej.evaluation.report.page import Cell, Page, Section, Table, TableRow,
 from specrej.evaluation.report.stories import Chosen, choose, runners_of, story
 from specrej.evaluation.report.svg import picture
 from specrej.evaluation.report.tables import method_tables
-from specrej.evaluation.report.words import is_rejecting, plural, provenance, spoken, title_of, titled
+from specrej.evaluation.report.words import doubt, is_rejecting, number, plural, provenance, spoken, title_of, titled
 from specrej.evaluation.rows import Row
 
 _UNITS: dict[Compute, str] = {"seconds": "seconds", "tokens": "generated tokens", "flops": "FLOPs"}
@@ -31,9 +31,7 @@ def bench_page(directory: Path, baseline: str | None) -> Page:
     info, rows = read_bench(directory)
     if not rows:
         raise UsageError(f"{directory} holds no results yet", hint="run specrej bench with --resume to go on with it")
-    judged = directory / JUDGEMENTS
-    verdicts = read_verdicts(judged) if judged.exists() else []
-    summary = summarize(rows, baseline or default_baseline(info["methods"]), verdicts)
+    summary = summarize(rows, baseline or default_baseline(info["methods"]), read_verdicts(directory))
     chief = chief_method(summary)
     chosen = choose(align(rows, summary["baseline"]), chief)
     plots = directory / "plots"
@@ -60,7 +58,7 @@ def _efficiency(summary: Summary, plots: Path) -> Section:
     pictures = []
     for measure in COMPUTES:
         if points := _points(summary, measure):
-            told = "; ".join(f"{point.label}: {point.y:.1f} at {point.x:.2f}" for point in points)
+            told = "; ".join(f"{point.label}: {number(point.y, 1)} at {number(point.x, 2)}" for point in points)
             pictures.append(
                 picture(
                     efficiency(points, unit=_UNITS[measure], baseline=base),
@@ -166,13 +164,14 @@ def _on_tables(summary: Summary) -> str:
         (summary["num_without_baseline"], f"on which {spoken(summary['baseline'])} failed"),
     ]
     counted = [f"{plural(count, 'prompt')} {why}" for count, why in left_out if count]
-    flat = summary["num_flat"]
+    flat, base = summary["num_flat"], spoken(summary["baseline"])
     return " ".join([
         f"Over {plural(summary['num_prompts'], 'prompt')}; below each figure is its 95% interval, by the bootstrap "
         "over prompts, paired.",
         "A method that failed on a prompt stays in, with the lowest reward of the baseline's candidates.",
         *([f"Left out: {', '.join(counted)}."] if counted else []),
         *([f"Without an improvement score, all candidates being equal: {plural(flat, 'prompt')}."] if flat else []),
+        *([f"{doubt(summary['narrow_prompts'], base)}."] if summary["narrow_prompts"] else []),
     ])  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 from specrej.errors import UsageError
 from specrej.evaluation.folder import read_info
 from specrej.evaluation.plots import Point, pareto, violins
+from specrej.evaluation.policy_words import policy_words
 from specrej.evaluation.report.page import Cell, Page, Section, Table, TableRow
 from specrej.evaluation.report.svg import picture
 from specrej.evaluation.report.words import estimated, number, plural, provenance, title_of, titled
@@ -69,12 +70,12 @@ def _best(summary: "ReplaySummary", *, rejecting: bool) -> "PolicyRow | None":
 
 def _told(row: "PolicyRow") -> str:
     reward, tokens = number(_mean(row, "reward"), 2), number(_mean(row, "num_generated_tokens"), 0)
-    return f"{row['name']} has the highest mean reward, {reward} with {tokens} tokens a prompt"
+    return f"“{policy_words(row['policy'])}” has the highest mean reward, {reward} with {tokens} tokens a prompt"
 
 
 def _lead(summary: "ReplaySummary") -> str:
     intervals = [
-        f"{row['name']}: {estimated(row['figures']['reward'], 2).interval or 'none'}"
+        f"{policy_words(row['policy'])}: {estimated(row['figures']['reward'], 2).interval or 'none'}"
         for row in (_best(summary, rejecting=True), _best(summary, rejecting=False))
         if row is not None
     ]
@@ -97,19 +98,25 @@ def _front(summary: "ReplaySummary", plots: Path) -> Section:
     pictures = []
     for unit, names in summary["pareto"].items():
         cloud = [_point(row, unit, "") for row in rows.values()]
-        front = [_point(rows[name], unit, "" if rows[name]["is_rejecting"] else name) for name in names]
+        front = [_point(rows[name], unit, _label(rows[name])) for name in names]
+        told = "; ".join(policy_words(rows[name]["policy"]) for name in names)
         pictures.append(
             picture(
                 pareto(cloud, front, unit=_UNITS[unit]),
                 plots / f"pareto-{unit.replace('_', '-')}",
                 title=f"Reward against {_UNITS[unit]}",
                 caption=f"{len(cloud):,} policies, {len(front)} on the front",
-                label=f"Mean reward against {_UNITS[unit]}. On the front, by rising cost: {', '.join(names)}.",
+                label=f"Mean reward against {_UNITS[unit]}. On the front, by rising cost: {told}.",
             )
         )
     prose = "Each dot is a policy; those in colour are beaten by none in both reward and cost. Cost is on a log scale."
     tables = [_front_table(rows, unit, names) for unit, names in summary["pareto"].items()]
     return Section("pareto", "Reward against compute", prose, figures=pictures, tables=tables)
+
+
+def _label(row: "PolicyRow") -> str:
+    """What stands beside a dot: of Best-of-N alone, for the policies that reject are many."""
+    return "" if row["is_rejecting"] else f"N={row['policy']['n']}"
 
 
 def _point(row: "PolicyRow", unit: str, label: str) -> Point:
@@ -120,7 +127,7 @@ def _front_table(rows: "Mapping[str, PolicyRow]", unit: str, names: list[str]) -
     digits = {"reward": 3, unit: 0, "regret": 3, "loss_chance": 2, "num_candidates": 1, "stale_share": 2}
     lines = [
         TableRow(
-            name,
+            titled(policy_words(rows[name]["policy"])),
             [estimated(rows[name]["figures"].get(figure), places) for figure, places in digits.items()],
             rows[name]["is_rejecting"],
         )
@@ -196,6 +203,9 @@ def _losses(summary: "ReplaySummary") -> Section:
 
 def _refused(summary: "ReplaySummary") -> Section:
     refused = [row for row in summary["policies"] if row["error"]]
-    lines = [TableRow(row["name"], [Cell(row["error"] or "", is_words=True)], row["is_rejecting"]) for row in refused]
+    lines = [
+        TableRow(titled(policy_words(row["policy"])), [Cell(row["error"] or "", is_words=True)], row["is_rejecting"])
+        for row in refused
+    ]
     table = Table("Policies that some prompt does not allow", ("Policy", "Why"), lines)
     return Section("refused", "Not replayed", "", tables=[table] if lines else [])

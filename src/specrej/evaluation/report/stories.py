@@ -8,6 +8,7 @@ for prompt in chosen:
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from specrej.choosing import rank
 from specrej.evaluation.comparison import Comparison, failed, rewards
 from specrej.evaluation.plots import Fate, Runner
 from specrej.evaluation.report.page import Answer, Story
@@ -66,11 +67,11 @@ def runners_of(turn: TurnRow) -> tuple[list[Runner], list[tuple[int, int]]]:
 
 def _winner(turn: TurnRow) -> int:
     complete = [candidate for candidate in turn["candidates"] if candidate["state"] == "complete"]
-    return max(complete, key=lambda candidate: (_last(candidate), -candidate["index"]))["index"]
+    return min(complete, key=lambda candidate: rank(_last(candidate), candidate["index"]))["index"]
 
 
-def _last(candidate: CandidateRow) -> float:
-    return next(reversed(candidate["rewards"].values()))
+def _last(candidate: CandidateRow) -> float | None:
+    return next(reversed(candidate["rewards"].values()), None)
 
 
 def _fate(candidate: CandidateRow, winner: int) -> Fate:

@@ -8,7 +8,7 @@ Nothing is computed here but how many candidates a method began with.
 
 from collections.abc import Callable, Sequence
 
-from specrej.evaluation.metrics import COMPUTES, RISK_AVERSION, SCORES, MethodSummary, Rates, Summary
+from specrej.evaluation.metrics import COMPUTES, RISK_AVERSION, SCORES, MethodSummary, Summary
 from specrej.evaluation.report.page import Cell, Table, TableRow
 from specrej.evaluation.report.words import NONE, estimated, is_rejecting, quickened, share, spoken
 from specrej.evaluation.rows import Row
@@ -18,11 +18,12 @@ Cells = Callable[[str, MethodSummary], Sequence[Cell]]
 
 
 def method_tables(summary: Summary, rows: Sequence[Row]) -> list[Table]:
-    """Gain and compute, speedups, wins, perplexity, risk."""
+    """Gain and compute, speedups, wins, those by each judge, perplexity, risk."""
     return [
         _gain(summary, rows),
         _speedups(summary),
         _wins(summary),
+        *_judged(summary),
         _perplexity(summary),
         _risk(summary),
     ]
@@ -42,6 +43,7 @@ def _gain(summary: Summary, rows: Sequence[Row]) -> Table:
             estimated(method["reward"], 3),
             estimated(method["difference"], 3),
             estimated(method["improvement"], 1),
+            estimated(method["improvement_median"], 1),
             *relative,
             Cell(format_bytes(method["cost"]["peak_kv_bytes"])),
             Cell(str(method["num_failed"])),
@@ -49,7 +51,17 @@ def _gain(summary: Summary, rows: Sequence[Row]) -> Table:
 
     base = spoken(summary["baseline"])
     costs = ("Seconds, relative", "Tokens, relative", "FLOPs, relative")
-    columns = ("Method", "N at start", "Mean reward", "Difference", "Improvement score", *costs, "Peak KV", "Failed")
+    columns = (
+        "Method",
+        "N at start",
+        "Mean reward",
+        "Difference",
+        "Improvement score",
+        "Its median",
+        *costs,
+        "Peak KV",
+        "Failed",
+    )
     note = (
         f"Difference and compute are relative to {base}. The improvement score is 100 where a method's reward is that "
         f"of {base}, and 0 where it is that of its lowest candidate."
@@ -81,21 +93,39 @@ def _speedups(summary: Summary) -> Table:
 
 
 def _wins(summary: Summary) -> Table:
-    judges = any(method["by_judge"] for method in summary["methods"].values())
-
     def cells(_: str, method: MethodSummary) -> list[Cell]:
-        return [*_rates(method["by_reward"]), *(_rates(method["by_judge"]) if judges else [])]
+        rates = method["by_reward"]
+        return [share(rates["win"]), share(rates["tie"]), share(rates["loss"]), Cell(str(rates["num_prompts"]))]
 
-    by_judge = ("Win, by judge", "Tie", "Loss", "Judged") if judges else ()
-    columns = ("Method", "Win, by reward", "Tie", "Loss", "Prompts", *by_judge)
+    columns = ("Method", "Win, by reward", "Tie", "Loss", "Prompts")
     note = "Shares of prompts. A tie is an equal reward or the same text; who failed has lost."
     return Table(f"Wins against {spoken(summary['baseline'])}", columns, _lines(summary, cells), note)
 
 
-def _rates(rates: Rates | None) -> list[Cell]:
-    if rates is None:
-        return [Cell(NONE)] * 4
-    return [share(rates["win"]), share(rates["tie"]), share(rates["loss"]), Cell(str(rates["num_prompts"]))]
+def _judged(summary: Summary) -> list[Table]:
+    """A table a judge: judges differ, and what they say is never put together."""
+    judges = dict.fromkeys(name for method in summary["methods"].values() for name in method["by_judge"])
+    columns = ("Method", "Win", "Tie", "Loss", "Unclear", "Judged")
+    note = (
+        "Shares of the prompts that this judge was asked about. A win is preferred in both orders. "
+        "Unclear: its replies could not be read."
+    )
+    base = spoken(summary["baseline"])
+    return [
+        Table(f"Wins against {base}, by the judge {name}", columns, _of_judge(summary, name), note) for name in judges
+    ]
+
+
+def _of_judge(summary: Summary, judge: str) -> list[TableRow]:
+    return [
+        TableRow(
+            spoken(name),
+            [*(share(rates[kind]) for kind in ("win", "tie", "loss", "unclear")), Cell(str(rates["num_prompts"]))],
+            is_rejecting(name),
+        )
+        for name, method in summary["methods"].items()
+        if (rates := method["by_judge"].get(judge))
+    ]
 
 
 def _perplexity(summary: Summary) -> Table:

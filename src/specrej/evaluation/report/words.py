@@ -6,14 +6,18 @@
 Nothing is computed here.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 from specrej.evaluation.intervals import Estimate
+from specrej.evaluation.plots import short
 from specrej.evaluation.report.page import Cell, Terms
 from specrej.evaluation.rows import RunInfo
 from specrej.evaluation.speedup import Speedup
 
 NONE = "–"
+_DIGITS = 6
+_LARGE = 1e6
 
 
 def is_rejecting(method: str) -> bool:
@@ -30,7 +34,11 @@ def spoken(method: str) -> str:
 
 
 def number(value: float, digits: int) -> str:
-    """With commas, a real minus sign, and no minus before zero."""
+    """With commas, a real minus sign, and no minus before zero; six digits count, from a million on three."""
+    if abs(value) >= _LARGE:
+        return short(value).replace("-", "−")
+    if value:
+        digits = min(digits, max(0, _DIGITS - 1 - math.floor(math.log10(abs(value)))))
     text = f"{value:,.{digits}f}"
     return text.lstrip("-") if float(text.replace(",", "")) == 0 else text.replace("-", "−")
 
@@ -75,6 +83,15 @@ def in_brackets(low: float | None, high: float | None, digits: int) -> str:
     return f" (95% interval {ends})" if ends else ""
 
 
+def doubt(prompts: Sequence[str], baseline: str) -> str:
+    """Why the mean of an improvement score may be that of few prompts."""
+    named = ", ".join(prompts[:3]) + (", ..." if len(prompts) > 3 else "")
+    return (
+        f"Mind the improvement score: on {plural(len(prompts), 'prompt')} ({named}) the rewards of {baseline} hardly "
+        "differ, so a small difference is a large score; the median is not moved by it"
+    )
+
+
 def titled(text: str) -> str:
     """With its first letter large, and the others as they are."""
     return f"{text[0].upper()}{text[1:]}"
@@ -107,4 +124,7 @@ def provenance(info: RunInfo) -> list[Terms]:
 
 
 def _pairs(names: Mapping[str, object]) -> list[tuple[str, str]]:
-    return [(name.replace("_", " "), str(value)) for name, value in names.items()]
+    return [
+        (name.replace("_", " "), f"{value:.6g}" if isinstance(value, float) else str(value))
+        for name, value in names.items()
+    ]

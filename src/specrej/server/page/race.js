@@ -13,7 +13,7 @@ export function newRace() {
     generated: 0,
     length: 0, // tokens of those that are live
     numLive: 0,
-    candidates: new Map(), // index: {index, state, hasEnded, numTokens, reward, text, points}
+    candidates: new Map(), // index: {index, state, hasEnded, isOut, numTokens, reward, text, points}
     decisions: [],
     leader: null,
     text: "", // of the leader, so far
@@ -57,6 +57,7 @@ const TAKES = {
       const candidate = known(race, scored.index);
       candidate.state = scored.state;
       candidate.hasEnded ||= scored.state === "complete";
+      candidate.isOut ||= scored.state === "rejected" && ["filter", "lost"].includes(event.cause);
       candidate.numTokens = scored.num_tokens;
       if (scored.reward !== null) {
         candidate.reward = scored.reward;
@@ -93,7 +94,7 @@ const TAKES = {
     race.kvBytes = 0;
     for (const one of event.candidates) {
       const { index, state, num_tokens: numTokens, reward, text } = one;
-      Object.assign(known(race, index), { state, numTokens, reward, text, hasEnded: one.finish_reason !== null });
+      Object.assign(known(race, index), { state, numTokens, reward, text, hasEnded: ![null, "lost"].includes(one.finish_reason) });
     }
     race.total = Math.max(race.total, race.candidates.size);
     race.winner = race.leader = event.winner;
@@ -107,7 +108,7 @@ const TAKES = {
 
 function known(race, index) {
   if (!race.candidates.has(index)) {
-    const unscored = { index, state: "live", numTokens: 0, reward: null, text: "", hasEnded: false, points: [] };
+    const unscored = { index, state: "live", numTokens: 0, reward: null, text: "", hasEnded: false, isOut: false, points: [] };
     race.candidates.set(index, unscored);
   }
   return race.candidates.get(index);
@@ -137,9 +138,10 @@ export function ranked(race) {
   );
 }
 
-/** The one behind the winner: the second of the complete, else the best of those that came furthest. */
+/** The one behind the winner: the second of the complete, else the best of those that came furthest. Never who was lost
+ * or did not pass a filter. */
 export function runnerUp(race) {
-  return ranked(race).find((one) => one.index !== race.winner && one.state !== "live") ?? null;
+  return ranked(race).find((one) => one.index !== race.winner && one.state !== "live" && !one.isOut) ?? null;
 }
 
 /** The best complete candidate of a list as the server gives it; null where none is complete. */

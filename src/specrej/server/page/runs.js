@@ -93,7 +93,7 @@ const EVENTS = {
   started: record({ num_candidates: count, memory_bytes: count }),
   step: record({ num_tokens: count, num_live: count, generated_tokens: count, kv_bytes: count, ended: list(count) }),
   decision: record({
-    cause: text, num_tokens: count, cut: orNull(amount), kv_bytes: count, kv_bytes_after: count, best: count, text,
+    cause: text, num_tokens: count, cut: orNull(amount), kv_bytes: count, kv_bytes_after: count, best: orNull(count), text,
     candidates: list(record({ index: count, num_tokens: count, reward: orNull(amount), state })),
   }),
   text: record({ delta: text }),

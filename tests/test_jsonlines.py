@@ -1,0 +1,78 @@
+"""Sources that are no JSON lines are named, and those that are pass, however broken a line of theirs may be."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specrej.batch.requests import read_requests
+from specrej.errors import UsageError
+from specrej.evaluation.prompts import load_prompts
+from specrej.jsonlines import check_lines
+from specrej.rewards.references import read_references
+from specrej.settings import Settings
+
+ROWS = [{"id": "a", "prompt": "Why?", "answer": "so"}, {"id": "b", "prompt": "How?", "answer": "thus"}]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+DOORS: list[Callable[[str], object]] = [
+    lambda path: list(read_requests(path, Settings(), 1)),
+    load_prompts,
+    lambda path: read_references(f"@{path}"),
+]
+
+
+def parquet(path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), path)
+
+
+def written(text: str, encoding: str = "utf-8") -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(text.encode(encoding))
+
+
+FORMS: dict[str, Callable[[Path], object]] = {
+    "one JSON array": written(json.dumps(ROWS)),
+    "one JSON array,": written("\n " + json.dumps(ROWS, indent=2)),
+    "CSV": written("id,prompt,answer\na,Why?,so\n"),
+    "CSV,": written('"prompt";"answer"\n'),
+    "CSV, ": written("prompt\nWhy?\n"),
+    "TSV": written("id\tprompt\tanswer\n"),
+    "UTF-16": written(LINES, "utf-16"),
+    "UTF-16 or UTF-32": written(LINES, "utf-16-be"),
+    "UTF-16 or UTF-32 without": written(LINES, "utf-32-le"),
+    "UTF-32": written(LINES, "utf-32"),
+    "gzip": lambda path: path.write_bytes(gzip.compress(LINES.encode())),
+    "Parquet": parquet,
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("form", FORMS)
+def test_another_form_is_named_at_every_door(tmp_path: Path, door: Callable[[str], object], form: str) -> None:
+    path = tmp_path / "in"
+    FORMS[form](path)
+    with pytest.raises(UsageError, match=rf"{path} is {form}.*expected") as caught:
+        door(f"{tmp_path}/in")
+    assert caught.value.hint
+    path.write_text(LINES)
+    assert door(f"{tmp_path}/in")
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3))
+
+
+@given(st.dictionaries(st.text(), JSON).map(json.dumps) | st.lists(JSON).map(json.dumps) | JSON.map(json.dumps))
+def test_a_line_of_json_is_never_named_as_something_else(line: str) -> None:
+    check_lines(line.encode(), "in")
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"{broken]", b"[1, 2]", b"[[[[", b"[]", b"hello", b"hello, world", b"{}", b'"prompt, x"']
+)
+def test_a_broken_line_is_left_to_whoever_reads_it(line: bytes) -> None:
+    check_lines(line, "in")
