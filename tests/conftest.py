@@ -1,6 +1,7 @@
-"""What tests of pages share: a browser, and a server that plays a race."""
+"""Ctrl-C is heeded in all tests. Tests of pages share a browser, and a server that plays a race."""
 
 import shutil
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 CHROMIUM = shutil.which("chromium")
+
+# A shell that runs the tests in the background has told them to ignore Ctrl-C; so would the processes that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")

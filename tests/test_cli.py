@@ -82,12 +82,8 @@ def environment() -> dict[str, str]:
 
 
 def start(*arguments: str, **how: Any) -> "subprocess.Popen[str]":
-    # A shell that runs the tests in the background has told its children to ignore SIGINT.
-    heeds_sigint = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     command = [sys.executable, "-m", "specrej", *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=environment(), preexec_fn=heeds_sigint, **how
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(), **how)
 
 
 def test_json_holds_the_whole_result_and_nothing_else_reaches_stdout(run: Run, rewards: Path) -> None:

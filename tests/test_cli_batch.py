@@ -76,14 +76,12 @@ def stdout_as(descriptor: int) -> Iterator[None]:
 
 
 def start(*arguments: str | Path, **how: Any) -> "subprocess.Popen[str]":
-    # A shell that runs the tests in the background has told its children to ignore SIGINT.
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": SOURCES, "OMP_WAIT_POLICY": "PASSIVE"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **how,
     )
 

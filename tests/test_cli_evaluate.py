@@ -140,7 +140,6 @@ def test_a_bench_that_was_stopped_goes_on_to_the_same_rows(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     results = tmp_path / "out" / RESULTS
     while not results.exists() or results.read_bytes().count(b"\n") < 3:

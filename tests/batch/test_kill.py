@@ -28,14 +28,12 @@ def environment() -> dict[str, str]:
 
 
 def start(*arguments: str | Path, **how: Any) -> "subprocess.Popen[str]":
-    # A shell that runs the tests in the background has told its children to ignore SIGINT.
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **how,
     )
 
