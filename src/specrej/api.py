@@ -35,7 +35,7 @@ Model = str | Path | Engine
 IN_FLIGHT = 16
 """Most prompts side by side by default: beyond that, attention, prompt by prompt, takes what batches gain."""
 
-RewardSpec = str | Reward | Callable[[str, list[str]], Sequence[float]]
+RewardSpec = str | Path | Reward | Callable[[str, list[str]], Sequence[float]]
 
 
 class Interrupted(KeyboardInterrupt):

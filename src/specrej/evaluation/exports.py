@@ -108,7 +108,7 @@ def to_mt_bench(rows: Sequence[Row], method: str, model_id: str) -> list[MtBench
     ]
 
 
-def export(path: Path, rows: Sequence[Row], method: str, to: str, tasks: Iterable[Task] = ()) -> int:
+def export(path: str | Path, rows: Sequence[Row], method: str, to: str, tasks: Iterable[Task] = ()) -> int:
     """Write a method's answers in the format of `FORMATS` that `to` names; how many there are.
 
     Raises:
@@ -120,13 +120,13 @@ def export(path: Path, rows: Sequence[Row], method: str, to: str, tasks: Iterabl
         write_alpaca_eval(path, outputs)
         return len(outputs)
     if to == "mt_bench":
-        answers = to_mt_bench(rows, method, path.stem)
+        answers = to_mt_bench(rows, method, Path(path).stem)
         write_mt_bench(path, answers)
         return len(answers)
     raise UnknownNameError("format", to, FORMATS)
 
 
-def write_alpaca_eval(path: Path, outputs: Sequence[AlpacaOutput]) -> None:
+def write_alpaca_eval(path: str | Path, outputs: Sequence[AlpacaOutput]) -> None:
     """Write model_outputs.json, whole or not at all.
 
     Raises:
@@ -138,7 +138,7 @@ def write_alpaca_eval(path: Path, outputs: Sequence[AlpacaOutput]) -> None:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
-def write_mt_bench(path: Path, answers: Sequence[MtBenchAnswer]) -> None:
+def write_mt_bench(path: str | Path, answers: Sequence[MtBenchAnswer]) -> None:
     """Write a model's answers, whole or not at all.
 
     Raises:

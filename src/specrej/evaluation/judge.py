@@ -112,7 +112,9 @@ class Endpoint:
         )
 
 
-def judge(rows: Sequence[Row], *, method: str, baseline: str, endpoint: Endpoint, cache: Path) -> Iterator[VerdictRow]:
+def judge(
+    rows: Sequence[Row], *, method: str, baseline: str, endpoint: Endpoint, cache: str | Path
+) -> Iterator[VerdictRow]:
     """Verdicts in the order of the method's rows, as they come; one for each prompt that both methods have a row of.
 
     Not asked: the same texts tie, and a failed row loses against one that did not fail.
@@ -136,10 +138,10 @@ def judge(rows: Sequence[Row], *, method: str, baseline: str, endpoint: Endpoint
             raise UnknownNameError("method", name, by_method)
     others = by_method[baseline]
     pairs = [(row, others[prompt_id]) for prompt_id, row in by_method[method].items() if prompt_id in others]
-    return _judge_all(pairs, _Client(endpoint, cache))
+    return _judge_all(pairs, _Client(endpoint, Path(cache)))
 
 
-def record(path: Path, verdicts: Iterable[VerdictRow]) -> Iterator[VerdictRow]:
+def record(path: str | Path, verdicts: Iterable[VerdictRow]) -> Iterator[VerdictRow]:
     """Append verdicts to a journal; each is on the disk when it is yielded.
 
     Raises:
@@ -151,7 +153,7 @@ def record(path: Path, verdicts: Iterable[VerdictRow]) -> Iterator[VerdictRow]:
             yield verdict
 
 
-def read_verdicts(path: Path) -> list[VerdictRow]:
+def read_verdicts(path: str | Path) -> list[VerdictRow]:
     """What was recorded; of a pair that the same judge was asked about again, the last.
 
     Raises:
