@@ -7,7 +7,7 @@
 
     engine = specrej.open_engine("smollm2")              # opened once, used many times
     for number, outcome in specrej.generate_batch(prompts, model=engine, reward=my_reward):
-        ...
+        ...                                              # a result, or the error of a prompt that failed
 
 Nothing heavy is imported before a model is opened.
 """
