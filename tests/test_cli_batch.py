@@ -288,7 +288,7 @@ def test_a_batch_that_was_stopped_says_how_to_go_on_and_does(
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     process.send_signal(kind)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == code, stderr
     assert stdout == ""
     said = f"interrupted; what is done is in {output}: give the same command with --resume to go on"
@@ -319,7 +319,7 @@ with stoppable("go on"):
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "first\n"
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == -signal.SIGINT
 
 
@@ -349,5 +349,5 @@ def test_help_comes_without_torch(command: str) -> None:
         "assert not {'torch', 'transformers', 'numpy', 'onnxruntime', 'ray'} & sys.modules.keys()"
     )
     process = start("-c", code, command, "--help")
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
