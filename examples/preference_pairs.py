@@ -42,7 +42,7 @@ if __name__ == "__main__":
             if isinstance(outcome, specrej.SpecrejError):
                 journal.append(failure_of(request, outcome))
                 continue
-            journal.append(row_of(request, outcome, engine.decode))
+            journal.append(row_of(request, outcome, engine.detokenizer))
             print(f"{request.prompt}  best reward {outcome.reward:.2f} of {len(outcome.candidates)} candidates")
     counts = write_pairs(answers, output, min_margin=0.5)
     print(f"{counts.pairs} pairs in {output}; all answers kept in {answers}")

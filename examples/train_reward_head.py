@@ -88,7 +88,7 @@ def save(head: Floats, model: str, directory: Path) -> None:
     config.num_labels = 1
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
-    classifier: Any = LlamaForSequenceClassification(config)
+    classifier: Any = LlamaForSequenceClassification(config)  # type: ignore[no-untyped-call]
     classifier.model.load_state_dict(generator.model.state_dict())
     classifier.score.weight.data = torch.tensor(head, dtype=torch.float32)[None]
     classifier.half().save_pretrained(directory)

@@ -25,7 +25,7 @@ def opened(browser: "Browser", url: str, *, faults: int = 0, before: str = "", *
     """The page; at its end it must have complained of no more than so many answers that were no success."""
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **options})
     page = context.new_page()
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(60_000)
     trouble: list[str] = []
     page.on("console", lambda message: trouble.append(message.text))
     page.on("pageerror", lambda error: trouble.append(str(error)))

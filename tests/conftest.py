@@ -1,6 +1,7 @@
-"""What tests of pages share: a browser, and a server that plays a race."""
+"""Ctrl-C is heeded in all tests. Tests of pages share a browser, and a server that plays a race."""
 
 import shutil
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,16 @@ if TYPE_CHECKING:
 
 CHROMIUM = shutil.which("chromium")
 
+# A shell that runs the tests in the background has told them to ignore Ctrl-C; so would the processes that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: install Debian's package chromium")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    playwright.expect.set_options(timeout=60_000)
     quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
     with playwright.sync_playwright() as running:
         browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", *quiet])

@@ -27,7 +27,7 @@ from specrej.settings import Settings
 from specrej.types import Prompt
 
 DEFAULTS = Settings(n=8, max_new_tokens=24, min_tokens=5, memory=6000)
-WAIT_S = 20.0
+WAIT_S = 120.0
 _CLIENTS: list[openai.OpenAI] = []
 
 

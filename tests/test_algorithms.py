@@ -236,13 +236,13 @@ def test_p6_usage_adds_up(case: Case) -> None:
 
 def test_p6_seconds_are_booked_where_they_are_spent() -> None:
     def slow(text: str) -> float:
-        time.sleep(0.02)
+        time.sleep(0.1)
         return 0.0
 
     usage = reject(Case(PROMPT, {"n": 4, "max_new_tokens": 4}, 0.0, slow)).usage
-    assert usage.reward_s >= 4 * 0.02
-    assert usage.other_s < 4 * 0.02
-    assert usage.decode_s < 4 * 0.02
+    assert usage.reward_s >= 4 * 0.1
+    assert usage.other_s < 4 * 0.1
+    assert usage.decode_s < 4 * 0.1
 
 
 # P7

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from answers import answer, decided, result_of
-from fakes import FakeEngine, FakeReward, text_of
+from fakes import FakeEngine, FakeReward
 from specrej.batch.preferences import _fate, to_pair
 from specrej.batch.requests import Request
 from specrej.batch.rows import row_of
@@ -95,7 +95,7 @@ def test_a_pair_sets_the_best_against_the_worst_that_came_to_its_end(
     assert (None if there is None else there.index) == worst
     if order:
         request = Request(id="a", prompt="Hi", settings=Settings(), num_kept=9, line=1, form="plain")
-        row = row_of(request, result_of(*candidates, best=order[0], decisions=decisions), text_of)
+        row = row_of(request, result_of(*candidates, best=order[0], decisions=decisions), FakeEngine().detokenizer)
         assert row["text"] == row["answers"][0]["text"] == str(order[0])
         fate = _fate(row, 0.0)
         if fate == "pairs":

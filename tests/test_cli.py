@@ -82,12 +82,8 @@ def environment() -> dict[str, str]:
 
 
 def start(*arguments: str, **how: Any) -> "subprocess.Popen[str]":
-    # A shell that runs the tests in the background has told its children to ignore SIGINT.
-    heeds_sigint = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     command = [sys.executable, "-m", "specrej", *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=environment(), preexec_fn=heeds_sigint, **how
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(), **how)
 
 
 def test_json_holds_the_whole_result_and_nothing_else_reaches_stdout(run: Run, rewards: Path) -> None:
@@ -271,7 +267,7 @@ def test_sigint_ends_a_running_command_with_its_partial_result(tiny_model: str) 
     assert process.stderr is not None
     assert any("decision 1" in line for line in process.stderr)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 130, stderr
     assert json.loads(stdout)["is_complete"] is False
     assert "Traceback" not in stderr
@@ -286,7 +282,7 @@ def test_on_a_terminal_progress_is_live_and_sigint_leaves_a_report(tiny_model: s
     while b"tokens/s" not in seen:
         seen += os.read(terminal, 4096)
     process.send_signal(signal.SIGINT)
-    stdout, _ = process.communicate(timeout=60)
+    stdout, _ = process.communicate(timeout=300)
     os.close(terminal)
     assert process.returncode == 130
     assert b"4 live of 4 candidates  decisions 0  best reward" in seen

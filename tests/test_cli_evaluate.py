@@ -141,14 +141,13 @@ def test_a_bench_that_was_stopped_goes_on_to_the_same_rows(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     results = tmp_path / "out" / RESULTS
     while not results.exists() or results.read_bytes().count(b"\n") < 3:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(kind)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=300)
     before = read_bench(tmp_path / "out")[1]
     assert 3 <= len(before) < 9
     if kind == signal.SIGINT:

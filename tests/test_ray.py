@@ -45,6 +45,7 @@ def local_ray(**how: Any) -> Iterator[None]:
         patch.setenv("RAY_AUTH_MODE", "disabled")  # leaves a token in the home directory
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.delenv("OMP_WAIT_POLICY", raising=False)  # actors are to set it themselves
         try:
             yield
         finally:
@@ -128,6 +129,20 @@ def test_conversations_and_kept_answers() -> None:
         row["messages"] = row.pop("asked")
     assert comparable(rows) == comparable(expected(conversations, num_kept=3))
     assert all(row["lowest"] and len(row["answers"]) > 1 for row in rows)
+
+
+def test_threads_of_an_actor_are_told_to_sleep_before_torch_is_there(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+
+    def read(prompt: str, texts: list[str]) -> list[float]:
+        import os
+        import sys
+
+        seen.write_text(f"{os.environ.get('OMP_WAIT_POLICY')} {'torch' in sys.modules}")
+        return [0.0 for _ in texts]
+
+    answered(given(PROMPTS[:1]), reward=read)
+    assert seen.read_text() == "passive False"
 
 
 def test_columns_are_the_same_whatever_is_null_in_them() -> None:

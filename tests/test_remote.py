@@ -52,7 +52,7 @@ def test_replies_come_in_the_order_of_the_posts(server: Server) -> None:
 
     def answer(request: dict[str, Any]) -> int:
         if request["n"] == 0:
-            assert first_is_last.wait(30)
+            assert first_is_last.wait(120)
         if request["n"] == 7:
             first_is_last.set()
         return int(request["n"])
@@ -74,12 +74,12 @@ def test_what_was_begun_ends_when_it_is_cancelled(server: Server) -> None:
 
     def answer(request: dict[str, Any]) -> None:
         asked.set()
-        ended.wait(30)
+        ended.wait(120)
 
     server.answer = answer
     with Remote(Service(url=server.url)) as remote:
         begun = remote.start(remote.post({}))
-        assert asked.wait(30)
+        assert asked.wait(120)
         assert begun.cancel()
         ended.set()
         wait_until(lambda: server.connected == 0)
@@ -100,7 +100,7 @@ def test_without_a_key_none_is_sent(server: Server) -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_no_more_requests_at_a_time_than_asked_for(server: Server, concurrency: int) -> None:
-    together = threading.Barrier(concurrency, timeout=60)
+    together = threading.Barrier(concurrency, timeout=120)
     server.answer = lambda request: together.wait()
     post(server, *range(6), concurrency=concurrency)
     assert (len(server.requests), server.most_running) == (6, concurrency)
@@ -169,7 +169,7 @@ def test_what_will_not_pass_is_not_asked_again(server: Server, status: int, is_c
 
 def test_a_reply_that_does_not_come_is_a_failure(server: Server) -> None:
     release = threading.Event()
-    server.answer = lambda request: release.wait(60)
+    server.answer = lambda request: release.wait(120)
     assert str(failure(server, timeout_s=0.05, tries=3)) == "after 3 tries: no reply within 0.05 s"
     release.set()
 
@@ -283,12 +283,12 @@ def test_httpx_is_loaded_late() -> None:
 
 
 def test_the_first_failure_ends_the_others(server: Server) -> None:
-    ended, together, outcomes = threading.Event(), threading.Barrier(2, timeout=60), []
+    ended, together, outcomes = threading.Event(), threading.Barrier(2, timeout=120), []
 
     def answer(request: dict[str, Any]) -> Any:
         if request["what"] == "fail":
             return 400, {}, b"no"
-        outcomes.append(ended.wait(30) if request["what"] == "hang" else together.wait() >= 0)
+        outcomes.append(ended.wait(120) if request["what"] == "hang" else together.wait() >= 0)
         return 1
 
     server.answer = answer
@@ -307,7 +307,7 @@ def test_ctrl_c_ends_waiting_at_once(server: Server) -> None:
     def answer(request: dict[str, Any]) -> int:
         if request["hangs"]:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-            outcomes.append(ended.wait(30))
+            outcomes.append(ended.wait(120))
         return 1
 
     server.answer = answer
@@ -323,11 +323,12 @@ def test_ctrl_c_ends_waiting_at_once(server: Server) -> None:
 
 def test_what_is_stopped_before_it_begins_leaves_nothing_behind(server: Server) -> None:
     """Its coroutine was never awaited, which Python warned of."""
-    free = threading.Event()
+    is_held, free = threading.Event(), threading.Event()
     ends: list[str] = []
 
     async def hold() -> None:
-        free.wait(30)
+        is_held.set()
+        free.wait(120)
 
     def wait_for_it() -> None:
         with pytest.raises(CancelledError):
@@ -336,6 +337,7 @@ def test_what_is_stopped_before_it_begins_leaves_nothing_behind(server: Server) 
 
     with Remote(Service(url=server.url)) as remote:
         remote.start(hold())
+        assert is_held.wait(120)
         threads = [threading.Thread(target=remote.stop), threading.Thread(target=wait_for_it)]
         for thread in threads:
             thread.start()
@@ -353,7 +355,7 @@ def test_stopping_ends_what_is_under_way_and_lets_nothing_begin(server: Server) 
 
     def answer(request: dict[str, Any]) -> int:
         asked.set()
-        outcomes.append(ended.wait(30))
+        outcomes.append(ended.wait(120))
         return 1
 
     def wait_for_it() -> None:
@@ -365,7 +367,7 @@ def test_stopping_ends_what_is_under_way_and_lets_nothing_begin(server: Server) 
     with Remote(Service(url=server.url, concurrency=1)) as remote:
         waiting = threading.Thread(target=wait_for_it)
         waiting.start()
-        assert asked.wait(30)
+        assert asked.wait(120)
         remote.stop()
         waiting.join()
         with pytest.raises(RemoteError, match="stopped"):
@@ -382,7 +384,7 @@ def test_it_works_where_a_loop_is_running(server: Server) -> None:
 
 
 def wait_until(condition: Any) -> None:
-    for _ in range(3000):
+    for _ in range(12_000):
         if condition():
             return
         threading.Event().wait(0.01)

@@ -7,7 +7,7 @@
 
     engine = specrej.open_engine("smollm2")              # opened once, used many times
     for number, outcome in specrej.generate_batch(prompts, model=engine, reward=my_reward):
-        ...
+        ...                                              # a result, or the error of a prompt that failed
 
 Nothing heavy is imported before a model is opened.
 """
@@ -35,7 +35,7 @@ Model = str | Path | Engine
 IN_FLIGHT = 16
 """Most prompts side by side by default: beyond that, attention, prompt by prompt, takes what batches gain."""
 
-RewardSpec = str | Reward | Callable[[str, list[str]], Sequence[float]]
+RewardSpec = str | Path | Reward | Callable[[str, list[str]], Sequence[float]]
 
 
 class Interrupted(KeyboardInterrupt):

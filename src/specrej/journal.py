@@ -29,8 +29,8 @@ class Journal:
         UsageError: the file cannot be opened, or holds a line that is no JSON object.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path) -> None:
+        path = self.path = Path(path)
         try:
             content = path.read_bytes() if path.exists() else b""
             self._end = content.rfind(b"\n") + 1
@@ -72,12 +72,13 @@ class Journal:
         self.close()
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """The whole rows of a journal that somebody else may be writing.
 
     Raises:
         UsageError: there is no such file, or a line is no JSON object.
     """
+    path = Path(path)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -85,8 +86,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return _parse(path, content)
 
 
-def write_json(path: Path, content: object) -> None:
+def write_json(path: str | Path, content: object) -> None:
     """Write a JSON file whole or not at all."""
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(content, file, ensure_ascii=False, allow_nan=False, indent=2)
@@ -96,12 +98,13 @@ def write_json(path: Path, content: object) -> None:
     temporary.replace(path)
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSONL file whole or not at all.
 
     Raises:
         UsageError: the file cannot be written.
     """
+    path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("w", encoding="utf-8") as file:

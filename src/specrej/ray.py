@@ -17,6 +17,7 @@ from specrej.api import IN_FLIGHT, Model, RewardSpec, open_engine, open_pool
 from specrej.errors import SpecrejError, UsageError
 from specrej.rewards import as_reward
 from specrej.settings import Options, Settings
+from specrej.threads import sleep_while_waiting
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -168,6 +169,7 @@ class Worker:
     """
 
     def __init__(self, opening: Opening) -> None:
+        sleep_while_waiting()  # a node's Ray may not have the environment of the one that asks
         self._failure: SpecrejError | None = None
         try:
             self._open(opening)

@@ -109,7 +109,7 @@ def test_the_command_goes_on_with_what_is_missing(command: list[str], tmp_path: 
 
 def run(arguments: list[str]) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "specrej", *arguments], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", "specrej", *arguments], capture_output=True, text=True, timeout=300, check=False
     )
 
 

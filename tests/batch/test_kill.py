@@ -28,14 +28,12 @@ def environment() -> dict[str, str]:
 
 
 def start(*arguments: str | Path, **how: Any) -> "subprocess.Popen[str]":
-    # A shell that runs the tests in the background has told its children to ignore SIGINT.
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **how,
     )
 
@@ -62,7 +60,7 @@ def test_a_job_killed_again_and_again_ends_with_the_same_rows(tmp_path: Path, se
     per_sitting = size_of(tmp_path / "whole.jsonl") // (NUM_KILLS + 1)
     num_before = []
     for _ in range(NUM_KILLS):
-        process = start(JOBS, source, output, "0.002")
+        process = start(JOBS, source, output, "0.005")
         kill(process, output, draw.randrange(per_sitting), draw.uniform(0, 0.02))
         assert process.returncode == -signal.SIGKILL, process.communicate()
         before = read_rows(output) if output.exists() else []
@@ -81,7 +79,7 @@ def test_a_dead_writer_holds_nobody_up_and_a_live_one_does(tmp_path: Path) -> No
         assert first.poll() is None, first.communicate()
         time.sleep(0.01)
     second = start(JOBS, source, output, "0")
-    _, stderr = second.communicate(timeout=60)
+    _, stderr = second.communicate(timeout=300)
     assert second.returncode == 1
     assert f"UsageError: another process is writing to {output}" in stderr
     first.kill()
@@ -101,7 +99,7 @@ def test_a_disk_that_fills_up_stops_the_job_with_whole_rows(tmp_path: Path) -> N
         f"runpy.run_path({str(JOBS)!r}, run_name='__main__')"
     )
     process = start("-c", code)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=300)
     assert f"UsageError: cannot write to {output}: File too large" in stderr
     before = read_rows(output)
     assert 0 < len(before) < len(ROWS)

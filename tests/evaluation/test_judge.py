@@ -383,7 +383,7 @@ def test_a_refusal_that_meets_every_request_ends_the_run(server: Server, ask: As
 
 def test_a_timeout_is_tried_again(server: Server, ask: Ask) -> None:
     release = threading.Event()
-    server.answer = lambda request: "A" if len(server.requests) > 1 else str(release.wait(60))
+    server.answer = lambda request: "A" if len(server.requests) > 1 else str(release.wait(120))
     (judged,) = ask(pair(), timeout_s=1)
     release.set()
     assert judged["verdict"] == "tie"
@@ -392,7 +392,7 @@ def test_a_timeout_is_tried_again(server: Server, ask: Ask) -> None:
 
 def test_timeouts_without_end_are_a_failure(server: Server, ask: Ask) -> None:
     release = threading.Event()
-    server.answer = lambda request: str(release.wait(60))
+    server.answer = lambda request: str(release.wait(120))
     (judged,) = ask(pair(), timeout_s=0.05)
     release.set()
     assert judged["error"] == "after 6 tries: no reply within 0.05 s"
@@ -418,7 +418,7 @@ def test_an_endpoint_that_goes_away_is_waited_for(server: Server, ask: Ask) -> N
 
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_no_more_requests_at_a_time_than_asked_for(server: Server, ask: Ask, concurrency: int) -> None:
-    together = threading.Barrier(concurrency, timeout=60)
+    together = threading.Barrier(concurrency, timeout=120)
 
     def answer(request: dict[str, Any]) -> str:
         together.wait()
@@ -510,8 +510,8 @@ def test_leaving_early_ends_what_is_under_way(server: Server, tmp_path: Path) ->
     def answer(request: dict[str, Any]) -> str:
         if "of 1" in shown(request):
             asked.set()
-            outcomes.append(ended.wait(30))
-        return "A" if asked.wait(30) else ""
+            outcomes.append(ended.wait(120))
+        return "A" if asked.wait(120) else ""
 
     server.answer = answer
     rows = [*pair(prompt_id="0"), *pair(prompt_id="1")]

@@ -154,7 +154,7 @@ def test_a_server_that_stays_broken_names_the_candidate(server: Server) -> None:
 
 def test_a_server_that_hangs_is_ended_by_the_timeout(server: Server) -> None:
     release = threading.Event()
-    server.answer = lambda request: release.wait(60)
+    server.answer = lambda request: release.wait(120)
     error = str(failure(HttpReward(server.url, batch_size=1, timeout_s=0.05, tries=2, concurrency=1)))
     release.set()
     assert error.endswith("failed on candidate 3: after 2 tries: no reply within 0.05 s")
@@ -231,7 +231,7 @@ def meeting(num_requests: int, answer: Callable[[dict[str, Any]], Any]) -> Calla
     barrier = threading.Barrier(num_requests)
 
     def wait(request: dict[str, Any]) -> Any:
-        barrier.wait(timeout=20)
+        barrier.wait(timeout=120)
         return answer(request)
 
     return wait
@@ -380,7 +380,7 @@ def test_ctrl_c_ends_generate_and_keeps_what_there_is(server: Server) -> None:
 
     def answer(request: dict[str, Any]) -> Any:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        outcomes.append(ended.wait(30))
+        outcomes.append(ended.wait(120))
 
     server.answer = answer
     with pytest.raises(Interrupted) as caught:

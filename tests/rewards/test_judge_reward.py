@@ -97,7 +97,7 @@ def test_prompts_that_are_due_together_are_rated_at_once(server: Server) -> None
     barrier, answer = threading.Barrier(3), server.answer
 
     def meet(request: dict[str, Any]) -> Any:
-        barrier.wait(timeout=20)
+        barrier.wait(timeout=120)
         return answer(request)
 
     server.answer = meet

@@ -32,7 +32,7 @@ from specrej.types import Message
 
 SETTINGS = Settings(n=12, max_new_tokens=30, min_tokens=5, memory=6000, decide="every:8")
 TOTAL_BYTES = 30_000
-PATIENCE_S = 20.0
+PATIENCE_S = 120.0
 
 
 class ForgetfulReward(FakeReward):

@@ -136,7 +136,7 @@ def test_a_reward_that_fails_for_one_request_fails_that_request_only(is_hanging:
         return 1.0
 
     async def go() -> None:
-        async with serving(FakeEngine(), PickyReward(fault), reward_timeout_s=0.2) as served:
+        async with serving(FakeEngine(), PickyReward(fault), reward_timeout_s=1) as served:
             asking = [served.ask({"prompt": f"{number}", "seed": number}) for number in range(12)]
             bad = [served.ask({"prompt": "bad"}), served.ask({"prompt": "bad", "stream": True})]
             refused, broken, *answered = await asyncio.gather(*bad, *asking)
@@ -178,11 +178,11 @@ def test_a_deadline_frees_the_place_of_what_runs_and_of_what_waits() -> None:
     async def go() -> None:
         engine = Stalling(eos=0.0)
         async with serving(engine, in_flight=1) as served:
-            specrej_own = {"deadline_s": 0.2}
+            specrej_own = {"deadline_s": 1}
             asking = [served.ask({"prompt": f"{n}", "specrej": specrej_own, "stream": n == 2}) for n in range(3)]
             going = asyncio.gather(*asking)
             await served.until(engine.is_there.is_set, "it never ran")
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(1.1)
             engine.go_on.set()
             runs, waits, streams = await going
             assert [runs.status_code, waits.status_code, streams.status_code] == [504, 504, 200]

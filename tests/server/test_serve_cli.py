@@ -72,7 +72,6 @@ class Process:
 
 @contextmanager
 def serving(*arguments: str, cwd: Path, **environment: str) -> Iterator[Process]:
-    # A shell that runs the tests in the background has told its children to ignore SIGINT.
     with subprocess.Popen(
         [sys.executable, "-m", "specrej", "serve", "--port", "0", *arguments],
         env={**os.environ, "PYTHONPATH": SOURCES, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", **environment},
@@ -80,7 +79,6 @@ def serving(*arguments: str, cwd: Path, **environment: str) -> Iterator[Process]
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:
             running = Process(process)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import specrej
+from endpoint import until
 from fakes import FakeEngine, FakeReward, FakeSession, by_hash
 from specrej.errors import BudgetError, DeadlineError, QueueFullError, RewardError, ShutdownError, SpecrejError
 from specrej.pool import Pool
@@ -155,7 +156,7 @@ class Stalling(FakeEngine):
     def step(self, limits: Any = None) -> Any:
         if self.num_steps == 2:
             self._is_there.set()
-            assert self.go_on.wait(10)
+            assert self.go_on.wait(120)
         return super().step(limits)
 
     async def reached(self) -> None:
@@ -235,7 +236,7 @@ def test_a_reward_that_fails_for_one_request_fails_no_other(fault: str) -> None:
         release = threading.Event()
         reward = PickyReward(raise_error if fault == "raises" else lambda: assert_set(release))
         engine = FakeEngine(eos=0.0)
-        async with serving(engine, reward, reward_timeout_s=0.3) as service:
+        async with serving(engine, reward, reward_timeout_s=1) as service:
             good = [submit(service, seed=seed) for seed in range(4)]
             bad = submit(service, "bad")
             more = [submit(service, seed=seed) for seed in range(4, 8)]
@@ -251,7 +252,7 @@ def test_a_reward_that_fails_for_one_request_fails_no_other(fault: str) -> None:
 
 
 def assert_set(event: threading.Event) -> None:
-    assert event.wait(10)
+    assert event.wait(120)
 
 
 def test_the_engines_failure_fails_what_was_in_flight_and_the_next_request_is_served() -> None:
@@ -307,5 +308,4 @@ def test_a_stopped_service_leaves_no_thread_behind() -> None:
 
     before = set(threading.enumerate())
     asyncio.run(run())
-    time.sleep(0.05)
-    assert not [thread for thread in set(threading.enumerate()) - before if "specrej" in thread.name]
+    until(lambda: not [thread for thread in set(threading.enumerate()) - before if "specrej" in thread.name])

@@ -2,7 +2,7 @@
 
     requests = read_all("in.jsonl", settings, num_kept=1, model="smollm2")
     info = describe_job(requests, settings, 1, model="smollm2", reward="relevance")
-    with open_output(Path("out.jsonl"), info, resume=True) as output:
+    with open_output("out.jsonl", info, resume=True) as output:
         rows_of = local_rows(engine, reward, open_pool(engine, settings, "2GiB"), in_flight=16)
         for ended in run_batch(requests, rows_of, output):
             print(ended.row)
@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from specrej.api import run_many
@@ -48,7 +49,7 @@ RowsOf = Callable[[Iterable[Request]], Iterator[Ended]]
 """Runs requests, which it takes as it has room for them; yields each as it ends, in any order, every one once."""
 
 
-def read_all(source: str, settings: Settings, num_kept: int, model: str) -> list[Request | BrokenRequest]:
+def read_all(source: str | Path, settings: Settings, num_kept: int, model: str | Path) -> list[Request | BrokenRequest]:
     """All rows of the input, so that what is wrong with them is known before the model is opened.
 
     A row in OpenAI's form that asks for another model is broken.
@@ -56,9 +57,9 @@ def read_all(source: str, settings: Settings, num_kept: int, model: str) -> list
     Raises:
         UsageError: the input cannot be read, or holds no row.
     """
-    requests = [_of_this_model(request, model) for request in read_requests(source, settings, num_kept)]
+    requests = [_of_this_model(request, str(model)) for request in read_requests(source, settings, num_kept)]
     if not requests:
-        raise UsageError(f"{source!r} holds no row", hint='expected rows such as {"id": "a", "prompt": "Why?"}')
+        raise UsageError(f"{str(source)!r} holds no row", hint='expected rows such as {"id": "a", "prompt": "Why?"}')
     return requests
 
 
@@ -77,7 +78,7 @@ def describe_job(
     settings: Settings,
     num_kept: int,
     *,
-    model: str,
+    model: str | Path,
     reward: str,
     engine: str = "torch",
     engine_args: Mapping[str, Any] | None = None,
@@ -93,7 +94,7 @@ def describe_job(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         settings=settings.to_dict(),
         num_kept=num_kept,
-        model=model,
+        model=str(model),
         engine=engine,
         engine_args=dict(engine_args or {}),
         weights=weights,

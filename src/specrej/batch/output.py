@@ -1,6 +1,6 @@
 """The file that a batch job writes: one writer, whole rows, and a file beside it that says which job they are of.
 
-    with open_output(Path("out.jsonl"), info, resume=True) as output:
+    with open_output("out.jsonl", info, resume=True) as output:
         output.done                  # ids of the rows that an earlier sitting has written
         output.append(row)           # on the disk when this returns
 
@@ -74,13 +74,14 @@ class Output:
 
 
 @contextmanager
-def open_output(path: Path, info: JobInfo, *, resume: bool) -> Iterator[Output]:
+def open_output(path: str | Path, info: JobInfo, *, resume: bool) -> Iterator[Output]:
     """Be the only writer of a job's output: a new one, or (with `resume`) one that was stopped.
 
     Raises:
         UsageError: the file cannot be written, is in use, holds rows of another job or of none, or holds rows of this
             job and `resume` was not asked for.
     """
+    path = Path(path)
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is no file", hint="give a file, or --output - for stdout")
     beside = path.with_name(f"{path.name}.job.json")

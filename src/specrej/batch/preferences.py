@@ -1,8 +1,8 @@
 """From the answers of a batch job to training data in TRL's formats (https://huggingface.co/docs/trl/dataset_formats).
 
-    counts = write_pairs(Path("out.jsonl"), Path("pairs.jsonl"), form="conversational", min_margin=0.5)
+    counts = write_pairs("out.jsonl", "pairs.jsonl", form="conversational", min_margin=0.5)
 
-    num_written, num_failed = write_sft(Path("out.jsonl"), Path("sft.jsonl"))   # {"messages": [..., the best answer]}
+    num_written, num_failed = write_sft("out.jsonl", "sft.jsonl")   # {"messages": [..., the best answer]}
 
 A pair sets the best answer to a prompt against the finished one of the lowest reward. The batch must have kept at least
 two answers a prompt, in plain rows: OpenAI's do not hold what was asked.
@@ -58,7 +58,9 @@ def to_pair(row: Mapping[str, Any], form: str = "conversational") -> dict[str, A
     }
 
 
-def write_pairs(source: Path, output: Path, *, form: str = "conversational", min_margin: float = 0.0) -> PairCounts:
+def write_pairs(
+    source: str | Path, output: str | Path, *, form: str = "conversational", min_margin: float = 0.0
+) -> PairCounts:
     """Write a JSONL file of pairs, whole or not at all, in the order of the rows.
 
     Args:
@@ -82,7 +84,7 @@ def write_pairs(source: Path, output: Path, *, form: str = "conversational", min
     return PairCounts(*(fates.count(name) for name in PairCounts._fields))
 
 
-def write_sft(source: Path, output: Path) -> tuple[int, int]:
+def write_sft(source: str | Path, output: str | Path) -> tuple[int, int]:
     """Write each conversation with its best answer, for fine-tuning on the best of n.
 
     Returns:
@@ -109,8 +111,8 @@ def sft(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             yield {"messages": [*_messages(row), *_answer(row["text"])], "reward": row["reward"], "id": row["id"]}
 
 
-def _read(source: Path, output: Path) -> list[dict[str, Any]]:
-    if output.resolve() == source.resolve():
+def _read(source: str | Path, output: str | Path) -> list[dict[str, Any]]:
+    if Path(output).resolve() == Path(source).resolve():
         raise UsageError(f"{output} holds the answers; give what is made of them a file of its own")
     return read_rows(source)
 

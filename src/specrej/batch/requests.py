@@ -70,7 +70,7 @@ class BrokenRequest:
     form: Form
 
 
-def read_requests(source: str, settings: Settings, num_kept: int) -> Iterator[Request | BrokenRequest]:
+def read_requests(source: str | Path, settings: Settings, num_kept: int) -> Iterator[Request | BrokenRequest]:
     """The rows of a JSONL file, or of stdin ("-"), in order; blank lines are skipped.
 
     A plain row holds `prompt` or `messages`, and an id by one of the names that `specrej bench` knows; without one it
@@ -86,6 +86,7 @@ def read_requests(source: str, settings: Settings, num_kept: int) -> Iterator[Re
     """
     if num_kept < 1:
         raise UsageError(f"the number of answers kept must be at least 1, got {num_kept}")
+    source = str(source)
     return _read(_open(source), source, settings, num_kept)
 
 

@@ -19,6 +19,7 @@ import typer
 
 from specrej.cli import answer, batch, evaluate, serve
 from specrej.cli.pull import models_app
+from specrej.threads import sleep_while_waiting
 from specrej.version import __version__
 
 app = typer.Typer(
@@ -53,6 +54,7 @@ def root(
 
 def main() -> None:
     """Run the command."""
+    sleep_while_waiting()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an answer may hold what the terminal cannot write

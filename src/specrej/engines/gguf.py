@@ -1,8 +1,8 @@
 """A Llama-architecture model as one GGUF file with float16 weights, which OpenVINO GenAI opens without an export.
 
-    path = as_gguf(Path("/models/mine"))           # in the user's cache, written first where it is not there yet
-    write_gguf(Path("/models/mine"), path)         # anywhere else
-    check_gguf(Path("/models/theirs.gguf"))        # whether OpenVINO computes what somebody else's file says
+    path = as_gguf("/models/mine")           # in the user's cache, written first where it is not there yet
+    write_gguf("/models/mine", path)         # anywhere else
+    check_gguf("/models/theirs.gguf")        # whether OpenVINO computes what somebody else's file says
 
 Only what runs the model is in the file: no tokenizer, since text and tokens are transformers' affair here. Matrices are
 rounded to float16, norms stay float32. A file appears whole or not at all, and processes that want the same one wait
@@ -42,13 +42,14 @@ _LAYER = {
 _EXPORT = "export it instead: optimum-cli export openvino --model {} DIRECTORY, and give that directory"
 
 
-def as_gguf(directory: Path, report: Report = report_to_stderr) -> Path:
+def as_gguf(directory: str | Path, report: Report = report_to_stderr) -> Path:
     """The GGUF file of a model in the cache. One that was written from other weights is written anew.
 
     Raises:
         UsageError: the package gguf is missing.
         ModelError: not a model that GGUF and OpenVINO can say in full, or no room for it.
     """
+    directory = Path(directory)
     place = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:8]
     stem = f"{directory.resolve().name}-{place}"
     target = cache_dir() / "gguf" / f"{stem}-{_fingerprint(directory)}.gguf"
@@ -78,13 +79,14 @@ def _fingerprint(directory: Path) -> str:
     return hashlib.sha256(json.dumps([_FORMAT, found]).encode()).hexdigest()[:12]
 
 
-def write_gguf(directory: Path, target: Path) -> None:
+def write_gguf(directory: str | Path, target: str | Path) -> None:
     """Write the model of a directory (config.json and safetensors) to a GGUF file.
 
     Raises:
         UsageError: the package gguf is missing.
         ModelError: not a model that GGUF and OpenVINO can say in full.
     """
+    directory, target = Path(directory), Path(target)
     writer_of = _package().GGUFWriter
     config = load_config(str(directory))
     _refuse_others(directory, config)
@@ -119,7 +121,7 @@ def _package() -> Any:
     return gguf
 
 
-def check_gguf(path: Path) -> None:
+def check_gguf(path: str | Path) -> None:
     """See that OpenVINO computes what a file says.
 
     It passes over scaled positions and windows, and rounds once more what is quantized.

@@ -1,7 +1,7 @@
 """Methods side by side on the same prompts: one engine, one memory budget, one seed, everything inside the clock.
 
     methods = parse_methods(["best_of_n:8", "speculative_rejection:0.5"], Settings(max_new_tokens=128))
-    for row in run_bench(load_prompts("prompts.jsonl"), methods, engine, reward, Path("out"), settings=settings):
+    for row in run_bench(load_prompts("prompts.jsonl"), methods, engine, reward, "out", settings=settings):
         print(row["prompt_id"], row["method"])
 
 Each prompt runs all methods before the next prompt begins, and their order rotates from prompt to prompt, so that a
@@ -103,7 +103,7 @@ def run_bench(
     methods: Sequence[Method],
     engine: Engine,
     reward: Reward,
-    directory: Path,
+    directory: str | Path,
     *,
     settings: Settings,
     resume: bool = False,
@@ -128,7 +128,7 @@ def run_bench(
         UsageError: the directory holds something else, or cannot be written.
     """
     info = describe_run("bench", loaded, engine, reward, settings, [method.name for method in methods])
-    with claim(directory, info, resume=resume), Journal(directory / RESULTS) as journal:
+    with claim(directory, info, resume=resume), Journal(Path(directory) / RESULTS) as journal:
         done = {(row["prompt_id"], row["method"]) for row in journal.rows}
         _warm_up(engine, reward, settings)
         for number, task in enumerate(loaded.tasks):

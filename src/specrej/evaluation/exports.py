@@ -118,7 +118,7 @@ class Exported(NamedTuple):
     """What the bench holds and the format does not, in words; "" where nothing was left out."""
 
 
-def export(path: Path, rows: Sequence[Row], method: str, to: str, tasks: Iterable[Task] = ()) -> Exported:
+def export(path: str | Path, rows: Sequence[Row], method: str, to: str, tasks: Iterable[Task] = ()) -> Exported:
     """Write a method's answers in the format of `FORMATS` that `to` names. The file's folder is made.
 
     Raises:
@@ -129,7 +129,7 @@ def export(path: Path, rows: Sequence[Row], method: str, to: str, tasks: Iterabl
         outputs = to_alpaca_eval(rows, method, tasks)
         write_alpaca_eval(path, outputs)
     elif to == "mt_bench":
-        write_mt_bench(path, to_mt_bench(rows, method, path.stem))
+        write_mt_bench(path, to_mt_bench(rows, method, Path(path).stem))
     else:
         raise UnknownNameError("format", to, FORMATS)
     chosen = _rows_of(rows, method)
@@ -152,14 +152,14 @@ def _flattened(rows: Sequence[Row], to: str) -> str:
     return "; ".join(f"{count} {words}" for words, count in counts.items() if count)
 
 
-def _make_folder(path: Path) -> None:
+def _make_folder(path: str | Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot make the folder {path.parent}: {error.strerror}") from error
+        raise UsageError(f"cannot make the folder {Path(path).parent}: {error.strerror}") from error
 
 
-def write_alpaca_eval(path: Path, outputs: Sequence[AlpacaOutput]) -> None:
+def write_alpaca_eval(path: str | Path, outputs: Sequence[AlpacaOutput]) -> None:
     """Write model_outputs.json, whole or not at all. The file's folder is made.
 
     Raises:
@@ -172,7 +172,7 @@ def write_alpaca_eval(path: Path, outputs: Sequence[AlpacaOutput]) -> None:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
-def write_mt_bench(path: Path, answers: Sequence[MtBenchAnswer]) -> None:
+def write_mt_bench(path: str | Path, answers: Sequence[MtBenchAnswer]) -> None:
     """Write a model's answers, whole or not at all. The file's folder is made.
 
     Raises:

@@ -24,13 +24,14 @@ _LOCK = ".lock"
 
 
 @contextmanager
-def claim(directory: Path, info: RunInfo, *, resume: bool) -> Iterator[None]:
+def claim(directory: str | Path, info: RunInfo, *, resume: bool) -> Iterator[None]:
     """Be the only writer of a run's folder: a new one, or (with `resume`) one that was stopped.
 
     Raises:
         UsageError: the folder cannot be written, is in use, holds another run or files of no run, or holds this run
             already and `resume` was not asked for.
     """
+    directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(directory / _LOCK, timeout=0)
@@ -75,21 +76,21 @@ def _plain(info: RunInfo) -> dict[str, object]:
     return cast("dict[str, object]", json.loads(json.dumps(info)))
 
 
-def read_info(directory: Path) -> RunInfo:
+def read_info(directory: str | Path) -> RunInfo:
     """What the run in a folder is.
 
     Raises:
         UsageError: there is no run.
     """
     try:
-        return cast("RunInfo", json.loads((directory / RUN).read_text(encoding="utf-8")))
+        return cast("RunInfo", json.loads((Path(directory) / RUN).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{directory} holds no run: {RUN} cannot be read", hint="give a folder that specrej bench or trace has made"
         ) from error
 
 
-def read_bench(directory: Path) -> tuple[RunInfo, list[Row]]:
+def read_bench(directory: str | Path) -> tuple[RunInfo, list[Row]]:
     """What a bench has written so far.
 
     Raises:
@@ -98,4 +99,4 @@ def read_bench(directory: Path) -> tuple[RunInfo, list[Row]]:
     info = read_info(directory)
     if info["kind"] != "bench":
         raise UsageError(f"{directory} holds a {info['kind']}, not a bench")
-    return info, cast("list[Row]", read_rows(directory / RESULTS))
+    return info, cast("list[Row]", read_rows(Path(directory) / RESULTS))

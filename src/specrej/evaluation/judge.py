@@ -118,7 +118,9 @@ class Endpoint:
         )
 
 
-def judge(rows: Sequence[Row], *, method: str, baseline: str, endpoint: Endpoint, cache: Path) -> Iterator[VerdictRow]:
+def judge(
+    rows: Sequence[Row], *, method: str, baseline: str, endpoint: Endpoint, cache: str | Path
+) -> Iterator[VerdictRow]:
     """Verdicts in the order of the method's rows, as they come; one for each prompt that both methods have a row of.
 
     Not asked: the same texts tie, and a failed row loses against one that did not fail.
@@ -142,10 +144,10 @@ def judge(rows: Sequence[Row], *, method: str, baseline: str, endpoint: Endpoint
             raise UnknownNameError("method", name, by_method)
     others = by_method[baseline]
     pairs = [(row, others[prompt_id]) for prompt_id, row in by_method[method].items() if prompt_id in others]
-    return _judge_all(pairs, _Client(endpoint, cache))
+    return _judge_all(pairs, _Client(endpoint, Path(cache)))
 
 
-def record(path: Path, verdicts: Iterable[VerdictRow]) -> Iterator[VerdictRow]:
+def record(path: str | Path, verdicts: Iterable[VerdictRow]) -> Iterator[VerdictRow]:
     """Append verdicts to a journal; each is on the disk when it is yielded.
 
     Raises:
@@ -157,13 +159,13 @@ def record(path: Path, verdicts: Iterable[VerdictRow]) -> Iterator[VerdictRow]:
             yield verdict
 
 
-def read_verdicts(directory: Path) -> list[VerdictRow]:
+def read_verdicts(directory: str | Path) -> list[VerdictRow]:
     """What was recorded in a run's folder, of all judges; of a pair that a judge was asked about again, the last.
 
     Raises:
         UsageError: what is there cannot be read.
     """
-    path = directory / JUDGEMENTS
+    path = Path(directory) / JUDGEMENTS
     rows = cast("list[VerdictRow]", read_rows(path)) if path.exists() else []
     latest = {(row["prompt_id"], row["method"], row["baseline"], row["judge"]): row for row in rows}
     return list(latest.values())

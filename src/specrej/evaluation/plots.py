@@ -1,7 +1,7 @@
 """Matplotlib figures of the report and of `specrej replay`: pure functions from plain data to a Figure.
 
     figure = efficiency(points, unit="seconds", baseline="best_of_n:8")
-    svg, png = save(figure, Path("out/plots/efficiency-seconds"))
+    svg, png = save(figure, "out/plots/efficiency-seconds")
 
 Nothing here computes a metric. Figures use the colours below and no others: accent for methods that reject, greys for
 the rest, so that a page can map them to its own. The same data gives the same bytes.
@@ -216,8 +216,9 @@ def cost_bars(parts: Mapping[str, Mapping[str, float]], *, rejects: Mapping[str,
         return figure
 
 
-def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
+def save(figure: Figure, stem: str | Path) -> tuple[Path, Path]:
     """Write STEM.svg and STEM.png (twice the size, for screens) and return their paths."""
+    stem = Path(stem)
     svg, png = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png")
     with matplotlib.rc_context(_STYLE):
         figure.savefig(svg, metadata={"Date": None, "Creator": None}, dpi=200)

@@ -1,6 +1,6 @@
 """The policies that a replay judges: from a file, or a grid over what the traces hold.
 
-policies = read_policies(Path("policies.jsonl"))     # {"alpha": 0.5, "decide": "at:16,32", "n": 64} a line
+policies = read_policies("policies.jsonl")     # {"alpha": 0.5, "decide": "at:16,32", "n": 64} a line
 policies = grid(traces)                              # several hundred
 """
 
@@ -85,14 +85,14 @@ class ReplayPolicy:
         return {}
 
 
-def read_policies(path: Path) -> list[ReplayPolicy]:
+def read_policies(path: str | Path) -> list[ReplayPolicy]:
     """Policies of a JSON list, or of JSON lines.
 
     Raises:
         UsageError: the file cannot be read, or a policy is none; names its line, of a list its place.
     """
     try:
-        text = read_text(path)
+        text = read_text(Path(path))
     except OSError as error:
         raise UsageError(f"cannot read policies from {path}: {error}", hint="give a file, or grid") from error
     policies = [_read_policy(given, where) for where, given in _rows(text, path)]
@@ -136,7 +136,7 @@ def _memory(trace: Trace, num_rows: int) -> str:
     return format_bytes(trace.layout.peak_bytes(trace.num_prompt_tokens, num_rows, slots)).replace(" ", "")
 
 
-def _rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
+def _rows(text: str, path: str | Path) -> Iterator[tuple[str, Any]]:
     """Each policy as it was given, and where."""
     is_list = text.lstrip().startswith("[")
     lines = [text] if is_list else text.splitlines()

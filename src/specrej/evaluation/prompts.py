@@ -140,7 +140,7 @@ NAMED_SETS = {
 """Read through `datasets`; a name here goes before a file of that name (write ./NAME for the file)."""
 
 
-def load_prompts(source: str, limit: int | None = None) -> Loaded:
+def load_prompts(source: str | Path, limit: int | None = None) -> Loaded:
     """The tasks of a JSONL file, of stdin ("-") or of a set in `NAMED_SETS`.
 
     Args:
@@ -151,6 +151,7 @@ def load_prompts(source: str, limit: int | None = None) -> Loaded:
         UnknownNameError: neither a file nor a set.
         UsageError: the source cannot be read, or holds no good row.
     """
+    source = str(source)
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1, got {limit}")
     tasks: dict[str, Task] = {}

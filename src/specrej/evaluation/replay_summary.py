@@ -75,7 +75,9 @@ LOSS_ALPHAS = (0.1, 0.25, 0.5, 0.75, 0.9)
 REPLAY = "replay.json"
 
 
-def replay_folder(directory: Path, policies: Sequence[ReplayPolicy], rescore: Rescore | None = None) -> ReplaySummary:
+def replay_folder(
+    directory: str | Path, policies: Sequence[ReplayPolicy], rescore: Rescore | None = None
+) -> ReplaySummary:
     """Replay policies on all traces of a folder; write what came out to its replay.json.
 
     A policy that some prompt does not allow is a row with its error, and the others go on.
@@ -107,7 +109,7 @@ def replay_folder(directory: Path, policies: Sequence[ReplayPolicy], rescore: Re
         correlations=correlations(traces),
         loss_chances=loss_chances(traces, LOSS_ALPHAS),
     )
-    write_json(directory / REPLAY, summary)
+    write_json(Path(directory) / REPLAY, summary)
     return summary
 
 

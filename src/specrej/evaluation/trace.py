@@ -130,7 +130,7 @@ def record(
     loaded: Loaded,
     engine: Engine,
     reward: Reward,
-    directory: Path,
+    directory: str | Path,
     *,
     settings: Settings,
     checkpoints: Sequence[int],
@@ -150,7 +150,7 @@ def record(
     Raises:
         UsageError: checkpoints that are no lengths; a directory that holds something else, or cannot be written.
     """
-    lengths = tuple(sorted(set(checkpoints)))
+    directory, lengths = Path(directory), tuple(sorted(set(checkpoints)))
     if not lengths or lengths[0] < 1:
         raise UsageError(f"checkpoints must be lengths of at least one token, got {list(checkpoints)}")
     words = ",".join(map(str, lengths))
@@ -173,7 +173,7 @@ def record(
             yield Progress(num_done, len(paths), task.id, error)
 
 
-def load(directory: Path) -> Iterator[Trace]:
+def load(directory: str | Path) -> Iterator[Trace]:
     """The traces of a folder, in the order of the prompts.
 
     Raises:
@@ -181,16 +181,16 @@ def load(directory: Path) -> Iterator[Trace]:
     """
     if (kind := read_info(directory)["kind"]) != "trace":
         raise UsageError(f"{directory} holds a {kind}, not traces", hint="record some with `specrej trace`")
-    paths = sorted(directory.glob("*.parquet"))
+    paths = sorted(Path(directory).glob("*.parquet"))
     if not paths:
         raise UsageError(f"{directory} holds no trace yet", hint="go on with `specrej trace --resume`")
     for path in paths:
         yield _load(path)
 
 
-def load_failures(directory: Path) -> list[dict[str, Any]]:
+def load_failures(directory: str | Path) -> list[dict[str, Any]]:
     """Prompts that have no trace, as they failed: `prompt_id`, `kind` and `message` of the error."""
-    return read_rows(directory / FAILURES)
+    return read_rows(Path(directory) / FAILURES)
 
 
 class _HiddenStates:

@@ -3,7 +3,7 @@
     as_reward("relevance")                        # a name of the registry
     as_reward("logprob:sum")                      # ... with its argument
     as_reward("classifier:org/model#helpful?partial=open")     # a classifier's output by its label
-    as_reward("org/model")                        # the same from a Hugging Face id or a local directory
+    as_reward("org/model")                        # the same from a Hugging Face id or a local directory, also a Path
     as_reward("ensemble:relevance*0.7+logprob")   # several rewards as one
     as_reward("theirs:argument")                  # a name that an installed package adds: see `specrej.registry`
     as_reward("metrics:brevity")                  # a function of a module, looked for in the current directory first
@@ -50,10 +50,10 @@ def _forms() -> str:
 
 
 def as_reward(spec: Any, memory: str | int | None = None) -> Reward:
-    """The reward that the user means: a reward, a function over texts, or a string as in the module's docstring.
+    """The reward that the user means: a reward, a function over texts, or words as in the module's docstring.
 
     Args:
-        spec: the reward.
+        spec: the reward; a path is that of a classifier's directory.
         memory: KV that a classifier may hold for a prompt, or vLLM for all, such as "256MiB"; other rewards hold none.
 
     Raises:
@@ -61,6 +61,8 @@ def as_reward(spec: Any, memory: str | int | None = None) -> Reward:
         UnknownNameError: a plain name that nobody knows; near ones are suggested.
         ModelError: the model of a classifier cannot be opened.
     """
+    if isinstance(spec, Path):
+        spec = f"classifier:{spec}"
     if memory is not None:
         return _with_memory(spec, memory)
     if isinstance(spec, str):

@@ -13,7 +13,7 @@ from specrej.evaluation.report.replay_sections import replay_page
 _HERE = Path(__file__).parent
 
 
-def write_report(directory: Path, *, baseline: str | None = None) -> Path:
+def write_report(directory: str | Path, *, baseline: str | None = None) -> Path:
     """Write DIRECTORY/report.html and DIRECTORY/plots/*.svg and *.png.
 
     Args:
@@ -26,6 +26,7 @@ def write_report(directory: Path, *, baseline: str | None = None) -> Path:
     Raises:
         UsageError: the folder holds no run, or a run without results, or the baseline is none of its methods.
     """
+    directory = Path(directory)
     info = read_info(directory)
     page = bench_page(directory, baseline) if info["kind"] == "bench" else replay_page(directory)
     path = directory / "report.html"
