@@ -155,7 +155,7 @@ def test_a_dash_reads_the_prompt_from_stdin(run: Run) -> None:
 def test_stdin_that_is_no_text_is_an_error(run: Run) -> None:
     done = run("generate", prompt="-", input=b"\xff\xfe")
     assert done.exit_code == 2
-    assert "error: the prompt is not UTF-8" in done.stderr
+    assert "error: stdin is UTF-16, expected UTF-8" in done.stderr
 
 
 def test_compare_prints_one_object_with_three_results(run: Run) -> None:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from specrej.errors import UsageError
+from specrej.reading import without_mark
 
 
 class Journal:
@@ -118,7 +119,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:
     """The rows of all lines that have an end."""
     rows = []
-    for number, line in enumerate(content.split(b"\n")[:-1], 1):
+    for number, line in enumerate(without_mark(content, str(path)).split(b"\n")[:-1], 1):
         try:
             row = json.loads(line)
         except ValueError as error:

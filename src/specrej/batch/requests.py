@@ -109,7 +109,7 @@ def _read(
     form: Form = "plain"
     with opened as file:
         try:
-            for line, text in number_lines(file):
+            for line, text in number_lines(file, "stdin" if source == "-" else source):
                 request = _parse(text, line, form, settings, num_kept, lines)
                 form = request.form
                 lines[request.id] = line

@@ -9,6 +9,7 @@ import typer
 from specrej import api
 from specrej.cli.options import Json, exit_codes, stdout_for_results, takes_options
 from specrej.errors import PromptError
+from specrej.reading import decode
 
 _Prompt = Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.", show_default=False)]
 
@@ -64,7 +65,9 @@ def _read(prompt: str) -> str:
     """The prompt's text; - is stdin without the newline at its end."""
     if prompt == "-" and sys.stdin.isatty():
         typer.echo("reading the prompt from stdin, up to Ctrl-D", err=True)
+    if prompt == "-":
+        return decode(sys.stdin.buffer.read(), "stdin").rstrip("\r\n")
     try:
-        return sys.stdin.buffer.read().decode().rstrip("\r\n") if prompt == "-" else os.fsencode(prompt).decode()
+        return os.fsencode(prompt).decode()
     except UnicodeError as error:
         raise PromptError(f"the prompt is not UTF-8: {error}") from error

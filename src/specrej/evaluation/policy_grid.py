@@ -15,6 +15,7 @@ from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation.trace import Trace
 from specrej.memory import format_bytes
 from specrej.policies import Policy
+from specrej.reading import read_text
 from specrej.settings import Settings
 
 _FORM = 'one policy is like {"alpha": 0.5, "decide": "at:16,32", "n": 64, "memory": "64MiB"}'
@@ -91,8 +92,8 @@ def read_policies(path: Path) -> list[ReplayPolicy]:
         UsageError: the file cannot be read, or a policy is none; names its line, of a list its place.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except OSError as error:
         raise UsageError(f"cannot read policies from {path}: {error}", hint="give a file, or grid") from error
     policies = [_read_policy(given, where) for where, given in _rows(text, path)]
     if not policies:

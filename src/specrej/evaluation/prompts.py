@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from specrej.errors import PromptError, UnknownNameError, UsageError
+from specrej.reading import check_characters, without_mark
 from specrej.types import Prompt, as_messages
 
 _FORM = 'one JSON object a line, such as {"id": "a", "prompt": "Why is the sky blue?"}'
@@ -31,7 +32,6 @@ _KINDS: dict[str, tuple[type[Any], str]] = {
     "messages": (list, "a list of messages"),
     "turns": (list, "a list of texts"),
 }
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _IDS = ("id", "prompt_id", "question_id", "key")
 
 
@@ -179,14 +179,18 @@ def _rows(source: str) -> Iterator[tuple[int, Callable[[], Any]]]:
         for number, row in enumerate(_download(source, named), 1):
             yield number, partial(named.to_row, row)
         return
-    for number, line in number_lines(_lines(source)):
+    for number, line in number_lines(_lines(source), "stdin" if source == "-" else source):
         yield number, partial(parse_json, line)
 
 
-def number_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers, counted from 1, without a byte order mark; blank ones are left out."""
+def number_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers, counted from 1, without a byte order mark; blank ones are left out.
+
+    Raises:
+        UsageError: the mark says that the source, of this name, is not UTF-8.
+    """
     for number, line in enumerate(lines, 1):
-        text = line.removeprefix(_BYTE_ORDER_MARK).strip() if number == 1 else line.strip()
+        text = without_mark(line, name).strip() if number == 1 else line.strip()
         if text:
             yield number, text
 
@@ -249,7 +253,7 @@ def _to_task(row: Any, line: int) -> Task:
     if messages[0][-1]["role"] == "assistant":
         raise PromptError("the conversation ends in an answer, expected a question")
     task_id = read_id(row, line)
-    check_writable([task_id, category, messages])
+    check_writable({"id": task_id, "category": category, name: list(turns) if name == "turns" else value})
     return Task(id=task_id, turns=turns, category=category, line=line)
 
 
@@ -265,16 +269,15 @@ def read_id(row: Mapping[str, Any], line: int) -> str:
     return str(given)
 
 
-def check_writable(content: object) -> None:
+def check_writable(content: object, name: str = "") -> None:
     r"""See that a file can take what JSON could spell: half a character ("\ud83d"), or 1e999.
 
     Raises:
         PromptError: it cannot.
     """
+    check_characters(content, name)
     try:
-        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError as error:
-        raise PromptError("the text holds half a surrogate pair, which is no character") from error
+        json.dumps(content, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise PromptError("a number is infinite, or none at all") from error
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from specrej.errors import PromptError, UsageError
+from specrej.reading import check_characters, read_text
 from specrej.rewards.function import last_question
 from specrej.types import Message
 
@@ -55,15 +56,18 @@ def _read(path: Path) -> dict[str, str]:
     """The answers by their questions."""
     answers: dict[str, str] = {}
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # no splitlines: JSON may hold U+2028 as it is
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).split("\n")  # no splitlines: JSON may hold U+2028 as it is
+    except OSError as error:
         raise UsageError(f"cannot read the references in {path}: {error}", hint=f"expected {_FORM}") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
+            check_characters(row, "")
             question, answer = _question(row), _answer(row)
+        except PromptError as error:
+            raise UsageError(f"line {number} of {path}: {error}", hint=error.hint) from error
         except KeyError as error:
             raise UsageError(f"line {number} of {path} has no {error}", hint=f"expected {_FORM}") from error
         except (ValueError, TypeError, AttributeError, IndexError) as error:

@@ -16,6 +16,7 @@ from typing import Any
 
 from specrej.completions import ENDPOINTS, CompletionRequest
 from specrej.errors import UsageError
+from specrej.reading import check_characters
 from specrej.settings import Settings
 
 _MOST_STOPS, _MOST_STOP_CHARACTERS = 16, 128
@@ -72,13 +73,14 @@ def parse_json(raw: bytes) -> dict[str, Any]:
 
     Raises:
         UsageError: no JSON, or no object.
+        PromptError: a text holds half a surrogate pair, which no tokenizer takes; names it.
     """
     try:
         body = json.loads(raw, parse_constant=_refuse_constant)
-        json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is no text, and no tokenizer takes it
     except (ValueError, RecursionError) as error:
         kind = "it is not UTF-8" if isinstance(error, UnicodeError) else str(error)
         raise UsageError(f"the body is no JSON: {kind}") from error
+    check_characters(body, "")
     if not isinstance(body, dict):
         raise UsageError(f"the body must be an object, got {reprlib.repr(body)}")
     return body
