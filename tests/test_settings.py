@@ -71,6 +71,7 @@ def test_every_sampling_parameter_for_users_is_a_setting_with_the_same_default()
         ("stop", [1]),
         ("stop", "###"),
         ("stop", None),
+        ("continue_final_message", "yes"),
         ("seed", -1),
         ("seed", 1.5),
     ],

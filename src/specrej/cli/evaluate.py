@@ -36,7 +36,7 @@ _Baseline = Annotated[
 ]
 
 
-@takes_options("algorithm", "n", "alpha")
+@takes_options("algorithm", "n", "alpha", "continue_final_message")
 def bench(
     prompts: _Prompts,
     *,
@@ -93,7 +93,7 @@ def bench(
         )
 
 
-@takes_options("algorithm", "n", "alpha", "keep", "decide", "min_tokens")
+@takes_options("algorithm", "n", "alpha", "keep", "decide", "min_tokens", "continue_final_message")
 def trace(
     prompts: _Prompts,
     *,

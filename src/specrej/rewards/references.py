@@ -16,7 +16,7 @@ from typing import Any
 from specrej.errors import PromptError, UsageError
 from specrej.reading import check_characters, read_text
 from specrej.rewards.function import last_question
-from specrej.types import Message
+from specrej.types import Message, as_messages
 
 FindReference = Callable[[Sequence[Message]], str]
 """The right answer to a conversation; raises PromptError where there is none."""
@@ -81,7 +81,7 @@ def _read(path: Path) -> dict[str, str]:
 
 def _question(row: Mapping[str, Any]) -> str:
     if row.get("messages") is not None:
-        return last_question(row["messages"])
+        return last_question(as_messages(row["messages"]))
     question = row["turns"][-1] if row.get("turns") is not None else row["prompt"]
     if not isinstance(question, str):
         raise TypeError(f"the prompt is {question!r}, not a text")
