@@ -172,7 +172,7 @@ def test_a_tokenizer_that_cannot_is_named_once_at_opening(caplog: pytest.LogCapt
         name_or_path, unk_token = "org/slow", None
         chat_template, backend_tokenizer = made("chatml").tokenizer.chat_template, None
 
-        def __call__(self, *given: Any, split_special_tokens: bool = False, **how: Any) -> Any:
+        def __call__(self, *given: Any, **how: Any) -> Any:
             return made("chatml").tokenizer(*given, **how)
 
         def __getattr__(self, name: str) -> Any:
@@ -187,10 +187,12 @@ def test_a_tokenizer_that_cannot_is_named_once_at_opening(caplog: pytest.LogCapt
     assert "the tokenizer of org/slow is no fast one" in said
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="specrej"):
-        warn_of_parsed("embedding:slow", Slow())
-        warn_of_parsed("embedding:fast", made("chatml").tokenizer)
-    [said] = caplog.messages
-    assert said.startswith("reward 'embedding:slow': its tokenizer takes these texts for special tokens: <|im_start|>,")
+        warn_of_parsed("embedding:slow", None)
+        warn_of_parsed("embedding:words", unigram().tokenizer.backend_tokenizer)
+        warn_of_parsed("embedding:fast", made("chatml").tokenizer.backend_tokenizer)
+    slow, words = caplog.messages
+    assert slow.startswith("reward 'embedding:slow': its tokenizer is no fast one")
+    assert words == "reward 'embedding:words': its tokenizer takes these texts for special tokens: <s>, </s>"
 
 
 # Answers before a reward model

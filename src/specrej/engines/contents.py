@@ -25,6 +25,7 @@ from specrej.types import Message
 _LOG = logging.getLogger("specrej")
 
 SPECIAL_TOKENS = ("text", "allow")
+_NO_CHARACTER = "\U0010ffff"
 
 
 class ChatTokenizer:
@@ -94,7 +95,8 @@ class ChatTokenizer:
 
     @cached_property
     def _special(self) -> dict[str, Any]:
-        return special_tokens_of(self.tokenizer)
+        added = self.tokenizer.added_tokens_decoder.values()
+        return {token.content: token for token in added if token.special}
 
     @cached_property
     def _spelled(self) -> re.Pattern[str] | None:
@@ -141,20 +143,26 @@ class ChatTokenizer:
         return core, names, ids, texts
 
 
-def special_tokens_of(tokenizer: Any) -> dict[str, Any]:
-    """The special tokens of a tokenizer of transformers by their texts."""
-    return {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
-
-
-def warn_of_parsed(name: str, tokenizer: Any) -> None:
+def warn_of_parsed(name: str, core: Any) -> None:
     """Say, at opening, which special tokens a tokenizer gives for their texts although it is told to split them.
 
-    Some hold these texts among their words, and some know no splitting.
+    Some hold these texts among their words.
+
+    Args:
+        name: of the reward.
+        core: of the library tokenizers; None where there is none, which knows no splitting.
     """
-    parsed = []
-    for text in special_tokens_of(tokenizer):
-        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-        if text != tokenizer.unk_token and tokenizer.convert_tokens_to_ids(text) in ids:
-            parsed.append(text)
+    if core is None:
+        _LOG.warning("reward %r: its tokenizer is no fast one: texts that spell special tokens become these", name)
+        return
+    core.encode_special_tokens = True
+
+    def ids_of(text: str) -> set[int]:
+        encoding = core.encode(text, add_special_tokens=False)
+        return {one for one, is_text in zip(encoding.ids, encoding.attention_mask, strict=True) if is_text}
+
+    unknown = ids_of(_NO_CHARACTER)
+    special = {token.content: number for number, token in core.get_added_tokens_decoder().items() if token.special}
+    parsed = [text for text, number in special.items() if number in ids_of(text) - unknown]
     if parsed:
         _LOG.warning("reward %r: its tokenizer takes these texts for special tokens: %s", name, ", ".join(parsed[:9]))

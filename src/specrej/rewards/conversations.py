@@ -68,7 +68,7 @@ class ConversationReader:
         if self.has_template:
             _ = self._chat  # says at once what it cannot do
         else:
-            warn_of_parsed(self.name, self.tokenizer)
+            warn_of_parsed(self.name, getattr(self.tokenizer, "backend_tokenizer", None))
 
     @property
     def has_template(self) -> bool:

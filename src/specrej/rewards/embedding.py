@@ -81,7 +81,7 @@ class EmbeddingReward:
         self._batch_size = batch_size
         self.max_tokens = max_tokens or token_limit(self._network, self._tokenizer)
         self.name = f"embedding:{source}" + ("" if reference is None else f"?reference={reference}")
-        warn_of_parsed(self.name, self._tokenizer)
+        warn_of_parsed(self.name, getattr(self._tokenizer, "backend_tokenizer", None))
 
     def open(self, messages: Sequence[Message]) -> StatelessSession:
         """Begin with a prompt: its reference is embedded.
