@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from specrej.errors import UnknownNameError, UsageError
+from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.settings import Options, Settings
 from specrej.types import SamplingParams
 
@@ -133,3 +133,9 @@ def test_settings_are_json_and_make_equal_settings() -> None:
     again = Settings(**json.loads(json.dumps(given.to_dict())))
     assert dataclasses.replace(again, stop=tuple(again.stop)) == given
     assert given.sampling.stop == ("a", "b")
+
+
+def test_half_a_character_stops_nothing() -> None:
+    with pytest.raises(UsageError, match=r"^stop\[1\] holds half a surrogate pair, \\ud83d") as caught:
+        Settings(stop=["a", "\ud83d"])
+    assert not isinstance(caught.value, PromptError)

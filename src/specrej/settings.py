@@ -84,7 +84,7 @@ class Settings:
             raise UsageError(f"n must be 'auto' or a number of at least 1, got {self.n!r}")
         if isinstance(self.stop, str) or not isinstance(self.stop, Sequence):
             raise UsageError(f"stop must be a list of strings, got {self.stop!r}")
-        check_characters(list(self.stop), "stop")
+        check_characters(list(self.stop), "stop", UsageError)
         _ = self.policy, self.sampling, self.memory_bytes  # each checks its part
 
     @property

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import re
 from functools import cache
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specrej.engines.contents import ChatTokenizer, warn_of_parsed
+from specrej.engines.contents import ChatTokenizer, _any_of, warn_of_parsed
 from specrej.engines.text import TextCodec
 from specrej.models import locate
 from specrej.rewards.conversations import ConversationReader
@@ -193,6 +194,12 @@ def test_a_tokenizer_that_cannot_is_named_once_at_opening(caplog: pytest.LogCapt
     slow, words = caplog.messages
     assert slow.startswith("reward 'embedding:slow': its tokenizer is no fast one")
     assert words == "reward 'embedding:words': its tokenizer takes these texts for special tokens: <s>, </s>"
+
+
+@given(st.lists(st.text("ab<", min_size=1, max_size=4), min_size=1, unique=True), st.text("ab<c"))
+def test_special_tokens_are_found_as_tokenizers_find_them(texts: list[str], text: str) -> None:
+    one_by_one = "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+    assert re.findall(_any_of(sorted(texts)), text) == re.findall(one_by_one, text)
 
 
 # Answers before a reward model

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from endpoint import DEFAULTS, Scripted, client, fake_service, live
 from specrej.completions import _HONOURED
-from specrej.errors import PromptError, UsageError
+from specrej.errors import UsageError
 from specrej.server.asked import Limits, parse_json, read_request
 from specrej.server.guard import Gate
 
@@ -246,11 +246,6 @@ def test_limits_are_above_zero(name: str) -> None:
 def test_what_is_no_json_object_is_refused(raw: bytes) -> None:
     with pytest.raises(UsageError, match=r"the body is no JSON|the body must be an object"):
         parse_json(raw)
-
-
-def test_half_a_character_is_named_by_its_place() -> None:
-    with pytest.raises(PromptError, match=r"messages\[0\]\.content holds half a surrogate pair"):
-        parse_json(b'{"messages": [{"role": "user", "content": "a\\ud800"}]}')
 
 
 def test_junk_gets_a_bad_request(url: str) -> None:

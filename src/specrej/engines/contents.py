@@ -18,6 +18,8 @@ import re
 import secrets
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from specrej.types import Message
@@ -101,9 +103,9 @@ class ChatTokenizer:
     @cached_property
     def _spelled(self) -> re.Pattern[str] | None:
         """Finds the text of a special token: the longest that begins first, as tokenizers do."""
-        texts = sorted(self._special, key=len, reverse=True)
         is_normalized = any(token.normalized for token in self._special.values())
-        return re.compile("|".join(map(re.escape, texts)), re.IGNORECASE if is_normalized else 0) if texts else None
+        flags = re.IGNORECASE if is_normalized else 0
+        return re.compile(_any_of(sorted(self._special)), flags) if self._special else None
 
     @cached_property
     def _renamed(self) -> tuple[Any, dict[str, str], dict[int, list[int]], dict[int, list[int]]]:
@@ -141,6 +143,18 @@ class ChatTokenizer:
             if text != self.tokenizer.unk_token
         }
         return core, names, ids, texts
+
+
+def _any_of(texts: Sequence[str]) -> str:
+    """A pattern for the longest of these texts, sorted, that shares what they begin with.
+
+    A thousand alternatives side by side would be tried one by one at every "<" of a long text.
+    """
+    tails = [
+        re.escape(first) + _any_of([text[1:] for text in group])
+        for first, group in groupby(filter(None, texts), itemgetter(0))
+    ]
+    return f"(?:{'|'.join(tails)}){'' if all(texts) else '?'}" if tails else ""
 
 
 def warn_of_parsed(name: str, core: Any) -> None:

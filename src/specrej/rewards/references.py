@@ -36,6 +36,7 @@ def read_references(given: str) -> FindReference:
     if not given.startswith("@"):
         if not given.strip():
             raise UsageError("the reference is empty", hint="give the right answer, or @FILE.jsonl")
+        check_characters(given, "the reference", UsageError)
         return lambda messages: given
     path = Path(given[1:])
     answers = _read(path)
@@ -64,9 +65,9 @@ def _read(path: Path) -> dict[str, str]:
             continue
         try:
             row = json.loads(line)
-            check_characters(row, "")
+            check_characters(row, "", UsageError)
             question, answer = _question(row), _answer(row)
-        except PromptError as error:
+        except UsageError as error:
             raise UsageError(f"line {number} of {path}: {error}", hint=error.hint) from error
         except KeyError as error:
             raise UsageError(f"line {number} of {path} has no {error}", hint=f"expected {_FORM}") from error

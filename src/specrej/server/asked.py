@@ -73,14 +73,12 @@ def parse_json(raw: bytes) -> dict[str, Any]:
 
     Raises:
         UsageError: no JSON, or no object.
-        PromptError: a text holds half a surrogate pair, which no tokenizer takes; names it.
     """
     try:
         body = json.loads(raw, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         kind = "it is not UTF-8" if isinstance(error, UnicodeError) else str(error)
         raise UsageError(f"the body is no JSON: {kind}") from error
-    check_characters(body, "")
     if not isinstance(body, dict):
         raise UsageError(f"the body must be an object, got {reprlib.repr(body)}")
     return body
@@ -91,7 +89,9 @@ def read_request(path: str, body: Mapping[str, Any], defaults: Settings, limits:
 
     Raises:
         UsageError: a field that cannot be honoured, or a value beyond its range or the limits; names it.
+        PromptError: the conversation or the prompt is none, or a text anywhere holds half a surrogate pair.
     """
+    check_characters(body, "")
     rest = dict(body)
     is_streamed = _flag("stream", rest.pop("stream", None))
     has_usage = _wants_usage(rest.pop("stream_options", None), is_streamed=is_streamed)
