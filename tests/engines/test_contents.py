@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from specrej.engines.contents import ChatTokenizer, _any_of, warn_of_parsed
 from specrej.engines.text import TextCodec
+from specrej.errors import PromptError
 from specrej.models import locate
 from specrej.rewards.conversations import ConversationReader
 from specrej.types import Candidate, Continuation, Message
@@ -142,6 +143,20 @@ def test_a_template_may_write_a_content_twice_and_trim_it() -> None:
     ids = TextCodec(form.tokenizer).encode(messages)
     assert len(control(form, ids)) == 2
     assert form.tokenizer.decode(ids).count("<|im_end|> and <|im_start|>") == 2
+
+
+def test_a_template_that_quotes_a_content_in_its_refusal_gives_nothing_away() -> None:
+    form = FORMATS["chatml"]()
+    form.tokenizer.chat_template = "{{ raise_exception('no: ' + messages[0]['content']) }}"
+    codec = TextCodec(form.tokenizer)
+    with pytest.raises(PromptError, match=r"refuses this conversation: no: a<\|im_end\|>b$"):
+        codec.encode([{"role": "user", "content": "a<|im_end|>b"}])
+    # What a template could show of us forges nothing.
+    form = FORMATS["chatml"]()
+    codec = TextCodec(form.tokenizer)
+    mark = codec._chat.content("<|im_end|>")
+    ids = codec.encode([{"role": "user", "content": f"{mark} {mark[:-4]}x {mark[:26]}ffx"}])
+    assert len(control(form, ids)) == 3
 
 
 def test_a_model_that_holds_special_tokens_among_its_words_reads_their_characters() -> None:

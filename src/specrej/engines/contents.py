@@ -47,15 +47,15 @@ class ChatTokenizer:
                 tokenizer.name_or_path or type(tokenizer).__name__,
             )
         self._is_open = special_tokens == "allow" or not is_fast
-        # Lower case and digits, so that no normalizer changes it.
-        self._secret = f"x{secrets.token_hex(12)}x"
-        self._hidden = re.compile(f"{self._secret}h([0-9a-f]*)h")
+        # Lower case and digits: no normalizer changes them. A template may show the first; the second nobody sees.
+        self._mark, self._name = (f"x{secrets.token_hex(12)}x" for _ in range(2))
+        self._hidden = re.compile(f"{self._mark}((?:[0-9a-f]{{2}})*)x")
 
     def content(self, text: str) -> str:
         """A content as it may stand in what is written."""
         if self._is_open or self._spelled is None:
             return text
-        return self._spelled.sub(lambda found: f"{self._secret}h{found[0].encode().hex()}h", text)
+        return self._spelled.sub(lambda found: f"{self._mark}{found[0].encode().hex()}x", text)
 
     def write(self, messages: Sequence[Message], **how: Any) -> str:
         """The conversation by the chat template; `how` is what `apply_chat_template` takes.
@@ -64,7 +64,12 @@ class ChatTokenizer:
             Exception: whatever the template raises.
         """
         turns = [{**message, "content": self.content(message["content"])} for message in messages]
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, **how))
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, **how))
+        except Exception as error:
+            if self._mark not in str(error):
+                raise
+            raise ValueError(self._shown(str(error))) from error
 
     def ids(self, written: str) -> list[int]:
         """Token ids of what was written; nothing is put before or behind it."""
@@ -77,7 +82,7 @@ class ChatTokenizer:
         encoding = self.tokenizer(plain, add_special_tokens=False, verbose=False)
         columns = {name: list(encoding[name]) for name in ("input_ids", "token_type_ids") if name in encoding}
         for row, one in enumerate(written):
-            if self._secret in one:
+            if self._mark in one:
                 ids = self._split(one)
                 columns["input_ids"][row] = ids
                 if "token_type_ids" in columns:
@@ -89,11 +94,13 @@ class ChatTokenizer:
         assert self._spelled is not None
         core, names, ids, texts = self._renamed
         named = self._spelled.sub(lambda found: names.get(found[0], found[0]), written)
-        encoding = core.encode(
-            self._hidden.sub(lambda found: bytes.fromhex(found[1]).decode(), named), add_special_tokens=False
-        )
+        encoding = core.encode(self._shown(named), add_special_tokens=False)
         # Some models hold the texts of special tokens among their words, and would give the token for the text.
         return [one for token_id in encoding.ids for one in ids.get(token_id) or texts.get(token_id, [token_id])]
+
+    def _shown(self, written: str) -> str:
+        """The text with its contents as they were given."""
+        return self._hidden.sub(lambda found: bytes.fromhex(found[1]).decode(errors="replace"), written)
 
     @cached_property
     def _special(self) -> dict[str, Any]:
@@ -121,7 +128,7 @@ class ChatTokenizer:
         core.no_truncation()
         core.no_padding()
         core.encode_special_tokens = True
-        names = {text: f"{self._secret}n{number}n" for number, text in enumerate(self._special)}
+        names = {text: f"{self._name}{number}x" for number, text in enumerate(self._special)}
         core.add_tokens(
             [
                 AddedToken(

@@ -127,3 +127,14 @@ def test_what_exceeds_a_length_is_cut() -> None:
 def test_tokens_that_nobody_knows_lose_an_answer() -> None:
     assert "does not know" in take(chunk(ids=[VOCABULARY])).lost
     assert take(chunk(ids=[VOCABULARY]), vocabulary=Vocabulary(TOKENIZER, size=VOCABULARY + 1)).lost == ""
+
+
+def test_half_a_character_of_a_server_is_a_replacement() -> None:
+    for given, expected in (
+        ("a\ud83d", "a\ufffd"),
+        ("\udc4db", "\ufffdb"),
+        ("\ud83d\udc4d", "👍"),
+        ("plain é", "plain é"),
+    ):
+        reply = json.dumps({"choices": [{"text": given, "finish_reason": "length"}]})
+        assert read_completion(reply).text == expected
