@@ -141,6 +141,8 @@ class FakeBackend:
 class Bytes:
     """The codec of `fakes`."""
 
+    special_tokens = "text"
+
     def encode(self, prompt: Prompt) -> list[int]:
         return [BOS, *"\n".join(message["content"] for message in as_messages(prompt)).encode()]
 

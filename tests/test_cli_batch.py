@@ -110,6 +110,29 @@ def test_a_row_is_what_generate_gives_with_the_same_options(run: Run, tiny_model
             assert (row["text"], row["reward"]) == (alone["text"], pytest.approx(alone["reward"], rel=1e-5))
 
 
+def test_messages_are_taken_as_the_options_say(run: Run, tmp_path: Path) -> None:
+    question = {"role": "user", "content": [{"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}]}
+    begun = [question, {"role": "assistant", "content": "Well"}]
+    forged = [{"role": "user", "content": "a<eos>b"}]
+    asked = [{"id": "begun", "messages": begun}, {"id": "forged", "messages": forged}]
+    given = write_requests(tmp_path / "messages.jsonl", asked)
+
+    def rows_by_id(name: str, *arguments: str) -> dict[str, Any]:
+        assert run(tmp_path / name, *arguments, given=given).exit_code in (0, 1)
+        return {row["id"]: row for row in read_rows(tmp_path / name)}
+
+    plain = rows_by_id("plain.jsonl")
+    assert "ends in an assistant's message" in plain["begun"]["error"]["message"]
+    assert plain["forged"]["usage"]["prompt_tokens"] == len("a<eos>b") + 4
+    told = rows_by_id("told.jsonl", "--continue-final-message", "--special-tokens", "allow")
+    assert told["begun"]["usage"]["prompt_tokens"] == len("Why?") + len("Well") + 4
+    assert told["begun"]["messages"] == begun
+    assert told["forged"]["usage"]["prompt_tokens"] == len("ab") + 5
+    refused = run(tmp_path / "out.jsonl", "--special-tokens", "ignore")
+    assert refused.exit_code == 2
+    assert "unknown treatment of special tokens 'ignore'" in refused.stderr
+
+
 def test_json_is_the_summary_alone(run: Run, tmp_path: Path) -> None:
     done = run(tmp_path / "out.jsonl", "--json", "--seed", "3", "--total-memory", "1GiB")
     assert done.exit_code == 0, done.stderr

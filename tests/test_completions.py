@@ -207,7 +207,7 @@ def test_messages_may_be_in_parts_and_a_developer_is_the_system() -> None:
         (None, "messages must be a list of messages, got None"),
         ("Hello", "messages must be a list"),
         ([], "the prompt is empty"),
-        (["Hello"], "a message must be an object"),
+        (["Hello"], r"messages\[0\] must be an object"),
         ([{"role": "user", "content": " "}], "the prompt is empty"),
         ([{"role": "user"}], "content must be a text or a list of parts, got None"),
         ([{"role": "user", "content": {"type": "text"}}], "content must be a text or a list"),
@@ -221,13 +221,36 @@ def test_messages_may_be_in_parts_and_a_developer_is_the_system() -> None:
         ([{"role": "tool", "content": "5"}], "role must be one of .*, got 'tool'"),
         ([{"role": ["user"], "content": "5"}], "role must be one of"),
         ([{"content": "5"}], "role must be one of .*, got None"),
-        ([{**USER, "name": "Ann"}], "name of a message cannot be honoured, got 'Ann'"),
-        ([{**USER, "tool_calls": [{}]}], "tool_calls of a message cannot be honoured"),
+        ([{**USER, "name": "Ann"}], r"messages\[0\].name cannot be honoured, got 'Ann'"),
+        ([USER, {"role": "assistant", "content": "Well"}], "the conversation ends in an assistant's message"),
+        ([{**USER, "tool_calls": [{}]}], r"messages\[0\].tool_calls cannot be honoured"),
     ],
 )
 def test_what_is_no_conversation_of_texts_is_refused(messages: object, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         chat(messages=messages)
+
+
+def test_an_assistants_message_is_gone_on_with_when_asked() -> None:
+    messages = [USER, {"role": "assistant", "content": "Well, "}]
+    for more in ({}, {"add_generation_prompt": False}):
+        asked = chat(messages=messages, continue_final_message=True, **more)
+        assert asked.settings.continue_final_message
+        assert asked.prompt == messages
+    assert not chat(messages=[USER], continue_final_message=False, add_generation_prompt=True).settings.to_dict()[
+        "continue_final_message"
+    ]
+    with pytest.raises(UsageError, match="continue_final_message must be True or False, got 1"):
+        chat(messages=messages, continue_final_message=1)
+    with pytest.raises(PromptError, match="alone answers nothing"):
+        chat(messages=messages[1:], continue_final_message=True)
+    for more in ({"continue_final_message": False}, {"add_generation_prompt": True}):
+        with pytest.raises(UsageError, match=r"assistant's message|add_generation_prompt cannot be honoured"):
+            chat(messages=messages, **{"continue_final_message": True, **more})
+    with pytest.raises(UsageError, match="add_generation_prompt cannot be honoured"):
+        chat(messages=[USER], add_generation_prompt=False)
+    with pytest.raises(UsageError, match="continue_final_message cannot be honoured"):
+        text(continue_final_message=True)
 
 
 @pytest.mark.parametrize("prompt", [None, ["a", "b"], ["a"], [1, 2], [[1, 2]], 5, "", " \n"])

@@ -384,3 +384,38 @@ def test_a_run_interrupted_while_its_last_candidates_are_scored_is_not_complete(
 
 def test_a_prompt_is_sent_as_the_engine_encodes_it() -> None:
     assert search(FakeEngine(), FakeReward()).prompt_ids == [BOS, *PROMPT.encode()]
+
+
+# A conversation that ends in an answer's beginning
+
+
+def test_a_reward_reads_the_beginning_that_was_given_and_what_goes_on_with_it_as_one_answer() -> None:
+    begun = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": "Well, "}]
+    asked: list[Sequence[Message]] = []
+    read: dict[int, str] = {}
+
+    class Recording(FakeReward):
+        def open(self, messages: Sequence[Message]) -> Any:
+            asked.append(messages)
+
+            def score(_: Any, candidates: Sequence[Candidate]) -> tuple[list[float], int]:
+                read.update({candidate.index: candidate.text for candidate in candidates})
+                return [by_hash(candidate.text) for candidate in candidates], 0
+
+            return StatelessSession(messages, score)
+
+    options: dict[str, Any] = {"n": 4, "algorithm": "best_of_n", "max_new_tokens": 8}
+    result = specrej.generate(begun, model=FakeEngine(), reward=Recording(), continue_final_message=True, **options)
+    assert asked == [begun[:1]]
+    assert read == {candidate.index: f"Well, {candidate.text}" for candidate in result.candidates}
+    assert result.usage.prompt_tokens == len(FakeEngine().encode(begun))
+    with pytest.raises(PromptError, match="ends in an assistant's message") as caught:
+        specrej.generate(begun, model=FakeEngine(), reward=FakeReward(), **options)
+    assert "continue_final_message" in str(caught.value.hint)
+
+
+def test_a_prompt_of_a_batch_that_ends_in_an_answer_fails_alone() -> None:
+    begun = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": "Well, "}]
+    outcomes = dict(specrej.generate_batch([begun, PROMPT], model=FakeEngine(), reward=FakeReward(), n=2))
+    assert isinstance(outcomes[0], PromptError)
+    assert isinstance(outcomes[1], Result)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from specrej.errors import UnknownNameError, UsageError
+from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.settings import Options, Settings
 from specrej.types import SamplingParams
 
@@ -76,6 +76,7 @@ def test_every_sampling_parameter_for_users_is_a_setting_with_the_same_default()
         ("stop", [1]),
         ("stop", "###"),
         ("stop", None),
+        ("continue_final_message", "yes"),
         ("seed", -1),
         ("seed", 1.5),
     ],
@@ -137,3 +138,9 @@ def test_settings_are_json_and_make_equal_settings() -> None:
     again = Settings(**json.loads(json.dumps(given.to_dict())))
     assert dataclasses.replace(again, stop=tuple(again.stop)) == given
     assert given.sampling.stop == ("a", "b")
+
+
+def test_half_a_character_stops_nothing() -> None:
+    with pytest.raises(UsageError, match=r"^stop\[1\] holds half a surrogate pair, \\ud83d") as caught:
+        Settings(stop=["a", "\ud83d"])
+    assert not isinstance(caught.value, PromptError)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specrej.errors import PromptError, UsageError
-from specrej.types import Candidate, Decision, Prompt, Result, SamplingParams, Usage, as_messages
+from specrej.types import Candidate, Decision, Prompt, Result, SamplingParams, Usage, as_messages, with_answer
 
 USER = {"role": "user", "content": "Hello"}
 
@@ -32,18 +32,50 @@ def test_an_empty_prompt_is_an_error(prompt: Prompt) -> None:
         as_messages(prompt)
 
 
-@pytest.mark.parametrize("message", [{"role": "user"}, {"content": "Hello"}, {"role": 1, "content": "Hello"}, {}])
-def test_a_message_without_role_or_content_is_quoted(message: dict[str, Any]) -> None:
-    with pytest.raises(PromptError, match="needs the strings 'role' and 'content'") as caught:
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ({"role": "user"}, r"messages\[1\].content must be a text or a list of parts, got None"),
+        ({"content": "Hello"}, r"messages\[1\].role must be one of system, developer, user, assistant, got None"),
+        ({"role": 1, "content": "Hello"}, r"messages\[1\].role must be one of .*, got 1"),
+        ({"role": "human", "content": "Hello"}, r"messages\[1\].role must be one of .*, got 'human'"),
+        ({**USER, "name": "Ann"}, r"messages\[1\].name cannot be honoured, got 'Ann'"),
+        ({**USER, "type": "image"}, r"messages\[1\].type cannot be honoured"),
+        ({"role": "user", "content": [{"type": "text", "text": "a"}, "b"]}, r"messages\[1\].content\[1\] must be a"),
+        ({"role": "user", "content": "\ud800"}, r"messages\[1\].content holds half a surrogate pair"),
+        ("Hello", r"messages\[1\] must be an object with role and content, got 'Hello'"),
+    ],
+)
+def test_what_is_no_message_is_named_and_quoted(message: Any, expected: str) -> None:
+    with pytest.raises(PromptError, match=expected):
         as_messages([USER, message])
-    assert repr(message) in str(caught.value)
 
 
-@pytest.mark.parametrize("prompt", [None, 5, ["Hello"], b"Hello", USER])
+@pytest.mark.parametrize("prompt", [None, 5, b"Hello", USER])
 def test_what_is_neither_text_nor_conversation_is_quoted(prompt: Any) -> None:
-    with pytest.raises(PromptError, match="a prompt must be a text or a list of messages") as caught:
+    with pytest.raises(PromptError, match=r"a prompt must be a text or a list of messages, got (.*Hello|None|5)"):
         as_messages(prompt)
-    assert repr(prompt) in str(caught.value)
+
+
+def test_half_a_character_is_no_prompt() -> None:
+    with pytest.raises(PromptError, match="the prompt holds half a surrogate pair"):
+        as_messages("a\ud83d")
+
+
+def test_a_developer_is_the_system_and_parts_are_joined() -> None:
+    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
+    given: list[dict[str, Any]] = [
+        {"role": "developer", "content": "Be brief.", "name": None, "annotations": []},
+        {"role": "user", "content": parts, "type": "text"},
+    ]
+    assert as_messages(given) == [{"role": "system", "content": "Be brief."}, USER]
+
+
+def test_an_answer_goes_on_with_an_assistants_message() -> None:
+    begun = {"role": "assistant", "content": "Well, "}
+    assert with_answer([USER], "no.") == [USER, {"role": "assistant", "content": "no."}]
+    assert with_answer([USER, begun], "no.") == [USER, {"role": "assistant", "content": "Well, no."}]
+    assert begun["content"] == "Well, "
 
 
 @pytest.mark.parametrize(

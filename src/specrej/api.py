@@ -29,7 +29,7 @@ from specrej.rewards.base import Reward
 from specrej.scheduler import Observer, Outcome, run
 from specrej.search import Search
 from specrej.settings import Options, Settings
-from specrej.types import Prompt, Result, as_messages
+from specrej.types import Prompt, Result
 
 Model = str | Path | Engine
 IN_FLIGHT = 16
@@ -57,6 +57,7 @@ def open_engine(
     engine_args: Mapping[str, Any] | None = None,
     weights: str | None = None,
     device: str | None = None,
+    special_tokens: str = "text",
 ) -> Engine:
     """An engine for a default model's name, a Hugging Face id, or a directory; an engine is returned as it is.
 
@@ -67,6 +68,8 @@ def open_engine(
         engine_args: handed on to what the engine stands for, such as {"tensor_parallel_size": 4} to vLLM.
         weights: "fp16" (default) or "fp32" (exact): how a CPU holds the weights of the torch engine.
         device: a torch device, such as "cuda:0"; by default the first GPU, else the CPU. Of the torch engine.
+        special_tokens: "text": what messages hold is text, also where it spells special tokens; "allow": it becomes
+            these.
 
     Raises:
         UnknownNameError: nothing has this name.
@@ -76,7 +79,9 @@ def open_engine(
     """
     if not isinstance(model, str | Path):
         return model
-    return opening.open_engine(model, engine=engine, engine_args=engine_args, weights=weights, device=device)
+    return opening.open_engine(
+        model, engine=engine, engine_args=engine_args, weights=weights, device=device, special_tokens=special_tokens
+    )
 
 
 def generate(
@@ -89,13 +94,14 @@ def generate(
     engine_args: Mapping[str, Any] | None = None,
     weights: str | None = None,
     device: str | None = None,
+    special_tokens: str = "text",
     observe: Observer = unobserved,
     **options: Unpack[Options],
 ) -> Result:
     """Sample many answers to a prompt and return the one that the reward prefers, with all that led to it.
 
     Args:
-        prompt: a text, or a conversation as a list of `{"role", "content"}`.
+        prompt: a text, or a conversation as a list of `{"role", "content"}` (see `specrej.types.as_messages`).
         model: a default model's name, a Hugging Face id, a directory, or an engine from `open_engine`.
         reward: a name ("relevance", "logprob"), a classifier's id or directory, "module:function", a callable over
             (prompt, texts), or a `Reward`.
@@ -105,6 +111,7 @@ def generate(
         engine_args: see `open_engine`.
         weights: see `open_engine`.
         device: see `open_engine`.
+        special_tokens: see `open_engine`.
         observe: called with the running search after each step and decision.
         options: algorithm, n, alpha, memory, max_new_tokens, seed and more: see `Settings`.
 
@@ -114,10 +121,12 @@ def generate(
         RewardError: the reward failed.
         Interrupted: Ctrl-C; carries what was generated.
     """
-    as_messages(prompt)  # a model takes long to open only to hear that the prompt is empty
     settings = Settings(**options)
+    settings.check(prompt)  # a model takes long to open only to hear that the prompt is empty
     scorer = as_reward(reward, reward_memory)
-    opened = open_engine(model, engine=engine, engine_args=engine_args, weights=weights, device=device)
+    opened = open_engine(
+        model, engine=engine, engine_args=engine_args, weights=weights, device=device, special_tokens=special_tokens
+    )
     return run_one(opened, scorer, prompt, settings, observe)
 
 
@@ -131,6 +140,7 @@ def generate_batch(
     engine_args: Mapping[str, Any] | None = None,
     weights: str | None = None,
     device: str | None = None,
+    special_tokens: str = "text",
     total_memory: str | int | None = None,
     in_flight: int = IN_FLIGHT,
     observe: Observer = unobserved,
@@ -150,6 +160,7 @@ def generate_batch(
         engine_args: see `open_engine`.
         weights: see `open_engine`.
         device: see `open_engine`.
+        special_tokens: see `open_engine`.
         total_memory: KV of all prompts in flight together: it decides how many run side by side, and no result. By
             default the option `memory` where it is given, else the engine's choice: room for eight default budgets on
             a CPU, 80% of a GPU's free memory.
@@ -166,7 +177,9 @@ def generate_batch(
     if total_memory is not None:
         parse_bytes(total_memory)
     scorer = as_reward(reward, reward_memory)
-    opened = open_engine(model, engine=engine, engine_args=engine_args, weights=weights, device=device)
+    opened = open_engine(
+        model, engine=engine, engine_args=engine_args, weights=weights, device=device, special_tokens=special_tokens
+    )
     pool = open_pool(opened, settings, total_memory)
     requests = ((prompt, settings) for prompt in prompts)
     return run_many(opened, scorer, requests, pool=pool, in_flight=in_flight, observe=observe)
@@ -182,6 +195,7 @@ def compare(
     engine_args: Mapping[str, Any] | None = None,
     weights: str | None = None,
     device: str | None = None,
+    special_tokens: str = "text",
     observe: Observer = unobserved,
     **options: Unpack[Options],
 ) -> dict[str, Result]:
@@ -194,12 +208,14 @@ def compare(
     Raises:
         As `generate`.
     """
-    as_messages(prompt)
     if "algorithm" in options:
         raise UsageError("compare runs both algorithms; it takes no 'algorithm'")
     settings = Settings(**options)
+    settings.check(prompt)
     scorer = as_reward(reward, reward_memory)
-    opened = open_engine(model, engine=engine, engine_args=engine_args, weights=weights, device=device)
+    opened = open_engine(
+        model, engine=engine, engine_args=engine_args, weights=weights, device=device, special_tokens=special_tokens
+    )
 
     def result_of(algorithm: str, n: int | str, memory: str | int | None) -> Result:
         own = replace(settings, algorithm=algorithm, n=n, memory=memory)
@@ -252,7 +268,12 @@ def run_many(
 def prepare(
     engine: Engine, reward: Reward, prompt: Prompt, settings: Settings, total_bytes: int | None = None
 ) -> tuple[Search, Steps]:
-    """A search for the scheduler, with the algorithm that drives it; total_bytes is what it shares with others."""
+    """A search for the scheduler, with the algorithm that drives it; total_bytes is what it shares with others.
+
+    Raises:
+        PromptError: the prompt is none, or is not to be answered as it ends.
+    """
+    settings.check(prompt)
     search = Search(engine, reward, prompt, settings.sampling, settings.memory_bytes, settings.to_dict(), total_bytes)
     algorithm = load("algorithm", ALGORITHMS, settings.algorithm)
     return search, algorithm(search, settings.num_candidates, settings.policy)

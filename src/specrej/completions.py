@@ -29,6 +29,7 @@ _SAMPLING = {
     "top_p": "top_p",
     "seed": "seed",
     "stop": "stop",
+    "continue_final_message": "continue_final_message",
 }
 _OWN = (
     "algorithm",
@@ -45,7 +46,7 @@ _OWN = (
 _RETURNABLE = ("rewards", "decisions", "candidates")
 _HONOURED = {
     "chat": {"model", "messages", "n", "logprobs", "specrej", *_SAMPLING},
-    "text": {"model", "prompt", "n", "specrej", *_SAMPLING} - {"max_completion_tokens"},
+    "text": {"model", "prompt", "n", "specrej", *_SAMPLING} - {"max_completion_tokens", "continue_final_message"},
 }
 _LABELS = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
 _NOTHING: dict[str, Any] = {
@@ -67,7 +68,6 @@ _NOTHING: dict[str, Any] = {
     "best_of": 1,
 }
 """Values that ask for nothing: OpenAI's documented defaults."""
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
 
 
@@ -97,7 +97,7 @@ class CompletionRequest:
 def parse_chat(body: object, defaults: Settings) -> CompletionRequest:
     """What a body for /v1/chat/completions asks for.
 
-    A "developer" message is a system message: the name newer clients have for it, which no chat template knows.
+    With `continue_final_message` the answer goes on with an assistant's message at the end; without it there is none.
 
     Raises:
         UsageError: a field that cannot be honoured, or a value outside its range; names it.
@@ -107,7 +107,7 @@ def parse_chat(body: object, defaults: Settings) -> CompletionRequest:
     messages = given.get("messages")
     if not isinstance(messages, list):
         raise PromptError(f"messages must be a list of messages, got {reprlib.repr(messages)}")
-    return _parse(given, "chat", as_messages([_message(message) for message in messages]), defaults)
+    return _parse(given, "chat", as_messages(messages), defaults)
 
 
 def parse_text(body: object, defaults: Settings) -> CompletionRequest:
@@ -200,7 +200,9 @@ def _checked(body: object, kind: Literal["chat", "text"]) -> dict[str, Any]:
     if not isinstance(body, Mapping):
         raise UsageError(f"a body must be an object, got {reprlib.repr(body)}")
     given = {name: value for name, value in body.items() if value is not None and name not in _LABELS}
-    asked = {name: value for name, value in given.items() if name not in _NOTHING or value != _NOTHING[name]}
+    # Servers that continue messages want to hear as well that nothing is put before the answer.
+    nothing = {**_NOTHING, "add_generation_prompt": given.get("continue_final_message") is not True}
+    asked = {name: value for name, value in given.items() if name not in nothing or value != nothing[name]}
     for name, value in asked.items():
         if name not in _HONOURED[kind]:
             raise UsageError(
@@ -208,28 +210,6 @@ def _checked(body: object, kind: Literal["chat", "text"]) -> dict[str, Any]:
                 hint=f"leave it out; honoured are {', '.join(sorted(_HONOURED[kind]))}",
             )
     return asked
-
-
-def _message(given: object) -> dict[str, str]:
-    if not isinstance(given, Mapping):
-        raise PromptError(f"a message must be an object, got {reprlib.repr(given)}")
-    if given.get("role") not in list(_ROLES):
-        raise PromptError(f"a message's role must be one of {', '.join(_ROLES)}, got {reprlib.repr(given.get('role'))}")
-    for name, value in given.items():
-        if name not in ("role", "content") and value is not None:
-            raise UsageError(f"{name} of a message cannot be honoured, got {reprlib.repr(value)}")
-    content = given.get("content")
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, list):
-        raise PromptError(f"a message's content must be a text or a list of parts, got {reprlib.repr(content)}")
-    for part in parts:
-        is_text = isinstance(part, Mapping) and set(part) == {"type", "text"} and part["type"] == "text"
-        if not is_text or not isinstance(part["text"], str):
-            raise PromptError(
-                f"a part of a message must be a text, got {reprlib.repr(part)}",
-                hint='for example {"type": "text", "text": "Hello"}',
-            )
-    return {"role": _ROLES[given["role"]], "content": "".join(part["text"] for part in parts)}
 
 
 def _parse(
@@ -243,14 +223,17 @@ def _parse(
     if not isinstance(has_logprobs, bool):
         raise UsageError(f"logprobs must be true or false, got {reprlib.repr(has_logprobs)}")
     own = _own_options(given.get("specrej", {}))
+    returned = _returned(own.pop("return", []))
+    settings = replace(defaults, **_sampling(given), **own)
+    settings.check(prompt)
     return CompletionRequest(
         kind=kind,
         model=model,
         prompt=prompt,
         num_answers=num_answers,
         has_logprobs=has_logprobs,
-        returned=_returned(own.pop("return", [])),
-        settings=replace(defaults, **_sampling(given), **own),
+        returned=returned,
+        settings=settings,
     )
 
 

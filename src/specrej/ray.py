@@ -43,6 +43,7 @@ class Opening:
         engine_args: see `specrej.open_engine`.
         weights: see `specrej.open_engine`.
         device: see `generate_dataset`.
+        special_tokens: see `specrej.open_engine`.
         settings: those of the prompts.
         total_memory: KV of all prompts in flight in one actor.
         in_flight: most prompts side by side in one actor.
@@ -55,6 +56,7 @@ class Opening:
     engine_args: Mapping[str, Any] | None = None
     weights: str | None = None
     device: str | None = None
+    special_tokens: str = "text"
     settings: Settings = field(default_factory=Settings)
     total_memory: str | int | None = None
     in_flight: int = IN_FLIGHT
@@ -70,6 +72,7 @@ def generate_dataset(
     engine_args: Mapping[str, Any] | None = None,
     weights: str | None = None,
     device: str | None = None,
+    special_tokens: str = "text",
     total_memory: str | int | None = None,
     in_flight: int = IN_FLIGHT,
     prompt_column: str = "prompt",
@@ -97,6 +100,7 @@ def generate_dataset(
         engine_args: see `specrej.open_engine`.
         weights: see `specrej.open_engine`.
         device: see `specrej.open_engine`; by default the actor's first GPU, a CPU for actors without one.
+        special_tokens: see `specrej.open_engine`.
         total_memory: KV of all prompts in flight in one actor; see `specrej.generate_batch`. To be given where actors
             share a GPU, with the option `memory`: by default each takes most of what is free.
         in_flight: most prompts side by side in one actor.
@@ -121,6 +125,7 @@ def generate_dataset(
         engine_args=engine_args,
         weights=weights,
         device=device or default_device(engine, gpus_per_actor),
+        special_tokens=special_tokens,
         settings=Settings(**options),
         total_memory=total_memory,
         in_flight=in_flight,
@@ -186,6 +191,7 @@ class Worker:
             engine_args=opening.engine_args,
             weights=opening.weights,
             device=opening.device,
+            special_tokens=opening.special_tokens,
         )
         pool = open_pool(engine, opening.settings, opening.total_memory)
         self._rows_of = local_rows(engine, reward, pool, opening.in_flight)

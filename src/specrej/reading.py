@@ -62,35 +62,36 @@ def read_text(path: Path) -> str:
     return decode(path.read_bytes(), str(path))
 
 
-def check_characters(content: object, name: str) -> None:
+def check_characters(content: object, name: str, error: type[UsageError] = PromptError) -> None:
     r"""See that texts are made of characters: half a surrogate pair ("\ud83d") is none.
 
     Args:
         content: a text, or JSON's lists and objects of texts, names included.
         name: of it, such as "messages"; empty for an object whose fields are named by themselves.
+        error: what is raised.
 
     Raises:
-        PromptError: names the text, such as messages[0].content.
+        UsageError: of this kind; names the text, such as messages[0].content.
     """
     left = [(content, name)]
     while left:
         one, where = left.pop()
         if isinstance(one, str):
-            _check(one, where)
+            _check(one, where, error)
         elif isinstance(one, Mapping):
             for key in one:
-                _check(str(key), f"a name in {where or 'the object'}")
+                _check(str(key), f"a name in {where or 'the object'}", error)
             left += [(value, f"{where}.{key!s:.40}".removeprefix(".")) for key, value in one.items()]
         elif isinstance(one, list | tuple):
             left += [(value, f"{where}[{number}]") for number, value in enumerate(one)]
 
 
-def _check(text: str, name: str) -> None:
+def _check(text: str, name: str, error: type[UsageError]) -> None:
     try:
         text.encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(text[error.start]):04x}"
-        raise PromptError(
+    except UnicodeEncodeError as found:
+        half = f"\\u{ord(text[found.start]):04x}"
+        raise error(
             f"{name} holds half a surrogate pair, {half}, which is no character",
             hint="give both halves, or leave it out",
         ) from None

@@ -11,6 +11,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from specrej.choosing import choose, ranked
@@ -55,8 +56,10 @@ class Search:
         total_bytes: int | None = None,
     ) -> None:
         self.messages = as_messages(prompt)
-        self._prompt = prompt
-        self.prompt_ids = engine.encode(prompt)
+        self._prompt = prompt if isinstance(prompt, str) else tuple(self.messages)
+        self.prompt_ids = engine.encode(self._prompt)
+        # To a reward, the beginning of an answer that was given and what goes on with it are one answer.
+        self._beginning = self.messages.pop()["content"] if self.messages[-1]["role"] == "assistant" else ""
         self.sampling = sampling
         # The first token costs no KV. Counted like the second, it limits the number of candidates all the same.
         num_new = max(sampling.max_new_tokens, 2)
@@ -162,9 +165,11 @@ class Search:
             candidate.text = self.text_of(candidate)
 
     def to_score(self) -> tuple[RewardSession, list[Candidate]]:
-        """The batch, and the session that is to score its texts."""
+        """The batch, its texts behind the beginning that was given, and the session that is to score it."""
         assert self._session is not None
-        return self._session, self.batch
+        if not self._beginning:
+            return self._session, self.batch
+        return self._session, [replace(candidate, text=self._beginning + candidate.text) for candidate in self.batch]
 
     def take_scores(self, given: Sequence[float] | Exception) -> list[float]:
         """The scores of the batch, in its order; `given` is what the reward gave or raised.

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from specrej.errors import UnknownNameError, UsageError
+from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.memory import parse_bytes
 from specrej.policies import Policy, parse_policy
+from specrej.reading import check_characters
 from specrej.registry import ALGORITHMS
-from specrej.types import SamplingParams, check_types
+from specrej.types import Prompt, SamplingParams, as_messages, check_types
 
 
 class Options(TypedDict, total=False):
@@ -32,6 +33,7 @@ class Options(TypedDict, total=False):
     repetition_penalty: float
     stop: Sequence[str]
     seed: int
+    continue_final_message: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +50,8 @@ class Settings:
         memory: KV budget, such as "64MiB" or a number of bytes; None leaves it to the engine: room for 8 full-length
             candidates on a CPU, 80% of the free memory on a GPU.
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed: see `SamplingParams`.
+        continue_final_message: a conversation that ends in an assistant's message is gone on with inside that message;
+            else it is refused.
 
     Raises:
         UsageError: a value outside its range; says which.
@@ -68,9 +72,10 @@ class Settings:
     repetition_penalty: float = 1.0
     stop: Sequence[str] = ()
     seed: int = 0
+    continue_final_message: bool = False
 
     def __post_init__(self) -> None:
-        check_types(self, algorithm=str, alpha=float, decide=str, min_tokens=int)
+        check_types(self, algorithm=str, alpha=float, decide=str, min_tokens=int, continue_final_message=bool)
         if self.keep is not None:
             check_types(self, keep=int)
         if self.algorithm not in ALGORITHMS:
@@ -79,6 +84,7 @@ class Settings:
             raise UsageError(f"n must be 'auto' or a number of at least 1, got {self.n!r}")
         if isinstance(self.stop, str) or not isinstance(self.stop, Sequence):
             raise UsageError(f"stop must be a list of strings, got {self.stop!r}")
+        check_characters(list(self.stop), "stop", UsageError)
         _ = self.policy, self.sampling, self.memory_bytes  # each checks its part
 
     @property
@@ -106,6 +112,24 @@ class Settings:
             stop=tuple(self.stop),
             seed=self.seed,
         )
+
+    def check(self, prompt: Prompt) -> None:
+        """See that a prompt is one, and is to be answered as it ends.
+
+        Raises:
+            PromptError: see `as_messages`; or it ends in an assistant's message that nobody asked to continue, or is
+                nothing else.
+        """
+        messages = as_messages(prompt)
+        if messages[-1]["role"] != "assistant":
+            return
+        if not self.continue_final_message:
+            raise PromptError(
+                "the conversation ends in an assistant's message",
+                hint="end it in a user's, or have this one gone on with: continue_final_message",
+            )
+        if len(messages) == 1:
+            raise PromptError("an assistant's message alone answers nothing", hint="give what it answers before it")
 
     def to_dict(self) -> dict[str, Any]:
         """By name, in JSON's types."""

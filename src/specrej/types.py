@@ -5,18 +5,24 @@ tokens, its rewards and its fate as they come.
 """
 
 import math
+import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from specrej.errors import PromptError, UsageError
+from specrej.reading import check_characters
 
 Message = Mapping[str, str]
 """One turn of a conversation: `{"role": "system" | "user" | "assistant", "content": text}`."""
 
-Prompt = str | Sequence[Message]
-"""A text (sent as one user message where the model has a chat template) or a conversation."""
+Prompt = str | Sequence[Mapping[str, Any]]
+"""A text (sent as one user message where the model has a chat template) or a conversation, see `as_messages`."""
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+"""What a message's role may be, and what it is called from there on: "developer" is the newer name, which no chat
+template knows."""
 
 
 class Continuation(str):
@@ -38,24 +44,57 @@ _LEAST_TEMPERATURE, _MOST_TEMPERATURE = 1e-5, 1e30
 
 
 def as_messages(prompt: Prompt) -> list[dict[str, str]]:
-    """The prompt as a conversation.
+    """The prompt as a conversation, by the one rule for messages wherever they come from.
+
+    A role is one of `ROLES`. A content is a text, or a list of parts `{"type": "text", "text": ...}`, which are joined.
+    Other fields of a message are refused unless they are null or empty.
 
     Raises:
-        PromptError: the prompt is empty, no text and no conversation, or a message lacks `role` or `content`.
+        PromptError: the prompt is empty, no text and no conversation, or holds what a message cannot; names it.
     """
-    given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if not isinstance(given, Sequence) or not all(isinstance(message, Mapping) for message in given):
-        raise PromptError(f"a prompt must be a text or a list of messages, got {prompt!r}")
-    messages = [dict(message) for message in given]
-    for message in messages:
-        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
-            raise PromptError(
-                f"a message needs the strings 'role' and 'content', got {message!r}",
-                hint='for example {"role": "user", "content": "Hello"}',
-            )
+    if isinstance(prompt, str):
+        check_characters(prompt, "the prompt")
+        messages = [{"role": "user", "content": str(prompt)}]
+    else:
+        if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+            raise PromptError(f"a prompt must be a text or a list of messages, got {reprlib.repr(prompt)}")
+        messages = [_as_message(message, f"messages[{number}]") for number, message in enumerate(prompt)]
     if not messages or not messages[-1]["content"].strip():
         raise PromptError("the prompt is empty", hint="give a text of at least one character that is no space")
     return messages
+
+
+def _as_message(given: object, name: str) -> dict[str, str]:
+    if not isinstance(given, Mapping):
+        raise PromptError(f"{name} must be an object with role and content, got {reprlib.repr(given)}")
+    role, content = given.get("role"), given.get("content")
+    if role not in list(ROLES):
+        raise PromptError(f"{name}.role must be one of {', '.join(ROLES)}, got {reprlib.repr(role)}")
+    for field_name, value in given.items():
+        asks_nothing = value in (None, "", [], {}) or (field_name, value) == ("type", "text")
+        if field_name not in ("role", "content") and not asks_nothing:
+            raise PromptError(f"{name}.{field_name!s:.40} cannot be honoured, got {reprlib.repr(value)}")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list):
+        raise PromptError(f"{name}.content must be a text or a list of parts, got {reprlib.repr(content)}")
+    for number, part in enumerate(parts):
+        is_text = isinstance(part, Mapping) and set(part) == {"type", "text"} and part["type"] == "text"
+        if not is_text or not isinstance(part["text"], str):
+            raise PromptError(
+                f"{name}.content[{number}] must be a text, got {reprlib.repr(part)}",
+                hint='for example {"type": "text", "text": "Hello"}',
+            )
+    text = "".join(part["text"] for part in parts)
+    check_characters(text, f"{name}.content")
+    return {"role": ROLES[role], "content": text}
+
+
+def with_answer(messages: Sequence[Message], text: str) -> list[dict[str, str]]:
+    """The conversation with an answer behind it; one that continues an assistant's message is a part of that."""
+    *before, last = (dict(message) for message in messages)
+    if last["role"] == "assistant":
+        return [*before, {"role": "assistant", "content": last["content"] + text}]
+    return [*before, last, {"role": "assistant", "content": text}]
 
 
 def check_types(record: object, **kinds: type) -> None:

@@ -60,6 +60,15 @@ def test_a_conversational_pair_is_made_of_messages(write: Write) -> None:
     assert counts == PairCounts(pairs=2, failed=0, alone=0, equal=0, close=0, unscored=0)
 
 
+def test_an_answer_that_goes_on_with_an_assistants_message_is_one_message(write: Write) -> None:
+    begun = [*CONVERSATION, {"role": "assistant", "content": "Well, "}]
+    _, [pair] = write(row("a", begun))
+    assert pair["prompt"] == CONVERSATION
+    assert pair["chosen"] == [{"role": "assistant", "content": "Well, better é"}]
+    assert pair["rejected"] == [{"role": "assistant", "content": "Well, worst"}]
+    assert next(sft([row("a", begun)]))["messages"] == [*pair["prompt"], *pair["chosen"]]
+
+
 def test_a_standard_pair_is_made_of_texts(write: Write) -> None:
     _, (first, second) = write(row(), row("b", [CONVERSATION[1]]), form="standard")
     assert (first["prompt"], first["chosen"], first["rejected"]) == ("Hello", "better é", "worst")

@@ -25,6 +25,7 @@ from specrej.settings import Settings
 Read = Callable[..., list[Request | BrokenRequest]]
 SETTINGS = Settings(seed=4)
 USER = {"role": "user", "content": "Hello"}
+ANSWER = {"role": "assistant", "content": "Well, "}
 BODY = {"model": "m", "messages": [USER], "n": 3, "seed": 8}
 
 
@@ -85,7 +86,10 @@ def test_a_row_in_openais_form_says_its_own(read: Read) -> None:
         ({"id": "b", "prompt": " "}, "b", "plain", "the prompt is empty"),
         ({"id": "b", "prompt": ["Hello"]}, "b", "plain", "prompt must be a text"),
         ({"id": "b", "messages": "Hello"}, "b", "plain", "messages must be a list of messages"),
-        ({"id": "b", "messages": [{"role": "user"}]}, "b", "plain", "a message needs the strings"),
+        ({"id": "b", "messages": [{"role": "user"}]}, "b", "plain", "messages[0].content must be a text or a list"),
+        ({"id": "b", "messages": [{**USER, "role": "human"}]}, "b", "plain", "must be one of system, developer, user"),
+        ({"id": "b", "messages": [USER, ANSWER]}, "b", "plain", "the conversation ends in an assistant's message"),
+        (openai("b", body={**BODY, "messages": [USER, ANSWER]}), "b", "openai", "ends in an assistant's message"),
         ({"id": "b", "prompt": "\ud83d"}, "b", "plain", "half a surrogate pair"),
         ({"id": "\ud83d", "prompt": "Hello"}, "line-2", "plain", "half a surrogate pair"),
         (b'{"id": "b", "messages": [{"role": "user", "content": "a", "w": 1e999}]}', "b", "plain", "infinite"),

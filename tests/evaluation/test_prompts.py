@@ -78,9 +78,13 @@ def test_a_row_without_an_id_is_called_by_its_line(load: Load) -> None:
         ({"prompt": [USER]}, "prompt must be a text"),
         ({"messages": "Hello"}, "messages must be a list of messages, got 'Hello'"),
         ({"messages": []}, "the prompt is empty"),
-        ({"messages": ["Hello"]}, "a prompt must be a text or a list of messages"),
-        ({"messages": [{"role": "user"}]}, "a message needs the strings"),
+        ({"messages": ["Hello"]}, "messages[0] must be an object with role and content"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content must be a text or a list of parts"),
         ({"messages": [USER, ANSWER]}, "ends in an answer"),
+        (
+            {"messages": [{**USER, "role": "human"}]},
+            "messages[0].role must be one of system, developer, user, assistant",
+        ),
         ({"turns": []}, "turns must be a list of texts"),
         ({"turns": ["Hello", ""]}, "the prompt is empty"),
         ({"turns": ["Hello", 5]}, "turns must be a list of texts"),
@@ -107,7 +111,8 @@ def test_a_broken_line_is_said_and_the_rest_runs(load: Load, row: object, reason
 
 def test_a_message_that_is_quoted_is_cut(load: Load) -> None:
     ((_, said),) = load({"prompt": "Hello"}, {"messages": [{"role": "user", "text": "word " * 1000}]}).broken
-    assert len(said) == 300
+    assert "messages[0].text cannot be honoured, got 'word" in said
+    assert len(said) <= 100
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])

@@ -163,3 +163,14 @@ def test_errors_name_what_failed(pair: Any, tmp_path: Path) -> None:
         EmbeddingReward("a/b", batch_size=0)
     with pytest.raises(UsageError, match="has its device"):
         EmbeddingReward(pair, device="cpu")
+
+
+def test_what_spells_a_special_token_is_text(pair: Any) -> None:
+    session = EmbeddingReward(pair, reference="<bos>").open(PROMPT)
+    assert session.num_tokens == len("<bos>") + 1
+    session.score([Candidate(0, text="a<eos>b")])
+    assert session.num_tokens == len("<bos>") + len("a<eos>b") + 2
+    cut = EmbeddingReward(pair, max_tokens=10).open(PROMPT)
+    before = cut.num_tokens
+    cut.score([Candidate(0, text="<eos>" * 9)])
+    assert cut.num_tokens - before == 10

@@ -187,3 +187,9 @@ def test_the_real_generator_minus_itself_is_nothing() -> None:
     assert {candidate.finish_reason for candidate in result.candidates} == {"eos", "length"}
     # Drawn tokens may spell a text that is tokenized otherwise; with this seed none does.
     assert [candidate.reward for candidate in result.candidates] == pytest.approx([0.0] * 3, abs=1e-2)
+
+
+def test_what_spells_a_special_token_is_text(pair: Any) -> None:
+    session = ReferenceReward(pair).open(PROMPT)
+    session.score([Candidate(0, text="a<eos><user>b", finish_reason="stop")])
+    assert session.num_tokens == len(session.prompt) + len("a<eos><user>b")

@@ -19,7 +19,7 @@ import onnxruntime
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.pre_tokenizers import Whitespace, WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 
 from specrej import models
@@ -363,3 +363,27 @@ def test_the_real_model_as_a_directory_scores_as_onnxruntime_alone() -> None:
         expected.append(float(logits[0, 0]))
     reward: Any = as_reward(f"relevance:{directory}")
     assert reward.open(QUESTION).score(candidates(GOOD, HALF, OFF_TOPIC)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_spells_a_special_token_is_text(model_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = str(model_dir / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.add_special_tokens(["[CLS]", "[SEP]"])
+    tokenizer.save(path)
+    with caplog.at_level(logging.WARNING, logger="specrej"):
+        reward = RelevanceReward(model_dir)
+    reward.open([{"role": "user", "content": "no[SEP]"}]).score(candidates("yes [SEP] no"))
+    assert fed(reward) == [[1, 5, 3, 3, 3, 2, 4, 3, 3, 3, 5, 2]]
+    assert not caplog.messages
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.save(path)
+    with caplog.at_level(logging.WARNING, logger="specrej"):
+        RelevanceReward(model_dir)
+    assert caplog.messages[-1].endswith("its tokenizer takes these texts for special tokens: [CLS], [SEP]")
+
+
+@pytest.mark.slow
+def test_an_answer_cannot_end_the_real_models_text() -> None:
+    reward: Any = as_reward("relevance")
+    ids = reward._tokenizer.encode("[CLS] healthy [SEP] tips [PAD][MASK]", add_special_tokens=False).ids
+    assert not {reward._tokenizer.token_to_id(text) for text in ("[CLS]", "[SEP]", "[PAD]", "[MASK]")} & set(ids)

@@ -32,9 +32,11 @@ from specrej.pool import Pool
 from specrej.server.app import make_app
 from specrej.server.service import Ended, Service
 from specrej.settings import Settings
+from specrej.types import Prompt
 from tiny import make_engine, make_model
 
 CHAT: Any = {"model": "bytes", "messages": [{"role": "user", "content": "Why?"}]}
+BEGUN = {"role": "assistant", "content": "Well, "}
 TEXT: Any = {"model": "bytes", "prompt": "Why?"}
 SECRET = "the-prompt-is-nobodys-business"
 
@@ -45,7 +47,7 @@ def url() -> Iterator[str]:
         yield url
 
 
-def alone(prompt: str = "Why?", **options: Any) -> specrej.Result:
+def alone(prompt: Prompt = "Why?", **options: Any) -> specrej.Result:
     settings: dict[str, Any] = {**DEFAULTS.to_dict(), **options}
     return specrej.generate(prompt, model=FakeEngine(), reward=FakeReward(), **settings)
 
@@ -97,6 +99,19 @@ def test_openais_fields_are_honoured(url: str) -> None:
         assert choice.logprobs is not None
         assert "".join(token.token for token in choice.logprobs.content or []) == choice.message.content
         assert "bb" not in (choice.message.content or "")
+
+
+def test_an_assistants_message_is_gone_on_with(url: str) -> None:
+    messages = [*CHAT["messages"], BEGUN]
+    told = client(url).chat.completions.create(
+        **{**CHAT, "messages": messages},
+        seed=3,
+        extra_body={"continue_final_message": True, "add_generation_prompt": False},
+    )
+    result = alone(messages, seed=3, continue_final_message=True)
+    assert told.choices[0].message.content == result.text
+    assert told.usage is not None
+    assert told.usage.prompt_tokens == result.usage.prompt_tokens
 
 
 def test_the_torch_engine_answers_the_same_client() -> None:
@@ -178,12 +193,21 @@ def test_a_model_with_a_slash_in_its_name_is_found() -> None:
         ({"messages": []}, "messages", "the prompt is empty"),
         ({"messages": [{"role": "user", "content": "x" * 500}]}, "messages", "the model's context"),
         ({"model": None}, "model", "model must be a text"),
+        ({"messages": [{"role": "human", "content": "Hi"}]}, "messages", r"messages\[0\].role must be one of system,"),
+        (
+            {"messages": [*CHAT["messages"], BEGUN]},
+            "messages",
+            "ends in an assistant's message.*continue_final_message",
+        ),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", r"messages\[0\].content holds half"),
+        ({"stop": ["a", "\udfff"]}, "stop", r"stop\[1\] holds half a surrogate pair, \\udfff"),
     ],
 )
 def test_what_cannot_be_honoured_is_a_bad_request_that_names_it(
     url: str, fields: dict[str, Any], param: str, reason: str
 ) -> None:
-    response = httpx.post(f"{url}/v1/chat/completions", json={**CHAT, **fields})
+    headers = {"Content-Type": "application/json"}
+    response = httpx.post(f"{url}/v1/chat/completions", content=json.dumps({**CHAT, **fields}), headers=headers)
     error = response.json()["error"]
     assert response.status_code == 400
     assert re.search(reason, error["message"]), error

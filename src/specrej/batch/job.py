@@ -84,6 +84,7 @@ def describe_job(
     engine_args: Mapping[str, Any] | None = None,
     weights: str | None = None,
     device: str | None = None,
+    special_tokens: str = "text",
 ) -> JobInfo:
     """What is written beside the output: it tells one job from another. Model, engine and reward as the user says."""
     digest, num_rows, common = hashlib.sha256(), 0, settings.to_dict()
@@ -99,6 +100,7 @@ def describe_job(
         engine_args=dict(engine_args or {}),
         weights=weights,
         device=device,
+        special_tokens=special_tokens,
         reward=reward,
         requests=RequestsInfo(sha256=digest.hexdigest(), num_rows=num_rows),
         versions={"specrej": __version__, **installed_versions()},

@@ -53,6 +53,7 @@ class JobInfo(TypedDict):
     engine_args: dict[str, Any]
     weights: str | None
     device: str | None
+    special_tokens: str
     reward: str
     requests: RequestsInfo
     versions: dict[str, str]

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from specrej.errors import UnknownNameError, UsageError
 from specrej.journal import read_rows, write_rows
-from specrej.types import as_messages
+from specrej.types import as_messages, with_answer
 
 Form = Literal["conversational", "standard"]
 FORMS = ("conversational", "standard")
@@ -48,10 +48,18 @@ def to_pair(row: Mapping[str, Any], form: str = "conversational") -> dict[str, A
         UsageError: a conversation of several messages does not fit the standard form.
     """
     best, lowest = row["answers"][0], row["lowest"]
+    if form == "conversational":
+        messages = _messages(row)
+        *prompt, chosen = with_answer(messages, best["text"])
+        texts: dict[str, Any] = {
+            "prompt": prompt,
+            "chosen": [chosen],
+            "rejected": with_answer(messages, lowest["text"])[-1:],
+        }
+    else:
+        texts = {"prompt": _text(row), "chosen": best["text"], "rejected": lowest["text"]}
     return {
-        "prompt": _messages(row) if form == "conversational" else _text(row),
-        "chosen": _answer(best["text"]) if form == "conversational" else best["text"],
-        "rejected": _answer(lowest["text"]) if form == "conversational" else lowest["text"],
+        **texts,
         "chosen_reward": best["reward"],
         "rejected_reward": lowest["reward"],
         "id": row["id"],
@@ -108,7 +116,7 @@ def sft(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for row in rows:
         _check_plain(row)
         if row["error"] is None:
-            yield {"messages": [*_messages(row), *_answer(row["text"])], "reward": row["reward"], "id": row["id"]}
+            yield {"messages": with_answer(_messages(row), row["text"]), "reward": row["reward"], "id": row["id"]}
 
 
 def _read(source: str | Path, output: str | Path) -> list[dict[str, Any]]:
@@ -160,7 +168,3 @@ def _text(row: Mapping[str, Any]) -> str:
             hint="write the pairs in the conversational form",
         )
     return messages[0]["content"]
-
-
-def _answer(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}]

@@ -22,7 +22,7 @@ from specrej.completions import ENDPOINTS, CompletionRequest
 from specrej.errors import PromptError, SpecrejError, UsageError
 from specrej.evaluation.prompts import check_writable, number_lines, parse_json, read_id
 from specrej.settings import Settings
-from specrej.types import Prompt, as_messages
+from specrej.types import Prompt
 
 Form = Literal["plain", "openai"]
 
@@ -169,7 +169,7 @@ def _parse_plain(row: Mapping[str, Any], settings: Settings, num_kept: int, line
     kind, words = (str, "a text") if given == ["prompt"] else (list, "a list of messages")
     if not isinstance(prompt, kind):
         raise PromptError(f"{given[0]} must be {words}, got {reprlib.repr(prompt)}")
-    as_messages(prompt)
+    settings.check(prompt)
     return Request(id=read_id(row, line), prompt=prompt, settings=settings, num_kept=num_kept, line=line, form="plain")
 
 

@@ -14,7 +14,7 @@ from specrej.reading import decode
 _Prompt = Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.", show_default=False)]
 
 
-@takes_options()
+@takes_options("continue_final_message")
 def generate(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
     """Sample many answers to a prompt and print the one that the reward prefers."""
     from specrej import display
@@ -36,7 +36,7 @@ def generate(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
             raise typer.Exit(130)
 
 
-@takes_options("algorithm")
+@takes_options("algorithm", "continue_final_message")
 def compare(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
     """Speculative Rejection beside two Best-of-Ns in the same memory: the N that fits, and the N it started with."""
     from specrej import display

@@ -38,7 +38,7 @@ _Baseline = Annotated[
 ]
 
 
-@takes_options("algorithm", "n", "alpha")
+@takes_options("algorithm", "n", "alpha", "continue_final_message")
 def bench(
     prompts: _Prompts,
     *,
@@ -98,7 +98,7 @@ def bench(
         end_with(line, num_failed=num_failed, num_all=len(done))
 
 
-@takes_options("algorithm", "n", "alpha", "keep", "decide", "min_tokens")
+@takes_options("algorithm", "n", "alpha", "keep", "decide", "min_tokens", "continue_final_message")
 def trace(
     prompts: _Prompts,
     *,

@@ -93,6 +93,14 @@ _OPTIONS: dict[str, Any] = {
     "device": Annotated[
         str | None, _option("A torch device; by default the first GPU, else the CPU.", metavar="DEVICE", **_MODEL)
     ],
+    "special_tokens": Annotated[
+        str,
+        _option(
+            "What becomes of messages that spell special tokens: text, or (allow) these tokens.",
+            metavar="text|allow",
+            **_MODEL,
+        ),
+    ],
     "algorithm": Annotated[str, _option("speculative_rejection or best_of_n.", metavar="NAME", **_SEARCH)],
     "n": Annotated[
         Any,
@@ -124,11 +132,15 @@ _OPTIONS: dict[str, Any] = {
     "stop": Annotated[
         list[str], _option("A string that ends an answer; may be given again.", metavar="TEXT", **_SAMPLING)
     ],
+    "continue_final_message": Annotated[
+        bool,
+        _option("Go on with the assistant's message that a conversation ends in; else it is refused.", **_SAMPLING),
+    ],
     "seed": Annotated[int, _option("Decides every draw, with candidate and position.", **_SAMPLING)],
 }
 """What `generate` and `compare` take, by the names and with the defaults of the Python interface."""
 
-ENGINE_OPTIONS = ("engine", "engine_args", "weights", "device")
+ENGINE_OPTIONS = ("engine", "engine_args", "weights", "device", "special_tokens")
 """Those that `open_engine` takes beside the model."""
 
 

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specrej.engines.contents import SPECIAL_TOKENS
 from specrej.errors import ModelError, UnknownNameError, UsageError
 from specrej.registry import ENGINES, load
 
@@ -37,12 +38,14 @@ class EngineOptions:
         arguments: handed on to what the engine stands for.
         weights: see `specrej.open_engine`.
         device: see `specrej.open_engine`.
+        special_tokens: see `specrej.open_engine`.
     """
 
     address: str = ""
     arguments: Mapping[str, Any]
     weights: str | None = None
     device: str | None = None
+    special_tokens: str = "text"
 
     def refuse(self, engine: str, *names: str) -> None:
         """Say that an engine takes none of these.
@@ -70,6 +73,7 @@ def open_engine(
     engine_args: Mapping[str, Any] | None = None,
     weights: str | None = None,
     device: str | None = None,
+    special_tokens: str = "text",
 ) -> "Engine":
     """An engine with a model. See `specrej.open_engine`.
 
@@ -81,7 +85,11 @@ def open_engine(
     name, _, address = engine.partition(":")
     if name not in (*ENGINES, "auto"):
         raise UnknownNameError("engine", name, [*ENGINES, "auto"])
-    options = EngineOptions(address=address, arguments=engine_args or {}, weights=weights, device=device)
+    if special_tokens not in SPECIAL_TOKENS:
+        raise UnknownNameError("treatment of special tokens", special_tokens, SPECIAL_TOKENS)
+    options = EngineOptions(
+        address=address, arguments=engine_args or {}, weights=weights, device=device, special_tokens=special_tokens
+    )
     if name != "openai":
         options.refuse(name, "address")
     if name == "auto" and (fastest := choose(options)) != "torch":

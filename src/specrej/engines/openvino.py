@@ -60,7 +60,7 @@ def open_as_asked(model: str | Path, options: EngineOptions) -> PagedEngine:
     versions = _versions()
     asked = Asked.of(options.arguments)
     source = find_model(model)
-    codec, config = source.codec(), source.config()
+    codec, config = source.codec(options.special_tokens), source.config()
     context_tokens = int(config.max_position_embeddings)
     step_tokens = context_tokens + asked.most_requests * MOST_PAGE_TOKENS
     pipeline = _open_pipeline(source.path, asked, step_tokens)
@@ -168,12 +168,12 @@ class Source(NamedTuple):
     gguf_file: str | None = None
     """Name of the file in the directory that has these, where nothing else has."""
 
-    def codec(self) -> TextCodec:
+    def codec(self, special_tokens: str) -> TextCodec:
         from transformers import AutoTokenizer
 
         if self.gguf_file is None:
-            return load_codec(str(self.directory))
-        return TextCodec(self._from_gguf(AutoTokenizer))
+            return load_codec(str(self.directory), special_tokens)
+        return TextCodec(self._from_gguf(AutoTokenizer), special_tokens)
 
     def config(self) -> Any:
         from transformers import AutoConfig

@@ -152,7 +152,7 @@ class PagedEngine:
         """Handle of the prompt of each request that is under way."""
 
     def describe(self) -> Mapping[str, str]:
-        return {"engine": self.name, **self.backend.describe()}
+        return {"engine": self.name, **self.backend.describe(), "special_tokens": self._codec.special_tokens}
 
     def versions(self) -> Mapping[str, str]:
         return self.backend.versions()

@@ -45,8 +45,8 @@ def _generators() -> list[str]:
     return [key for key, entry in models.DEFAULT_MODELS.items() if entry.kind == "generator"]
 
 
-def load_codec(source: str) -> TextCodec:
-    """The tokenizer of a directory or an id.
+def load_codec(source: str, special_tokens: str = "text") -> TextCodec:
+    """The tokenizer of a directory or an id; `special_tokens` as for `specrej.open_engine`.
 
     Raises:
         ModelError: it has none that transformers can open.
@@ -54,7 +54,7 @@ def load_codec(source: str) -> TextCodec:
     """
     from transformers import AutoTokenizer
 
-    return TextCodec(_load(AutoTokenizer, source, "tokenizer"))
+    return TextCodec(_load(AutoTokenizer, source, "tokenizer"), special_tokens)
 
 
 def load_config(source: str) -> Any:

@@ -5,22 +5,35 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from specrej.engines.contents import ChatTokenizer
 from specrej.engines.decoding import Pieces, StreamDecoder
 from specrej.errors import PromptError
 from specrej.types import Continuation, Prompt, as_messages
 
+_PROBE = "a"
+
 
 @dataclass(frozen=True)
 class TextCodec:
-    """A transformers tokenizer, as the engines need it."""
+    """A transformers tokenizer, as the engines need it.
+
+    Attributes:
+        tokenizer: of transformers.
+        special_tokens: what becomes of contents of messages that spell special tokens: see `ChatTokenizer`.
+    """
 
     tokenizer: Any
+    special_tokens: str = "text"
+
+    def __post_init__(self) -> None:
+        _ = self._chat  # says at once what it cannot do
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt up to where the answer begins.
 
-        With a chat template, a text is one user message, and the template alone decides on BOS. Without one, and as a
-        `Continuation`, a text is continued as it stands.
+        With a chat template, a text is one user message, and the template alone decides on BOS. An assistant's message
+        at the end is gone on with. Without a template, and as a `Continuation`, a text is continued as it stands:
+        special tokens that it spells are tokens, behind the BOS that the tokenizer adds, once.
 
         Raises:
             PromptError: the prompt is empty, a conversation meets a model without a chat template, or the template
@@ -33,18 +46,48 @@ class TextCodec:
                     "this model has no chat template, so it cannot take a conversation",
                     hint="give the prompt as a text",
                 )
-            ids = self.tokenizer(prompt)["input_ids"]
-        else:
-            try:
-                text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            except Exception as error:
-                raise PromptError(f"the model's chat template refuses this conversation: {error}") from error
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return list(ids)
+            return self._continued(prompt)
+        is_begun = messages[-1]["role"] == "assistant"
+        how = {"continue_final_message": True} if is_begun else {"add_generation_prompt": True}
+        try:
+            written = self._chat.write(messages, **how)
+        except Exception as error:
+            raise PromptError(f"the model's chat template refuses this conversation: {error}") from error
+        return self._chat.ids(written)
+
+    def encode_content(self, text: str) -> list[int]:
+        """Token ids of a text by itself, such as an answer: nothing is put around it, and it holds no special token."""
+        return self._chat.ids(self._chat.content(text))
+
+    def _continued(self, text: str) -> list[int]:
+        """A text with what the tokenizer puts before it, which may be written out, and without what it puts behind."""
+        ids = list(self.tokenizer(text)["input_ids"])
+        before, behind = self._added
+        if behind and ids[-len(behind) :] == behind:
+            ids = ids[: -len(behind)]
+        if before and ids[len(before) : 2 * len(before)] == before:
+            ids = ids[len(before) :]
+        return ids
+
+    @cached_property
+    def _chat(self) -> ChatTokenizer:
+        return ChatTokenizer(self.tokenizer, self.special_tokens)
+
+    @cached_property
+    def _added(self) -> tuple[list[int], list[int]]:
+        """Ids that the tokenizer puts before a text, and behind it."""
+        text = list(self.tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
+        whole = list(self.tokenizer(_PROBE)["input_ids"])
+        places = range(len(whole) - len(text) + 1)
+        start = next((start for start in places if whole[start : start + len(text)] == text), 0)
+        return whole[:start], whole[start + len(text) :] if text else []
 
     def detokenizer(self, prompt: Prompt) -> StreamDecoder:
         """What reads one answer to this prompt, token by token."""
-        continues = isinstance(prompt, Continuation) or self.tokenizer.chat_template is None
+        if isinstance(prompt, str):
+            continues = isinstance(prompt, Continuation) or self.tokenizer.chat_template is None
+        else:
+            continues = prompt[-1]["role"] == "assistant"
         return StreamDecoder(self._pieces, continues=continues)
 
     def decode(self, token_ids: Sequence[int]) -> str:

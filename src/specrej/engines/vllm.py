@@ -51,7 +51,7 @@ def open_as_asked(model: str | Path, options: EngineOptions) -> PagedEngine:
     config = backend.config
     return PagedEngine(
         backend,
-        load_codec(source),
+        load_codec(source, options.special_tokens),
         bytes_per_token=kv_bytes_per_token(config),
         flops=flops_of_config(config.model_config.hf_text_config, config.scheduler_config.max_num_batched_tokens),
         context_tokens=config.model_config.max_model_len,

@@ -11,10 +11,12 @@ model's own chat template; a tokenizer without one (a cross-encoder) gets the la
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Literal, NoReturn, get_args
 
+from specrej.engines.contents import ChatTokenizer, warn_of_parsed
 from specrej.errors import PromptError, RewardError, UnknownNameError, UsageError
 from specrej.rewards.function import last_question
 from specrej.types import Candidate, Message
@@ -35,9 +37,9 @@ _SHORT_ANSWERS = (Candidate(index=0), Candidate(index=0, text="x"))
 """What these conversations begin with in common stands before the answer, but where a tokenizer joins the two."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ConversationReader:
-    """Writes out and tokenizes conversations.
+    """Writes out and tokenizes conversations. No text in them becomes a special token, whatever it spells.
 
     Attributes:
         name: of the reward, for messages.
@@ -63,11 +65,19 @@ class ConversationReader:
                 "unfinished",
                 hint="leave partial='closed'",
             )
+        if self.has_template:
+            _ = self._chat  # says at once what it cannot do
+        else:
+            warn_of_parsed(self.name, getattr(self.tokenizer, "backend_tokenizer", None))
 
     @property
     def has_template(self) -> bool:
         """Whether conversations are written by a chat template."""
         return self.tokenizer.chat_template is not None
+
+    @cached_property
+    def _chat(self) -> ChatTokenizer:
+        return ChatTokenizer(self.tokenizer)
 
     def shortest(self, messages: Sequence[Message]) -> list[list[int]]:
         """Token ids of the prompt with two very short answers: what they begin with in common is the prompt's.
@@ -106,7 +116,9 @@ class ConversationReader:
         """Token ids of each conversation, uncut."""
         texts = [candidate.text for candidate in candidates]
         if not self.has_template:
-            return self._as_rows(self.tokenizer([last_question(messages)] * len(texts), texts, verbose=False))
+            return self._as_rows(
+                self.tokenizer([last_question(messages)] * len(texts), texts, split_special_tokens=True, verbose=False)
+            )
         rendered = [self._render(messages, text) for text in texts]
         if self.partial == "open":
             ending = self._ending(messages)
@@ -114,12 +126,11 @@ class ConversationReader:
                 if candidate.finish_reason in (None, "length"):
                     rendered[i] = self._without(ending, rendered[i])
         # The template has written the special tokens already.
-        return self._as_rows(self.tokenizer(rendered, add_special_tokens=False, verbose=False))
+        return self._as_rows(self._chat.rows(rendered))
 
     def _render(self, messages: Sequence[Message], text: str) -> str:
-        turns = [*(dict(message) for message in messages), {"role": "assistant", "content": text}]
         try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+            return self._chat.write([*messages, {"role": "assistant", "content": text}])
         except Exception as exc:
             raise RewardError(
                 f"the chat template of reward {self.name!r} refuses the conversation: {type(exc).__name__}: {exc}",
@@ -168,6 +179,7 @@ class ConversationReader:
             [candidate.text],
             truncation="only_second",
             max_length=self.max_tokens,
+            split_special_tokens=True,
             verbose=False,
         )
         return self._as_rows(pair)[0]

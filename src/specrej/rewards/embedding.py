@@ -23,6 +23,7 @@ from torch.nn.functional import normalize
 from transformers import AutoModel
 
 from specrej.cost import linear_flops
+from specrej.engines.contents import warn_of_parsed
 from specrej.errors import RewardError, UsageError
 from specrej.rewards.base import StatelessSession
 from specrej.rewards.function import last_question
@@ -80,6 +81,7 @@ class EmbeddingReward:
         self._batch_size = batch_size
         self.max_tokens = max_tokens or token_limit(self._network, self._tokenizer)
         self.name = f"embedding:{source}" + ("" if reference is None else f"?reference={reference}")
+        warn_of_parsed(self.name, getattr(self._tokenizer, "backend_tokenizer", None))
 
     def open(self, messages: Sequence[Message]) -> StatelessSession:
         """Begin with a prompt: its reference is embedded.
@@ -121,13 +123,15 @@ class EmbeddingReward:
         """Token ids of each text; what is cut off is said in the log, by name."""
         if not texts:
             return []
-        rows: list[list[int]] = self._tokenizer(texts, padding=False, truncation=False, verbose=False)["input_ids"]
+        rows: list[list[int]] = self._tokenizer(
+            texts, padding=False, truncation=False, split_special_tokens=True, verbose=False
+        )["input_ids"]
         for i, row in enumerate(rows):
             if self.max_tokens is not None and len(row) > self.max_tokens:
                 # The tokenizer cuts before its special tokens at the end, which stay.
-                rows[i] = self._tokenizer(texts[i], padding=False, truncation=True, max_length=self.max_tokens)[
-                    "input_ids"
-                ]
+                rows[i] = self._tokenizer(
+                    texts[i], padding=False, truncation=True, max_length=self.max_tokens, split_special_tokens=True
+                )["input_ids"]
                 _LOG.warning(
                     "reward %r reads %d tokens: the last %d of %s are cut off",
                     self.name,

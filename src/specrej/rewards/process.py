@@ -25,6 +25,7 @@ import torch
 from transformers import AutoModelForTokenClassification
 
 from specrej.cost import linear_flops
+from specrej.engines.contents import ChatTokenizer
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.rewards.base import StatelessSession
 from specrej.rewards.function import last_question
@@ -103,7 +104,9 @@ class ProcessReward:
         self._network, self._tokenizer, source = open_pretrained(
             model, AutoModelForTokenClassification, "a token classifier", device=device, dtype=dtype
         )
-        self._separator_ids = self._tokenize(step)
+        self._chat = ChatTokenizer(self._tokenizer)
+        # The separator is what the model was trained with, and may be a special token.
+        self._separator_ids = self._chat.ids(step)
         if not self._separator_ids:
             raise UsageError(f"the step separator {step!r} has no tokens in {source!r}", hint="give another one")
         if template and self._tokenizer.chat_template is None:
@@ -140,14 +143,13 @@ class ProcessReward:
             bos = self._tokenizer.bos_token_id
             return [*([] if bos is None else [bos]), *self._tokenize(last_question(messages))]
         try:
-            turns = [dict(message) for message in messages]
-            text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            written = self._chat.write(messages, add_generation_prompt=True)
         except Exception as error:
             raise PromptError(f"the chat template of reward {self.name!r} refuses the prompt: {error}") from error
-        return self._tokenize(text)
+        return self._chat.ids(written)
 
     def _tokenize(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return self._chat.ids(self._chat.content(text))
 
     def _score(self, pairs: Sequence[tuple[list[int], Candidate]]) -> tuple[list[float], list[int]]:
         rows = [self._lay_out(prompt_ids, candidate) for prompt_ids, candidate in pairs]

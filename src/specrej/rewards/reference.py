@@ -84,6 +84,7 @@ class ReferenceReward:
         self._network, self._tokenizer, source = open_pretrained(
             model, AutoModelForCausalLM, "a causal language model", device=device, dtype=dtype
         )
+        self._codec = TextCodec(self._tokenizer)
         self._keeps_few_logits = "logits_to_keep" in signature(self._network.forward).parameters
         self.flops_per_token: float | None = linear_flops(self._network)
         self.max_tokens = max_tokens or token_limit(self._network, self._tokenizer)
@@ -99,7 +100,7 @@ class ReferenceReward:
                 model without one meets a conversation.
         """
         is_single = len(messages) == 1 and messages[0]["role"] == "user"
-        prompt_ids = TextCodec(self._tokenizer).encode(messages[0]["content"] if is_single else messages)
+        prompt_ids = self._codec.encode(messages[0]["content"] if is_single else messages)
         if not prompt_ids or (self.max_tokens is not None and len(prompt_ids) >= self.max_tokens):
             raise PromptError(
                 f"the prompt takes {len(prompt_ids)} tokens of the reward {self.name!r}, which reads "
@@ -130,7 +131,7 @@ class ReferenceReward:
                 f"reward {self.name!r} cannot score candidate {candidate.index}: it has no tokens",
                 hint="score a candidate after its first step",
             )
-        ids = list(self._tokenizer(candidate.text, add_special_tokens=False, verbose=False)["input_ids"])
+        ids = self._codec.encode_content(candidate.text)
         eos = self._tokenizer.eos_token_id
         if eos is not None and (candidate.finish_reason == "eos" or not ids):
             ids.append(eos)

@@ -17,7 +17,7 @@ from specrej.errors import PromptError, UsageError
 from specrej.jsonlines import check_lines
 from specrej.reading import check_characters, decode, without_mark
 from specrej.rewards.function import last_question
-from specrej.types import Message
+from specrej.types import Message, as_messages
 
 FindReference = Callable[[Sequence[Message]], str]
 """The right answer to a conversation; raises PromptError where there is none."""
@@ -37,6 +37,7 @@ def read_references(given: str) -> FindReference:
     if not given.startswith("@"):
         if not given.strip():
             raise UsageError("the reference is empty", hint="give the right answer, or @FILE.jsonl")
+        check_characters(given, "the reference", UsageError)
         return lambda messages: given
     path = Path(given[1:])
     answers = _read(path)
@@ -67,9 +68,9 @@ def _read(path: Path) -> dict[str, str]:
             continue
         try:
             row = json.loads(line)
-            check_characters(row, "")
+            check_characters(row, "", UsageError)
             question, answer = _question(row), _answer(row)
-        except PromptError as error:
+        except UsageError as error:
             raise UsageError(f"line {number} of {path}: {error}", hint=error.hint) from error
         except KeyError as error:
             raise UsageError(f"line {number} of {path} has no {error}", hint=f"expected {_FORM}") from error
@@ -84,7 +85,7 @@ def _read(path: Path) -> dict[str, str]:
 
 def _question(row: Mapping[str, Any]) -> str:
     if row.get("messages") is not None:
-        return last_question(row["messages"])
+        return last_question(as_messages(row["messages"]))
     question = row["turns"][-1] if row.get("turns") is not None else row["prompt"]
     if not isinstance(question, str):
         raise TypeError(f"the prompt is {question!r}, not a text")

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from specrej.engines.contents import warn_of_parsed
 from specrej.errors import ModelError, RewardError, UsageError
 from specrej.models import locate
 from specrej.rewards.base import StatelessSession
@@ -103,6 +104,8 @@ class RelevanceReward:
             ) from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True  # what question and answer spell is text
+        warn_of_parsed(self.name, self._tokenizer)
         self._input_names = _input_names(self._model)
         self._output = _choose_output(self._model.get_outputs()[0].shape[1], label, directory)
         self._room = MAX_TOKENS - self._tokenizer.num_special_tokens_to_add(is_pair=True)

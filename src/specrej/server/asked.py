@@ -91,7 +91,9 @@ def read_request(path: str, body: Mapping[str, Any], defaults: Settings, limits:
 
     Raises:
         UsageError: a field that cannot be honoured, or a value beyond its range or the limits; names it.
+        PromptError: the conversation or the prompt is none, or a text anywhere holds half a surrogate pair.
     """
+    check_characters(body, "")
     rest = dict(body)
     is_streamed = _flag("stream", rest.pop("stream", None))
     has_usage = _wants_usage(rest.pop("stream_options", None), is_streamed=is_streamed)

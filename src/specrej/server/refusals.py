@@ -112,7 +112,7 @@ def _param(error: UsageError, body: Mapping[str, Any]) -> str | None:
     name, own = "".join(re.findall(r"^[\w.]{1,100}", str(error))), body.get("specrej")
     if "." in name and name.partition(".")[0] in body:
         return name
-    if isinstance(error, PromptError):
+    if isinstance(error, PromptError) and name not in body:
         return "messages" if "messages" in body else "prompt"
     names = [name, *_LENGTH_FIELDS] if "max_new_tokens" in str(error) else [name]
     for field in names:

@@ -95,6 +95,9 @@ class ChatRequest(_Request):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int | None, Field(ge=1, lt=2**31, description="Length limit of an answer.")] = None
     logprobs: Annotated[bool | None, Field(description="Tokens with their log-probabilities (nats).")] = None
+    continue_final_message: Annotated[
+        bool | None, Field(description="Go on with the assistant's message that the conversation ends in.")
+    ] = None
 
 
 class TextRequest(_Request):

@@ -52,6 +52,7 @@ def test_an_engine_says_what_it_is(model: str, server: CompletionsServer) -> Non
         "model": model,
         "served_model": "tiny",
         "url": server.base,
+        "special_tokens": "text",
         "continued_by": "token ids",
         "chunk_tokens": "32",
         "logprobs": "reported",

@@ -134,3 +134,14 @@ def test_a_log_probability_that_no_float_holds_is_none(number: str) -> None:
     logprobs = '{"token_logprobs": [-0.5, ' + number + "]}"
     choice = '{"text": "ab", "finish_reason": "stop", "token_ids": [7, 8], "logprobs": ' + logprobs + "}"
     assert read_completion('{"choices": [' + choice + "]}").logprobs == [-0.5, None]
+
+
+def test_half_a_character_of_a_server_is_a_replacement() -> None:
+    for given, expected in (
+        ("a\ud83d", "a\ufffd"),
+        ("\udc4db", "\ufffdb"),
+        ("\ud83d\udc4d", "👍"),
+        ("plain é", "plain é"),
+    ):
+        reply = json.dumps({"choices": [{"text": given, "finish_reason": "length"}]})
+        assert read_completion(reply).text == expected

@@ -25,6 +25,7 @@ from specrej.engines.opening import EngineOptions
 from specrej.engines.sources import load_codec, load_config, locate_model
 from specrej.errors import ModelError, UnknownNameError, UsageError, guess
 from specrej.remote import ServiceOptions, key_from
+from specrej.types import Continuation
 
 __all__ = ["OpenAIEngine", "open_as_asked"]
 
@@ -63,15 +64,16 @@ def open_as_asked(model: str | Path, options: EngineOptions) -> OpenAIEngine:
     listed = _choose(list_models(place, service), served, place)
     server = CompletionsServer(place, service, listed.name, listed.owner)
     source = locate_model(model)
-    codec = load_codec(source)
+    codec = load_codec(source, options.special_tokens)
     config = _config(source)
     vocabulary = Vocabulary(codec.tokenizer, _ends(source, config), getattr(config, "vocab_size", 0))
-    ids = codec.tokenizer(_PROBE)["input_ids"]
+    ids = codec.encode(Continuation(_PROBE))
     chunk = server.probe(ids, _PROBE)
     if not server.gives_ids:
         _log.warning(
             "%s gives no token ids: answers are continued as text, which it may tokenize otherwise than it wrote it, "
-            "so candidates can differ a little from those of one long request",
+            "so candidates can differ a little from those of one long request; and messages that spell special tokens "
+            "become control tokens there",
             place.shown,
         )
     elif not vocabulary.is_like(chunk.text, chunk.ids or []):

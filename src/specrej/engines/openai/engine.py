@@ -122,6 +122,7 @@ class OpenAIEngine:
             "model": self._shape.name,
             "served_model": server.model,
             "url": server.place.shown,
+            "special_tokens": self._codec.special_tokens,
             "continued_by": "token ids" if server.gives_ids else "text",
             "chunk_tokens": str(self._shape.chunk_tokens),
             "logprobs": "reported" if server.gives_logprobs else "not reported",

@@ -73,7 +73,7 @@ def read_completion(text: str) -> Chunk:
     num_tokens = _count(usage.get("completion_tokens"))
     ids, logprobs = _tokens(choice, num_tokens)
     return Chunk(
-        text=made,
+        text=made.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),  # half a character is none
         ids=ids,
         logprobs=logprobs,
         end=end,

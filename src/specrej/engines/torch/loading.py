@@ -34,13 +34,16 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, tor
 """Largest difference of two logits that counts as the same, as a share of the largest logit."""
 
 
-def open_engine(model: str | Path, *, weights: str | None = None, device: str | None = None) -> TorchEngine:
+def open_engine(
+    model: str | Path, *, weights: str | None = None, device: str | None = None, special_tokens: str = "text"
+) -> TorchEngine:
     """Load a causal LM with its tokenizer.
 
     Args:
         model: a default model's name, a Hugging Face id, or a local directory.
         weights: how a CPU holds the weights: "fp16" (the default) or "fp32" (exact). Not for GPUs.
         device: a torch device; CUDA if there is one, else the CPU.
+        special_tokens: "text" or "allow": what becomes of messages that spell special tokens.
 
     Raises:
         UnknownNameError: nothing has this name.
@@ -48,16 +51,18 @@ def open_engine(model: str | Path, *, weights: str | None = None, device: str | 
         ModelError: not a causal LM, a broken directory, or an architecture that the engine cannot honour.
     """
     loaded, tokenizer = load_pretrained(model, _device(device))
-    return wrap(loaded, tokenizer, weights=weights, name=str(model))
+    return wrap(loaded, tokenizer, weights=weights, name=str(model), special_tokens=special_tokens)
 
 
 def open_as_asked(model: str | Path, options: EngineOptions) -> TorchEngine:
     """See `specrej.engines.opening`."""
     options.refuse("torch", "arguments")
-    return open_engine(model, weights=options.weights, device=options.device)
+    return open_engine(model, weights=options.weights, device=options.device, special_tokens=options.special_tokens)
 
 
-def wrap(model: Any, tokenizer: Any, *, weights: str | None = None, name: str = "model") -> TorchEngine:
+def wrap(
+    model: Any, tokenizer: Any, *, weights: str | None = None, name: str = "model", special_tokens: str = "text"
+) -> TorchEngine:
     """An engine around a loaded model, which belongs to the engine from here on.
 
     Raises:
@@ -76,7 +81,7 @@ def wrap(model: Any, tokenizer: Any, *, weights: str | None = None, name: str = 
     text_config = model.config.get_text_config()
     return TorchEngine(
         model,
-        TextCodec(tokenizer),
+        TextCodec(tokenizer, special_tokens),
         layout=layout,
         flops=flops,
         eos_ids=_eos_ids(model.generation_config, tokenizer),
@@ -86,6 +91,7 @@ def wrap(model: Any, tokenizer: Any, *, weights: str | None = None, name: str = 
             "model": name,
             "device": str(model.device),
             "weights": kernel,
+            "special_tokens": special_tokens,
         },
     )
 
