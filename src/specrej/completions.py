@@ -8,6 +8,7 @@ request), or is refused by name. `n` is the number of answers returned, the best
 chosen from, and all else that is ours, goes under `specrej`. No file, no server and no model here.
 """
 
+import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -46,25 +47,27 @@ _HONOURED = {
     "text": {"model", "prompt", "n", "specrej", *_SAMPLING} - {"max_completion_tokens"},
 }
 _LABELS = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
-_NOTHING: dict[str, Any] = {
-    "stream": False,
-    "store": False,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-    "logit_bias": {},
-    "response_format": {"type": "text"},
-    "modalities": ["text"],
-    "tools": [],
-    "tool_choice": "none",
-    "parallel_tool_calls": True,
-    "functions": [],
-    "function_call": "none",
-    "service_tier": "auto",
-    "top_logprobs": 0,
-    "echo": False,
-    "best_of": 1,
+_NOTHING: dict[str, tuple[Any, ...]] = {
+    "stream": (False,),
+    "store": (False,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "service_tier": ("auto", "default"),
+    "top_logprobs": (0,),
+    "echo": (False,),
+    "best_of": (1,),
+    "suffix": ("",),
+    "verbosity": ("medium",),
 }
-"""Values that ask for nothing: OpenAI's documented defaults."""
+"""Values that ask for nothing: OpenAI's documented defaults, and what says how tools are used where there are none."""
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
 
@@ -119,6 +122,8 @@ def parse_text(body: object, defaults: Settings) -> CompletionRequest:
     """
     given = _checked(body, "text")
     prompt = given.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        [prompt] = prompt
     if not isinstance(prompt, str):
         raise PromptError(
             f"prompt must be a text, got {reprlib.repr(prompt)}",
@@ -130,6 +135,12 @@ def parse_text(body: object, defaults: Settings) -> CompletionRequest:
 
 ENDPOINTS = {"/v1/chat/completions": parse_chat, "/v1/completions": parse_text}
 """What reads the body of a request, by its path."""
+
+
+def in_words_of(body: Mapping[str, Any], message: str) -> str:
+    """A message with the body's name for the one setting that OpenAI calls otherwise."""
+    names = [name for name, option in _SAMPLING.items() if option == "max_new_tokens"]
+    return message.replace("max_new_tokens", next((name for name in names if name in body), names[0]))
 
 
 def best_answers(result: Result, num_answers: int) -> list[Candidate]:
@@ -191,7 +202,7 @@ def _checked(body: object, kind: Literal["chat", "text"]) -> dict[str, Any]:
     if not isinstance(body, Mapping):
         raise UsageError(f"a body must be an object, got {reprlib.repr(body)}")
     given = {name: value for name, value in body.items() if value is not None and name not in _LABELS}
-    asked = {name: value for name, value in given.items() if name not in _NOTHING or value != _NOTHING[name]}
+    asked = {name: value for name, value in given.items() if value not in _NOTHING.get(name, ())}
     for name, value in asked.items():
         if name not in _HONOURED[kind]:
             raise UsageError(
@@ -241,8 +252,19 @@ def _parse(
         num_answers=num_answers,
         has_logprobs=has_logprobs,
         returned=_returned(own.pop("return", [])),
-        settings=replace(defaults, **_sampling(given), **own),
+        settings=_settings(given, own, defaults),
     )
+
+
+def _settings(given: Mapping[str, Any], own: Mapping[str, Any], defaults: Settings) -> Settings:
+    """The defaults with what a body says otherwise; what is wrong with a value is said by the body's name for it."""
+    sampling = _sampling(given)
+    try:
+        return replace(defaults, **sampling, **own)
+    except UsageError as error:
+        name, rest = re.findall(r"^(\w*)(.*)", str(error), re.DOTALL)[0]
+        error.args = (in_words_of(given, f"specrej.{name}{rest}" if name in own else str(error)),)
+        raise
 
 
 def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
