@@ -140,6 +140,8 @@ class FakeBackend:
 class Bytes:
     """The codec of `fakes`."""
 
+    token_bytes = 1
+
     def encode(self, prompt: Prompt) -> list[int]:
         return [BOS, *"\n".join(message["content"] for message in as_messages(prompt)).encode()]
 

@@ -99,6 +99,10 @@ class Engine(Protocol):
     def flops(self) -> "ModelFlops | None":
         """What prefilling and decoding cost; None where the model is not known."""
 
+    @property
+    def token_bytes(self) -> int:
+        """Most bytes of text (UTF-8) that one token stands for: a text has at least its bytes by these in tokens."""
+
     def describe(self) -> Mapping[str, str]:
         """Engine, model, device, precision: what a figure depends on beside the settings."""
 

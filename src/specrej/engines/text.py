@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from specrej.errors import PromptError
@@ -15,6 +16,11 @@ class TextCodec:
     """A transformers tokenizer, as the engines need it."""
 
     tokenizer: Any
+
+    @cached_property
+    def token_bytes(self) -> int:
+        """Most bytes of text that one token stands for; as a vocabulary writes tokens, they are never shorter."""
+        return max(len(token.encode()) for token in self.tokenizer.get_vocab())
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt up to where the answer begins.
