@@ -184,11 +184,10 @@ class _Desk:
             return read_request(path, body, replace(self._defaults, seed=seed), self._limits)
 
         try:
-            # What costs little comes first: then it is known how much time there is.
-            asked = await lane.do(0, num_bytes, parse)
+            asked = await lane.parsing.do(num_bytes, parse)
             self._note_asked(entry, asked)
             async with asyncio.timeout(asked.deadline_s - entry.seconds):
-                await lane.do(1, num_bytes, lambda: self._check_fits(asked))
+                await lane.tokenizing.do(num_bytes, lambda: self._check_fits(asked))
         except UsageError as error:
             raise refusal_of_body(error, body) from error
         except TimeoutError:

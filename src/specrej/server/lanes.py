@@ -2,10 +2,11 @@
 
     lane = lanes.of(num_bytes)
     with lane.holding(num_bytes):                    # 429 where too many bytes are there already
-        asked = await lane.do(0, len(raw), parse)    # on the lane's own thread, the smallest first
+        asked = await lane.parsing.do(len(raw), parse)
+        await lane.tokenizing.do(len(raw), check)    # one at a time, the smallest first
 
-Small bodies and large ones go by lanes of their own, so a small one never waits for a large one. A lane does one thing
-at a time, on a thread that ends when there is nothing to do.
+Small bodies and large ones go by lanes of their own, so a small one never waits for a large one; and what is tokenized
+does not hold up what is parsed, which tells how long it may take.
 """
 
 import asyncio
@@ -45,18 +46,18 @@ class Lanes:
 
 
 class Lane:
-    """Work for bodies, one at a time. Belongs to an event loop.
+    """What is done for bodies. Belongs to an event loop.
+
+    Attributes:
+        parsing, tokenizing: the two things that are done for each.
 
     Args:
         most_bytes: of all bodies that are read or wait at a time.
     """
 
     def __init__(self, most_bytes: int) -> None:
+        self.parsing, self.tokenizing = Line(), Line()
         self._free_bytes = most_bytes
-        self._jobs: list[tuple[int, int, int, Callable[[], Any], Future[Any]]] = []
-        self._numbering = itertools.count()
-        self._lock = Lock()
-        self._is_running = False
 
     @contextmanager
     def holding(self, num_bytes: int) -> Iterator[None]:
@@ -75,14 +76,21 @@ class Lane:
         finally:
             self._free_bytes += counted
 
-    async def do(self, stage: int, num_bytes: int, work: Callable[[], T]) -> T:
-        """What the work comes to: that of an earlier stage goes first, then that of fewer bytes.
 
-        Cancelled before its turn, it is not begun.
-        """
+class Line:
+    """Work that is done one at a time, on a thread that ends when there is none."""
+
+    def __init__(self) -> None:
+        self._jobs: list[tuple[int, int, Callable[[], Any], Future[Any]]] = []
+        self._numbering = itertools.count()
+        self._lock = Lock()
+        self._is_running = False
+
+    async def do(self, num_bytes: int, work: Callable[[], T]) -> T:
+        """What the work comes to; that for fewer bytes goes first. Cancelled before its turn, it is not begun."""
         future: Future[T] = Future()
         with self._lock:
-            heapq.heappush(self._jobs, (stage, num_bytes, next(self._numbering), work, future))
+            heapq.heappush(self._jobs, (num_bytes, next(self._numbering), work, future))
             is_idle, self._is_running = not self._is_running, True
         if is_idle:
             Thread(target=self._run, name="desk", daemon=True).start()
@@ -102,9 +110,9 @@ class Lane:
         if future.set_running_or_notify_cancel():
             try:
                 future.set_result(work())
-            except Exception as error:
+            except (SpecrejError, RefusalError) as error:
                 future.set_exception(error)
-            except BaseException as error:  # a tokenizer's panic, which an event loop would take for its own end
+            except BaseException as error:  # an event loop takes some for its own end, and StopIteration not at all
                 failure = SpecrejError(f"what reads requests failed: {error!r}")
                 failure.__cause__ = error
                 future.set_exception(failure)
