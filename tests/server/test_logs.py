@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,10 +135,8 @@ def test_a_reader_that_went_stops_nothing() -> None:
 
 
 def test_what_is_left_out_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    from specrej.server import logs
-
     sparing, now_s = Sparing(), 100.0
-    monkeypatch.setattr(logs.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
 
     def record() -> logging.LogRecord:
         return logging.makeLogRecord({"name": "asyncio", "msg": "again"})
