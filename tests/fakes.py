@@ -11,6 +11,7 @@ position, and what is allocated never exceeds the budget or what `memory` announ
 
 import math
 import zlib
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specrej.cost import AttentionFlops, KvLayout, ModelFlops
-from specrej.engines.base import Claim, Memory, Overhead, Token
+from specrej.engines.base import Claim, Memory, Overhead, Piece, Token
 from specrej.errors import DeviceMemoryError
 from specrej.streams import uniforms
 from specrej.types import Candidate, FinishReason, Message, Prompt, Reuse, SamplingParams, as_messages
@@ -95,8 +96,9 @@ class FakeEngine:
 
     Attributes:
         groups: open prompts by handle; empty when everybody cleaned up.
-        num_prefills, num_steps, num_drawn, num_decodes: what was asked for so far.
+        num_prefills, num_steps, num_drawn: what was asked for so far.
         peaks: peak bytes of each prompt that was closed.
+        readers: what read the candidates' tokens, in the order in which they began.
     """
 
     name = "fake"
@@ -123,7 +125,8 @@ class FakeEngine:
         """
         self.context_tokens = context_tokens
         self.groups: dict[int, Group] = {}
-        self.num_prefills = self.num_steps = self.num_drawn = self.num_decodes = 0
+        self.num_prefills = self.num_steps = self.num_drawn = 0
+        self.readers: list[ByteReader] = []
         self.peaks: list[int] = []
         self._eos = eos
         self._fail_at = fail_at
@@ -139,8 +142,12 @@ class FakeEngine:
     def encode(self, prompt: Prompt) -> list[int]:
         return [BOS, *"\n".join(message["content"] for message in as_messages(prompt)).encode()]
 
+    def detokenizer(self, prompt: Prompt) -> "ByteReader":
+        reader = ByteReader()
+        self.readers.append(reader)
+        return reader
+
     def decode(self, token_ids: Sequence[int]) -> str:
-        self.num_decodes += 1
         return text_of(token_ids)
 
     def kv_bytes(self, num_prompt_tokens: int, num_candidates: int, num_new_tokens: int) -> int:
@@ -254,6 +261,20 @@ def next_token(prompt_ids: Sequence[int], token_ids: Sequence[int], number: floa
         return EOS
     text = zlib.crc32(",".join(map(str, (*prompt_ids, *token_ids))).encode())
     return LETTERS[(text + int(number * 2**16)) % len(LETTERS)]
+
+
+class ByteReader:
+    """Reads the tokens of one answer; those of a character that is not all there give nothing."""
+
+    def __init__(self, prompt: Prompt = "") -> None:
+        self.num_read = 0
+        self._bytes = getincrementaldecoder("utf-8")("ignore")
+
+    def add(self, token_id: int) -> Piece:
+        self.num_read += 1
+        if token_id >= BOS:
+            return Piece("", {BOS: "<bos>", EOS: "<eos>"}[token_id])
+        return Piece(self._bytes.decode(bytes([token_id])))
 
 
 def text_of(token_ids: Sequence[int]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fakes import BOS, EOS, FLOPS, next_token, text_of
+from fakes import BOS, EOS, FLOPS, ByteReader, next_token, text_of
 from specrej.engines.paged import Drawn, PagedEngine
 from specrej.streams import uniforms
 from specrej.types import Prompt, SamplingParams, as_messages
@@ -144,6 +144,9 @@ class Bytes:
 
     def encode(self, prompt: Prompt) -> list[int]:
         return [BOS, *"\n".join(message["content"] for message in as_messages(prompt)).encode()]
+
+    def detokenizer(self, prompt: Prompt) -> ByteReader:
+        return ByteReader()
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return text_of(token_ids)

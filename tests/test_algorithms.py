@@ -250,12 +250,12 @@ def test_p6_seconds_are_booked_where_they_are_spent() -> None:
 
 @given(cases())
 @some
-def test_p7_a_prompt_is_prefilled_once_and_a_text_is_made_once_for_each_score(case: Case) -> None:
+def test_p7_a_prompt_is_prefilled_once_and_each_token_is_read_once(case: Case) -> None:
     engine = FakeEngine(eos=case.eos)
     result = reject(case, engine)
     assert engine.num_prefills == 1
     assert engine.num_drawn == sum(len(candidate.token_ids) for candidate in result.candidates)
-    assert engine.num_decodes == sum(len(decision.scored) for decision in result.decisions)
+    assert [reader.num_read for reader in engine.readers] == [len(c.token_ids) for c in result.candidates]
 
 
 @given(cases())

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 import specrej
 from answers import answer, five, result_of
-from fakes import FakeEngine, FakeReward, text_of
+from fakes import ByteReader, FakeEngine, FakeReward
 from specrej.completions import ENDPOINTS, CompletionRequest, best_answers, parse_chat, parse_text, to_body
+from specrej.engines.base import Piece
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.settings import Settings
 from specrej.types import Continuation, Result
@@ -30,7 +31,7 @@ def text(**fields: Any) -> CompletionRequest:
 
 
 def body_of(request: CompletionRequest, result: Result) -> dict[str, Any]:
-    return to_body(request, result, completion_id="c-1", created=17, model="opened", decode=text_of)
+    return to_body(request, result, completion_id="c-1", created=17, model="opened", detokenizer=ByteReader)
 
 
 def test_a_bare_body_takes_the_defaults() -> None:
@@ -344,7 +345,11 @@ def test_logprobs_end_where_a_stop_string_begins() -> None:
     stopped = result_of(answer(0, "ab", 1.0, finish_reason="stop", token_ids=b"ab##"), best=0)
     content = body_of(chat(logprobs=True), stopped)["choices"][0]["logprobs"]["content"]
     assert [token["token"] for token in content] == ["a", "b"]
-    pieces = ["x", "ab##c", "d"]
+
+    class Words:
+        def add(self, token_id: int) -> Piece:
+            return Piece(["x", "ab##c", "d"][token_id])
+
     within = result_of(answer(0, "xab", 1.0, finish_reason="stop", token_ids=[0, 1, 2]), best=0)
     body = to_body(
         chat(logprobs=True),
@@ -352,7 +357,7 @@ def test_logprobs_end_where_a_stop_string_begins() -> None:
         completion_id="",
         created=0,
         model="",
-        decode=lambda ids: "".join(pieces[token_id] for token_id in ids),
+        detokenizer=lambda _: Words(),
     )
     assert [token["token"] for token in body["choices"][0]["logprobs"]["content"]] == ["x", "ab"]
 

@@ -1,7 +1,7 @@
 """OpenAI's bodies for /v1/chat/completions and /v1/completions, in and out, as functions on dicts.
 
     asked = parse_chat({"model": "smollm2", "messages": [...], "n": 2, "specrej": {"alpha": 0.5}}, Settings())
-    body = to_body(asked, result, completion_id="chatcmpl-1", created=0, model="smollm2", decode=engine.decode)
+    body = to_body(asked, result, completion_id="c-1", created=0, model="smollm2", detokenizer=engine.detokenizer)
 
 A field is honoured, asks for nothing (it has the value that OpenAI documents as its default, or only labels the
 request), or is refused by name. `n` is the number of answers returned, the best first; how many candidates they are
@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from specrej.engines.base import Detokenizer
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.settings import Settings
 from specrej.types import Candidate, Continuation, Prompt, Result, as_messages
 
-Decode = Callable[[Sequence[int]], str]
-"""Text of generated tokens: `Engine.decode`."""
+Detokenizers = Callable[[Prompt], Detokenizer]
+"""What reads an answer to a prompt: `Engine.detokenizer`."""
 
 _SAMPLING = {
     "max_tokens": "max_new_tokens",
@@ -153,7 +154,13 @@ def best_answers(result: Result, num_answers: int) -> list[Candidate]:
 
 
 def to_body(
-    request: CompletionRequest, result: Result, *, completion_id: str, created: int, model: str, decode: Decode
+    request: CompletionRequest,
+    result: Result,
+    *,
+    completion_id: str,
+    created: int,
+    model: str,
+    detokenizer: Detokenizers,
 ) -> dict[str, Any]:
     """The chat.completion or text_completion that answers a request.
 
@@ -163,7 +170,7 @@ def to_body(
         completion_id: the body's `id`.
         created: seconds since 1970.
         model: what answered.
-        decode: of the engine that made the result; used for log-probabilities alone.
+        detokenizer: of the engine that made the result; used for log-probabilities alone.
 
     Returns:
         JSON's types. `choices` are the answers, best first: as many as asked for, or, where fewer candidates came to
@@ -184,7 +191,7 @@ def to_body(
                 "index": position,
                 **to_choice(answer),
                 "finish_reason": _FINISH[answer.finish_reason or "length"],
-                "logprobs": _logprobs(answer, decode) if request.has_logprobs else None,
+                "logprobs": _logprobs(answer, detokenizer(request.prompt)) if request.has_logprobs else None,
             }
             for position, answer in enumerate(answers)
         ],
@@ -312,17 +319,18 @@ def _text_choice(answer: Candidate) -> dict[str, Any]:
     return {"text": answer.text}
 
 
-def _logprobs(answer: Candidate, decode: Decode) -> dict[str, Any]:
+def _logprobs(answer: Candidate, detokenizer: Detokenizer) -> dict[str, Any]:
     """Tokens whose texts make up the answer's text, with their log-probabilities in nats.
 
     A character that takes several tokens is the text of the last of them. The end token and those behind the answer's
     text are left out; of a token in which a stop string begins there is what comes before it.
     """
     content, read = [], 0
-    for end, logprob in enumerate(answer.logprobs, 1):
+    # Some engines are told no log-probabilities.
+    for token_id, logprob in zip(answer.token_ids, answer.logprobs, strict=False):
         if read >= len(answer.text):
             break
-        text = answer.text[read : max(len(decode(answer.token_ids[:end])), read)]
+        text = answer.text[read : read + len(detokenizer.add(token_id).text)]
         read += len(text)
         content.append({"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []})
     return {"content": content, "refusal": None}

@@ -20,6 +20,7 @@ from specrej.memory import format_bytes
 from specrej.policies import Schedule
 from specrej.rewards.base import Reward, RewardSession
 from specrej.rewards.scores import checked_scores
+from specrej.stopping import AnswerText
 from specrej.types import Candidate, Cause, Decision, Prompt, Result, SamplingParams, Usage, as_messages
 from specrej.version import __version__
 
@@ -54,12 +55,15 @@ class Search:
         total_bytes: int | None = None,
     ) -> None:
         self.messages = as_messages(prompt)
+        self._prompt = prompt
         self.prompt_ids = engine.encode(prompt)
         self.sampling = sampling
         # The first token costs no KV. Counted like the second, it limits the number of candidates all the same.
         num_new = max(sampling.max_new_tokens, 2)
         self.budget_bytes = budget_bytes or engine.default_budget(len(self.prompt_ids), num_new, total_bytes)
         self.candidates: list[Candidate] = []
+        self._texts: list[AnswerText] = []
+        """By the number of the candidate."""
         self.batch: list[Candidate] = []
         self.decisions: list[Decision] = []
         self.usage = Usage(prompt_tokens=len(self.prompt_ids))
@@ -127,6 +131,7 @@ class Search:
         first = len(self.candidates)
         self.batch = [Candidate(index) for index in range(first, first + n)]
         self.candidates += self.batch
+        self._texts += [AnswerText(self._engine.detokenizer(self._prompt), self.sampling.stop) for _ in self.batch]
         self._last_length = 0
         self._engine.add(self._handle, range(first, first + n))
 
@@ -271,9 +276,9 @@ class Search:
 
     def text_of(self, candidate: Candidate) -> str:
         """The candidate's text so far, up to a stop string."""
-        text = self._engine.decode(candidate.token_ids)
-        starts = [start for stop in self.sampling.stop if (start := text.find(stop)) >= 0]
-        return text[: min(starts)] if starts else text
+        text = self._texts[candidate.index]
+        text.read(candidate.token_ids)
+        return text.text
 
     def give_up(self) -> bool:
         """Reject half of the live candidates because the device has no memory left. False if only one is live."""
@@ -392,7 +397,5 @@ class Search:
     def _has_stopped(self, candidate: Candidate) -> bool:
         if not self.sampling.stop:
             return False
-        # A character takes at most four tokens, so this many newest tokens hold the longest stop string.
-        window = 4 * max(len(stop) for stop in self.sampling.stop)
-        tail = self._engine.decode(candidate.token_ids[-window:])
-        return any(stop in tail for stop in self.sampling.stop)
+        self.text_of(candidate)
+        return self._texts[candidate.index].has_stopped

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from answers import answer, five, result_of
-from fakes import text_of
+from fakes import ByteReader
 from specrej.batch.preferences import PairCounts, sft, to_pair, write_pairs
 from specrej.batch.requests import Request
 from specrej.batch.rows import failure_of, row_of
@@ -25,7 +25,7 @@ def request(row_id: str = "a", prompt: Prompt = "Hello", num_kept: int = 4) -> R
 
 
 def row(row_id: str = "a", prompt: Prompt = "Hello", result: Result | None = None, num_kept: int = 4) -> dict[str, Any]:
-    return row_of(request(row_id, prompt, num_kept), result or five(), text_of)
+    return row_of(request(row_id, prompt, num_kept), result or five(), ByteReader)
 
 
 def two(first: tuple[str, float], second: tuple[str, float]) -> Result:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import specrej
 from answers import answer, decided, five, result_of
-from fakes import FakeEngine, FakeReward, in_thirds, text_of
+from fakes import ByteReader, FakeEngine, FakeReward, in_thirds, text_of
 from specrej.batch.requests import BrokenRequest, Form, Request
 from specrej.batch.rows import failure_of, lowest_answer, row_id, row_of
 from specrej.completions import parse_chat, parse_text, to_body
@@ -48,7 +48,7 @@ WORST = {"text": "worst", "reward": -5.0, "num_tokens": 6, "finish_reason": "len
 
 def test_a_plain_row_holds_the_answer_and_what_it_cost() -> None:
     result = five()
-    assert row_of(plain(), result, text_of) == {
+    assert row_of(plain(), result, ByteReader) == {
         "id": "a",
         "prompt": "Hello",
         "text": "better é",
@@ -64,24 +64,24 @@ def test_a_plain_row_holds_the_answer_and_what_it_cost() -> None:
 
 
 def test_a_conversation_comes_back_as_one() -> None:
-    row = row_of(plain(MESSAGES), five(), text_of)
+    row = row_of(plain(MESSAGES), five(), ByteReader)
     assert row["messages"] == MESSAGES
     assert "prompt" not in row
 
 
 def test_several_answers_come_with_the_lowest_that_finished() -> None:
-    row = row_of(plain(num_kept=4), five(), text_of)
+    row = row_of(plain(num_kept=4), five(), ByteReader)
     assert row["answers"] == [BEST, GOOD]
     assert row["lowest"] == WORST
-    assert row_of(plain(num_kept=2), five(), text_of)["lowest"] == WORST
-    assert "lowest" not in row_of(plain(num_kept=1), five(), text_of)
+    assert row_of(plain(num_kept=2), five(), ByteReader)["lowest"] == WORST
+    assert "lowest" not in row_of(plain(num_kept=1), five(), ByteReader)
 
 
 def test_the_lowest_is_never_the_best() -> None:
     alike = result_of(answer(0, "a", 1.0), answer(1, "b", 1.0), best=0)
-    assert row_of(plain(num_kept=2), alike, text_of)["lowest"]["index"] == 1
+    assert row_of(plain(num_kept=2), alike, ByteReader)["lowest"]["index"] == 1
     alone = result_of(answer(0, "a", 1.0), answer(1, "b", 0.0, state="rejected", finish_reason=None), best=0)
-    assert row_of(plain(num_kept=2), alone, text_of)["lowest"] is None
+    assert row_of(plain(num_kept=2), alone, ByteReader)["lowest"] is None
 
 
 def test_an_answer_that_a_filter_took_out_has_no_reward_to_be_compared_by() -> None:
@@ -98,7 +98,7 @@ def test_rows_of_real_runs(seed: int, algorithm: str, num_kept: int, is_tied: bo
     result = specrej.generate(
         "Hello", model=FakeEngine(), reward=reward, n=8, max_new_tokens=24, seed=seed, algorithm=algorithm
     )
-    row = json.loads(json.dumps(row_of(plain(num_kept=num_kept), result, text_of), allow_nan=False))
+    row = json.loads(json.dumps(row_of(plain(num_kept=num_kept), result, ByteReader), allow_nan=False))
     rewards = [each["reward"] for each in row["answers"]]
     assert row["answers"][0]["index"] == result.best.index
     assert (row["text"], row["reward"]) == (result.text, result.reward)
@@ -120,7 +120,7 @@ def test_rows_of_real_runs(seed: int, algorithm: str, num_kept: int, is_tied: bo
 )
 def test_a_row_in_openais_form_holds_the_completion(fields: dict[str, Any], prefix: str) -> None:
     request = openai(**fields)
-    row = row_of(request, five(), text_of)
+    row = row_of(request, five(), ByteReader)
     body = row["response"]["body"]
     number = body["id"].removeprefix(prefix)
     assert len(number) == 24
@@ -137,15 +137,14 @@ def test_a_row_in_openais_form_holds_the_completion(fields: dict[str, Any], pref
         completion_id=prefix + number,
         created=0,
         model="bytes",
-        decode=text_of,
+        detokenizer=ByteReader,
     )
 
 
 def test_a_row_is_a_function_of_request_and_result() -> None:
-    assert row_of(openai(prompt="Hello"), five(), text_of) == row_of(openai(prompt="Hello"), five(), text_of)
-    assert (
-        row_of(openai("b", prompt="Hello"), five(), text_of)["id"] != row_of(openai(prompt="a"), five(), text_of)["id"]
-    )
+    assert row_of(openai(prompt="Hello"), five(), ByteReader) == row_of(openai(prompt="Hello"), five(), ByteReader)
+    other = row_of(openai("b", prompt="Hello"), five(), ByteReader)
+    assert other["id"] != row_of(openai(prompt="a"), five(), ByteReader)["id"]
 
 
 def test_a_request_that_failed_says_why() -> None:
@@ -161,7 +160,7 @@ def test_a_request_that_failed_says_why() -> None:
     }
     failure = failure_of(openai(prompt="Hello"), error)
     assert failure == {
-        "id": row_of(openai(prompt="Hello"), five(), text_of)["id"],
+        "id": row_of(openai(prompt="Hello"), five(), ByteReader)["id"],
         "custom_id": "a",
         "response": None,
         "error": {"code": "prompt_error", "message": "too long; shorten it"},
@@ -189,7 +188,7 @@ def test_every_row_names_its_request_when_it_is_read_again(tmp_path: Path, form:
     broken = BrokenRequest(id="line-3", line=3, error=PromptError("é"), form=form)
     request = plain() if form == "plain" else openai(prompt="Hello")
     with Journal(tmp_path / "out.jsonl") as journal:
-        journal.append(row_of(request, five(), text_of))
+        journal.append(row_of(request, five(), ByteReader))
         journal.append(failure_of(request, PromptError("é")))
         journal.append(failure_of(broken, broken.error))
     assert [row_id(row) for row in read_rows(tmp_path / "out.jsonl")] == ["a", "a", "line-3"]

@@ -7,7 +7,7 @@ import asyncio
 import copy
 import json
 import re
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -24,7 +24,8 @@ from specrej.server.app import make_app
 from specrej.server.asked import Limits
 from specrej.server.service import Service
 from specrej.settings import Settings
-from tiny import CHAT_TEMPLATE, EOS_ID, make_model, make_tokenizer
+from tiny import CHAT_TEMPLATE, EOS_ID, make_model
+from vocabularies import KINDS
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 DEFAULTS = Settings(n=4, max_new_tokens=8, min_tokens=3, memory=9000)
@@ -186,7 +187,7 @@ HEADERS = st.dictionaries(
 
 UNDOCUMENTED = ("200", "401", "403", "404", "405", "415")
 """What a path or a method may say that is not in the document: pages, and what is nowhere."""
-TOKENIZERS: dict[str, Callable[[], Any]] = {"bytes": lambda: make_tokenizer(CHAT_TEMPLATE)}
+TOKENIZERS = ("byte_level", "llama2")
 
 
 class Server:
@@ -246,10 +247,11 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
 def real(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A tiny Llama, as wide in KV as ten fake engines."""
-    model = make_model("llama")
+    """A tiny Llama with a tokenizer that cuts characters anywhere, or falls back to bytes."""
+    tokenizer = KINDS[request.param](CHAT_TEMPLATE)
+    model = make_model("llama", vocab_size=len(tokenizer))
     model.generation_config.eos_token_id = [EOS_ID]
-    server = Server(wrap(model, TOKENIZERS[request.param](), weights="fp32"), factor=11)
+    server = Server(wrap(model, tokenizer, weights="fp32"), factor=11)
     yield server
     server.close()
 

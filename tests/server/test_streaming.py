@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 
 import specrej
 from answers import answer, five, result_of
-from endpoint import DEFAULTS, Scripted, client, fake_service, live
-from fakes import FakeEngine, FakeReward, text_of
+from endpoint import DEFAULTS, Scripted, client, fake_service, lines_of, live
+from fakes import ByteReader, FakeEngine, FakeReward
 from specrej.completions import to_body
 from specrej.errors import DeadlineError, RewardError, ShutdownError
 from specrej.pool import Pool
@@ -37,13 +38,20 @@ def head_of(body: dict[str, Any], path: str = "/v1/chat/completions") -> Head:
     return Head(asked=asked, id="c-1", created=17, model="bytes")
 
 
-async def stream(events: AsyncIterator[Event], head: Head) -> list[bytes]:
+async def stream(events: AsyncIterator[Event], head: Head, notes: list[Exception] | None = None) -> list[bytes]:
     async def finish(result: Result, is_late: bool) -> dict[str, Any]:
-        body = to_body(head.asked.request, result, completion_id="c-1", created=17, model="bytes", decode=text_of)
+        request = head.asked.request
+        body = to_body(request, result, completion_id="c-1", created=17, model="bytes", detokenizer=ByteReader)
         body["specrej"]["is_late"] = is_late
         return body
 
-    return [block async for block in blocks(events, head, finish)]
+    noted: list[Exception] = []
+    sent = [block async for block in blocks(events, head, finish, noted.append)]
+    if notes is None:
+        assert not noted, "what should not have happened"
+    else:
+        notes += noted
+    return sent
 
 
 def blocks_for(events: Sequence[Event], path: str = "/v1/chat/completions", **body: Any) -> list[bytes]:
@@ -146,9 +154,26 @@ def test_an_error_in_a_stream_is_its_last_event(error: Any, code: str) -> None:
     assert "secret" not in json.dumps(data)
 
 
-def test_what_was_streamed_is_how_the_answer_begins() -> None:
-    with pytest.raises(AssertionError, match="is not how the answer begins"):
-        blocks_for([Text("bad"), Ended(GOOD)])
+def broken(error: str) -> Any:
+    async def given() -> AsyncIterator[Event]:
+        yield Text("go")
+        if error == "events":
+            raise ValueError("secret")
+        yield Text("bad") if error == "text" else Text("od")
+        yield Ended(GOOD if error == "text" else result_of(answer(0, "good", None, finish_reason="lost"), best=0))
+
+    return given()
+
+
+@pytest.mark.parametrize("error", ["events", "text", "finish"])
+def test_whatever_goes_wrong_behind_the_first_byte_is_the_last_event(error: str) -> None:
+    notes: list[Exception] = []
+    data = data_of(asyncio.run(stream(broken(error), head_of({}), notes)))
+    assert text_in(data[:-1]).startswith("go")
+    assert data[-1]["error"]["code"] == "internal"
+    assert "[DONE]" not in data
+    assert "secret" not in json.dumps(data)
+    assert len(notes) == 1
 
 
 def test_silence_is_broken_by_comments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,9 +267,16 @@ def test_a_stream_says_that_it_is_one_and_is_not_to_be_kept() -> None:
     assert response.text.endswith("data: [DONE]\n\n")
 
 
-def test_a_stream_that_goes_wrong_inside_is_cut_off() -> None:
-    with live(Scripted([Text("bad"), Ended(GOOD)])) as url, pytest.raises(httpx.RemoteProtocolError):
-        httpx.post(f"{url}/v1/completions", json={**TEXT, "stream": True})
+def test_a_stream_that_goes_wrong_inside_ends_in_order_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "specrej.server"), live(Scripted([Text("bad"), Ended(GOOD)])) as url:
+        response = httpx.post(f"{url}/v1/completions", json={**TEXT, "stream": True})
+    assert json.loads(response.text.splitlines()[-2].removeprefix("data: "))["error"]["code"] == "internal"
+    logged = [json.loads(line) for line in lines_of(caplog)]
+    [failure] = [line for line in logged if line["event"] == "failure"]
+    [request] = [line for line in logged if line["event"] == "request"]
+    assert failure["exception"][0]["type"] == "RuntimeError"
+    assert failure["request_id"] == request["request_id"] == response.headers["x-request-id"]
+    assert request["error"] == "internal"
 
 
 def test_only_streams_are_watched() -> None:

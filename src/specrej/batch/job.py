@@ -141,7 +141,7 @@ def end(request: Request, outcome: Outcome, engine: Engine, reward: Reward) -> E
     flops = flops_of(
         engine.flops, usage.prompt_tokens, lengths, of_reward, usage.reward_tokens, usage.shared_prompt_tokens
     )
-    return Ended(row_of(request, outcome, engine.decode), flops)
+    return Ended(row_of(request, outcome, engine.detokenizer), flops)
 
 
 def num_left(requests: Iterable[Request | BrokenRequest], output: Output) -> int:

@@ -1,6 +1,6 @@
 """What comes out of a batch job: one row a request, in the form of the request.
 
-    row_of(request, result, engine.decode)         # {"id": "a", "text": ..., "reward": ..., "answers": [...], ...}
+    row_of(request, result, engine.detokenizer)       # {"id": "a", "text": ..., "reward": ..., "answers": [...], ...}
     failure_of(request, error)                     # {"id": "a", "text": None, ..., "error": {...}, "line": 1}
     row_id(row)                                    # "a", of either form
 
@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from specrej.batch.requests import BrokenRequest, Request
-from specrej.completions import Decode, best_answers, to_body
+from specrej.completions import Detokenizers, best_answers, to_body
 from specrej.errors import SpecrejError
 from specrej.types import Candidate, Result
 
 
-def row_of(request: Request, result: Result, decode: Decode) -> dict[str, Any]:
+def row_of(request: Request, result: Result, detokenizer: Detokenizers) -> dict[str, Any]:
     """The row of a request that was answered, in JSON's types.
 
     A plain row's `answers` are the best `num_kept` complete candidates that were not rejected, best first, or as many
@@ -29,7 +29,7 @@ def row_of(request: Request, result: Result, decode: Decode) -> dict[str, Any]:
     Args:
         request: what was asked.
         result: its result.
-        decode: of the engine that made the result; for a completion with log-probabilities.
+        detokenizer: of the engine that made the result; for a completion with log-probabilities.
     """
     if request.completion is None:
         return _plain_row(request, result)
@@ -41,7 +41,7 @@ def row_of(request: Request, result: Result, decode: Decode) -> dict[str, Any]:
         completion_id=f"{prefix}-{number}",
         created=0,
         model=result.settings["model"],
-        decode=decode,
+        detokenizer=detokenizer,
     )
     response = {"status_code": 200, "request_id": f"req_{number}", "body": body}
     return {"id": f"batch_req_{number}", "custom_id": request.id, "response": response, "error": None}

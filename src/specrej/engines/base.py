@@ -77,6 +77,22 @@ class Overhead(NamedTuple):
     """Times that the engine took the KV of a candidate away, to make it anew later."""
 
 
+class Piece(NamedTuple):
+    """What one more token makes of an answer."""
+
+    text: str
+    """What it adds to the text. Often nothing, where it does not end a character."""
+    special: str = ""
+    """How it is spelled, if it is a special token, which is never a part of the text."""
+
+
+class Detokenizer(Protocol):
+    """Reads one answer, token by token. What it has given stays the beginning of the text."""
+
+    def add(self, token_id: int) -> Piece:
+        """Read the next token."""
+
+
 class Engine(Protocol):
     """Decodes many candidates of many prompts, one token a step."""
 
@@ -101,7 +117,7 @@ class Engine(Protocol):
 
     @property
     def token_bytes(self) -> int:
-        """Most bytes of text (UTF-8) that one token stands for: a text has at least its bytes by these in tokens."""
+        """Most bytes of text (UTF-8) that a token stands for, but for text that the tokenizer does not know."""
 
     def describe(self) -> Mapping[str, str]:
         """Engine, model, device, precision: what a figure depends on beside the settings."""
@@ -112,8 +128,14 @@ class Engine(Protocol):
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, through the chat template where there is one; BOS at most once."""
 
+    def detokenizer(self, prompt: Prompt) -> Detokenizer:
+        """What reads one answer to this prompt. Where the prompt's text is continued, a first space is kept."""
+
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of generated tokens without special ones; the bytes of an unfinished last character are left out."""
+        """Text of generated tokens without special ones; the bytes of an unfinished last character are left out.
+
+        The same as a detokenizer gives for them one by one.
+        """
 
     def kv_bytes(self, num_prompt_tokens: int, num_candidates: int, num_new_tokens: int) -> int:
         """Most bytes of KV at any moment until that many candidates have that many tokens each."""

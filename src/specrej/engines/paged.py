@@ -19,7 +19,7 @@ from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
 from specrej.cost import KvLayout, ModelFlops
-from specrej.engines.base import PROMPTS_IN_TOTAL, Claim, Memory, Overhead, Token
+from specrej.engines.base import PROMPTS_IN_TOTAL, Claim, Detokenizer, Memory, Overhead, Token
 from specrej.engines.text import TextCodec
 from specrej.errors import UsageError
 from specrej.streams import seeds
@@ -162,6 +162,9 @@ class PagedEngine:
 
     def encode(self, prompt: Prompt) -> list[int]:
         return self._codec.encode(prompt)
+
+    def detokenizer(self, prompt: Prompt) -> Detokenizer:
+        return self._codec.detokenizer(prompt)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._codec.decode(token_ids)

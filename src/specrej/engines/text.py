@@ -1,14 +1,13 @@
-"""Between text and token ids: chat templates without a second BOS, partial texts without half a character."""
+"""Between text and token ids: chat templates without a second BOS, the texts of answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from specrej.engines.decoding import Pieces, StreamDecoder
 from specrej.errors import PromptError
 from specrej.types import Continuation, Prompt, as_messages
-
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True)
@@ -48,16 +47,16 @@ class TextCodec:
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return list(ids)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of generated tokens. Bytes of a last character that is not all there are left out."""
-        text = self._text(token_ids)
-        if not text.endswith(_REPLACEMENT):
-            return text
-        # A tokenizer that falls back to bytes gives up the whole characters before the unfinished one as well, so its
-        # bytes, three at most and perhaps an EOS behind them, are left out one by one.
-        shorter = (self._text(token_ids[: max(len(token_ids) - cut, 0)]) for cut in range(5))
-        return max((text.rstrip(_REPLACEMENT) for text in shorter), key=len)
+    def detokenizer(self, prompt: Prompt) -> StreamDecoder:
+        """What reads one answer to this prompt, token by token."""
+        continues = isinstance(prompt, Continuation) or self.tokenizer.chat_template is None
+        return StreamDecoder(self._pieces, continues=continues)
 
-    def _text(self, token_ids: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a whole answer to a text. Bytes of a last character that is not all there are left out."""
+        decoder = self.detokenizer("")
+        return "".join(decoder.add(token_id).text for token_id in token_ids)
+
+    @cached_property
+    def _pieces(self) -> Pieces:
+        return Pieces(self.tokenizer)

@@ -34,7 +34,7 @@ from specrej.server.lanes import Lane, Lanes
 from specrej.server.logs import log_failure
 from specrej.server.metrics import CONTENT_TYPE, Meters
 from specrej.server.pages import docs_page, page_files
-from specrej.server.refusals import CODES, RefusalError, refusal_of, refusal_of_body
+from specrej.server.refusals import CODES, RefusalError, internal_error, refusal_of, refusal_of_body
 from specrej.server.service import Ended, Event, Service, Ticket
 from specrej.server.streaming import Head, blocks
 from specrej.server.watching import Text
@@ -150,8 +150,12 @@ class _Desk:
         async def finish(result: Result, is_late: bool) -> dict[str, Any]:
             return await self._body(head, entry, result, is_late=is_late)
 
+        def note(error: Exception) -> None:
+            entry.fields["error"] = internal_error().code
+            log_failure(error, entry.request_id)
+
         if asked.is_streamed:
-            return EventStream(blocks(self._noted(ticket, entry), head, finish), at_end=ticket.cancel)
+            return EventStream(blocks(self._noted(ticket, entry), head, finish, note), at_end=ticket.cancel)
         try:
             ended = await unless_gone(request.receive, _last(ticket))
         finally:
@@ -250,7 +254,7 @@ class _Desk:
             completion_id=head.id,
             created=head.created,
             model=head.model,
-            decode=self._service.engine.decode,
+            detokenizer=self._service.engine.detokenizer,
         )
         body["specrej"]["is_late"] = is_late
         num_answer = body["usage"]["completion_tokens"]

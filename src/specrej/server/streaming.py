@@ -1,6 +1,6 @@
 """The events of a ticket as server-sent events, as OpenAI's clients read them.
 
-    async for block in blocks(ticket, head, finish): ...      # bytes, each a whole event or comment
+    async for block in blocks(ticket, head, finish, note): ...      # bytes, each a whole event or comment
 
 Text goes out as soon as no other candidate can beat it, and never anything else: joined, the pieces are the text of the
 answer that a request without a stream gets. Until then there is progress, as comments or as events of its own.
@@ -14,7 +14,7 @@ from typing import Any
 
 from specrej.errors import SpecrejError
 from specrej.server.asked import Asked
-from specrej.server.refusals import refusal_of
+from specrej.server.refusals import internal_error, refusal_of
 from specrej.server.service import Ended, Event
 from specrej.server.watching import Progress, Text
 from specrej.types import Result
@@ -77,19 +77,32 @@ class Head:
         return {"usage": None} if self.asked.has_usage else {}
 
 
-async def blocks(events: AsyncIterator[Event], head: Head, finish: Finish) -> AsyncIterator[bytes]:
+async def blocks(
+    events: AsyncIterator[Event], head: Head, finish: Finish, note: Callable[[Exception], None]
+) -> AsyncIterator[bytes]:
     """What is sent for the events of a request.
 
-    An error, once the stream has begun, is an event of its own, with nothing behind it.
+    An error, once the stream has begun, is an event of its own, with nothing behind it: whatever goes wrong, the
+    connection ends in order.
 
     Args:
         events: of the request's ticket.
         head: what chunks begin with.
         finish: makes the body that the request would get without a stream.
+        note: is told of what should not have happened.
     """
+    try:
+        async for block in _blocks(events, head, finish):
+            yield block
+    except Exception as error:
+        note(error)
+        yield _data(internal_error().body)
+
+
+async def _blocks(events: AsyncIterator[Event], head: Head, finish: Finish) -> AsyncIterator[bytes]:
     for block in head.opening(0):
         yield block
-    sent = ""
+    sent: list[str] = []
     async for event in _with_pauses(events):
         match event:
             case None:
@@ -97,12 +110,13 @@ async def blocks(events: AsyncIterator[Event], head: Head, finish: Finish) -> As
             case Progress(payload):
                 yield head.progress(payload)
             case Text(delta):
-                sent += delta
+                sent.append(delta)
                 yield head.chunk(0, {"content": delta})
             case Ended(SpecrejError() as error):
                 yield _data(refusal_of(error, {}).body)
             case Ended(Result() as result, is_late):
-                for block in _ending(head, await finish(result, is_late), sent):
+                # Made as a whole: an error is not to come behind an end.
+                for block in list(_ending(head, await finish(result, is_late), "".join(sent))):
                     yield block
 
 
@@ -114,7 +128,8 @@ def _ending(head: Head, body: Mapping[str, Any], sent: str) -> Iterator[bytes]:
         if position:
             yield from head.opening(position)
         else:
-            assert text.startswith(sent), "what was streamed is not how the answer begins"
+            if not text.startswith(sent):
+                raise RuntimeError("what was streamed is not how the answer begins")
             text = text[len(sent) :]
         if text:
             yield head.chunk(position, {"content": text})

@@ -38,7 +38,8 @@ class Watcher:
         self._num_decisions = 0
         self._ended: set[int] = set()
         self._next_step_s = 0.0
-        self._text = ""
+        self._num_told = 0
+        """Characters of the answer."""
 
     def events(self, search: Search) -> Iterator[Progress | Text]:
         """What is new."""
@@ -82,9 +83,9 @@ class Watcher:
         # Of a stop string that may be coming, no part is told.
         held_back = max((len(stop) - 1 for stop in search.sampling.stop), default=0)
         text = search.text_of(winner)
-        safe = text[: max(len(text) - held_back, 0)] if winner.state == "live" else text
-        if safe.startswith(self._text) and safe != self._text:
-            delta, self._text = safe[len(self._text) :], safe
+        num_safe = len(text) - held_back if winner.state == "live" else len(text)
+        if num_safe > self._num_told:
+            delta, self._num_told = text[self._num_told : num_safe], num_safe
             yield Text(delta)
 
 

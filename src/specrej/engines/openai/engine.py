@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from specrej.cost import KvLayout, ModelFlops
-from specrej.engines.base import PROMPTS_IN_TOTAL, Claim, Memory, Overhead, Token
+from specrej.engines.base import PROMPTS_IN_TOTAL, Claim, Detokenizer, Memory, Overhead, Token
 from specrej.engines.openai.answers import Answer, Vocabulary
 from specrej.engines.openai.replies import Capacity, Chunk, UnreadableReplyError
 from specrej.engines.openai.server import CompletionsServer
@@ -141,6 +141,9 @@ class OpenAIEngine:
 
     def encode(self, prompt: Prompt) -> list[int]:
         return self._codec.encode(prompt)
+
+    def detokenizer(self, prompt: Prompt) -> Detokenizer:
+        return self._codec.detokenizer(prompt)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._codec.decode(token_ids)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from specrej.cost import KvLayout, ModelFlops
-from specrej.engines.base import PROMPTS_IN_TOTAL, Claim, Memory, Overhead, Token
+from specrej.engines.base import PROMPTS_IN_TOTAL, Claim, Detokenizer, Memory, Overhead, Token
 from specrej.engines.text import TextCodec
 from specrej.engines.torch.attention import DecodePass, Pass, PrefillPass
 from specrej.engines.torch.groups import Group
@@ -104,6 +104,9 @@ class TorchEngine:
 
     def encode(self, prompt: Prompt) -> list[int]:
         return self._codec.encode(prompt)
+
+    def detokenizer(self, prompt: Prompt) -> Detokenizer:
+        return self._codec.detokenizer(prompt)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._codec.decode(token_ids)
