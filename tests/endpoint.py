@@ -21,6 +21,7 @@ import uvicorn
 from fakes import FakeEngine, FakeReward
 from specrej.pool import Pool
 from specrej.server.app import make_app
+from specrej.server.protocol import Connection
 from specrej.server.running import bound
 from specrej.server.service import Event, Service
 from specrej.settings import Settings
@@ -67,6 +68,7 @@ class Scripted:
     tickets: list[ScriptedTicket] = field(default_factory=list)
     asked: list[tuple[Prompt, Settings, float, bool]] = field(default_factory=list)
     is_stopping: bool = False
+    has_failed: bool = False
     num_active: int = 2
     num_waiting: int = 3
     kv_bytes: int = 100
@@ -88,7 +90,7 @@ def live(service: Any, **options: Any) -> Iterator[str]:
     """The URL of a server over the service, which is stopped at the end."""
     app = make_app(service, **{"model": "bytes", "defaults": DEFAULTS, **options})
     listener = bound("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None))
+    server = uvicorn.Server(uvicorn.Config(app, http=Connection, ws="none", lifespan="off", log_config=None))
 
     async def run() -> None:
         await server.serve([listener])

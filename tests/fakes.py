@@ -108,6 +108,7 @@ class FakeEngine:
     most_candidates = 1 << 20
     can_hold_back = True
     has_hidden_states = True
+    token_bytes = 1
 
     def __init__(
         self,

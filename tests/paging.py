@@ -142,6 +142,7 @@ class Bytes:
     """The codec of `fakes`."""
 
     special_tokens = "text"
+    token_bytes = 1
 
     def encode(self, prompt: Prompt) -> list[int]:
         return [BOS, *"\n".join(message["content"] for message in as_messages(prompt)).encode()]

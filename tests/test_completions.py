@@ -93,6 +93,31 @@ def test_what_asks_for_nothing_is_taken(parse: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("parallel_tool_calls", [True, False]),
+        ("tool_choice", ["none", "auto"]),
+        ("function_call", ["none", "auto"]),
+        ("functions", [[]]),
+        ("service_tier", ["auto", "default"]),
+        ("suffix", [""]),
+        ("modalities", [["text"]]),
+        ("verbosity", ["medium"]),
+    ],
+)
+@pytest.mark.parametrize("parse", [chat, text])
+def test_every_way_to_ask_for_nothing_is_taken(parse: Any, field: str, values: list[object]) -> None:
+    for value in values:
+        assert parse(**{field: value}) == parse()
+    with pytest.raises(UsageError, match=f"{field} cannot be honoured"):
+        parse(**{field: ["something"]})
+
+
+def test_a_list_of_one_prompt_is_that_prompt() -> None:
+    assert text(prompt=["Once"]) == text(prompt="Once")
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
         ("stream", True),
@@ -103,7 +128,7 @@ def test_what_asks_for_nothing_is_taken(parse: Any) -> None:
         ("logit_bias", {"50256": -100}),
         ("response_format", {"type": "json_object"}),
         ("tools", [{"type": "function"}]),
-        ("tool_choice", "auto"),
+        ("tool_choice", "required"),
         ("top_logprobs", 2),
         ("best_of", 4),
         ("echo", True),
@@ -139,8 +164,9 @@ def test_a_field_of_the_other_endpoint_is_refused(parse: Any, field: str) -> Non
         ({"n": True}, "n must be a number"),
         ({"n": 1.0}, "n must be a number"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "one limit, got 5 and 6"),
-        ({"max_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
-        ({"max_tokens": "5"}, "max_new_tokens must be a whole number, got '5'"),
+        ({"max_tokens": 0}, "^max_tokens must be at least 1, got 0"),
+        ({"max_tokens": "5"}, "^max_tokens must be a whole number, got '5'"),
+        ({"max_completion_tokens": "5"}, "^max_completion_tokens must be a whole number, got '5'"),
         ({"temperature": -1}, r"temperature must be 0 \(greedy\) or above, and finite, got -1"),
         ({"temperature": float("inf")}, "temperature must be 0"),
         ({"temperature": 10**400}, "temperature must be 0"),
@@ -153,8 +179,8 @@ def test_a_field_of_the_other_endpoint_is_refused(parse: Any, field: str) -> Non
         ({"logprobs": 5}, "logprobs must be true or false"),
         ({"specrej": []}, r"specrej must be an object, got \[\]"),
         ({"specrej": {"alpa": 0.5}}, "unknown field of specrej 'alpa'"),
-        ({"specrej": {"alpha": 2}}, r"alpha must be in \[0, 1\), got 2"),
-        ({"specrej": {"n": 0}}, "n must be 'auto' or a number"),
+        ({"specrej": {"alpha": 2}}, r"^specrej.alpha must be in \[0, 1\), got 2"),
+        ({"n": 2, "specrej": {"n": 0}}, "^specrej.n must be 'auto' or a number"),
         ({"specrej": {"memory": "much"}}, "memory must be like"),
         ({"specrej": {"memory": True}}, "memory must be like"),
         ({"specrej": {"algorithm": "beam"}}, "unknown algorithm 'beam'"),
@@ -253,7 +279,7 @@ def test_an_assistants_message_is_gone_on_with_when_asked() -> None:
         text(continue_final_message=True)
 
 
-@pytest.mark.parametrize("prompt", [None, ["a", "b"], ["a"], [1, 2], [[1, 2]], 5, "", " \n"])
+@pytest.mark.parametrize("prompt", [None, [], ["a", "b"], [5], [1, 2], [[1, 2]], 5, "", " \n"])
 def test_a_prompt_is_one_text(prompt: object) -> None:
     with pytest.raises(PromptError, match=r"prompt must be a text|the prompt is empty"):
         text(prompt=prompt)

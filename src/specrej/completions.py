@@ -8,6 +8,7 @@ request), or is refused by name. `n` is the number of answers returned, the best
 chosen from, and all else that is ours, goes under `specrej`. No file, no server and no model here.
 """
 
+import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -49,25 +50,27 @@ _HONOURED = {
     "text": {"model", "prompt", "n", "specrej", *_SAMPLING} - {"max_completion_tokens", "continue_final_message"},
 }
 _LABELS = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
-_NOTHING: dict[str, Any] = {
-    "stream": False,
-    "store": False,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-    "logit_bias": {},
-    "response_format": {"type": "text"},
-    "modalities": ["text"],
-    "tools": [],
-    "tool_choice": "none",
-    "parallel_tool_calls": True,
-    "functions": [],
-    "function_call": "none",
-    "service_tier": "auto",
-    "top_logprobs": 0,
-    "echo": False,
-    "best_of": 1,
+_NOTHING: dict[str, tuple[Any, ...]] = {
+    "stream": (False,),
+    "store": (False,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "service_tier": ("auto", "default"),
+    "top_logprobs": (0,),
+    "echo": (False,),
+    "best_of": (1,),
+    "suffix": ("",),
+    "verbosity": ("medium",),
 }
-"""Values that ask for nothing: OpenAI's documented defaults."""
+"""Values that ask for nothing: OpenAI's documented defaults, and what says how tools are used where there are none."""
 _FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
 
 
@@ -121,6 +124,8 @@ def parse_text(body: object, defaults: Settings) -> CompletionRequest:
     """
     given = _checked(body, "text")
     prompt = given.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        [prompt] = prompt
     if not isinstance(prompt, str):
         raise PromptError(
             f"prompt must be a text, got {reprlib.repr(prompt)}",
@@ -132,6 +137,12 @@ def parse_text(body: object, defaults: Settings) -> CompletionRequest:
 
 ENDPOINTS = {"/v1/chat/completions": parse_chat, "/v1/completions": parse_text}
 """What reads the body of a request, by its path."""
+
+
+def in_words_of(body: Mapping[str, Any], message: str) -> str:
+    """A message with the body's name for the one setting that OpenAI calls otherwise."""
+    names = [name for name, option in _SAMPLING.items() if option == "max_new_tokens"]
+    return message.replace("max_new_tokens", next((name for name in names if name in body), names[0]))
 
 
 def best_answers(result: Result, num_answers: int) -> list[Candidate]:
@@ -201,8 +212,8 @@ def _checked(body: object, kind: Literal["chat", "text"]) -> dict[str, Any]:
         raise UsageError(f"a body must be an object, got {reprlib.repr(body)}")
     given = {name: value for name, value in body.items() if value is not None and name not in _LABELS}
     # Servers that continue messages want to hear as well that nothing is put before the answer.
-    nothing = {**_NOTHING, "add_generation_prompt": given.get("continue_final_message") is not True}
-    asked = {name: value for name, value in given.items() if name not in nothing or value != nothing[name]}
+    nothing = {**_NOTHING, "add_generation_prompt": (given.get("continue_final_message") is not True,)}
+    asked = {name: value for name, value in given.items() if value not in nothing.get(name, ())}
     for name, value in asked.items():
         if name not in _HONOURED[kind]:
             raise UsageError(
@@ -224,7 +235,7 @@ def _parse(
         raise UsageError(f"logprobs must be true or false, got {reprlib.repr(has_logprobs)}")
     own = _own_options(given.get("specrej", {}))
     returned = _returned(own.pop("return", []))
-    settings = replace(defaults, **_sampling(given), **own)
+    settings = _settings(given, own, defaults)
     settings.check(prompt)
     return CompletionRequest(
         kind=kind,
@@ -235,6 +246,17 @@ def _parse(
         returned=returned,
         settings=settings,
     )
+
+
+def _settings(given: Mapping[str, Any], own: Mapping[str, Any], defaults: Settings) -> Settings:
+    """The defaults with what a body says otherwise; what is wrong with a value is said by the body's name for it."""
+    sampling = _sampling(given)
+    try:
+        return replace(defaults, **sampling, **own)
+    except UsageError as error:
+        name, rest = re.findall(r"^(\w*)(.*)", str(error), re.DOTALL)[0]
+        error.args = (in_words_of(given, f"specrej.{name}{rest}" if name in own else str(error)),)
+        raise
 
 
 def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -222,7 +222,7 @@ class Search:
 
     @property
     def handle(self) -> int:
-        """The engine's number for this prompt."""
+        """The engine's number for this prompt; -1 while the engine holds nothing of it."""
         return self._handle
 
     def memory(self) -> Memory:
@@ -301,12 +301,14 @@ class Search:
         """Free what engine and reward hold. A reward that fails at it is logged: the outcome is what it was."""
         try:
             if self._session is not None:
-                self._session.close()
-        except Exception:
+                with self._rewarding("its end"):
+                    self._session.close()
+        except SpecrejError:
             _LOG.exception("the reward %r failed to close a prompt", self._reward.name)
         finally:
             if self._handle >= 0:
                 self._engine.close(self._handle)
+                self._handle = -1
 
     def result(self) -> Result:
         """The best complete candidate that was not rejected; of equals the first.
@@ -363,9 +365,9 @@ class Search:
         begun = time.perf_counter()
         try:
             yield
-        except SpecrejError:
+        except (SpecrejError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:  # also SystemExit, of a reward that ends programs
             raise RewardError(f"the reward {self._reward.name!r} failed on {subject}: {error!r}") from error
         finally:
             self.usage.reward_s += time.perf_counter() - begun

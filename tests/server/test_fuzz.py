@@ -1,24 +1,31 @@
-"""Bodies and headers that no client should send: each gets a refusal that says why, or an answer; never a 500."""
+"""Bodies and headers that no client should send: each gets a refusal that says why, or an answer; never a 500.
+
+On the fake engine, and in fewer examples on a tiny real one. Whatever status comes is documented for the path.
+"""
 
 import asyncio
 import copy
 import json
 import re
 from collections.abc import Coroutine, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from live import serving
+from live import PATIENCE_S, serving
 
 from fakes import FakeEngine, FakeReward
+from specrej.engines.torch.loading import wrap
 from specrej.pool import Pool
 from specrej.server.app import make_app
 from specrej.server.asked import Limits
 from specrej.server.service import Service
 from specrej.settings import Settings
+from tiny import CHAT_TEMPLATE, EOS_ID, make_model
+from vocabularies import KINDS
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 DEFAULTS = Settings(n=4, max_new_tokens=8, min_tokens=3, memory=9000)
@@ -178,15 +185,29 @@ HEADERS = st.dictionaries(
 )
 
 
-class Server:
-    """One application for all examples; its event loop runs while something is asked."""
+UNDOCUMENTED = ("200", "401", "403", "404", "405", "415")
+"""What a path or a method may say that is not in the document: pages, and what is nowhere."""
+TOKENIZERS = ("byte_level", "llama2")
 
-    def __init__(self, keys: tuple[str, ...] = ()) -> None:
+
+class Server:
+    """One application for all examples; its event loop runs while something is asked.
+
+    Args:
+        engine: decodes.
+        factor: by which its KV is larger than the fake one's.
+        keys: API keys.
+    """
+
+    def __init__(self, engine: Any, factor: int = 1, keys: tuple[str, ...] = ()) -> None:
         self._runner = asyncio.Runner()
-        self.engine = FakeEngine()
-        self._service = Service(self.engine, FakeReward(), Pool(60_000))
+        self._factor = factor
+        self.engine = engine
+        self._service = Service(engine, FakeReward(), Pool(60_000 * factor))
         self._service.start()
-        app = make_app(self._service, model="bytes", defaults=DEFAULTS, limits=LIMITS, keys=keys)
+        defaults = replace(DEFAULTS, memory=9000 * factor)
+        app = make_app(self._service, model="bytes", defaults=defaults, limits=LIMITS, keys=keys)
+        self._paths = app.openapi()["paths"]
         transport = httpx.ASGITransport(app)
         self._client = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=20)
 
@@ -194,7 +215,16 @@ class Server:
         return self._runner.run(work)
 
     def ask(self, method: str, path: str, **how: Any) -> httpx.Response:
-        return self.run(self._client.request(method, path, **how))
+        response = self.run(self._client.request(method, path, **how))
+        asked = response.request.url.path
+        known = self._paths.get("/v1/models/{name}" if asked.startswith("/v1/models/") else asked, {})
+        documented = known.get("get" if method == "HEAD" else method.lower(), {"responses": UNDOCUMENTED})
+        assert str(response.status_code) in documented["responses"], (method, asked, response.text)
+        return response
+
+    def scaled(self, raw: bytes) -> bytes:
+        """A body that asks for as much more memory."""
+        return raw.replace(b'"memory": 8000', b'"memory": %d' % (8000 * self._factor))
 
     def close(self) -> None:
         async def end() -> None:
@@ -203,19 +233,32 @@ class Server:
 
         self.run(end())
         self._runner.close()
-        assert not self.engine.groups
+        assert not self._service.kv_bytes
+        assert not self._service.has_failed
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    server = Server()
+    server = Server(FakeEngine())
+    yield server
+    server.close()
+    assert not server.engine.groups
+
+
+@pytest.fixture(scope="module", params=TOKENIZERS)
+def real(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A tiny Llama with a tokenizer that cuts characters anywhere, or falls back to bytes."""
+    tokenizer = KINDS[request.param](CHAT_TEMPLATE)
+    model = make_model("llama", vocab_size=len(tokenizer))
+    model.generation_config.eos_token_id = [EOS_ID]
+    server = Server(wrap(model, tokenizer, weights="fp32"), factor=11)
     yield server
     server.close()
 
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Server]:
-    server = Server(keys=("key",))
+    server = Server(FakeEngine(), keys=("key",))
     yield server
     server.close()
 
@@ -253,11 +296,15 @@ def check_stream(stream: str) -> None:
         check_error(last["error"])
 
 
+JSON_TYPE = {"Content-Type": "application/json"}
+
+
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_what_is_mutated_was_valid(server: Server, path: str) -> None:
-    response = server.ask("POST", path, json=VALID[path])
-    check(response)
-    assert response.text.endswith("data: [DONE]\n\n")
+def test_what_is_mutated_was_valid(server: Server, real: Server, path: str) -> None:
+    for one in (server, real):
+        response = one.ask("POST", path, content=one.scaled(json.dumps(VALID[path]).encode()), headers=JSON_TYPE)
+        check(response)
+        assert response.text.endswith("data: [DONE]\n\n"), response.text
 
 
 EXAMPLES = settings(
@@ -265,22 +312,36 @@ EXAMPLES = settings(
 )
 
 
+FEWER = settings(EXAMPLES, max_examples=100)
+
+
+def ask_with(server: Server, path: str, raw: bytes) -> None:
+    response = server.ask("POST", path, content=server.scaled(raw), headers=JSON_TYPE)
+    check(response, has_deadline=b"deadline_s" in raw)
+
+
 @EXAMPLES
 @given(mutated())
 def test_bodies_with_other_values(server: Server, asked: tuple[str, dict[str, Any]]) -> None:
-    path, body = asked
-    own = body.get("specrej")
-    raw = json.dumps(body).encode()
-    response = server.ask("POST", path, content=raw, headers={"Content-Type": "application/json"})
-    check(response, has_deadline=isinstance(own, dict) and "deadline_s" in own)
+    ask_with(server, asked[0], json.dumps(asked[1]).encode())
 
 
 @EXAMPLES
 @given(damaged())
 def test_bodies_with_other_bytes(server: Server, asked: tuple[str, bytes]) -> None:
-    path, raw = asked
-    response = server.ask("POST", path, content=raw, headers={"Content-Type": "application/json"})
-    check(response, has_deadline=b"deadline_s" in raw)
+    ask_with(server, *asked)
+
+
+@FEWER
+@given(mutated())
+def test_bodies_with_other_values_on_a_real_engine(real: Server, asked: tuple[str, dict[str, Any]]) -> None:
+    ask_with(real, asked[0], json.dumps(asked[1]).encode())
+
+
+@FEWER
+@given(damaged())
+def test_bodies_with_other_bytes_on_a_real_engine(real: Server, asked: tuple[str, bytes]) -> None:
+    ask_with(real, *asked)
 
 
 @settings(EXAMPLES, max_examples=300)
@@ -337,28 +398,30 @@ POST = b"POST " + TEXT.encode() + b" HTTP/1.1\r\n" + HEAD
     ],
 )
 def test_bytes_that_are_hardly_http(raw: bytes, status: int | None) -> None:
-    """On a real connection. What is no HTTP at all is refused by the layer below, in plain text; half of it waits."""
+    """On a real connection. What is no HTTP at all is refused by the layer below, in plain text; half gets nothing."""
 
     async def go() -> tuple[bytes, bytes]:
         async with serving(FakeEngine()) as served:
             healthy = b"GET /health HTTP/1.1\r\n" + HEAD + b"\r\n"
-            return await talk(served.address, raw), await talk(served.address, healthy)
+            return await talk(served.address, raw, is_half=status is None), await talk(served.address, healthy)
 
     answer, health = asyncio.run(go())
     assert status_of(answer) == status, answer
     assert status_of(health) == 200, "and it serves the next"
 
 
-async def talk(address: tuple[str, int], raw: bytes) -> bytes:
-    """What comes back until the server ends the connection or nothing comes for a while."""
+async def talk(address: tuple[str, int], raw: bytes, *, is_half: bool = False) -> bytes:
+    """What comes back until the server ends the connection, as it does after each of these; half of one ends here."""
     reader, writer = await asyncio.open_connection(*address)
     writer.write(raw)
+    if is_half:
+        writer.write_eof()
     answer = b""
     try:
-        async with asyncio.timeout(0.5):
+        async with asyncio.timeout(PATIENCE_S):
             while piece := await reader.read(2**16):
                 answer += piece
-    except (TimeoutError, ConnectionResetError):
+    except ConnectionResetError:
         pass
     writer.transport.abort()
     return answer

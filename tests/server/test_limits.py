@@ -168,7 +168,7 @@ def test_a_body_without_end_is_not_read_to_it(url: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "reason"),
     [
-        ({"max_tokens": 31}, "max_tokens", "max_new_tokens must be at most 30 on this server, got 31"),
+        ({"max_tokens": 31}, "max_tokens", "max_tokens must be at most 30 on this server, got 31"),
         ({"n": 21}, "n", "n must be at most 20 on this server, got 21"),
         ({"specrej": {"n": 21}}, "specrej.n", "specrej.n must be at most 20"),
         ({"stop": ["s"] * 17}, "stop", "at most 16 strings"),
@@ -209,7 +209,9 @@ def test_the_deadline_is_the_servers_unless_it_is_less() -> None:
     with live(scripted, limits=LIMITS) as url:
         for own in ({}, {"deadline_s": 2}, {"deadline_s": None}):
             httpx.post(f"{url}/v1/completions", json={**TEXT, "specrej": own})
-    assert [asked[2] for asked in scripted.asked] == [10, 2.0, 10]
+    given_s = [asked[2] for asked in scripted.asked]
+    # What was spent before the queue is taken off.
+    assert all(0 < given < most for given, most in zip(given_s, [10, 2, 10], strict=True)), given_s
 
 
 def test_messages_of_errors_are_not_as_long_as_what_was_sent(url: str) -> None:

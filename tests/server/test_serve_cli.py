@@ -163,8 +163,61 @@ def test_a_second_signal_ends_it_on_the_spot(tiny_model: str, tmp_path: Path) ->
         assert server.end() == -signal.SIGTERM
 
 
-def invoke(*arguments: str) -> Any:
-    return CliRunner().invoke(app, ["serve", *arguments])
+BREAKING = """
+from specrej.engines.torch.engine import TorchEngine
+
+def close(self, prompt):
+    raise RuntimeError("the device is gone")
+
+TorchEngine.close = close
+
+def rate(prompt, texts):
+    print("scoring")
+    return [float(len(text)) for text in texts]
+"""
+ENDING = """
+def rate(prompt, texts):
+    if "end" in prompt:
+        raise SystemExit(3)
+    return [float(len(text)) for text in texts]
+"""
+
+
+def test_a_server_that_cannot_go_on_ends_with_an_error_and_says_why(tiny_model: str, tmp_path: Path) -> None:
+    (tmp_path / "breaking.py").write_text(BREAKING)
+    with serving(*options(tiny_model, "breaking:rate"), cwd=tmp_path) as server:
+        asked = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "Hi"}, timeout=WAIT_S)
+        assert (asked.status_code, asked.json()["error"]["code"]) == (500, "internal")
+        assert server.end() == 1
+    log = [json.loads(line) for line in server.lines[1:]]
+    assert {"scoring", "the thread cannot go on"} <= {line["event"] for line in log}
+    assert "critical" in {line["level"] for line in log}
+
+
+def test_a_reward_that_ends_programs_does_not_end_the_server(tiny_model: str, tmp_path: Path) -> None:
+    (tmp_path / "ending.py").write_text(ENDING)
+    with serving(*options(tiny_model, "ending:rate"), cwd=tmp_path) as server:
+        for prompt, status in {"the end": 500, "Hi": 200}.items():
+            body = {"model": "tiny", "prompt": prompt}
+            response = httpx.post(f"{server.url}/v1/completions", json=body, timeout=WAIT_S)
+            assert response.status_code == status, response.text
+        server.signal(signal.SIGTERM)
+        assert server.end() == 0
+    log = [json.loads(line) for line in server.lines[1:]]
+    [failure] = [line for line in log if line["event"] == "failure"]
+    assert [error["type"] for error in failure["exception"]] == ["RewardError", "SystemExit"]
+
+
+def invoke(*arguments: str, **environment: str) -> Any:
+    return CliRunner().invoke(app, ["serve", *arguments], env=environment)
+
+
+@pytest.mark.parametrize("given", ["", ",", " , ,"])
+def test_keys_that_are_none_are_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "open_engine", None)
+    result = invoke("--port", "0", SPECREJ_API_KEYS=given)
+    assert result.exit_code == 2
+    assert "SPECREJ_API_KEYS is set, and holds no key" in result.stderr
 
 
 def test_a_port_in_use_is_said_before_the_model_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """A server: serve."""
 
 import importlib.util
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ import typer
 
 from specrej import api
 from specrej.cli.options import exit_codes, open_given, settings_of, stdout_for_results, stoppable, takes_options
-from specrej.errors import UsageError
+from specrej.errors import EngineError, UsageError
 from specrej.memory import parse_bytes
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _serve(
     from specrej.server.app import make_app
     from specrej.server.guard import LOOPBACK
     from specrej.server.logs import start_logging
-    from specrej.server.running import bound, run
+    from specrej.server.running import LEAST_PATIENCE_S, bound, run
     from specrej.server.service import Service
 
     settings = settings_of(given)
@@ -139,15 +140,21 @@ def _serve(
             name = Path(given["model"]).resolve().name if Path(given["model"]).exists() else given["model"]
             hosts = LOOPBACK if is_local else None
             app = make_app(service, model=name, defaults=settings, limits=limits, hosts=hosts, **own)
-        start_logging(has_texts=own["logs_prompts"])
         address, number = listener.getsockname()[:2]
         url = f"http://[{address}]:{number}" if ":" in address else f"http://{address}:{number}"
 
         def announce() -> None:
             open_to = "" if own["keys"] or is_local else "; WITHOUT API KEY: whoever reaches it may use it"
             typer.echo(f"serving {name} with the reward {reward.name} at {url}{open_to}", err=True)
+            start_logging(has_texts=own["logs_prompts"])
 
-        asyncio.run(run(app, service, listener, grace_s=grace_s, on_ready=announce))
+        patience_s = max(limits.deadline_s, LEAST_PATIENCE_S)
+        try:
+            asyncio.run(run(app, service, listener, grace_s=grace_s, on_ready=announce, patience_s=patience_s))
+        except EngineError:
+            # Whatever the thread is at, it does not keep the process from ending.
+            logging.shutdown()
+            os._exit(1)
 
 
 def _check_installed() -> None:
@@ -157,6 +164,18 @@ def _check_installed() -> None:
 
 
 def _keys(given: list[str]) -> list[str]:
-    """API keys of the command line, and of the environment."""
-    of_environment = os.environ.get(_KEYS_VARIABLE, "")
-    return [*given, *(key.strip() for key in of_environment.split(",") if key.strip())]
+    """API keys of the command line, and of the environment.
+
+    Raises:
+        UsageError: the environment has the variable, and no key in it: whoever set it did not mean to be open.
+    """
+    of_environment = os.environ.get(_KEYS_VARIABLE)
+    if of_environment is None:
+        return given
+    keys = [key.strip() for key in of_environment.split(",") if key.strip()]
+    if not keys:
+        raise UsageError(
+            f"{_KEYS_VARIABLE} is set, and holds no key",
+            hint="put keys in it, separated by commas, or unset it: then whoever reaches the server may use it",
+        )
+    return [*given, *keys]

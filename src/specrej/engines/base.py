@@ -115,6 +115,10 @@ class Engine(Protocol):
     def flops(self) -> "ModelFlops | None":
         """What prefilling and decoding cost; None where the model is not known."""
 
+    @property
+    def token_bytes(self) -> int:
+        """Most bytes of text (UTF-8) that a token stands for, but for text that the tokenizer does not know."""
+
     def describe(self) -> Mapping[str, str]:
         """Engine, model, device, precision: what a figure depends on beside the settings."""
 

@@ -157,6 +157,10 @@ class PagedEngine:
     def versions(self) -> Mapping[str, str]:
         return self.backend.versions()
 
+    @property
+    def token_bytes(self) -> int:
+        return self._codec.token_bytes
+
     def encode(self, prompt: Prompt) -> list[int]:
         return self._codec.encode(prompt)
 

@@ -28,6 +28,11 @@ class TextCodec:
     def __post_init__(self) -> None:
         _ = self._chat  # says at once what it cannot do
 
+    @cached_property
+    def token_bytes(self) -> int:
+        """Most bytes of text that one token stands for; as a vocabulary writes tokens, they are never shorter."""
+        return max(len(token.encode()) for token in self.tokenizer.get_vocab())
+
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt up to where the answer begins.
 

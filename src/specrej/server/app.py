@@ -23,24 +23,27 @@ from starlette.exceptions import HTTPException
 
 from specrej.api import prepare
 from specrej.completions import ENDPOINTS, to_body
-from specrej.errors import ServingError, SpecrejError, UsageError
+from specrej.errors import DeadlineError, PromptError, ServingError, SpecrejError, UsageError
 from specrej.memory import format_bytes
 from specrej.pool import Pool
 from specrej.server import schema
 from specrej.server.asked import Asked, Limits, parse_json, read_request
-from specrej.server.connection import EventStream, read_body, unless_gone
+from specrej.server.connection import EventStream, declared_bytes, read_body, unless_gone
 from specrej.server.guard import LOOPBACK, Entry, Gate, Guard
+from specrej.server.lanes import Lane, Lanes
 from specrej.server.logs import log_failure
 from specrej.server.metrics import CONTENT_TYPE, Meters
 from specrej.server.pages import docs_page, page_files
-from specrej.server.refusals import RefusalError, internal_error, refusal_of, refusal_of_body
+from specrej.server.refusals import CODES, RefusalError, internal_error, refusal_of, refusal_of_body
 from specrej.server.service import Ended, Event, Service, Ticket
 from specrej.server.streaming import Head, blocks
 from specrej.server.watching import Text
 from specrej.settings import Settings
-from specrej.types import Result
+from specrej.types import Result, as_messages
 from specrej.version import __version__
 
+_ANYWHERE = ("unknown_host", "internal")
+"""What any path may answer."""
 _ABOUT = "Many candidate answers are begun, a reward stops the weak ones early, and the best is the answer."
 
 
@@ -81,7 +84,14 @@ def make_app(
             f"{defaults.memory}",
             hint="give a total_memory of at least the memory of one request, or a smaller memory",
         )
-    app = FastAPI(title="specrej", version=__version__, description=_ABOUT, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="specrej",
+        version=__version__,
+        description=_ABOUT,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect names the host as the client did, and comes before the path's own rules
+    )
     meters = Meters(service)
     desk = _Desk(service, meters, model, defaults, limits, seed, logs_prompts=logs_prompts)
     _add_completions(app, desk)
@@ -119,6 +129,7 @@ class _Desk:
         self._limits = limits
         self._seed = seed
         self._logs_prompts = logs_prompts
+        self._lanes = Lanes(limits.body_bytes)
 
     async def answer(self, request: Request) -> Response:
         """The response to a request for a completion.
@@ -126,18 +137,9 @@ class _Desk:
         Raises:
             RefusalError: it gets none.
         """
-        raw = await read_body(request, self._limits.body_bytes)
-        body: Mapping[str, Any] = {}
         entry: Entry = request.scope["entry"]
-        try:
-            body = parse_json(raw)
-            seed = secrets.randbelow(2**32) if self._seed is None else self._seed
-            asked = read_request(request.url.path, body, replace(self._defaults, seed=seed), self._limits)
-            self._note_asked(entry, asked)
-            await asyncio.to_thread(self._check_fits, asked)
-        except UsageError as error:
-            raise refusal_of_body(error, body) from error
-        ticket = self._submit(asked)
+        names, asked = await self._read(request, entry)
+        ticket = self._submit(asked, entry)
         head = Head(
             asked=asked,
             id=f"{'chatcmpl' if asked.request.kind == 'chat' else 'cmpl'}-{secrets.token_hex(12)}",
@@ -160,31 +162,72 @@ class _Desk:
             ticket.cancel()
         self._note_ended(entry, ended)
         if isinstance(ended.outcome, SpecrejError):
-            raise refusal_of(ended.outcome, body)
+            raise refusal_of(ended.outcome, names)
         return JSONResponse(await finish(ended.outcome, ended.is_late))
+
+    async def _read(self, request: Request, entry: Entry) -> tuple[Mapping[str, Any], Asked]:
+        """A body without its texts, and what it asks for, which fits.
+
+        Raises:
+            RefusalError: it cannot be honoured, or there is no room or no time to see whether it can.
+            ClientGoneError: the client has gone.
+        """
+        most = self._limits.body_bytes
+        declared = declared_bytes(request, most)
+        lane = self._lanes.of(most if declared is None else declared)
+        with lane.holding(most if declared is None else declared):
+            raw = await read_body(request, most)
+            return await unless_gone(request.receive, self._understand(lane, raw, request.url.path, entry))
+
+    async def _understand(self, lane: Lane, raw: bytes, path: str, entry: Entry) -> tuple[Mapping[str, Any], Asked]:
+        num_bytes, body = len(raw), dict[str, Any]()
+
+        def parse() -> Asked:
+            body.update(parse_json(raw))
+            seed = secrets.randbelow(2**32) if self._seed is None else self._seed
+            return read_request(path, body, replace(self._defaults, seed=seed), self._limits)
+
+        try:
+            asked = await lane.parsing.do(num_bytes, parse)
+            self._note_asked(entry, asked)
+            async with asyncio.timeout(asked.deadline_s - entry.seconds):
+                await lane.tokenizing.do(num_bytes, lambda: self._check_fits(asked))
+        except UsageError as error:
+            raise refusal_of_body(error, body) from error
+        except TimeoutError:
+            raise _late(entry) from None
+        return {name: value if name == "specrej" else None for name, value in body.items()}, asked
 
     def _check_fits(self, asked: Asked) -> None:
         """See that the prompt, its answer and one candidate fit, while the client can still be told by a status."""
-        if asked.request.model != self._model:
-            raise RefusalError(
-                404,
-                f"there is no model {asked.request.model!r} here; there is {self._model!r}",
-                code="model_not_found",
-                param="model",
-            )
         service, request, most = self._service, asked.request, self._limits.prompt_tokens
+        if request.model != self._model:
+            message = f"there is no model {request.model!r} here; there is {self._model!r}"
+            raise RefusalError("model_not_found", message, param="model")
+        # A prompt that cannot fit is not tokenized: that takes its time.
+        num_bytes = sum(len(message["content"].encode()) for message in as_messages(request.prompt))
+        context, token_bytes = service.engine.context_tokens, service.engine.token_bytes
+        tokens = context if most is None else min(most, context)
+        if num_bytes > tokens * token_bytes:
+            raise PromptError(
+                f"the prompt has {num_bytes:,} bytes; what there is of the model's context holds {tokens:,} tokens, "
+                f"each of at most {token_bytes} bytes"
+            )
         search, _ = prepare(service.engine, service.reward, request.prompt, request.settings, service.total_bytes)
         Pool(service.total_bytes).check(search)
         if most is not None and len(search.prompt_ids) > most:
             name = "messages" if request.kind == "chat" else "prompt"
             raise UsageError(f"{name} must have at most {most} tokens on this server, got {len(search.prompt_ids)}")
 
-    def _submit(self, asked: Asked) -> Ticket:
+    def _submit(self, asked: Asked, entry: Entry) -> Ticket:
+        deadline_s = asked.deadline_s - entry.seconds
+        if deadline_s <= 0:
+            raise _late(entry)
         try:
             return self._service.submit(
                 asked.request.prompt,
                 asked.request.settings,
-                deadline_s=asked.deadline_s,
+                deadline_s=deadline_s,
                 is_watched=asked.is_streamed,
             )
         except ServingError as error:
@@ -237,8 +280,14 @@ class _Desk:
         if isinstance(ended.outcome, SpecrejError):
             refusal = refusal_of(ended.outcome, {})
             entry.fields["error"] = refusal.code
-            if refusal.status == 500:
+            if refusal.status in (500, 502):
                 log_failure(ended.outcome, entry.request_id)
+
+
+def _late(entry: Entry) -> RefusalError:
+    """The deadline came while a request was being read."""
+    message = f"no candidate was complete after {entry.seconds:.1f} s, all spent before the queue"
+    return refusal_of(DeadlineError(message, hint="send the request again, or give it more time"), {})
 
 
 async def _last(ticket: Ticket) -> Ended:
@@ -264,34 +313,36 @@ def _add_completions(app: FastAPI, desk: _Desk) -> None:
             path,
             description="As OpenAI's; what is ours is under `specrej`.",
             openapi_extra=schema.body_of(asks),
-            responses={200: success, **schema.errors()},
+            responses={200: success, **schema.errors(*(CODES.keys() - {"not_found", "method_not_allowed"}))},
         )
         add(desk.answer)
 
 
 def _add_models(app: FastAPI, model: schema.Model) -> None:
-    @app.get("/v1/models", responses=schema.errors(401, 403))
+    @app.get("/v1/models", responses=schema.errors(*_ANYWHERE, "invalid_api_key"))
     async def list_models() -> schema.ModelList:
         """The model that is served."""
         return schema.ModelList(data=[model])
 
-    @app.get("/v1/models/{name:path}", responses=schema.errors(401, 403, 404))
+    @app.get("/v1/models/{name:path}", responses=schema.errors(*_ANYWHERE, "invalid_api_key", "model_not_found"))
     async def show_model(name: str) -> schema.Model:
         """The model with this name."""
         if name != model.id:
-            raise RefusalError(404, f"there is no model {name!r} here; there is {model.id!r}", code="model_not_found")
+            raise RefusalError("model_not_found", f"there is no model {name!r} here; there is {model.id!r}")
         return model
 
 
 def _add_operations(app: FastAPI, service: Service, meters: Meters) -> None:
-    @app.get("/health", responses={503: {"model": schema.Health}, **schema.errors(403)})
+    @app.get("/health", responses={503: {"model": schema.Health}, **schema.errors(*_ANYWHERE)})
     async def health() -> Response:
         """Whether the server takes requests."""
+        if service.has_failed:
+            return JSONResponse({"status": "failed"}, 503)
         if service.is_stopping:
             return JSONResponse({"status": "stopping"}, 503)
         return JSONResponse({"status": "ok"})
 
-    @app.get("/metrics", responses=schema.errors(401, 403))
+    @app.get("/metrics", responses=schema.errors(*_ANYWHERE, "invalid_api_key"))
     async def metrics() -> Response:
         """Counters for Prometheus."""
         return Response(meters.render(), media_type=CONTENT_TYPE)
@@ -322,9 +373,8 @@ async def _refuse_path(request: Request, error: Exception) -> Response:
     """No such path, or not by this method."""
     raised = cast("HTTPException", error)
     what = f"{request.method} {request.url.path[:100]}"
-    codes = {404: "not_found", 405: "method_not_allowed"}
-    code = codes.get(raised.status_code, "refused")
-    return RefusalError(raised.status_code, f"{what}: {raised.detail}", code=code, headers=raised.headers).response()
+    code = {404: "not_found", 405: "method_not_allowed"}[raised.status_code]
+    return RefusalError(code, f"{what}: {raised.detail}", headers=raised.headers).response()
 
 
 def _document(app: FastAPI) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def read_request(path: str, body: Mapping[str, Any], defaults: Settings, limits:
     check_characters(body, "")
     rest = dict(body)
     is_streamed = _flag("stream", rest.pop("stream", None))
-    has_usage = _wants_usage(rest.pop("stream_options", None), is_streamed=is_streamed)
+    has_usage = _wants_usage(rest.pop("stream_options", None))
     own = rest.get("specrej")
     if isinstance(own, Mapping):
         _check_lengths(own)
@@ -129,11 +129,10 @@ def _flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def _wants_usage(options: object, *, is_streamed: bool) -> bool:
+def _wants_usage(options: object) -> bool:
+    """Of a stream; without one there is nothing to ask for."""
     if options is None:
         return False
-    if not is_streamed:
-        raise UsageError("stream_options cannot be honoured without stream", hint="leave it out, or set stream to true")
     if not isinstance(options, Mapping):
         raise UsageError(f"stream_options must be an object, got {reprlib.repr(options)}")
     for name, value in options.items():

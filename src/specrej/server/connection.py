@@ -22,7 +22,24 @@ _DRAINED = 8
 """A body this many times as long as it may be is read to its end, and the client hears why it was refused: most do not
 listen before they have sent everything."""
 
+PROBE = b":\n\n"
+"""A comment in a stream, which clients skip: to see whether one is still there (`protocol`)."""
+
 T = TypeVar("T")
+
+
+def declared_bytes(request: Request, most_bytes: int) -> int | None:
+    """The length that a body says it has; None where it comes in chunks.
+
+    Raises:
+        RefusalError: it is longer than that; nothing of it is read.
+    """
+    given = request.headers.get("content-length")
+    if given is None or not given.isdecimal():
+        return None
+    if len(given) > 18 or int(given) > most_bytes:
+        raise _too_large(most_bytes)
+    return int(given)
 
 
 async def read_body(request: Request, most_bytes: int) -> bytes:
@@ -42,14 +59,16 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
                 elif num_bytes > _DRAINED * most_bytes:
                     break
     except TimeoutError:
-        raise RefusalError(408, f"the body did not come within {_BODY_S:g} s", code="slow_body") from None
+        raise RefusalError("slow_body", f"the body did not come within {_BODY_S:g} s") from None
     except ClientDisconnect:
         raise ClientGoneError from None
     if num_bytes > most_bytes:
-        raise RefusalError(
-            413, f"the body has more than the {most_bytes:,} bytes that it may have", code="body_too_large"
-        )
+        raise _too_large(most_bytes)
     return bytes(body)
+
+
+def _too_large(most_bytes: int) -> RefusalError:
+    return RefusalError("body_too_large", f"the body has more than the {most_bytes:,} bytes that it may have")
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -88,6 +107,7 @@ class EventStream(Response):
         self._at_end = at_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["probe"] = PROBE
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await unless_gone(receive, self._send_all(send))

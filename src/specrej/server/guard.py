@@ -76,10 +76,9 @@ class Gate:
         """
         if self._hosts is not None and _parts(f"//{headers.get('host', '')}").hostname not in self._hosts:
             raise RefusalError(
-                403,
+                "unknown_host",
                 "this server answers to localhost only; behind a proxy give it an API key, or have the proxy send "
                 "'Host: localhost'",
-                code="unknown_host",
             )
         if method == "POST":
             _check_post(headers)
@@ -94,7 +93,7 @@ class Gate:
             headers = {"WWW-Authenticate": "Bearer"}
             message = "no API key of this server was given" if given else "this server wants an API key"
             message += ": send the header 'Authorization: Bearer KEY'"
-            raise RefusalError(401, message, code="invalid_api_key", headers=headers)
+            raise RefusalError("invalid_api_key", message, headers=headers)
 
 
 class Guard:
@@ -117,7 +116,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers, is_head = Headers(scope=scope), scope["method"] == "HEAD"
         entry = scope["entry"] = Entry(_request_id(headers.get("x-request-id", "")), time.monotonic())
         status = 0
 
@@ -126,11 +125,14 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message).update({"X-Request-Id": entry.request_id, **_HEADERS})
+            elif is_head:
+                message["body"] = b""
             await send(message)
 
         try:
             self._gate.check(scope["method"], scope["path"], headers)
-            await self._app(scope, receive, send_noted)
+            # HEAD is GET without the body.
+            await self._app({**scope, "method": "GET"} if is_head else scope, receive, send_noted)
         except RefusalError as refusal:
             entry.fields["error"] = refusal.code
             await refusal.response()(scope, receive, send_noted)
@@ -163,13 +165,11 @@ def _check_post(headers: Headers) -> None:
     """A page of another origin may send a form without asking; JSON it may not, and it cannot hide where it is from."""
     origin = headers.get("origin")
     if origin is not None and _parts(origin).netloc.lower() != headers.get("host", "").lower():
-        raise RefusalError(403, "a page of another origin may not ask this server", code="other_origin")
+        raise RefusalError("other_origin", "a page of another origin may not ask this server")
     kind, _, parameters = headers.get("content-type", "").partition(";")
     is_utf8 = parameters.strip().lower().replace('"', "") in ("", "charset=utf-8")
     if kind.strip().lower() != "application/json" or not is_utf8:
-        raise RefusalError(
-            415, "the body must be sent as Content-Type: application/json", code="unsupported_media_type"
-        )
+        raise RefusalError("unsupported_media_type", "the body must be sent as Content-Type: application/json")
 
 
 def _parts(url: str) -> SplitResult:

@@ -1,6 +1,6 @@
 """What a request is told when it is not answered: errors in OpenAI's form, without internals.
 
-    raise RefusalError(404, "there is no model 'x' here", code="model_not_found", param="model")
+    raise RefusalError("model_not_found", "there is no model 'x' here", param="model")
     refusal_of(QueueFullError("...", retry_after_s=3)).status       # 429
 
 What went wrong inside is for the log; the client gets its request's id to ask about.
@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
+from specrej.completions import in_words_of
 from specrej.errors import (
     BudgetError,
     DeadlineError,
@@ -27,6 +28,28 @@ from specrej.errors import (
     UsageError,
 )
 
+CODES = {
+    "invalid_value": (400, "A field cannot be honoured, or its value is out of range; `param` names it."),
+    "invalid_api_key": (401, "No API key, or one that is not known."),
+    "other_origin": (403, "Asked from a page of another origin."),
+    "unknown_host": (403, "Asked by a name that is not this server's."),
+    "model_not_found": (404, "No such model."),
+    "not_found": (404, "No such path."),
+    "method_not_allowed": (405, "The path is not asked by this method."),
+    "slow_body": (408, "The body did not come in time."),
+    "body_too_large": (413, "The body is too long."),
+    "unsupported_media_type": (415, "The body is not sent as application/json."),
+    "queue_full": (429, "The queue is full; Retry-After says when to come again."),
+    "too_many_bodies": (429, "Too many bodies are being read already; Retry-After says when to come again."),
+    "reward_failed": (500, "The reward failed."),
+    "out_of_memory": (500, "The device ran out of memory."),
+    "internal": (500, "The server failed."),
+    "engine_failed": (502, "What decodes for the server failed."),
+    "shutting_down": (503, "The server is being stopped."),
+    "deadline": (504, "The deadline came before a candidate was complete."),
+}
+"""All that a request can be told that is not answered: the status that a code comes with, and what both mean."""
+
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _MOST_CHARACTERS = 600
 _LENGTH_FIELDS = ("max_completion_tokens", "max_tokens")
@@ -37,24 +60,23 @@ class RefusalError(Exception):
     """A request that gets an error.
 
     Attributes:
-        status: of HTTP.
+        code: a name for programs, of `CODES`.
+        status: of HTTP; the code's.
         message: says what was given, what was expected and what to do.
-        code: a name for programs.
         param: the field at fault, where there is one.
         headers: sent with it.
     """
 
     def __init__(
         self,
-        status: int,
+        code: str,
         message: str,
         *,
-        code: str,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status = status
+        self.status = CODES[code][0]
         self.message = message if len(message) <= _MOST_CHARACTERS else message[:_MOST_CHARACTERS] + " …"
         self.code = code
         self.param = param
@@ -73,7 +95,7 @@ class RefusalError(Exception):
 def refusal_of_body(error: UsageError, body: Mapping[str, Any]) -> RefusalError:
     """A body that cannot be honoured; names the field at fault."""
     message = f"{error}; {error.hint}" if error.hint else str(error)
-    return RefusalError(400, message, code="invalid_value", param=_param(error, body))
+    return RefusalError("invalid_value", in_words_of(body, message), param=_param(error, body))
 
 
 def refusal_of(error: SpecrejError, body: Mapping[str, Any]) -> RefusalError:
@@ -81,30 +103,28 @@ def refusal_of(error: SpecrejError, body: Mapping[str, Any]) -> RefusalError:
     match error:
         case QueueFullError():
             headers = {"Retry-After": str(error.retry_after_s)}
-            return RefusalError(429, f"{error}; {error.hint}", code="queue_full", headers=headers)
+            return RefusalError("queue_full", f"{error}; {error.hint}", headers=headers)
         case ShutdownError():
-            return RefusalError(503, str(error), code="shutting_down")
+            return RefusalError("shutting_down", str(error))
         case DeadlineError():
             # OpenAI's client would try again by itself, to the same end.
             headers = {"x-should-retry": "false"}
-            return RefusalError(504, f"{error}; {error.hint}", code="deadline", headers=headers)
+            return RefusalError("deadline", f"{error}; {error.hint}", headers=headers)
         case PromptError() | BudgetError() | SamplingError():
             return refusal_of_body(error, body)
         case RewardError():
-            return RefusalError(500, "the reward failed on this request", code="reward_failed")
+            return RefusalError("reward_failed", "the reward failed on this request")
         case EngineError():
-            return RefusalError(502, "what decodes for this server failed on this request", code="engine_failed")
+            return RefusalError("engine_failed", "what decodes for this server failed on this request")
         case DeviceMemoryError():
-            return RefusalError(500, "the device ran out of memory on this request", code="out_of_memory")
+            return RefusalError("out_of_memory", "the device ran out of memory on this request")
         case _:
             return internal_error()
 
 
 def internal_error() -> RefusalError:
     """Something that should not have happened."""
-    return RefusalError(
-        500, "the server failed on this request; its log says more under the request's id", code="internal"
-    )
+    return RefusalError("internal", "the server failed on this request; its log says more under the request's id")
 
 
 def _param(error: UsageError, body: Mapping[str, Any]) -> str | None:
@@ -114,7 +134,8 @@ def _param(error: UsageError, body: Mapping[str, Any]) -> str | None:
         return name
     if isinstance(error, PromptError) and name not in body:
         return "messages" if "messages" in body else "prompt"
-    names = [name, *_LENGTH_FIELDS] if "max_new_tokens" in str(error) else [name]
+    is_length = any(field in str(error) for field in ("max_new_tokens", *_LENGTH_FIELDS))
+    names = [name, *_LENGTH_FIELDS] if is_length else [name]
     for field in names:
         if field in body:
             return field

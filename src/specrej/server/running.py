@@ -5,7 +5,8 @@
         asyncio.run(run(app, service, listener, grace_s=30, on_ready=lambda: print("up")))
 
 On SIGTERM or Ctrl-C new requests get a 503; those that run may end within the grace, and are told if they do not. A
-second signal ends the process on the spot.
+second signal ends the process on the spot. When the service fails, or its thread stands still for longer than a request
+may take, those that wait are told, and `run` raises: the process has to be started anew.
 """
 
 import asyncio
@@ -18,12 +19,17 @@ from collections.abc import Callable
 import uvicorn
 from fastapi import FastAPI
 
-from specrej.errors import UsageError
+from specrej.errors import EngineError, UsageError
+from specrej.server.protocol import Connection, most_connections
 from specrej.server.service import Service
 
 _BACKLOG = 128
 _LAST_WORDS_S = 5
 """For a connection to take what it is still sent when everything has ended."""
+_LOOK_S = 1.0
+"""Between two looks at the service's thread, and from its failure to the end."""
+LEAST_PATIENCE_S = 60.0
+"""With a thread that stands still: one step, or the first look at a long prompt, may take its time."""
 
 
 class _Server(uvicorn.Server):
@@ -54,7 +60,13 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 async def run(
-    app: FastAPI, service: Service, listener: socket.socket, *, grace_s: float, on_ready: Callable[[], None]
+    app: FastAPI,
+    service: Service,
+    listener: socket.socket,
+    *,
+    grace_s: float,
+    on_ready: Callable[[], None],
+    patience_s: float = 300.0,
 ) -> None:
     """Serve until a signal comes, and end in an orderly way.
 
@@ -64,8 +76,10 @@ async def run(
         listener: from `bound`.
         grace_s: seconds for which requests that run may go on.
         on_ready: called when requests are taken.
+        patience_s: seconds after which a thread that stands still has failed.
 
     Raises:
+        EngineError: the service failed: nothing more would be answered.
         UsageError: another process has begun to listen on the port meanwhile.
     """
     address = listener.getsockname()
@@ -75,7 +89,8 @@ async def run(
         raise _unbound(address[0], address[1], error) from error
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=Connection,
+        backlog=_BACKLOG,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -84,15 +99,23 @@ async def run(
         proxy_headers=False,
         timeout_graceful_shutdown=_LAST_WORDS_S,
     )
+    Connection.most_open = most_connections(_BACKLOG)
     server = _Server(config)
     service.start()
-    stopping = asyncio.create_task(_stop_on_signal(server, service, grace_s))
+    ending = [
+        asyncio.create_task(_stop_on_signal(server, service, grace_s)),
+        asyncio.create_task(_stop_on_failure(server, service, patience_s)),
+    ]
     serving = asyncio.create_task(server.serve([listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
     on_ready()
     await serving
-    await stopping
+    for task in ending:
+        task.cancel()
+    await asyncio.wait(ending)
+    if service.has_failed:
+        raise EngineError("the thread that decodes has failed", hint="the log says why; start the server again")
 
 
 async def _stop_on_signal(server: uvicorn.Server, service: Service, grace_s: float) -> None:
@@ -106,6 +129,15 @@ async def _stop_on_signal(server: uvicorn.Server, service: Service, grace_s: flo
         loop.remove_signal_handler(kind)
         signal.signal(kind, signal.SIG_DFL)
     await service.stop(grace_s)
+    server.should_exit = True
+
+
+async def _stop_on_failure(server: uvicorn.Server, service: Service, patience_s: float) -> None:
+    while not service.has_failed:
+        await asyncio.sleep(min(_LOOK_S, patience_s / 4))
+        if service.still_s > patience_s and not service.has_failed:
+            service.fail(f"it stood still for {service.still_s:.1f} s")
+    await asyncio.sleep(_LOOK_S)  # who asks for its health may hear of it
     server.should_exit = True
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
+from specrej.server.refusals import CODES
+
 Return = Literal["rewards", "decisions", "candidates"]
 
 
@@ -242,27 +244,16 @@ class ModelList(_Response):
 class Health(_Response):
     """Whether requests are taken."""
 
-    status: Literal["ok", "stopping"]
+    status: Literal["ok", "stopping", "failed"]
 
 
-_REASONS = {
-    400: "A field cannot be honoured, or its value is out of range; `param` names it.",
-    401: "No API key, or one that is not known.",
-    403: "Asked from a page of another origin, or by a name that is not this server's.",
-    404: "No such model.",
-    408: "The body did not come in time.",
-    413: "The body is too long.",
-    415: "The body is not sent as application/json.",
-    429: "The queue is full; Retry-After says when to come again.",
-    500: "The reward or the engine failed.",
-    503: "The server is being stopped.",
-    504: "The deadline came before a candidate was complete.",
-}
-
-
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What an endpoint documents beside its success."""
-    return {status: {"model": ErrorBody, "description": _REASONS[status]} for status in statuses or _REASONS}
+def errors(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """What an endpoint documents beside its success: the refusals with these codes, by status."""
+    meanings: dict[int, list[str]] = {}
+    for code in codes:
+        status, meaning = CODES[code]
+        meanings.setdefault(status, []).append(meaning)
+    return {status: {"model": ErrorBody, "description": " ".join(meanings[status])} for status in sorted(meanings)}
 
 
 def body_of(request: type[BaseModel]) -> dict[str, Any]:

@@ -3,18 +3,23 @@
     scheduler = Scheduler(engine, pool, in_flight=16, observe=observe, score=TimedScorer(30.0))
 
 Batches are scored one after another, since a reward model need not be safe to call from two threads. One that is not
-done in time is given up, and its thread left to itself; the searches that were in it are tried again one by one, so
-that those at fault fail and the others are only late.
+done in time is given up, and its thread left to itself. The searches that were in it, or in one that ended its thread
+(`SystemExit`, say), are tried again one by one, so that those at fault fail and the others are only late.
 """
 
+import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from threading import Thread
 
 from specrej.errors import RewardError
 from specrej.scoring import Asked, Scored, ask
 from specrej.search import Search
+
+
+class _OutOfTimeError(Exception):
+    pass
 
 
 class TimedScorer:
@@ -52,25 +57,33 @@ class TimedScorer:
         batches, future = one
         try:
             future.set_result(self._score(batches))
-        except BaseException as error:
+        except BaseException as error:  # not the reward's: its own are scores that there are not
             future.set_exception(error)
         return True
 
     def _score(self, batches: list[Asked]) -> list[Scored]:
-        scored = self._ask(batches)
-        if scored is not None:
-            return scored
-        if len(batches) > 1:
-            return [one for batch in batches for one in self._score([batch])]
-        [(reward, _, candidates)] = batches
-        error = RewardError(
-            f"the reward {reward.name!r} gave no scores for {len(candidates)} candidates in {self._timeout_s:g} s",
-            hint="give the server a longer --reward-timeout, or the reward more to compute with",
-        )
-        return [(error, self._timeout_s)]
+        begun_s = time.perf_counter()
+        try:
+            return self._ask(batches)
+        except BaseException as error:  # on its own thread a reward may raise anything
+            if len(batches) > 1:
+                return [one for batch in batches for one in self._score([batch])]
+            [(reward, _, candidates)] = batches
+            said = f"in {self._timeout_s:g} s" if isinstance(error, _OutOfTimeError) else f"but {error!r}"
+            failure = RewardError(
+                f"the reward {reward.name!r} gave no scores for {len(candidates)} candidates {said}",
+                hint="give the server a longer --reward-timeout, or the reward more to compute with",
+            )
+            failure.__cause__ = error
+            return [(failure, time.perf_counter() - begun_s)]
 
-    def _ask(self, batches: list[Asked]) -> list[Scored] | None:
-        """What the rewards say; None if they do not in time."""
+    def _ask(self, batches: list[Asked]) -> list[Scored]:
+        """What the rewards say.
+
+        Raises:
+            _OutOfTimeError: nothing in time.
+            BaseException: whatever ended their thread.
+        """
         future: Future[list[Scored]] = Future()
 
         def work() -> None:
@@ -80,9 +93,6 @@ class TimedScorer:
                 future.set_exception(error)
 
         Thread(target=work, name="specrej-reward", daemon=True).start()
-        try:
-            return future.result(self._timeout_s)
-        except TimeoutError:
-            if future.done():  # the reward's own
-                raise
-            return None
+        if wait([future], self._timeout_s).not_done:
+            raise _OutOfTimeError
+        return future.result()

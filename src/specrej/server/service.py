@@ -9,6 +9,9 @@
 
 Engine, searches and scheduler belong to the thread; an event loop talks to it through a queue of calls, which it makes
 between two steps. Nothing of HTTP here.
+
+Whatever is raised on the thread fails the requests that it concerns, is logged, and the thread goes on. Where it
+cannot, or stands still, the service has failed: `has_failed` says so, and whoever runs it ends the process (`running`).
 """
 
 import asyncio
@@ -25,7 +28,7 @@ from threading import Lock, Thread
 from specrej.algorithms import Steps
 from specrej.api import IN_FLIGHT, prepare
 from specrej.engines.base import Engine
-from specrej.errors import DeadlineError, QueueFullError, ShutdownError, SpecrejError
+from specrej.errors import DeadlineError, EngineError, QueueFullError, ShutdownError, SpecrejError
 from specrej.pool import Pool
 from specrej.rewards.base import Reward
 from specrej.scheduler import Outcome, Scheduler
@@ -33,12 +36,17 @@ from specrej.search import Search
 from specrej.server.scorer import TimedScorer
 from specrej.server.watching import Progress, Text, Watcher
 from specrej.settings import Settings
-from specrej.types import Prompt
+from specrej.types import Prompt, Result
 
 _LOG = logging.getLogger("specrej.server")
 
 _RECENT = 0.2
 """Weight of the newest request in the mean of seconds that a request takes."""
+
+_MOST_FAILURES = 10
+"""In a row, with no answer between them: then the engine is taken for broken, as a GPU is after a fault of its code."""
+_LAST_WORDS_S = 10.0
+"""For the thread to end, once it was asked to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +99,8 @@ class _Request:
     watcher: Watcher = field(default_factory=Watcher)
     search: Search | None = None
     """From when it is made."""
+    has_begun: bool = False
+    """Whether the engine was asked about it."""
 
 
 class Service:
@@ -118,6 +128,7 @@ class Service:
         self.engine = engine
         self.reward = reward
         self.is_stopping = False
+        self.has_failed = False
         self._pool = pool
         self._max_queue = max_queue
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -126,10 +137,13 @@ class Service:
         self._requests: dict[int, _Request] = {}
         self._numbers: dict[Search, int] = {}
         self._numbering = itertools.count()
-        self._open: set[int] = set()
+        self._open: dict[int, Ticket] = {}
         self._lock = Lock()
         self._mean_s = 5.0
         self._has_ended = False
+        self._num_failures = 0
+        self._beat_s = math.inf
+        """When the thread last went round; never while it has nothing to do."""
         self._thread = Thread(target=self._run, name="specrej-engine", daemon=True)
 
     # What an event loop calls
@@ -154,6 +168,11 @@ class Service:
         """The memory that requests share."""
         return self._pool.total_bytes
 
+    @property
+    def still_s(self) -> float:
+        """Seconds for which the thread has been at one thing; 0 while it has nothing to do."""
+        return max(time.monotonic() - self._beat_s, 0.0)
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
@@ -171,7 +190,7 @@ class Service:
             QueueFullError: too many wait already.
             ShutdownError: the service is being stopped.
         """
-        if self.is_stopping:
+        if self.is_stopping or self.has_failed:
             raise ShutdownError("the server is being stopped", hint="send the request to another one, or later")
         with self._lock:
             num_waiting = self.num_waiting
@@ -179,8 +198,7 @@ class Service:
                 retry_after_s = math.ceil(self._mean_s * num_waiting / max(self.num_active, 1))
                 raise QueueFullError(f"{num_waiting} requests are waiting already", retry_after_s=max(retry_after_s, 1))
             number = next(self._numbering)
-            self._open.add(number)
-        ticket = Ticket(self, number, num_waiting, is_watched=is_watched)
+            ticket = self._open[number] = Ticket(self, number, num_waiting, is_watched=is_watched)
         now_s = time.monotonic()
         request = _Request(ticket, now_s, now_s + deadline_s)
         self._calls.put(lambda: self._take(request, prompt, settings))
@@ -194,27 +212,53 @@ class Service:
         """Take nothing more, let what runs end for so long, tell the others, and end the thread."""
         self.is_stopping = True
         until_s = time.monotonic() + grace_s
-        while self._open and time.monotonic() < until_s:
+        while self._open and not self.has_failed and time.monotonic() < until_s:
             await asyncio.sleep(0.02)
         self._calls.put(self._end_all)
-        await asyncio.to_thread(self._thread.join)
+        until_s = time.monotonic() + _LAST_WORDS_S
+        while self._thread.is_alive():
+            if time.monotonic() > until_s and not self.has_failed:
+                self.fail("it did not end when it was asked to")
+            if self.has_failed:
+                break
+            await asyncio.sleep(0.01)
         self._scorer.close()
+
+    def fail(self, reason: str) -> None:
+        """Nothing will be answered any more: take no request, and tell those that wait. From any thread."""
+        self.has_failed = True
+        _LOG.critical("the thread that decodes has failed: %s", reason)
+        with self._lock:
+            tickets, self._open = list(self._open.values()), {}
+        for ticket in tickets:
+            ticket.tell(Ended(SpecrejError(f"the thread that decodes has failed: {reason}")))
 
     # What the thread does
 
     def _run(self) -> None:
-        while not self._has_ended:
-            self._make_calls()
-            self._meet_deadlines()
-            self._tick()
+        try:
+            while not self._has_ended:
+                self._go_round()
+        except BaseException as error:
+            _LOG.exception("the thread cannot go on")
+            self.fail(type(error).__name__)
+
+    def _go_round(self) -> None:
+        for work in (self._make_calls, self._meet_deadlines, self._tick):
+            try:
+                work()
+            except BaseException as error:  # whatever it is, and wherever it is from: other requests are to be served
+                _LOG.exception("a step failed; the requests in flight fail with it")
+                self._num_failures += not isinstance(error, SpecrejError)
+                self._fail_active(error)
+                if self._num_failures >= _MOST_FAILURES:
+                    raise
 
     def _tick(self) -> None:
-        try:
-            for number, outcome in self._scheduler.tick():
-                self._end(number, outcome)
-        except Exception as error:  # the engine's: whatever it is, other requests are to be served
-            _LOG.exception("a step failed; the requests in flight fail with it")
-            self._fail_active(error)
+        for number, outcome in self._scheduler.tick():
+            self._end(number, outcome)
+            if isinstance(outcome, Result):
+                self._num_failures = 0
 
     def _meet_deadlines(self) -> None:
         now_s = time.monotonic()
@@ -227,11 +271,15 @@ class Service:
         is_idle = not self._requests
         with contextlib.suppress(Empty):
             while True:
-                self._calls.get(block=is_idle)()
+                self._beat_s = math.inf if is_idle else time.monotonic()
+                call = self._calls.get(block=is_idle)
+                self._beat_s = time.monotonic()
                 is_idle = False
+                call()
 
     def _take(self, request: _Request, prompt: Prompt, settings: Settings) -> None:
         def make() -> tuple[Search, Steps]:
+            request.has_begun = True
             search, steps = prepare(self.engine, self.reward, prompt, settings, self.total_bytes)
             request.search = search
             self._numbers[search] = request.ticket.number
@@ -256,38 +304,56 @@ class Service:
         if request.search is not None:
             self._numbers.pop(request.search, None)
         with self._lock:
-            self._open.discard(number)
+            self._open.pop(number, None)
         return request
 
     def _drop(self, number: int) -> None:
         if number in self._requests:
-            self._scheduler.remove(number)
+            self._free(number)
             self._forget(number)
 
     def _give_up(self, number: int, request: _Request) -> None:
         """The deadline has come: the best complete candidate is the answer, if there is one."""
-        search = self._scheduler.remove(number)
+        search = self._free(number)
         seconds = time.monotonic() - request.submitted_s
         outcome: Outcome = DeadlineError(
             f"no candidate was complete after {seconds:.1f} s" + ("" if search else ", all spent in the queue"),
             hint="ask for fewer tokens or candidates, or give it more time",
         )
         if search is not None and search.candidates:
-            with contextlib.suppress(SpecrejError):
+            try:
                 result = search.result()
                 outcome = result if result.best.state == "complete" else outcome
+            except SpecrejError:  # the reward's filter or the engine left nobody
+                pass
+            except Exception:
+                _LOG.exception("a request that is late has no answer")
         self._end(number, outcome, is_late=True)
 
-    def _fail_active(self, error: Exception) -> None:
-        self._scheduler.close()
-        begun = [number for number, request in self._requests.items() if request.search in self._numbers]
+    def _fail_active(self, error: BaseException) -> None:
         outcome = error if isinstance(error, SpecrejError) else SpecrejError(f"the engine failed: {error!r}")
-        for number in begun:
-            self._scheduler.remove(number)
+        for number in [number for number, request in self._requests.items() if request.has_begun]:
+            self._free(number)
             self._end(number, outcome)
+
+    def _free(self, number: int) -> Search | None:
+        """Take a request from the scheduler; what its cleanup raises is logged.
+
+        Raises:
+            EngineError: the engine still holds its KV.
+        """
+        search = self._requests[number].search
+        try:
+            removed = self._scheduler.remove(number)
+        except BaseException:
+            _LOG.exception("the cleanup of a request failed")
+            removed = search
+        if search is not None and search.handle >= 0:
+            raise EngineError("the engine still holds KV of a request that has ended")
+        return removed
 
     def _end_all(self) -> None:
         for number in list(self._requests):
-            self._scheduler.remove(number)
+            self._free(number)
             self._end(number, ShutdownError("the server was stopped before the answer was complete"))
         self._has_ended = True

@@ -143,6 +143,16 @@ def test_any_text_grows_by_whole_characters(text: str) -> None:
 BYTES = make_tokenizer()
 
 
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(text=st.text(st.characters(exclude_categories=["Cs"])), is_by_fallback=st.booleans())
+def test_no_text_is_longer_than_its_tokens_can_be(text: str, is_by_fallback: bool) -> None:
+    tokenizer = FALLBACK if is_by_fallback else BYTES
+    assert len(text.encode()) <= len(ids_of(tokenizer, text)) * TextCodec(tokenizer).token_bytes
+
+
+FALLBACK = make_byte_fallback_tokenizer()
+
+
 def test_special_tokens_are_no_text() -> None:
     tokenizer = make_tokenizer()
     codec = TextCodec(tokenizer)

@@ -136,6 +136,10 @@ class OpenAIEngine:
         given = {"server": self._version} if self._version else {}
         return {**given, "transformers": transformers.__version__}
 
+    @property
+    def token_bytes(self) -> int:
+        return self._codec.token_bytes
+
     def encode(self, prompt: Prompt) -> list[int]:
         return self._codec.encode(prompt)
 

@@ -101,6 +101,10 @@ class TorchEngine:
             "transformers": transformers.__version__,
         }
 
+    @property
+    def token_bytes(self) -> int:
+        return self._codec.token_bytes
+
     def encode(self, prompt: Prompt) -> list[int]:
         return self._codec.encode(prompt)
 
