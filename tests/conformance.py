@@ -186,8 +186,8 @@ def check_settings_at_the_edge_of_what_is_allowed_give_answers(subject: Subject)
     extremes: list[dict[str, Any]] = [
         {"temperature": subject.hottest, "top_k": 2**31 - 1, "seed": 2**64 - 1},
         {"temperature": 1e-5, "top_p": 1e-46, "min_p": 1 - 2**-53},
-        {"temperature": min(1e30, subject.hottest), "top_p": 1e-300, "top_k": 1, "repetition_penalty": 1000},
-        {"top_k": 1, "min_p": 5e-324, "repetition_penalty": 0.001},
+        {"temperature": min(1e30, subject.hottest), "top_p": 1e-300, "top_k": 1, "repetition_penalty": 1e9},
+        {"top_k": 1, "min_p": 5e-324, "repetition_penalty": 1e-9},
     ]
     if subject.hottest < 1e308:
         with pytest.raises(SpecrejError, match="temperature"):

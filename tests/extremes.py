@@ -11,7 +11,7 @@ EXTREMES: dict[str, list[Any]] = {
     "top_k": [0, 1, 2, 50, 260, 261, 262, 2**31 - 1],
     "top_p": [5e-324, 1e-46, 1e-38, 1e-7, 0.5, 0.9, 1 - 1e-9, 1 - 2**-53, 1, 1.0],
     "min_p": [0, 5e-324, 1e-46, 1e-7, 0.5, 1 - 1e-9, 1 - 2**-53],
-    "repetition_penalty": [0.001, 0.5, 1, 1.0, 2.0, 1000, 1000.0],
+    "repetition_penalty": [1e-9, 0.5, 1, 1.0, 2.0, 10**9, 1e9],
     "seed": [0, 1, 2**63, 2**64 - 1],
 }
 EXTREME = st.builds(SamplingParams, **{name: st.sampled_from(values) for name, values in EXTREMES.items()})

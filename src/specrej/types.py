@@ -133,8 +133,8 @@ class SamplingParams:
         top_k: keep the k most likely tokens; 0, or the vocabulary's size and more, keeps all. Below 2^31.
         top_p: keep the smallest set of tokens whose probability reaches top_p, at least one; 1.0 keeps all.
         min_p: drop tokens less likely than min_p times the most likely one; 0.0 keeps all.
-        repetition_penalty: divides positive (multiplies negative) logits of tokens seen before; 1.0 is off. From 0.001
-            to 1000.
+        repetition_penalty: divides positive (multiplies negative) logits of tokens seen before; 1.0 is off. From 1e-9
+            to 1e9.
         stop: strings that end an answer; the answer's text ends before them.
         ignore_eos: go on to max_new_tokens; for measuring.
         seed: with the candidate's index and the position it decides every draw.
@@ -162,7 +162,7 @@ class SamplingParams:
             ("top_k", self.top_k < 2**31, "below 2^31"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("min_p", 0 <= self.min_p < 1, "in [0, 1)"),
-            ("repetition_penalty", 0.001 <= self.repetition_penalty <= 1000, "in [0.001, 1000]"),
+            ("repetition_penalty", 1e-9 <= self.repetition_penalty <= 1e9, "in [1e-9, 1e9]"),
             ("stop", all(isinstance(stop, str) and stop for stop in self.stop), "made of strings that are not empty"),
             ("seed", 0 <= self.seed < 2**64, "in [0, 2^64)"),
         ]

@@ -37,7 +37,7 @@ class Own(BaseModel):
         None
     )
     repetition_penalty: Annotated[
-        float | None, Field(ge=0.001, le=1000, description="Makes tokens seen before less likely; 1 is off.")
+        float | None, Field(ge=1e-9, le=1e9, description="Makes tokens seen before less likely; 1 is off.")
     ] = None
     return_: Annotated[
         list[Return] | None, Field(alias="return", description="What the answer's `specrej` holds in addition.")

@@ -325,7 +325,7 @@ def test_a_huge_temperature_draws_evenly_from_what_the_filters_keep(
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(params=EXTREME, seed=st.integers(0, 10**6), scale=st.sampled_from([0.0, 1e-30, 1.0, 30.0, 1e4, 1e30]))
+@given(params=EXTREME, seed=st.integers(0, 10**6), scale=st.sampled_from([0.0, 1e-30, 1.0, 30.0, 1e4, 1e20]))
 def test_whatever_the_parameters_a_row_is_sampled_from_its_finite_logits(
     params: SamplingParams, seed: int, scale: float
 ) -> None:
@@ -373,7 +373,7 @@ def test_a_row_that_is_not_finite_is_lost_and_the_others_do_not_notice(
 
 def test_a_penalty_that_overflows_loses_its_row_alone() -> None:
     logits = torch.tensor([[3e38, 0.0, 1.0], [3e3, 0.0, 1.0]])
-    params = SamplingParams(repetition_penalty=0.001, top_k=0)
+    params = SamplingParams(repetition_penalty=1e-9, top_k=0)
     seen = torch.tensor([[True, False, False]] * 2)
     for temperature in (0, 0.5, 1.0):
         one = dataclasses.replace(params, temperature=temperature)
