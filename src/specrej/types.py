@@ -84,7 +84,7 @@ class SamplingParams:
         top_p: keep the smallest set of tokens whose probability reaches top_p; 1.0 keeps all.
         min_p: drop tokens less likely than min_p times the most likely one; 0.0 keeps all.
         repetition_penalty: divides positive (multiplies negative) logits of tokens seen before; 1.0 is off.
-        stop: strings that end an answer; the answer's text ends before them.
+        stop: strings that end an answer; the answer's text ends before them. They may spell special tokens.
         ignore_eos: go on to max_new_tokens; for measuring.
         seed: with the candidate's index and the position it decides every draw.
     """
