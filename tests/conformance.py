@@ -11,6 +11,7 @@ stands beside a candidate may let one flip that sits on a boundary: such flips a
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -206,7 +207,9 @@ def check_answers_end_by_themselves_while_others_go_on(subject: Subject) -> None
     for candidate in result.candidates:
         is_full = len(candidate.token_ids) == LENGTH
         assert candidate.finish_reason == "eos" or is_full
-        assert candidate.text == subject.engine.decode(candidate.token_ids)
+        parts = [subject.engine.decode(candidate.token_ids[:end]) for end in range(len(candidate.token_ids) + 1)]
+        assert candidate.text == parts[-1]
+        assert all(later.startswith(earlier) for earlier, later in pairwise(parts))
     ended = next(candidate for candidate in result.candidates if candidate.finish_reason == "eos")
     assert subject.engine.decode(ended.token_ids[-1:]) == ""  # what ended it is a special token
 

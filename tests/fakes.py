@@ -96,9 +96,8 @@ class FakeEngine:
 
     Attributes:
         groups: open prompts by handle; empty when everybody cleaned up.
-        num_prefills, num_steps, num_drawn: what was asked for so far.
+        num_prefills, num_steps, num_drawn, num_read: what was asked for so far.
         peaks: peak bytes of each prompt that was closed.
-        readers: what read the candidates' tokens, in the order in which they began.
     """
 
     name = "fake"
@@ -125,8 +124,7 @@ class FakeEngine:
         """
         self.context_tokens = context_tokens
         self.groups: dict[int, Group] = {}
-        self.num_prefills = self.num_steps = self.num_drawn = 0
-        self.readers: list[ByteReader] = []
+        self.num_prefills = self.num_steps = self.num_drawn = self.num_read = 0
         self.peaks: list[int] = []
         self._eos = eos
         self._fail_at = fail_at
@@ -143,9 +141,10 @@ class FakeEngine:
         return [BOS, *"\n".join(message["content"] for message in as_messages(prompt)).encode()]
 
     def detokenizer(self, prompt: Prompt) -> "ByteReader":
-        reader = ByteReader()
-        self.readers.append(reader)
-        return reader
+        return ByteReader(prompt, self._note_read)
+
+    def _note_read(self) -> None:
+        self.num_read += 1
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return text_of(token_ids)
@@ -267,12 +266,12 @@ def next_token(prompt_ids: Sequence[int], token_ids: Sequence[int], number: floa
 class ByteReader:
     """Reads the tokens of one answer; those of a character that is not all there give nothing."""
 
-    def __init__(self, prompt: Prompt = "") -> None:
-        self.num_read = 0
+    def __init__(self, prompt: Prompt = "", note: Callable[[], None] = lambda: None) -> None:
+        self._note = note
         self._bytes = getincrementaldecoder("utf-8")("ignore")
 
     def add(self, token_id: int) -> Piece:
-        self.num_read += 1
+        self._note()
         if token_id >= BOS:
             return Piece("", {BOS: "<bos>", EOS: "<eos>"}[token_id])
         return Piece(self._bytes.decode(bytes([token_id])))

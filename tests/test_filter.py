@@ -163,7 +163,7 @@ def test_with_a_filter_the_decisions_add_up(case: Case, rate: Rate) -> None:
     assert session.dropped == rejected
     assert sum(map(len, session.scored)) == sum(len(decision.scored) for decision in search.decisions)
     assert engine.num_drawn == sum(len(c.token_ids) for c in search.candidates) == search.usage.generated_tokens
-    assert [reader.num_read for reader in engine.readers] == [len(c.token_ids) for c in search.candidates]
+    assert engine.num_read == sum(len(c.token_ids) for c in search.candidates)
     for number, decision in enumerate(search.decisions):
         scored = [search.candidates[index] for index in decision.scored]
         assert scored

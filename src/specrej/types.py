@@ -135,7 +135,7 @@ class SamplingParams:
         min_p: drop tokens less likely than min_p times the most likely one; 0.0 keeps all.
         repetition_penalty: divides positive (multiplies negative) logits of tokens seen before; 1.0 is off. From 1e-9
             to 1e9.
-        stop: strings that end an answer; the answer's text ends before them.
+        stop: strings that end an answer; the answer's text ends before them. They may spell special tokens.
         ignore_eos: go on to max_new_tokens; for measuring.
         seed: with the candidate's index and the position it decides every draw.
     """

@@ -1,6 +1,7 @@
 """Token ids to text: what was shown stays, and valid text is what the tokenizer itself makes of the tokens."""
 
 import itertools
+import pickle
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -207,6 +208,13 @@ def test_the_default_model(numbers: list[int]) -> None:
 @cache
 def _default() -> TextCodec:
     return load_codec(locate_model("smollm2"))
+
+
+def test_a_codec_that_was_used_can_be_sent_to_another_process() -> None:
+    codec = codec_of("llama2")
+    ids = ids_of(codec.tokenizer, "naïve 👍")
+    assert codec.decode(ids) == "naïve 👍"
+    assert pickle.loads(pickle.dumps(codec)).decode(ids) == "naïve 👍"
 
 
 def test_pieces_are_looked_up_once() -> None:

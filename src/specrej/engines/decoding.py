@@ -48,6 +48,10 @@ class Pieces:
         self.kind = lru_cache(maxsize=None)(self._kind)
         self.between = lru_cache(maxsize=2**16)(self._between)
 
+    def __reduce__(self) -> tuple[type["Pieces"], tuple[Any]]:
+        """What was looked up stays here; an engine that is sent to another process looks it up anew."""
+        return Pieces, (self._tokenizer,)
+
     @cached_property
     def anchor(self) -> int | None:
         """A token with a text of its own, for what an answer goes on from; None where there is none."""
