@@ -93,7 +93,8 @@ class CompletionsServer(Server):
         with self.lock:
             self._entropy += 1
             seed = request.get("seed", self._entropy) if self.honours_seed else self._entropy
-        made = self._continue(ids, request["max_tokens"], seed, request.get("ignore_eos", False))
+        is_greedy = request["temperature"] == 0
+        made = self._continue(ids, request["max_tokens"], None if is_greedy else seed, request.get("ignore_eos", False))
         is_over = bool(made) and made[-1] == EOS_ID and not request.get("ignore_eos")
         choice = {"index": 0, "text": TOKENIZER.decode(made, skip_special_tokens=True), "stop_reason": None}
         choice["finish_reason"] = "stop" if is_over else "length"
@@ -110,10 +111,11 @@ class CompletionsServer(Server):
             usage["prompt_tokens_details"] = {"cached_tokens": num_cached}
         return self.tamper({"object": "text_completion", "choices": [choice], "usage": usage})
 
-    def _continue(self, ids: list[int], num_tokens: int, seed: int, ignores_eos: bool) -> list[int]:
+    def _continue(self, ids: list[int], num_tokens: int, seed: int | None, ignores_eos: bool) -> list[int]:
+        """Without a seed it is greedy: what it makes depends on the tokens alone."""
         made: list[int] = []
         for place in range(num_tokens):
-            [number] = uniforms(seed, [0], place).tolist()
+            [number] = [0.5] if seed is None else uniforms(seed, [0], place).tolist()
             text = zlib.crc32(",".join(map(str, (*ids, *made))).encode())
             if (ids + made)[-1] == HALVES[0]:
                 made.append(HALVES[1])

@@ -8,6 +8,7 @@ Everything goes through the public interface. Tokens are compared one by one. An
 stands beside a candidate may let one flip that sits on a boundary: such flips are counted, and few are let pass.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,7 @@ from specrej.engines.base import Engine, Token
 from specrej.engines.paged import PagedEngine
 from specrej.errors import BudgetError, PromptError, SpecrejError, UsageError
 from specrej.search import Search
-from specrej.types import Result, SamplingParams
+from specrej.types import GREEDY_NOTE, Result, SamplingParams
 
 LENGTH = 32
 ENDING = "Answer with one word: is water wet?"
@@ -39,6 +40,7 @@ class Subject:
         prompts: of different lengths.
         ending: a prompt whose answers mostly end by themselves within LENGTH tokens.
         measured: bytes of KV in use as something else than the engine measures it.
+        hottest: the highest temperature that it takes.
     """
 
     engine: Engine
@@ -48,6 +50,7 @@ class Subject:
     prompts: Sequence[str] = ("Why?", "Give three tips for staying healthy.", "Name a tree. " * 12)
     ending: str = "Why?"
     measured: Callable[[], int] | None = None
+    hottest: float = 1e308
     num_flips: int = field(default=0, init=False)
     num_compared: int = field(default=0, init=False)
 
@@ -73,7 +76,7 @@ class Subject:
             assert self.num_flips <= 1 + self.num_compared / self.flips, f"{self.num_flips} of {self.num_compared}"
 
 
-def in_pages(engine: Engine) -> Subject:
+def in_pages(engine: Engine, **expected: Any) -> Subject:
     """What is to be expected of SmolLM2 in somebody else's engine, whose own count of pages is compared with ours."""
     assert isinstance(engine, PagedEngine)
     page, backend = engine.layout.page, engine.backend
@@ -83,6 +86,7 @@ def in_pages(engine: Engine) -> Subject:
         reread=page,
         ending=ENDING,
         measured=lambda: backend.pages_in_use() * page * engine.layout.bytes_per_token,
+        **expected,
     )
 
 
@@ -165,6 +169,33 @@ def check_the_same_seed_is_the_same_run_and_another_seed_is_not(subject: Subject
     subject.compare(zip(ids(subject.generate(algorithm="best_of_n")), ids(first), strict=True))
     assert len({tuple(tokens) for tokens in ids(first)}) > 1
     assert ids(subject.generate(algorithm="best_of_n", seed=4)) != ids(first)
+
+
+def check_temperature_zero_is_greedy_with_one_candidate(subject: Subject) -> None:
+    result = subject.generate(temperature=0)
+    again = subject.generate(temperature=1e-40, algorithm="best_of_n", n="auto", seed=4, top_k=0, top_p=1e-46)
+    for one in (result, again):
+        assert [candidate.state for candidate in one.candidates] == ["complete"]
+        assert one.note == one.settings["note"] == GREEDY_NOTE
+        assert one.reward is not None
+    subject.compare(zip(ids(again), ids(result), strict=True))
+    assert subject.generate(temperature=0.01).note is None
+
+
+def check_settings_at_the_edge_of_what_is_allowed_give_answers(subject: Subject) -> None:
+    extremes: list[dict[str, Any]] = [
+        {"temperature": subject.hottest, "top_k": 2**31 - 1, "seed": 2**64 - 1},
+        {"temperature": 1e-5, "top_p": 1e-46, "min_p": 1 - 2**-53},
+        {"temperature": min(1e30, subject.hottest), "top_p": 1e-300, "top_k": 1, "repetition_penalty": 1000},
+        {"top_k": 1, "min_p": 5e-324, "repetition_penalty": 0.001},
+    ]
+    if subject.hottest < 1e308:
+        with pytest.raises(SpecrejError, match="temperature"):
+            subject.generate(temperature=1e308)
+    for extreme in extremes:
+        result = subject.generate(n=2, max_new_tokens=4, **extreme)
+        assert result.best.state == "complete"
+        assert all(math.isfinite(logprob) for candidate in result.candidates for logprob in candidate.logprobs)
 
 
 def check_answers_end_by_themselves_while_others_go_on(subject: Subject) -> None:

@@ -208,6 +208,7 @@ class FakeEngine:
         numbers = uniforms(group.sampling.seed, group.live, group.num_tokens)
         for index, number in zip(list(group.live), numbers.tolist(), strict=True):
             token_ids = group.token_ids[index]
+            number = 0.5 if group.sampling.is_greedy else number
             assert len(token_ids) == group.num_tokens, "a position drawn twice, or left out"
             token_id = next_token(group.prompt_ids, token_ids, number, self._eos)
             token_ids.append(token_id)

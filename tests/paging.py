@@ -108,6 +108,7 @@ class FakeBackend:
 
     def _draw(self, key: int, request: Request) -> Drawn:
         (number,) = uniforms(request.seed, [0], len(request.token_ids)).tolist()
+        number = 0.5 if request.sampling.is_greedy else number
         token_id = next_token(request.prompt_ids, request.token_ids, number, self._eos)
         num_cached = (request.num_cached or 0) if not request.token_ids else 0
         request.token_ids.append(token_id)

@@ -162,7 +162,7 @@ def test_a_failed_row_that_is_taken_out_is_run_again(run: Run, tmp_path: Path) -
         (["--keep", "0"], "must be at least 1, got 0"),
         (["--keep-at-decisions", "0"], "keep must be at least 1, got 0"),
         (["--alpha", "1"], "alpha must be in [0, 1)"),
-        (["--temperature", "0"], "temperature must be above 0"),
+        (["--temperature", "-1"], "temperature must be 0 (greedy) or above"),
         (["--reward", "logprb"], "unknown reward 'logprb'"),
     ],
 )

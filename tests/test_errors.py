@@ -11,6 +11,7 @@ from specrej.errors import (
     PromptError,
     QueueFullError,
     RewardError,
+    SamplingError,
     ServingError,
     ShutdownError,
     SpecrejError,
@@ -23,7 +24,7 @@ def test_the_tree_is_the_one_drawn_in_the_docstring() -> None:
     first = (UsageError, ModelError, RewardError, DeviceMemoryError, ServingError)
     assert {error.__base__ for error in first} == {SpecrejError}
     assert {error.__base__ for error in (QueueFullError, DeadlineError, ShutdownError)} == {ServingError}
-    assert {error.__base__ for error in (UnknownNameError, PromptError, BudgetError)} == {UsageError}
+    assert {error.__base__ for error in (UnknownNameError, PromptError, BudgetError, SamplingError)} == {UsageError}
     assert SpecrejError.__base__ is Exception
 
 

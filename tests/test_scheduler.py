@@ -11,16 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import specrej
-from fakes import FakeEngine, FakeReward, alike, by_hash, in_thirds
+from fakes import FakeEngine, FakeReward, FakeSession, alike, by_hash, in_thirds
 from specrej.api import prepare
-from specrej.errors import DeviceMemoryError, PromptError, RewardError, SpecrejError
+from specrej.engines.base import Overhead
+from specrej.errors import DeviceMemoryError, EngineError, PromptError, RewardError, SpecrejError
 from specrej.pool import Pool
 from specrej.scheduler import Maker, Observer, Outcome, Scheduler
 from specrej.scheduler import run as run_in
 from specrej.scoring import Scored, score_batches, score_now
 from specrej.search import Search
 from specrej.settings import Settings
-from specrej.types import Candidate, Decision, Result, Usage
+from specrej.types import Candidate, Decision, Message, Prompt, Result, SamplingParams, Usage
 
 PROMPTS = ["Why?", "How so, and since when?", "é", "Who?", "Where to?", "What for?", "Why not?"]
 OPTIONS: dict[str, Any] = {"max_new_tokens": 20, "min_tokens": 5, "n": 16, "memory": 4000}
@@ -343,3 +344,149 @@ def test_a_search_that_is_taken_out_while_it_is_scored_leaves_the_others_alone()
     )
     assert essence(outcomes[1]) == essence(alone)
     assert is_freed(engine, reward)
+
+
+class Fragile(FakeEngine):
+    """Raises `error` in one of its calls for one prompt."""
+
+    def __init__(self, call: str, prompt: str, error: Exception) -> None:
+        super().__init__(eos=0.02)
+        self.prompt_ids = self.encode(prompt)
+        self.call, self.failure = call, error
+
+    def _check(self, call: str, prompt_ids: Sequence[int]) -> None:
+        if call == self.call and list(prompt_ids) == self.prompt_ids:
+            raise self.failure
+
+    def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
+        self._check("open", prompt_ids)
+        return super().open(prompt_ids, sampling, budget_bytes)
+
+    def add(self, prompt: int, indices: Sequence[int]) -> None:
+        self._check("add", self.groups[prompt].prompt_ids)
+        super().add(prompt, indices)
+
+    def drop(self, prompt: int, indices: Sequence[int]) -> None:
+        self._check("drop", self.groups[prompt].prompt_ids)
+        super().drop(prompt, indices)
+
+    def overhead(self, prompt: int) -> Overhead:
+        self._check("overhead", self.groups[prompt].prompt_ids)
+        return super().overhead(prompt)
+
+
+FRAGILE = PROMPTS[1]
+OVERFLOW = OverflowError("int too large to convert to float")
+
+
+def check_that_it_fails_alone(engine: FakeEngine, outcomes: dict[int, Outcome], reward: FakeReward, said: str) -> None:
+    assert sorted(outcomes) == list(range(len(PROMPTS)))
+    failed = outcomes[PROMPTS.index(FRAGILE)]
+    assert isinstance(failed, SpecrejError)
+    assert said in str(failed)
+    for number, prompt in enumerate(PROMPTS):
+        if prompt != FRAGILE:
+            alone = specrej.generate(prompt, model=FakeEngine(eos=0.02), reward=FakeReward(), **EARLY)
+            assert essence(outcomes[number]) == essence(alone)
+    assert is_freed(engine, reward)
+
+
+EARLY = {**OPTIONS, "decide": "every:5"}
+
+
+@pytest.mark.parametrize("call", ["open", "add", "drop", "overhead"])
+@pytest.mark.parametrize("error", [OVERFLOW, RuntimeError("shapes do not match"), EngineError("asleep")])
+def test_whatever_an_engine_raises_for_one_prompt_fails_it_alone(call: str, error: Exception) -> None:
+    engine, reward = Fragile(call, FRAGILE, error), FakeReward()
+    outcomes = dict(run(engine, makers(engine, reward, PROMPTS, **EARLY), in_flight=3))
+    check_that_it_fails_alone(engine, outcomes, reward, str(error))
+
+
+def test_a_prompt_that_the_engine_cannot_read_fails_alone() -> None:
+    class Choosy(FakeEngine):
+        def encode(self, prompt: Prompt) -> list[int]:
+            if prompt == FRAGILE:
+                raise OVERFLOW
+            return super().encode(prompt)
+
+    engine, reward = Choosy(eos=0.02), FakeReward()
+    outcomes = dict(run(engine, makers(engine, reward, PROMPTS, **EARLY), in_flight=3))
+    check_that_it_fails_alone(engine, outcomes, reward, "int too large")
+
+
+@pytest.mark.parametrize("length", [1, 5, 12])
+def test_tokens_that_cannot_be_decoded_fail_their_prompt_alone(length: int) -> None:
+    class Illiterate(FakeEngine):
+        def decode(self, token_ids: Sequence[int]) -> str:
+            fragile = [group for group in self.groups.values() if group.prompt_ids == self.encode(FRAGILE)]
+            its_own = [own for group in fragile for own in group.token_ids.values()]
+            if len(token_ids) >= length and list(token_ids) in its_own:
+                raise OVERFLOW
+            return super().decode(token_ids)
+
+    engine, reward = Illiterate(eos=0.02), FakeReward()
+    outcomes = dict(run(engine, makers(engine, reward, PROMPTS, **EARLY), in_flight=len(PROMPTS)))
+    check_that_it_fails_alone(engine, outcomes, reward, "int too large")
+
+
+@pytest.mark.parametrize("moment", ["step", "decision"])
+def test_an_observer_that_fails_on_one_search_fails_it_alone(moment: str) -> None:
+    engine, reward = FakeEngine(eos=0.02), FakeReward()
+
+    def observe(search: Search) -> None:
+        is_now = bool(search.decisions) == (moment == "decision")
+        if search.prompt_ids == engine.encode(FRAGILE) and is_now:
+            raise OVERFLOW
+
+    outcomes = dict(run(engine, makers(engine, reward, PROMPTS, **EARLY), in_flight=3, observe=observe))
+    check_that_it_fails_alone(engine, outcomes, reward, "int too large")
+
+
+class Grudging(FakeReward):
+    """Fails for one prompt when candidates are dropped, or when it is closed."""
+
+    def __init__(self, call: str) -> None:
+        super().__init__()
+        self.call = call
+
+    def open(self, messages: Sequence[Message]) -> FakeSession:
+        session = super().open(messages)
+        if messages[-1]["content"] == FRAGILE:
+            setattr(session, self.call, self.fail)
+        return session
+
+    def fail(self, *_: object) -> None:
+        raise OVERFLOW
+
+
+def test_a_reward_that_fails_to_drop_candidates_fails_its_prompt_alone() -> None:
+    engine, reward = FakeEngine(eos=0.02), Grudging("drop")
+    outcomes = dict(run(engine, makers(engine, reward, PROMPTS, **EARLY), in_flight=3))
+    check_that_it_fails_alone(engine, outcomes, reward, "int too large")
+
+
+def test_a_reward_that_fails_to_close_changes_no_outcome(caplog: pytest.LogCaptureFixture) -> None:
+    engine, reward = FakeEngine(eos=0.02), Grudging("close")
+    outcomes = dict(run(engine, makers(engine, reward, PROMPTS, **EARLY), in_flight=3))
+    for number, prompt in enumerate(PROMPTS):
+        alone = specrej.generate(prompt, model=FakeEngine(eos=0.02), reward=FakeReward(), **EARLY)
+        assert essence(outcomes[number]) == essence(alone)
+    assert not engine.groups
+    assert "failed to close" in caplog.text
+
+
+def test_out_of_memory_a_reward_that_fails_makes_room_by_its_own_prompt() -> None:
+    engine, reward = FakeEngine(eos=0.0, fail_at={6}), Grudging("drop")
+    each = [(FRAGILE, 12), (PROMPTS[0], 4)]
+    both = (partial(prepare, engine, reward, p, Settings(**{**OPTIONS, "n": n, "memory": 20_000})) for p, n in each)
+    outcomes = dict(run(engine, both, in_flight=2))
+    assert isinstance(outcomes[0], RewardError)
+    assert isinstance(outcomes[1], Result)
+
+
+def test_what_nobody_foresaw_is_logged_and_quoted(caplog: pytest.LogCaptureFixture) -> None:
+    engine = Fragile("open", FRAGILE, OVERFLOW)
+    with pytest.raises(SpecrejError, match="the prompt failed: OverflowError") as caught:
+        specrej.generate(FRAGILE, model=engine, reward=FakeReward(), **OPTIONS)
+    assert caught.value.__cause__ is OVERFLOW
+    assert "in _check" in caplog.text

@@ -3,7 +3,10 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from specrej.errors import PromptError, UsageError
 from specrej.types import Candidate, Decision, Prompt, Result, SamplingParams, Usage, as_messages
@@ -50,19 +53,33 @@ def test_what_is_neither_text_nor_conversation_is_quoted(prompt: Any) -> None:
         ("max_new_tokens", 1.5),
         ("max_new_tokens", True),
         ("max_new_tokens", "8"),
-        ("temperature", 0),
+        ("max_new_tokens", 2**31),
+        ("max_new_tokens", 10**400),
+        ("temperature", -1e-300),
         ("temperature", -1.0),
+        ("temperature", 10**400),
         ("temperature", math.inf),
         ("temperature", math.nan),
         ("temperature", "hot"),
         ("top_k", -1),
         ("top_k", 2.0),
+        ("top_k", 2**31),
+        ("top_k", 2**63),
+        ("top_k", 10**400),
         ("top_p", 0.0),
         ("top_p", 1.1),
+        ("top_p", 10**400),
+        ("top_p", math.nan),
         ("top_p", None),
         ("min_p", -0.1),
         ("min_p", 1.0),
+        ("min_p", 1 - 1e-17),  # which is 1.0
+        ("min_p", math.nan),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e-300),
+        ("repetition_penalty", 1e300),
+        ("repetition_penalty", 10**400),
+        ("repetition_penalty", math.inf),
         ("repetition_penalty", math.nan),
         ("stop", ("a", "")),
         ("stop", (1,)),
@@ -71,6 +88,7 @@ def test_what_is_neither_text_nor_conversation_is_quoted(prompt: Any) -> None:
         ("ignore_eos", 1),
         ("seed", -1),
         ("seed", 2**64),
+        ("seed", 10**400),
         ("seed", 1.0),
     ],
 )
@@ -82,6 +100,16 @@ def test_a_bad_sampling_parameter_is_named_and_quoted(name: str, value: Any) -> 
 
 def test_sampling_parameters_at_the_edges_of_their_ranges_are_taken() -> None:
     SamplingParams(max_new_tokens=1, temperature=1, top_k=0, top_p=1, min_p=0, repetition_penalty=2, seed=2**64 - 1)
+
+
+@given(st.floats(min_value=0, allow_infinity=False) | st.integers(0, 10**308))
+def test_a_temperature_divides_by_what_float32_holds_or_is_greedy(temperature: float) -> None:
+    params = SamplingParams(temperature=temperature)
+    assert params.is_greedy == (params.divisor == 0) == (temperature < 1e-5)
+    if not params.is_greedy:
+        assert np.isfinite(np.float32(params.divisor))
+        assert np.isfinite(1 / np.float32(params.divisor))
+        assert params.divisor == min(float(temperature), 1e30)
 
 
 def test_sampling_parameters_are_frozen() -> None:
@@ -97,6 +125,13 @@ def test_a_candidate_knows_its_latest_reward_and_its_perplexity() -> None:
     candidate.logprobs += [-math.log(2), -math.log(8)]
     assert candidate.reward == -1.0
     assert candidate.perplexity == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("logprob", [-1000.0, float(np.finfo(np.float32).min)])
+def test_a_token_that_can_hardly_be_has_a_perplexity_that_json_holds(logprob: float) -> None:
+    candidate = Candidate(0, token_ids=[1], logprobs=[logprob])
+    assert 1e300 < (candidate.perplexity or 0) < math.inf
+    json.dumps(candidate.to_dict(), allow_nan=False)
 
 
 def test_the_seconds_of_a_usage_add_up_to_its_total() -> None:

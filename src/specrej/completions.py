@@ -282,11 +282,6 @@ def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
             f"max_tokens and max_completion_tokens are one limit, got {limits[0]!r} and {limits[1]!r}",
             hint="give max_completion_tokens alone",
         )
-    if given.get("temperature") == 0:
-        raise UsageError(
-            f"temperature must be above 0, got {given['temperature']}",
-            hint="at 0 all candidates are the same answer; give a low one such as 0.2, or leave it out",
-        )
     options = {option: given[name] for name, option in _SAMPLING.items() if name in given}
     if isinstance(options.get("stop"), str):
         options["stop"] = [options["stop"]]
@@ -349,6 +344,8 @@ def _own_part(result: Result, answers: Sequence[Candidate], returned: Sequence[s
         "peak_kv_bytes": usage.peak_kv_bytes,
         "seed": result.seed,
     }
+    if result.note is not None:
+        part["note"] = result.note
     if "rewards" in returned:
         part["candidate_rewards"] = [candidate.reward for candidate in result.candidates]
     if "decisions" in returned:

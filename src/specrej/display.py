@@ -146,6 +146,12 @@ def print_result(result: Result, *, is_interrupted: bool) -> None:
     console.print(_costs(result), soft_wrap=not console.is_terminal)
     console.print()
     console.print(_verdict_on(result, is_interrupted=is_interrupted), soft_wrap=not console.is_terminal)
+    _print_note(console, result)
+
+
+def _print_note(console: Console, result: Result) -> None:
+    if result.note is not None:
+        console.print(Text(f"Note: {result.note}"), soft_wrap=not console.is_terminal)
 
 
 def _rule(console: Console, title: str) -> Padding:
@@ -234,6 +240,7 @@ def print_comparison(results: Mapping[str, Result], *, is_interrupted: bool) -> 
     console.print()
     verdict = _interruption(results) if is_interrupted else _comparison(**results)
     console.print(verdict, soft_wrap=not console.is_terminal)
+    _print_note(console, next(iter(results.values())))
 
 
 def _answer_panel(method: str, result: Result, same_as: str | None) -> Panel:

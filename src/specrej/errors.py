@@ -4,7 +4,8 @@ SpecrejError
  ├── UsageError            an argument that cannot be honoured (the command exits with 2)
  │    ├── UnknownNameError   a model, reward or algorithm nobody knows
  │    ├── PromptError        an empty prompt, or one longer than the context
- │    └── BudgetError        a memory budget that does not hold one candidate
+ │    ├── BudgetError        a memory budget that does not hold one candidate
+ │    └── SamplingError      a way of drawing tokens that this engine does not have
  ├── ModelError            a model that cannot be opened, or that needs what the engine cannot honour
  ├── EngineError           a program or a server that decodes for us failed, or lost all candidates
  ├── RewardError           a reward that failed, gave NaN or the wrong number of scores, or filtered out everybody
@@ -60,6 +61,10 @@ class PromptError(UsageError):
 
 class BudgetError(UsageError):
     """A memory budget that does not hold what was asked for."""
+
+
+class SamplingError(UsageError):
+    """A way of drawing tokens that this engine does not have; others may."""
 
 
 class ModelError(SpecrejError):

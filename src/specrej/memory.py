@@ -1,6 +1,5 @@
 """Amounts of memory as people write them: "64MiB", "1.5GiB"."""
 
-import math
 import re
 
 from specrej.errors import UsageError
@@ -16,7 +15,7 @@ def parse_bytes(amount: str | int) -> int:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(amount).strip())
     size = float(match[1]) * _UNITS.get(match[2].upper(), 0) if match else 0
-    if not 1 <= size < math.inf:
+    if not 1 <= size < 2**63:
         raise UsageError(f"memory must be like '64MiB' (units B, KiB, MiB, GiB), got {amount!r}")
     return int(size)
 

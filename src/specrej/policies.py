@@ -123,7 +123,8 @@ def parse_policy(*, alpha: float, keep: int | None, decide: str, min_tokens: int
 def _parse_schedule(words: str) -> tuple[Schedule, int | None]:
     """The schedule, and the length of its first decision."""
     kind, _, rest = words.partition(":")
-    numbers = [int(number) for number in rest.split(",") if number.strip().isdecimal()]
+    # Python refuses to read a number of thousands of digits, and no answer is that long.
+    numbers = [int(number) for number in rest.split(",") if number.strip().isdecimal() and len(number.strip()) < 10]
     is_clean = len(numbers) == len(rest.split(",")) and all(numbers)
     if words == "budget":
         return never, None

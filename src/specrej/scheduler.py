@@ -5,6 +5,7 @@ candidates of all searches in flight advance in the same step, but for those tha
 at the same time are scored in one reward batch. A search begins as soon as the pool has room for it.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ from specrej.pool import Pool
 from specrej.scoring import Scored, Scoring, score_now
 from specrej.search import Search
 from specrej.types import Result
+
+_LOG = logging.getLogger("specrej")
 
 Outcome = Result | SpecrejError
 
@@ -85,7 +88,7 @@ class Scheduler:
         self._waiting.append((number, maker))
 
     def begin(self) -> Iterator[tuple[int, SpecrejError]]:
-        """Begin searches while there is room; those that fail at it, with their errors."""
+        """Begin searches while there is room; those that fail at it, whatever they raise, with their errors."""
         while len(self._active) < self._in_flight and (self._next or self._waiting):
             number = (self._next or self._waiting[0])[0]
             try:
@@ -95,8 +98,8 @@ class Scheduler:
                     return
                 self._next = None
                 self._active.append(_open(number, search, steps))
-            except SpecrejError as error:
-                yield number, error
+            except Exception as error:
+                yield number, _as_outcome(error)
 
     def tick(self) -> Iterator[tuple[int, Outcome]]:
         """Begin what has room, take the decisions that are due, make one step; the outcomes of searches that ended.
@@ -110,7 +113,7 @@ class Scheduler:
         busy = {member.search.handle for member in self._active if member.is_scoring}
         limits = self._pool.allot([member.search for member in self._active], busy)
         if limits and (self._engine.can_hold_back or not busy):
-            _step(self._engine, limits, self._active, self._observe)
+            yield from self._step(limits)
         else:
             wait([future for _, future in self._scoring], _PATIENCE_S, FIRST_COMPLETED)
         self._pool.record([member.search for member in self._active], time.perf_counter() - begun_s)
@@ -135,7 +138,14 @@ class Scheduler:
     def _decide(self) -> Iterator[tuple[int, Outcome]]:
         """Have those scored whose decision is due, resume those that were; the outcomes of those that ended."""
         while True:
-            due = [m for m in self._active if not m.is_scoring and m.search.is_due(m.schedule)]
+            due = []
+            for member in [member for member in self._active if not member.is_scoring]:
+                try:
+                    if member.search.is_due(member.schedule):
+                        member.search.write_texts()
+                        due.append(member)
+                except Exception as error:
+                    yield self._end(member, _as_outcome(error))
             if due:
                 self._scoring.append((due, self._score([member.search for member in due])))
                 for member in due:
@@ -150,9 +160,45 @@ class Scheduler:
                 # One that was taken out meanwhile is closed.
                 outcome = _resume(member, given, seconds, self._observe) if member in self._active else None
                 if outcome is not None:
-                    self._active.remove(member)
-                    member.search.close()
-                    yield member.number, outcome
+                    yield self._end(member, outcome)
+
+    def _step(self, limits: Mapping[int, int]) -> Iterator[tuple[int, Outcome]]:
+        """One step of these searches; the errors of those that cannot take what it gave them."""
+        stepping = [member for member in self._active if member.search.handle in limits]
+        begun = time.perf_counter()
+        try:
+            tokens = self._engine.step(limits)
+        except DeviceMemoryError as error:
+            yield from self._make_room(error)
+            return
+        shares: dict[int, list[Token]] = {handle: [] for handle in limits}
+        for token in tokens:
+            shares[token.prompt].append(token)
+        seconds = (time.perf_counter() - begun) / max(len(tokens), 1)
+        for member in stepping:
+            if received := shares[member.search.handle]:
+                try:
+                    member.search.receive(received, seconds * len(received))
+                    self._observe(member.search)
+                except Exception as error:
+                    yield self._end(member, _as_outcome(error))
+
+    def _make_room(self, error: DeviceMemoryError) -> Iterator[tuple[int, Outcome]]:
+        """The largest gives up candidates first; with nothing left to give up, the device is too small."""
+        for member in sorted(self._active, key=lambda member: member.search.memory().in_use, reverse=True):
+            try:
+                if member.search.give_up():
+                    return
+            except Exception as failure:
+                yield self._end(member, _as_outcome(failure))
+                return
+        raise error
+
+    def _end(self, member: _Run, outcome: Outcome) -> tuple[int, Outcome]:
+        """Free what a search holds; its number and outcome."""
+        self._active.remove(member)
+        member.search.close()
+        return member.number, outcome
 
     def _make(self) -> tuple[int, Search, Steps]:
         number, maker = self._waiting.popleft()
@@ -212,8 +258,8 @@ def _resume(member: _Run, given: Sequence[float] | Exception, seconds: float, ob
         if schedule is None:
             return search.result()
         member.schedule = schedule
-    except SpecrejError as error:
-        return error
+    except Exception as error:
+        return _as_outcome(error)
     finally:
         search.usage.reward_s += seconds
         search.usage.other_s += (time.perf_counter() - begun) - (search.usage.reward_s - reward_s - seconds)
@@ -227,22 +273,11 @@ def _next_schedule(steps: Steps, scores: list[float]) -> Schedule | None:
         return None
 
 
-def _step(engine: Engine, limits: Mapping[int, int], active: list[_Run], observe: Observer) -> None:
-    stepping = [member for member in active if member.search.handle in limits]
-    begun = time.perf_counter()
-    try:
-        tokens = engine.step(limits)
-    except DeviceMemoryError:
-        # The largest gives up candidates first; with nothing left to give up, the device is too small.
-        by_size = sorted(active, key=lambda member: member.search.memory().in_use, reverse=True)
-        if not any(member.search.give_up() for member in by_size):
-            raise
-        return
-    shares: dict[int, list[Token]] = {handle: [] for handle in limits}
-    for token in tokens:
-        shares[token.prompt].append(token)
-    seconds = (time.perf_counter() - begun) / max(len(tokens), 1)
-    for member in stepping:
-        if received := shares[member.search.handle]:
-            member.search.receive(received, seconds * len(received))
-            observe(member.search)
+def _as_outcome(error: Exception) -> SpecrejError:
+    """What a search ends with that raised this: the error itself, or one that quotes what nobody foresaw."""
+    if isinstance(error, SpecrejError):
+        return error
+    _LOG.error("a prompt failed, the others go on", exc_info=error)
+    outcome = SpecrejError(f"the prompt failed: {error!r}", hint="the log says where")
+    outcome.__cause__ = error
+    return outcome

@@ -24,7 +24,7 @@ Scoring = Callable[[Sequence[Search]], Future[list[Scored]]]
 
 
 def score_batches(searches: Sequence[Search]) -> list[Scored]:
-    """Score the batches of searches that decide at the same time."""
+    """Score the batches of searches that decide at the same time, whose texts are written."""
     return ask([(search.reward, *search.to_score()) for search in searches])
 
 

@@ -21,7 +21,7 @@ from specrej.policies import Schedule
 from specrej.rewards.base import Reward, RewardSession
 from specrej.rewards.scores import checked_scores
 from specrej.stopping import AnswerText
-from specrej.types import Candidate, Cause, Decision, Prompt, Result, SamplingParams, Usage, as_messages
+from specrej.types import GREEDY_NOTE, Candidate, Cause, Decision, Prompt, Result, SamplingParams, Usage, as_messages
 from specrej.version import __version__
 
 _LOG = logging.getLogger("specrej")
@@ -69,7 +69,8 @@ class Search:
         self.usage = Usage(prompt_tokens=len(self.prompt_ids))
         self._engine = engine
         self._reward = reward
-        self._settings = {**settings, "memory_bytes": self.budget_bytes}
+        noted = {"note": GREEDY_NOTE} if sampling.is_greedy else {}
+        self._settings = {**settings, **noted, "memory_bytes": self.budget_bytes}
         self._handle = -1
         self._session: RewardSession | None = None
         self._cause: Cause = "complete"
@@ -115,11 +116,11 @@ class Search:
     def waves(self, n: int | None, num_tokens: int | None) -> Iterator[int]:
         """Sizes of the waves in which n candidates begin, each as large as the budget carries to num_tokens.
 
-        n None is one such wave; num_tokens None is the full length.
+        n None is one such wave; num_tokens None is the full length. A greedy run is one candidate: all would be alike.
         """
         num_tokens = min(num_tokens or self.sampling.max_new_tokens, self.sampling.max_new_tokens)
         fitting = self._fitting(num_tokens)
-        left = self.num_planned = fitting if n is None else n
+        left = self.num_planned = 1 if self.sampling.is_greedy else fitting if n is None else n
         while left > 0:
             wave = min(left, fitting)
             left -= wave
@@ -157,11 +158,14 @@ class Search:
     def reward(self) -> Reward:
         return self._reward
 
-    def to_score(self) -> tuple[RewardSession, list[Candidate]]:
-        """The batch with its texts so far, and the session that is to score them."""
-        assert self._session is not None
+    def write_texts(self) -> None:
+        """Write the text of each candidate of the batch so far, before it is scored."""
         for candidate in self.batch:
             candidate.text = self.text_of(candidate)
+
+    def to_score(self) -> tuple[RewardSession, list[Candidate]]:
+        """The batch, and the session that is to score its texts."""
+        assert self._session is not None
         return self._session, self.batch
 
     def take_scores(self, given: Sequence[float] | Exception) -> list[float]:
@@ -312,8 +316,7 @@ class Search:
             RewardError: the reward's filter left nobody.
             EngineError: the engine lost everybody.
         """
-        for candidate in self.batch:
-            candidate.text = self.text_of(candidate)
+        self.write_texts()
         best = choose(self.candidates, self.decisions, self._reward.name, self._lost)
         return Result(
             best=best,

@@ -5,6 +5,7 @@ tokens, its rewards and its fate as they come.
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -28,6 +29,12 @@ State = Literal["live", "complete", "rejected"]
 FinishReason = Literal["eos", "stop", "length", "lost"]
 Reuse = Literal["none", "prompt", "answers"]
 Cause = Literal["budget", "schedule", "complete", "out_of_memory", "filter", "lost"]
+
+GREEDY_NOTE = "temperature 0 is greedy: all candidates would be the same answer, so one was decoded"
+"""What a result says of itself where a greedy run began with one candidate, whatever n says."""
+
+_LEAST_TEMPERATURE, _MOST_TEMPERATURE = 1e-5, 1e30
+"""Below the one the likeliest token is certain, above the other all that pass are alike; between them float32 holds."""
 
 
 def as_messages(prompt: Prompt) -> list[dict[str, str]]:
@@ -77,13 +84,18 @@ _KINDS = {
 class SamplingParams:
     """How a candidate's tokens are drawn; the filters apply in the order transformers applies them.
 
+    Engines compute in float32 or less. What it cannot tell from a limit acts as that limit; a bound beyond which a
+    number means nothing there is refused by name.
+
     Attributes:
-        max_new_tokens: length limit of an answer, in tokens.
-        temperature: divides the logits; must be above 0 (equal candidates cannot be told apart).
-        top_k: keep the k most likely tokens; 0 keeps all.
-        top_p: keep the smallest set of tokens whose probability reaches top_p; 1.0 keeps all.
+        max_new_tokens: length limit of an answer, in tokens, below 2^31.
+        temperature: divides the logits. 0, or below 1e-5, is greedy: the likeliest token is taken, and a run decodes
+            one candidate, since all would be alike. Above 1e30 all tokens that pass the filters are equally likely.
+        top_k: keep the k most likely tokens; 0, or the vocabulary's size and more, keeps all. Below 2^31.
+        top_p: keep the smallest set of tokens whose probability reaches top_p, at least one; 1.0 keeps all.
         min_p: drop tokens less likely than min_p times the most likely one; 0.0 keeps all.
-        repetition_penalty: divides positive (multiplies negative) logits of tokens seen before; 1.0 is off.
+        repetition_penalty: divides positive (multiplies negative) logits of tokens seen before; 1.0 is off. From 0.001
+            to 1000.
         stop: strings that end an answer; the answer's text ends before them.
         ignore_eos: go on to max_new_tokens; for measuring.
         seed: with the candidate's index and the position it decides every draw.
@@ -102,19 +114,32 @@ class SamplingParams:
     def __post_init__(self) -> None:
         check_types(self, max_new_tokens=int, temperature=float, top_k=int, top_p=float, min_p=float)
         check_types(self, repetition_penalty=float, stop=tuple, ignore_eos=bool, seed=int)
+        # Compared with floats as they are: a whole number beyond them is out of range, not an OverflowError later.
         checks = [
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", 0 < self.temperature < math.inf, "above 0"),
+            ("max_new_tokens", self.max_new_tokens < 2**31, "below 2^31"),
+            ("temperature", 0 <= self.temperature <= sys.float_info.max, "0 (greedy) or above, and finite"),
             ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
+            ("top_k", self.top_k < 2**31, "below 2^31"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("min_p", 0 <= self.min_p < 1, "in [0, 1)"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
+            ("repetition_penalty", 0.001 <= self.repetition_penalty <= 1000, "in [0.001, 1000]"),
             ("stop", all(isinstance(stop, str) and stop for stop in self.stop), "made of strings that are not empty"),
             ("seed", 0 <= self.seed < 2**64, "in [0, 2^64)"),
         ]
         for name, is_valid, expected in checks:
             if not is_valid:
                 raise UsageError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is always taken, so that all candidates are the same answer."""
+        return self.temperature < _LEAST_TEMPERATURE
+
+    @property
+    def divisor(self) -> float:
+        """What logits are divided by: the temperature in a range that float32 holds, and 0.0 where greedy."""
+        return 0.0 if self.is_greedy else float(min(self.temperature, _MOST_TEMPERATURE))
 
 
 @dataclass(slots=True)
@@ -147,8 +172,13 @@ class Candidate:
 
     @property
     def perplexity(self) -> float | None:
-        """Exp of minus the mean log-probability of the answer's tokens; None without tokens."""
-        return math.exp(-math.fsum(self.logprobs) / len(self.logprobs)) if self.logprobs else None
+        """Exp of minus the mean log-probability of the answer's tokens; None without tokens.
+
+        Capped at exp(700), about 1e304: beyond it no float would hold it.
+        """
+        if not self.logprobs:
+            return None
+        return math.exp(min(-math.fsum(self.logprobs) / len(self.logprobs), 700.0))
 
     def to_dict(self) -> dict[str, Any]:
         rewards = {str(decision): reward for decision, reward in self.rewards.items()}
@@ -230,6 +260,11 @@ class Result:
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
     is_complete: bool = True
+
+    @property
+    def note(self) -> str | None:
+        """What is to be known of how it came about; None where there is nothing."""
+        return self.settings.get("note")
 
     @property
     def text(self) -> str:

@@ -1,5 +1,7 @@
 """The engine over requests and pages, on a backend that counts every page: arithmetic, places, waiting prompts."""
 
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +12,8 @@ import specrej
 from conformance import ids
 from fakes import FakeEngine, FakeReward
 from paging import PAGE, FakeBackend, paged_engine
-from specrej.errors import UsageError
+from specrej.engines.paged import Drawn
+from specrej.errors import EngineError, UsageError
 from specrej.search import Search
 from specrej.types import Result, SamplingParams
 
@@ -171,3 +174,50 @@ def test_pages_and_blocks_are_counted_by_one_rule() -> None:
     fake = FakeEngine()
     assert fake.layout.page == 1
     assert fake.layout.peak_bytes(9, 3, 5) == fake.kv_bytes(9, 3, 6)
+
+
+class Overflowing(FakeBackend):
+    """Gives the third token of these requests a log-probability that is no number."""
+
+    def __init__(self, keys: set[int], value: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.keys, self.value = keys, value
+
+    def step(self) -> Iterator[Drawn]:
+        counts = {key: len(request.token_ids) for key, request in self.requests.items()}
+        for drawn in super().step():
+            is_broken = drawn.key in self.keys and counts[drawn.key] == 2
+            yield drawn._replace(logprob=self.value) if is_broken else drawn
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+@pytest.mark.parametrize("max_new_tokens", [3, 20])
+def test_a_candidate_whose_numbers_are_not_finite_is_lost_and_the_others_go_on(
+    value: float, max_new_tokens: int
+) -> None:
+    options: dict[str, Any] = {"algorithm": "best_of_n", "max_new_tokens": max_new_tokens}
+    backend = Overflowing({2, 5}, value, eos=0.0)  # the request that reads the prompt is 0
+    expected, result = generate(FakeBackend(eos=0.0), **options), generate(backend, **options)
+    assert [c.index for c in result.candidates if c.finish_reason == "lost"] == [1, 4]
+    for index, (sound, broken) in enumerate(zip(ids(expected), ids(result), strict=True)):
+        assert broken == (sound[:2] if index in (1, 4) else sound)
+    assert result.best.state == "complete"
+    assert not backend.requests
+    with pytest.raises(EngineError, match="the engine lost 6 of 6, the last one because the model gave its token"):
+        generate(Overflowing(set(range(1, 7)), value, eos=0.0), **options)
+
+
+def test_a_prompt_that_the_backend_refuses_leaves_nothing_behind() -> None:
+    class Choosy(FakeBackend):
+        def submit(self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> None:
+            if sampling.temperature > 2:
+                raise UsageError("temperature must be at most 2")
+            super().submit(key, prompt_ids, sampling, seed)
+
+    engine = paged_engine(Choosy(most_requests=2))
+    for _ in range(3):
+        with pytest.raises(UsageError, match="temperature"):
+            specrej.generate("Why?", model=engine, reward=FakeReward(), temperature=3, max_new_tokens=5)
+    assert not engine._prompts
+    assert not engine._owners
+    assert specrej.generate("Why?", model=engine, reward=FakeReward(), max_new_tokens=5, n=2).is_complete

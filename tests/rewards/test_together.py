@@ -251,6 +251,24 @@ def test_a_pass_that_fails_is_the_matter_of_one_prompt(make: Make) -> None:
     assert "failed on candidates [0, 7]: OSError: no percents" in str(outcomes[1])
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("make", FAMILIES)
+def test_a_model_that_breaks_on_an_answer_touches_no_other(make: Make, value: float) -> None:
+    """Whose scores are NaN then is for the search to refuse, prompt by prompt: `checked_scores`."""
+    reward, model = make(64)
+    percents = ("How much?", answers("Little.", "40 %", "Much."))
+    expected, _ = separate(reward, *PROMPTS[:2], percents, *PROMPTS[2:])
+    [percent] = make_tokenizer()("%")["input_ids"]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[percent] = value  # type: ignore[operator]
+    outcomes, _ = joint(reward, *PROMPTS[:2], percents, *PROMPTS[2:])
+    broken = outcomes[2][1]
+    assert not math.isfinite(broken)
+    expected[2][1] = broken
+    for scores, by_itself in zip(outcomes, expected, strict=True):
+        assert list(scores) == pytest.approx(by_itself, rel=1e-4, abs=1e-6, nan_ok=True)
+
+
 def test_a_causal_classifier_reads_prompt_by_prompt_and_keeps_each(caplog: pytest.LogCaptureFixture) -> None:
     model = make_causal(transformers.AutoModelForSequenceClassification, num_labels=1)
     reward: BatchedReward = ClassifierReward((model, make_tokenizer(CHAT_TEMPLATE)))

@@ -23,6 +23,7 @@ from specrej.errors import (
     EngineError,
     QueueFullError,
     RewardError,
+    SamplingError,
     ShutdownError,
     SpecrejError,
     UsageError,
@@ -157,7 +158,7 @@ def test_a_model_with_a_slash_in_its_name_is_found() -> None:
         ({"tools": [{"type": "function"}]}, "tools", "tools cannot be honoured"),
         ({"presence_penalty": 1}, "presence_penalty", "presence_penalty cannot be honoured"),
         ({"temprature": 1}, "temprature", "temprature cannot be honoured"),
-        ({"temperature": 0}, "temperature", "temperature must be above 0"),
+        ({"temperature": -1}, "temperature", r"temperature must be 0 \(greedy\) or above"),
         ({"max_tokens": 0}, "max_tokens", "^max_tokens must be at least 1"),
         ({"max_completion_tokens": 10**6}, "max_completion_tokens", "and max_completion_tokens=.* give max_comp"),
         ({"n": 2, "specrej": {"n": 0}}, "specrej.n", "^specrej.n must be"),
@@ -249,6 +250,7 @@ def test_a_request_that_is_not_taken_hears_why(
         (SpecrejError(SECRET), 500, "internal"),
         (UsageError(f"cannot read /srv/{SECRET}"), 500, "internal"),
         (BudgetError("too small"), 400, "invalid_value"),
+        (SamplingError("temperature must be in [0, 2]"), 400, "invalid_value"),
     ],
 )
 def test_a_request_that_fails_hears_no_internals(

@@ -22,7 +22,12 @@ def subject() -> Iterator[Subject]:
         engine = open_engine("smollm2", engine=f"openai:{url}/v1", engine_args={"chunk_tokens": CHUNK})
         # Of each submission a block is read again at most; an answer of 32 tokens is submitted four times.
         yield Subject(
-            engine, flips=500, reread=4 * BLOCK, unused=CHUNK - 1, ending="Answer with one word: is water wet?"
+            engine,
+            flips=500,
+            reread=4 * BLOCK,
+            unused=CHUNK - 1,
+            ending="Answer with one word: is water wet?",
+            hottest=2.0,
         )
 
 

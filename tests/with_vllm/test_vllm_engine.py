@@ -14,7 +14,7 @@ pytestmark = pytest.mark.vllm
 
 @cache
 def in_process() -> Subject:
-    return in_pages(generator())
+    return in_pages(generator(), hottest=2.0)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -99,6 +99,8 @@ def _plain_row(request: Request, result: Result) -> dict[str, Any]:
     if request.num_kept > 1:
         lowest = lowest_answer(result)
         row["lowest"] = lowest and _answer(lowest)
+    if result.note is not None:
+        row["note"] = result.note
     return row | {
         "usage": result.usage.to_dict(),
         "num_candidates": len(result.candidates),

@@ -16,6 +16,7 @@ from specrej.cli.options import (
     Json,
     exit_codes,
     how_to_resume,
+    note_greedy,
     open_given,
     settings_of,
     stdout_for_results,
@@ -128,6 +129,7 @@ def batch(
     with exit_codes(), stoppable(advice):
         settings = settings_of({**given, "keep": keep_at_decisions})
         _check(settings, total_memory, in_flight)
+        note_greedy(settings)
         cluster = _cluster(address=ray, actors=actors, gpus_per_actor=gpus_per_actor, cpus_per_actor=cpus_per_actor)
         if output == _STDOUT and (resume or json):
             raise UsageError(

@@ -10,6 +10,7 @@ from specrej.cli.options import (
     Json,
     exit_codes,
     how_to_resume,
+    note_greedy,
     open_given,
     settings_of,
     stdout_for_results,
@@ -65,6 +66,7 @@ def bench(
 
     with exit_codes(), stoppable(how_to_resume(output)):
         settings = settings_of(given)
+        note_greedy(settings)
         chosen = parse_methods([word.strip() for word in methods.split(",") if word.strip()], settings)
         names = [method.name for method in chosen]
         named = baseline or default_baseline(names)
@@ -113,6 +115,7 @@ def trace(
 
     with exit_codes(), stoppable(how_to_resume(output)):
         settings = settings_of({**given, "n": n})
+        note_greedy(settings)
         lengths = _lengths(checkpoints)
         loaded = load_prompts(prompts, limit)
         _say_broken(loaded.broken)

@@ -22,6 +22,7 @@ from specrej.errors import SpecrejError, UsageError
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward
 from specrej.settings import Settings
+from specrej.types import GREEDY_NOTE
 
 _DEFAULTS = {**(api.generate.__kwdefaults__ or {}), **Settings().to_dict()}
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -115,7 +116,7 @@ _OPTIONS: dict[str, Any] = {
         ),
     ],
     "max_new_tokens": Annotated[int, _option("Length limit of an answer, in tokens.", **_SAMPLING)],
-    "temperature": Annotated[float, _option("Divides the logits; above 0.", **_SAMPLING)],
+    "temperature": Annotated[float, _option("Divides the logits; 0 is greedy: one candidate.", **_SAMPLING)],
     "top_k": Annotated[int, _option("Draw from the k most likely tokens; 0: from all.", **_SAMPLING)],
     "top_p": Annotated[float, _option("Draw from the likeliest tokens that reach this probability.", **_SAMPLING)],
     "min_p": Annotated[float, _option("Drop tokens below this share of the likeliest one.", **_SAMPLING)],
@@ -151,6 +152,14 @@ def takes_options(*left_out: str) -> Callable[[Command], Command]:
 def settings_of(given: dict[str, Any]) -> Settings:
     """The settings among the options given."""
     return Settings(**{field.name: given[field.name] for field in dataclasses.fields(Settings) if field.name in given})
+
+
+def note_greedy(settings: Settings) -> None:
+    """Say of a job in which every prompt has one candidate that this is so."""
+    from specrej import display
+
+    if settings.sampling.is_greedy:
+        display.print_note(GREEDY_NOTE)
 
 
 def open_given(given: dict[str, Any]) -> tuple[Engine, Reward]:

@@ -39,6 +39,8 @@ _REQUEST_SEED_BITS = 32
 """Of the seed of OpenVINO's generator, a Mersenne Twister."""
 _NEARLY_ALL = 1 - 2**-24
 """The largest top_p that OpenVINO sorts for. What it leaves out has a probability of 1e-7 at most."""
+_NEARLY_NONE = 1e-6
+"""A top_p that keeps the likeliest token alone."""
 
 
 class Cache(NamedTuple):
@@ -260,12 +262,8 @@ def _generation_config(candidate: _Candidate, num_tokens: int, eos_ids: frozense
     sampling = candidate.sampling
     (seed,) = seeds(candidate.seed, [0], candidate.num_drawn, bits=_REQUEST_SEED_BITS)
     return openvino_genai.GenerationConfig(
-        do_sample=True,
+        **_drawing(sampling),
         max_new_tokens=num_tokens,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,  # 0 is all there too
-        top_p=min(sampling.top_p, _NEARLY_ALL) if sampling.top_k else sampling.top_p,
-        min_p=sampling.min_p,
         repetition_penalty=sampling.repetition_penalty,
         ignore_eos=sampling.ignore_eos or not eos_ids,
         stop_token_ids=set(eos_ids) or {0},  # where there are none it would look for its own
@@ -273,6 +271,21 @@ def _generation_config(candidate: _Candidate, num_tokens: int, eos_ids: frozense
         logprobs=1,
         rng_seed=seed,
     )
+
+
+def _drawing(sampling: SamplingParams) -> dict[str, Any]:
+    """Whether and how tokens are drawn."""
+    if sampling.is_greedy:
+        return {"do_sample": False}
+    # What is 0 or 1 in float32 is refused there.
+    top_p, min_p = max(sampling.top_p, _NEARLY_NONE), min(sampling.min_p, _NEARLY_ALL)
+    return {
+        "do_sample": True,
+        "temperature": sampling.divisor,
+        "top_k": sampling.top_k,  # 0 is all there too
+        "top_p": min(top_p, _NEARLY_ALL) if sampling.top_k else top_p,
+        "min_p": min_p,
+    }
 
 
 def _filler_config() -> Any:

@@ -12,6 +12,7 @@ A prompt is read once, as a request of one token: its candidates find its full p
 each reads the rest of it, less than a page, by itself.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -190,20 +191,23 @@ class PagedEngine:
         prompt = _Prompt(list(prompt_ids), sampling, preemptions_before=before)
         is_alone = not self._owners
         self._prompts[handle] = prompt
-        # Beside others, whose candidates any step takes along, it is read in the next step.
-        self._read(handle, prompt)
-        while is_alone and not prompt.is_read:
-            self._advance()
+        try:
+            # Beside others, whose candidates any step takes along, it is read in the next step.
+            self._read(handle, prompt)
+            while is_alone and not prompt.is_read:
+                self._advance()
+        except BaseException:
+            self.close(handle)
+            raise
         return handle
 
     def _read(self, handle: int, prompt: _Prompt) -> None:
         """Queue the request that brings a prompt's full pages into the prefix cache."""
         prompt.is_read = False
         prompt.reading_key = next(self._keys)
+        sampling = replace(prompt.sampling, max_new_tokens=1, ignore_eos=True)
+        self.backend.submit(prompt.reading_key, prompt.ids, sampling, seed=0)
         self._owners[prompt.reading_key] = handle
-        self.backend.submit(
-            prompt.reading_key, prompt.ids, replace(prompt.sampling, max_new_tokens=1, ignore_eos=True), seed=0
-        )
 
     def num_shared(self, prompt: int) -> int:
         return self._prompts[prompt].num_shared
@@ -267,8 +271,14 @@ class PagedEngine:
         tokens = []
         for key, candidate in list(prompt.live.items()):
             drawn = candidate.ahead.popleft()
-            tokens.append(Token(handle, candidate.index, drawn.token_id, drawn.logprob, drawn.finish_reason))
-            if drawn.finish_reason:
+            if drawn.logprob is None or math.isfinite(drawn.logprob):
+                tokens.append(Token(handle, candidate.index, drawn.token_id, drawn.logprob, drawn.finish_reason))
+            else:
+                reason = f"the model gave its token a log-probability of {drawn.logprob}"
+                tokens.append(Token(handle, candidate.index, -1, None, "lost", reason))
+                prompt.unused_tokens += 1 + len(candidate.ahead)
+                self._abort([key] if key in self._owners else [])
+            if tokens[-1].finish_reason:
                 del prompt.live[key]
         return tokens
 

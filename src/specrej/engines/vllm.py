@@ -16,7 +16,7 @@ from specrej.engines.opening import EngineOptions
 from specrej.engines.paged import Drawn, PagedEngine
 from specrej.engines.sources import first_line, load_codec, locate_model
 from specrej.engines.vllm_process import check_arguments, defaults, is_cpu, kv_bytes_per_token, prepare, quiet
-from specrej.errors import EngineError, ModelError
+from specrej.errors import EngineError, ModelError, SamplingError
 from specrej.types import FinishReason, SamplingParams
 
 _OURS = {
@@ -114,8 +114,12 @@ class VllmBackend:
         return self._versions
 
     def submit(self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> None:
+        try:
+            params = _sampling_params(sampling, seed)
+        except ValueError as error:  # it takes no temperature above 2
+            raise SamplingError(first_line(error), hint="vLLM takes no more; the torch engine does") from error
         self._is_new.add(key)
-        self._engine.add_request(str(key), {"prompt_token_ids": list(prompt_ids)}, _sampling_params(sampling, seed))
+        self._engine.add_request(str(key), {"prompt_token_ids": list(prompt_ids)}, params)
 
     def step(self) -> Iterator[Drawn]:
         try:
@@ -159,7 +163,7 @@ def _sampling_params(sampling: SamplingParams, seed: int) -> Any:
         n=1,
         seed=seed,
         max_tokens=sampling.max_new_tokens,
-        temperature=sampling.temperature,
+        temperature=sampling.divisor,
         top_k=sampling.top_k,
         top_p=sampling.top_p,
         min_p=sampling.min_p,

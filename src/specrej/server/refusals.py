@@ -21,6 +21,7 @@ from specrej.errors import (
     PromptError,
     QueueFullError,
     RewardError,
+    SamplingError,
     ShutdownError,
     SpecrejError,
     UnknownNameError,
@@ -109,7 +110,7 @@ def refusal_of(error: SpecrejError, body: Mapping[str, Any]) -> RefusalError:
             # OpenAI's client would try again by itself, to the same end.
             headers = {"x-should-retry": "false"}
             return RefusalError("deadline", f"{error}; {error.hint}", headers=headers)
-        case PromptError() | BudgetError():
+        case PromptError() | BudgetError() | SamplingError():
             return refusal_of_body(error, body)
         case RewardError():
             return RefusalError("reward_failed", "the reward failed on this request")

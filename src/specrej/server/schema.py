@@ -30,12 +30,14 @@ class Own(BaseModel):
     memory: Annotated[
         str | int | None, Field(description="KV of this request, such as 64MiB; at most what all share.")
     ] = None
-    top_k: Annotated[int | None, Field(ge=0, description="Draw from the k most likely tokens; 0: from all.")] = None
+    top_k: Annotated[
+        int | None, Field(ge=0, lt=2**31, description="Draw from the k most likely tokens; 0: from all.")
+    ] = None
     min_p: Annotated[float | None, Field(ge=0, lt=1, description="Drop tokens below this share of the likeliest.")] = (
         None
     )
     repetition_penalty: Annotated[
-        float | None, Field(gt=0, description="Makes tokens seen before less likely; 1 is off.")
+        float | None, Field(ge=0.001, le=1000, description="Makes tokens seen before less likely; 1 is off.")
     ] = None
     return_: Annotated[
         list[Return] | None, Field(alias="return", description="What the answer's `specrej` holds in addition.")
@@ -58,8 +60,11 @@ class StreamOptions(BaseModel):
 class _Request(BaseModel):
     model: Annotated[str, Field(description="As /v1/models names it.", min_length=1)]
     n: Annotated[int | None, Field(ge=1, description="Answers: the n best, best first.")] = None
-    max_tokens: Annotated[int | None, Field(ge=1, description="Length limit of an answer.")] = None
-    temperature: Annotated[float | None, Field(gt=0, description="Divides the logits; above 0.")] = None
+    max_tokens: Annotated[int | None, Field(ge=1, lt=2**31, description="Length limit of an answer.")] = None
+    temperature: Annotated[
+        float | None,
+        Field(ge=0, description="Divides the logits; 0 is greedy, with one candidate and one answer."),
+    ] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     seed: Annotated[
         int | None, Field(ge=0, lt=2**64, description="The same request with the same seed gets the same answer.")
@@ -90,7 +95,7 @@ class ChatRequest(_Request):
     """Body of /v1/chat/completions. Any other field gets a 400 that names it, unless it asks for nothing."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int | None, Field(ge=1, description="Length limit of an answer.")] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1, lt=2**31, description="Length limit of an answer.")] = None
     logprobs: Annotated[bool | None, Field(description="Tokens with their log-probabilities (nats).")] = None
 
 
@@ -180,6 +185,7 @@ class OwnPart(_Response):
     seconds: float
     peak_kv_bytes: int
     seed: Annotated[int, Field(description="With it the request gets the same answer again.")]
+    note: Annotated[str | None, Field(description="What is to be known of how the answer came about.")] = None
     is_late: Annotated[bool, Field(description="The deadline came; the answer is the best complete one by then.")]
     candidate_rewards: list[float | None] | None = None
     decisions: list[dict[str, Any]] | None = None

@@ -36,7 +36,7 @@ class TimedScorer:
         Thread(target=self._work, name="specrej-scoring", daemon=True).start()
 
     def __call__(self, searches: Sequence[Search]) -> Future[list[Scored]]:
-        # Texts are made here, on the thread that owns the searches.
+        # Their texts are made already, on the thread that owns the searches.
         batches: list[Asked] = [(search.reward, *search.to_score()) for search in searches]
         future: Future[list[Scored]] = Future()
         self._line.put((batches, future))

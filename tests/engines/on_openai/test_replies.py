@@ -127,3 +127,10 @@ def test_what_exceeds_a_length_is_cut() -> None:
 def test_tokens_that_nobody_knows_lose_an_answer() -> None:
     assert "does not know" in take(chunk(ids=[VOCABULARY])).lost
     assert take(chunk(ids=[VOCABULARY]), vocabulary=Vocabulary(TOKENIZER, size=VOCABULARY + 1)).lost == ""
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "-1" + "0" * 400, "1e400", "-1e400", "NaN", "true", '"-1"'])
+def test_a_log_probability_that_no_float_holds_is_none(number: str) -> None:
+    logprobs = '{"token_logprobs": [-0.5, ' + number + "]}"
+    choice = '{"text": "ab", "finish_reason": "stop", "token_ids": [7, 8], "logprobs": ' + logprobs + "}"
+    assert read_completion('{"choices": [' + choice + "]}").logprobs == [-0.5, None]

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
 
 import specrej
 from conformance import CHECKS, Subject
+from extremes import EXTREME
 from fakes import FakeReward
+from specrej.engines.openvino_requests import _Candidate, _generation_config
 from specrej.engines.paged import Drawn, PagedEngine
 from specrej.errors import EngineError
 from specrej.types import SamplingParams
@@ -303,3 +306,9 @@ def test_an_engine_that_is_gone_says_nothing(capfd: pytest.CaptureFixture[str]) 
     del engine
     gc.collect()
     assert capfd.readouterr() == ("", "")
+
+
+@given(params=EXTREME)
+def test_every_value_that_is_allowed_is_taken(params: SamplingParams) -> None:
+    """OpenVINO refuses what is 0 or 1 in float32, and that in a step which others share."""
+    _generation_config(_Candidate((5,), params, seed=1), 3, frozenset({0})).validate()

@@ -1,5 +1,6 @@
 """Filters against transformers' processors, draws against their probabilities, and the edges of the inverse CDF."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, cast
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from specrej.engines.torch.sampling import candidates_of, largest, penalize, sample
+from extremes import EXTREME
+from specrej.engines.torch.sampling import LOST, candidates_of, largest, penalize, sample
 from specrej.streams import uniforms
 from specrej.types import SamplingParams
 from tiny import make_model
@@ -58,7 +60,7 @@ def seen_of(ids: Tensor, width: int, params: SamplingParams) -> Tensor | None:
 def probabilities_of(logits: Tensor, params: SamplingParams, seen: Tensor | None) -> Tensor:
     """Probabilities of all tokens after the filters."""
     scores = logits if seen is None else penalize(logits, seen, params.repetition_penalty)
-    values, ids = candidates_of(scores / params.temperature, params)
+    values, ids = candidates_of(scores, params)
     probabilities = values.softmax(-1)
     return probabilities if ids is None else torch.zeros_like(logits).scatter(1, ids, probabilities)
 
@@ -279,3 +281,100 @@ def test_filters_by_hand() -> None:
     # A penalized token falls behind; negative logits are multiplied.
     assert drawn(logits, SamplingParams(top_k=1, repetition_penalty=5.0), seen=[0]) == {1}
     assert drawn([2.0, 1.5], SamplingParams(top_k=1, repetition_penalty=2.0), seen=[0]) == {1}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"top_k": 0}, {"top_k": 0, "top_p": 0.9}, {"min_p": 0.1}, {"top_k": 2**31 - 1}]
+)
+@pytest.mark.parametrize("temperature", [0, -0.0, 1e-38, 1e-40, 5e-324, 1e-6])
+def test_a_tiny_temperature_is_greedy(temperature: float, options: dict[str, Any]) -> None:
+    logits = torch.randn(6, 500, generator=torch.Generator().manual_seed(3)) * 4
+    numbers = torch.linspace(0, BELOW_ONE, 6, dtype=torch.float64)
+    tokens, logprobs = sample(logits, SamplingParams(temperature=temperature, **options), numbers)
+    assert torch.equal(tokens, logits.argmax(-1))
+    assert torch.allclose(logprobs, logits.log_softmax(-1).amax(-1))
+
+
+def test_greedy_tokens_are_those_of_transformers_under_a_penalty_as_well() -> None:
+    logits = torch.randn(5, 200, generator=torch.Generator().manual_seed(4)) * 4
+    ids = logits.argsort(-1, descending=True)[:, :8]
+    params = SamplingParams(temperature=0, repetition_penalty=1.8)
+    expected = transformers.RepetitionPenaltyLogitsProcessor(1.8)(ids, logits.clone()).argmax(-1)
+    assert torch.equal(
+        sample(logits, params, torch.zeros(5, dtype=torch.float64), seen_of(ids, 200, params))[0], expected
+    )
+    assert not torch.equal(logits.argmax(-1), expected)
+
+
+@pytest.mark.parametrize("params", [SamplingParams(top_p=p, top_k=k) for p in (1e-46, 5e-324, 1e-9) for k in (0, 5)])
+def test_a_tiny_top_p_keeps_the_likeliest_token(params: SamplingParams) -> None:
+    assert drawn([0.0, 3.0, 2.999, -1.0], params) == {1}
+
+
+@pytest.mark.parametrize("temperature", [1e30, 1e38, 1e39, 1e308])
+@pytest.mark.parametrize(("options", "kept"), [({}, {0, 1, 3}), ({"top_k": 2}, {0, 1}), ({"top_k": 0}, {0, 1, 3})])
+def test_a_huge_temperature_draws_evenly_from_what_the_filters_keep(
+    temperature: float, options: dict[str, Any], kept: set[int]
+) -> None:
+    logits = torch.tensor([[9.0, 50.0, -torch.inf, -9.0]])
+    grid = (torch.arange(600, dtype=torch.float64) + 0.5) / 600
+    counts = torch.bincount(sample(logits, SamplingParams(temperature=temperature, **options), grid)[0], minlength=4)
+    assert {token: count for token, count in enumerate(counts.tolist()) if count} == dict.fromkeys(
+        kept, 600 // len(kept)
+    )
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(params=EXTREME, seed=st.integers(0, 10**6), scale=st.sampled_from([0.0, 1e-30, 1.0, 30.0, 1e4, 1e30]))
+def test_whatever_the_parameters_a_row_is_sampled_from_its_finite_logits(
+    params: SamplingParams, seed: int, scale: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(4, 261, generator=generator) * scale
+    logits[:, ::7] = -torch.inf  # tokens that the model itself masks
+    seen = torch.rand(4, 261, generator=generator) < 0.1 if params.repetition_penalty != 1 else None
+    numbers = torch.tensor([0.0, BELOW_ONE, 0.5, 0.9], dtype=torch.float64)
+    tokens, logprobs = sample(logits, params, numbers, seen)
+    assert logprobs.isfinite().all()
+    assert logits.gather(1, tokens[:, None]).isfinite().all(), "a token that the model rules out, or none"
+
+
+def unsound(row: Tensor, kind: str) -> Tensor:
+    row = row.clone()
+    if kind == "all masked":
+        return row.fill_(-torch.inf)
+    value = {"nan": torch.nan, "inf": torch.inf, "nan and inf": torch.nan}[kind]
+    row[row.argmin()] = value
+    row[0] = torch.inf if kind == "nan and inf" else row[0]
+    return row
+
+
+@pytest.mark.parametrize("kind", ["nan", "inf", "nan and inf", "all masked"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(params=EXTREME, width=st.sampled_from([261, 12_800]), seed=st.integers(0, 99))
+def test_a_row_that_is_not_finite_is_lost_and_the_others_do_not_notice(
+    kind: str, dtype: torch.dtype, params: SamplingParams, width: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(5, width, generator=generator) * 4).to(dtype)
+    broken = logits.clone()
+    for row in (0, 3):
+        broken[row] = unsound(logits[row], kind)
+    seen = torch.zeros(5, width, dtype=torch.bool) if params.repetition_penalty != 1 else None
+    numbers = torch.tensor([BELOW_ONE, 0.0, 0.3, BELOW_ONE, 0.7], dtype=torch.float64)
+    expected, actual = sample(logits, params, numbers, seen), sample(broken, params, numbers, seen)
+    assert [token == LOST for token in actual[0].tolist()] == [True, False, False, True, False]
+    for one, other in zip(expected, actual, strict=True):
+        assert torch.equal(one[[1, 2, 4]], other[[1, 2, 4]])
+    shared = sample(broken[:1], params, numbers, None if seen is None else seen[:1])
+    assert shared[0].tolist() == [LOST] * 5
+
+
+def test_a_penalty_that_overflows_loses_its_row_alone() -> None:
+    logits = torch.tensor([[3e38, 0.0, 1.0], [3e3, 0.0, 1.0]])
+    params = SamplingParams(repetition_penalty=0.001, top_k=0)
+    seen = torch.tensor([[True, False, False]] * 2)
+    for temperature in (0, 0.5, 1.0):
+        one = dataclasses.replace(params, temperature=temperature)
+        assert sample(logits, one, torch.full((2,), 0.5, dtype=torch.float64), seen)[0].tolist() == [LOST, 0]

@@ -5,8 +5,8 @@ capacity = read_capacity(metrics)    # tokens, or None
 """
 
 import json
-import math
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -114,7 +114,8 @@ def _id(given: Any) -> int:
 
 def _logprob(given: Any) -> float | None:
     is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
-    return float(given) if is_number and math.isfinite(given) else None
+    # A whole number may be beyond every float.
+    return float(given) if is_number and abs(given) <= sys.float_info.max else None
 
 
 def _cached(reply: dict[str, Any], usage: dict[str, Any]) -> int | None:

@@ -192,7 +192,7 @@ class CompletionsServer:
             "model": self.model,
             "prompt": prompt,
             "max_tokens": num_tokens,
-            "temperature": sampling.temperature,
+            "temperature": sampling.divisor,
             "top_p": sampling.top_p,
             **self.extras(sampling),
         }

@@ -27,13 +27,16 @@ from specrej.engines.text import TextCodec
 from specrej.engines.torch.attention import DecodePass, Pass, PrefillPass
 from specrej.engines.torch.groups import Group
 from specrej.engines.torch.prefixes import PromptPart
-from specrej.engines.torch.sampling import sample
-from specrej.errors import DeviceMemoryError, UsageError
+from specrej.engines.torch.sampling import LOST, logsumexp, sample
+from specrej.errors import DeviceMemoryError, EngineError, PromptError, UsageError
 from specrej.streams import uniforms
 from specrej.types import FinishReason, Prompt, SamplingParams
 
 PREFILL_CHUNK = 512
 """Prompt tokens per forward pass: bounds what prefilling a long prompt needs beside its KV."""
+
+_NOT_FINITE = "the model's logits are not finite (NaN or infinity)"
+_NOT_FINITE_HINT = "its weights are broken, or overflow in this precision: try weights or a dtype of more range"
 
 
 @dataclass
@@ -130,10 +133,19 @@ class TorchEngine:
 
     @torch.inference_mode()
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
+        num_known = len(self.model.get_input_embeddings().weight)
+        if max(prompt_ids) >= num_known:  # looked up on a GPU, it would end the process
+            raise PromptError(
+                f"the prompt has the token {max(prompt_ids)}, the model knows those below {num_known}",
+                hint="the tokenizer does not fit the model",
+            )
         group = Group(list(prompt_ids), budget_bytes, self.layout, max(sampling.max_new_tokens - 1, 1))
         with _memory_errors():
             group.share(run.group for run in self._runs.values())
             logits, hidden = prefill(self.model, group, self._device)
+        # Found here, before another prompt can share KV that holds NaN.
+        if not logsumexp(logits).isfinite().all():
+            raise EngineError(f"after the prompt {_NOT_FINITE}", hint=_NOT_FINITE_HINT)
         handle = next(self._handles)
         newest = torch.empty(0, 1, dtype=torch.long, device=self._device)
         self._runs[handle] = _Run(group, sampling, logits, hidden, newest)
@@ -206,9 +218,11 @@ class TorchEngine:
         run.num_tokens += 1
         run.newest = ids[:, None]
         if run.seen is not None:
-            run.seen.scatter_(1, run.newest, True)
+            run.seen.scatter_(1, run.newest.clamp(min=0), True)  # rows that are lost leave below
         tokens = [
-            Token(handle, index, token_id, logprob, self._finish_reason(run, token_id))
+            Token(handle, index, LOST, None, "lost", _NOT_FINITE)
+            if token_id == LOST
+            else Token(handle, index, token_id, logprob, self._finish_reason(run, token_id))
             for index, token_id, logprob in zip(group.indices, ids.tolist(), logprobs.tolist(), strict=True)
         ]
         self._remove(run, [row for row, token in enumerate(tokens) if token.finish_reason])
