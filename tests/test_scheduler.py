@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import specrej
-from fakes import FakeEngine, FakeReward, FakeSession, alike, by_hash, in_thirds
+from fakes import ByteReader, FakeEngine, FakeReward, FakeSession, alike, by_hash, in_thirds
 from specrej.api import prepare
-from specrej.engines.base import Overhead
+from specrej.engines.base import Overhead, Piece
 from specrej.errors import DeviceMemoryError, EngineError, PromptError, RewardError, SpecrejError
 from specrej.pool import Pool
 from specrej.scheduler import Maker, Observer, Outcome, Scheduler
@@ -416,13 +416,15 @@ def test_a_prompt_that_the_engine_cannot_read_fails_alone() -> None:
 
 @pytest.mark.parametrize("length", [1, 5, 12])
 def test_tokens_that_cannot_be_decoded_fail_their_prompt_alone(length: int) -> None:
-    class Illiterate(FakeEngine):
-        def decode(self, token_ids: Sequence[int]) -> str:
-            fragile = [group for group in self.groups.values() if group.prompt_ids == self.encode(FRAGILE)]
-            its_own = [own for group in fragile for own in group.token_ids.values()]
-            if len(token_ids) >= length and list(token_ids) in its_own:
+    class Failing(ByteReader):
+        def add(self, token_id: int) -> Piece:
+            if self.num_read + 1 >= length:
                 raise OVERFLOW
-            return super().decode(token_ids)
+            return super().add(token_id)
+
+    class Illiterate(FakeEngine):
+        def detokenizer(self, prompt: Prompt) -> ByteReader:
+            return Failing() if prompt == FRAGILE else super().detokenizer(prompt)
 
     engine, reward = Illiterate(eos=0.02), FakeReward()
     outcomes = dict(run(engine, makers(engine, reward, PROMPTS, **EARLY), in_flight=len(PROMPTS)))

@@ -87,7 +87,7 @@ class Sick(FakeEngine):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("place", ["encode", "open", "add", "step", "drop", "decode", "memory", "claim"])
+@pytest.mark.parametrize("place", ["encode", "open", "add", "step", "drop", "detokenizer", "memory", "claim"])
 def test_whatever_the_engine_raises_is_over_with_those_in_flight(
     place: str, kind: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
