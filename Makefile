@@ -44,7 +44,7 @@ test-vllm:
 bench: $(VENV)/.ready
 	$(VENV)/bin/python benchmarks/engine.py
 
-# Nothing is compiled on installing: most of these 20,000 modules are never imported, and the others once.
+# Nothing is compiled on installing: most of these 20,000 modules are never imported.
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --no-compile "$(TORCH)"
