@@ -1,12 +1,13 @@
-"""What other busy processes cost decoding: threads that spin while they wait, beside threads that sleep. JSON last.
+"""What busy processes cost decoding: threads that spin while they wait, and threads that sleep.
 
-    python benchmarks/contention.py                          # about 10 minutes on two cores; nothing else should run
+    python benchmarks/contention.py              # some minutes; nothing else should run
 
-Sixteen candidates decode 48 tokens of SmolLM2 alone, beside one and beside two processes that do nothing but count.
-Two processes take turns at it: in one the threads of OpenMP wait as they do by themselves (they spin), in the other as
-`specrej` asks them to (they sleep: OMP_WAIT_POLICY=passive, which is read once, when torch is loaded). Both keep the
-model open, and the one whose turn it is not waits for a line. Every figure is the median over rounds; ratios are taken
-round by round, and relative to threads that spin on a quiet machine.
+Sixteen candidates decode 48 tokens of SmolLM2 alone, beside one and beside two processes that do
+nothing but spin. Two processes take turns at it. In one the threads of OpenMP wait as they do by
+themselves: they spin. In the other they sleep, as `specrej` asks them to; OMP_WAIT_POLICY=passive
+is read once, when torch is loaded. Both keep the model open, and whose turn it is not waits for a
+line. Every figure is the median over rounds; ratios are taken round by round, and relative to
+threads that spin on a quiet machine. One JSON line last.
 """
 
 import argparse

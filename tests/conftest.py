@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 CHROMIUM = shutil.which("chromium")
 
-# A shell that runs the tests in the background has told them to ignore Ctrl-C; so would the processes that they start.
+# A shell that runs the tests in the background has told them to ignore Ctrl-C,
+# and the processes that they start would do so too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -1,4 +1,4 @@
-"""Threads that wait sleep where the process is ours, unless the user wants otherwise; elsewhere nothing is changed."""
+"""Threads that wait sleep where the process is ours, unless the user wants otherwise."""
 
 import os
 import re
