@@ -417,9 +417,12 @@ def test_a_prompt_that_the_engine_cannot_read_fails_alone() -> None:
 @pytest.mark.parametrize("length", [1, 5, 12])
 def test_tokens_that_cannot_be_decoded_fail_their_prompt_alone(length: int) -> None:
     class Failing(ByteReader):
+        num_left = length - 1
+
         def add(self, token_id: int) -> Piece:
-            if self.num_read + 1 >= length:
+            if not self.num_left:
                 raise OVERFLOW
+            self.num_left -= 1
             return super().add(token_id)
 
     class Illiterate(FakeEngine):

@@ -52,14 +52,14 @@ def decode(content: bytes, name: str) -> str:
         raise UsageError(f"{name} is not UTF-8: {error.reason} at byte {start}", hint="save it as UTF-8") from error
 
 
-def read_text(path: Path) -> str:
+def read_text(path: str | Path) -> str:
     """The text of a file.
 
     Raises:
         OSError: it cannot be read.
         UsageError: it is not UTF-8.
     """
-    return decode(path.read_bytes(), str(path))
+    return decode(Path(path).read_bytes(), str(path))
 
 
 def check_characters(content: object, name: str, error: type[UsageError] = PromptError) -> None:

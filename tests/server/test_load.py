@@ -141,13 +141,11 @@ def test_nothing_grows_with_the_requests_that_were_served() -> None:
         return len([thread for thread in threading.enumerate() if thread.name.startswith("specrej")])
 
     async def go() -> None:
-        engine = FakeEngine(total_bytes=TOTAL_BYTES)
-        async with serving(engine) as served:
+        async with serving(FakeEngine(total_bytes=TOTAL_BYTES)) as served:
             counts = []
             for _ in range(3):
                 await load(served, 60, 8)
                 await served.is_idle()
-                engine.readers.clear()  # which the fake keeps for other tests
                 await served.until(is_forgotten, "requests are still there")
                 await served.until(lambda: num_threads() <= 2, "threads beside the engine's and the one that scores")
                 counts.append((Counter(kind.__qualname__ for kind in kinds()), len(list(FILES.iterdir()))))

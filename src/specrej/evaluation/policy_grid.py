@@ -92,7 +92,7 @@ def read_policies(path: str | Path) -> list[ReplayPolicy]:
         UsageError: the file cannot be read, or a policy is none; names its line, of a list its place.
     """
     try:
-        text = read_text(Path(path))
+        text = read_text(path)
     except OSError as error:
         raise UsageError(f"cannot read policies from {path}: {error}", hint="give a file, or grid") from error
     policies = [_read_policy(given, where) for where, given in _rows(text, path)]
