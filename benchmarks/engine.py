@@ -28,13 +28,13 @@ import torch
 import transformers
 
 import specrej
-from specrej.engines.torch.attention import DecodePass, PrefillPass
+from specrej.attention.attention import DecodePass, PrefillPass
+from specrej.attention.groups import Scoring
+from specrej.attention.linear import PackedLinear
 from specrej.engines.torch.engine import TorchEngine
-from specrej.engines.torch.groups import Scoring
-from specrej.engines.torch.linear import PackedLinear
 from specrej.engines.torch.loading import open_engine
-from specrej.models import locate
-from specrej.quiet import quiet_transformers
+from specrej.hub.defaults import locate
+from specrej.hub.quiet import quiet_transformers
 from specrej.types import SamplingParams
 
 PROMPT_TOKENS, NEW_TOKENS, SEED = 60, 64, 0
@@ -238,7 +238,7 @@ def measure_fp16_error(engines: dict[str, TorchEngine], num_tokens: int = 656) -
 @torch.inference_mode()
 def all_logprobs(engine: TorchEngine, ids: list[int]) -> torch.Tensor:
     """Log-probabilities `[tokens, vocabulary]` after every token of a text, from one prefill."""
-    from specrej.engines.torch.groups import Group
+    from specrej.attention.groups import Group
 
     group = Group(ids, UNLIMITED, engine.layout, 1)
     positions = torch.arange(len(ids))[None]

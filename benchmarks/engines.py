@@ -84,14 +84,14 @@ def measure_speed(name: str, batches: list[int]) -> dict[str, Any]:
 def measure_overhead(batch: int, rounds: int) -> dict[str, Any]:
     """Our engine on vLLM against a bare `LLM.generate` of the same requests."""
     import specrej
+    from specrej.engines.streams import seeds
     from specrej.engines.vllm_process import quiet
-    from specrej.streams import seeds
 
     engine = specrej.open_engine("smollm2", **OPENINGS["vllm"])
     with quiet():
         from vllm import LLM, SamplingParams
 
-        from specrej.models import locate
+        from specrej.hub.defaults import locate
 
         bare = LLM(
             model=str(locate("smollm2")),

@@ -12,12 +12,12 @@ import json
 from pathlib import Path
 
 import specrej
+from specrej.cli.tables import print_bench
 from specrej.evaluation.bench import parse_methods, run_bench
 from specrej.evaluation.folder import read_bench
 from specrej.evaluation.metrics import summarize
 from specrej.evaluation.prompts import Loaded, load_prompts
 from specrej.evaluation.report import write_report
-from specrej.evaluation.tables import print_bench
 from specrej.rewards import as_reward
 from specrej.settings import Settings
 

@@ -23,8 +23,8 @@ import torch
 import transformers
 
 import specrej
-from specrej.models import locate
-from specrej.quiet import quiet_transformers
+from specrej.hub.defaults import locate
+from specrej.hub.quiet import quiet_transformers
 from specrej.rewards.classifier import ClassifierReward
 from specrej.types import Candidate
 

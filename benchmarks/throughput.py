@@ -34,12 +34,12 @@ from specrej.api import run_many, run_one, unobserved
 from specrej.engines.torch.engine import TorchEngine
 from specrej.errors import SpecrejError
 from specrej.evaluation.prompts import load_prompts
+from specrej.hub.defaults import locate
+from specrej.hub.quiet import quiet_transformers
 from specrej.memory import format_bytes, parse_bytes
-from specrej.models import locate
-from specrej.pool import Pool
-from specrej.quiet import quiet_transformers
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward
+from specrej.search.pool import Pool
 from specrej.settings import Settings
 from specrej.types import Candidate, Prompt, Result, as_messages
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from servers import Handler, Server
-from specrej.streams import uniforms
+from specrej.engines.streams import uniforms
 from tiny import CHAT_TEMPLATE, EOS_ID, VOCABULARY, make_tokenizer
 
 PAGE = 4

@@ -21,7 +21,7 @@ from fakes import FakeReward
 from specrej.engines.base import Engine, Token
 from specrej.engines.paged import PagedEngine
 from specrej.errors import BudgetError, PromptError, SpecrejError, UsageError
-from specrej.search import Search
+from specrej.search.search import Search
 from specrej.types import GREEDY_NOTE, Result, SamplingParams
 
 LENGTH = 32

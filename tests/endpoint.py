@@ -19,9 +19,9 @@ import openai
 import uvicorn
 
 from fakes import FakeEngine, FakeReward
-from specrej.pool import Pool
+from specrej.search.pool import Pool
 from specrej.server.app import make_app
-from specrej.server.protocol import Connection
+from specrej.server.http11 import Connection
 from specrej.server.running import bound
 from specrej.server.service import Event, Service
 from specrej.settings import Settings

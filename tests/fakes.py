@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from specrej.cost import AttentionFlops, KvLayout, ModelFlops
 from specrej.engines.base import Claim, Memory, Overhead, Piece, Token
+from specrej.engines.streams import uniforms
 from specrej.errors import DeviceMemoryError
-from specrej.streams import uniforms
+from specrej.flops import AttentionFlops, KvLayout, ModelFlops
 from specrej.types import Candidate, FinishReason, Message, Prompt, Reuse, SamplingParams, as_messages
 
 BOS, EOS = 256, 257

@@ -18,8 +18,8 @@ from specrej.batch.output import open_output
 from specrej.batch.rows import row_id
 from specrej.engines.base import Token
 from specrej.journal import read_rows
-from specrej.pool import Pool
 from specrej.rewards.base import Reward
+from specrej.search.pool import Pool
 from specrej.settings import Settings
 
 SETTINGS = Settings(memory="3KiB", max_new_tokens=24, min_tokens=6, seed=5)

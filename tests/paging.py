@@ -13,7 +13,7 @@ from typing import Any
 
 from fakes import BOS, EOS, FLOPS, ByteReader, next_token, text_of
 from specrej.engines.paged import Drawn, PagedEngine
-from specrej.streams import uniforms
+from specrej.engines.streams import uniforms
 from specrej.types import Prompt, SamplingParams, as_messages
 
 PAGE = 4

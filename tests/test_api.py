@@ -11,7 +11,7 @@ import pytest
 import specrej
 from fakes import FakeEngine, FakeReward, by_hash
 from specrej.errors import BudgetError, PromptError, RewardError, SpecrejError, UnknownNameError, UsageError
-from specrej.search import Search
+from specrej.search.search import Search
 from specrej.types import Result
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 20, "min_tokens": 5, "n": 12, "memory": 4000}

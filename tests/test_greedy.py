@@ -15,12 +15,12 @@ from fakes import FakeEngine, FakeReward
 from jobs import openai, plain, run_job, write_requests
 from specrej.batch.rows import row_id
 from specrej.cli import app
-from specrej.completions import parse_chat, to_body
 from specrej.evaluation.bench import parse_methods, run_bench
 from specrej.evaluation.policy_grid import grid
 from specrej.evaluation.replay_summary import replay_folder
 from specrej.evaluation.trace import load, record
 from specrej.journal import read_rows
+from specrej.server.protocol import parse_chat, to_body
 from specrej.settings import Settings
 from specrej.types import GREEDY_NOTE, Result
 from tiny import save_model

@@ -36,8 +36,8 @@ INNER = {
     "specrej.evaluation.report.bench_sections.bench_page",
     "specrej.evaluation.report.replay_sections.replay_page",
     "specrej.evaluation.report.svg.picture",
-    "specrej.models.convert_smollm2",
-    "specrej.models.download_wheel",
+    "specrej.hub.defaults.convert_smollm2",
+    "specrej.hub.defaults.download_wheel",
 }
 """Parts of what others call: `write_report`, `models.pull`."""
 
@@ -97,7 +97,10 @@ def test_a_bench(path_to: Callable[[str], Any], prompts: Any, tmp_path: Path) ->
     same: dict[str, Any] = {"method": "best_of_n:3", "baseline": "best_of_n:3"}
     endpoint = Endpoint(base_url="http://127.0.0.1:9", model="nobody")
     verdicts = judge(rows, **same, endpoint=endpoint, cache=path_to("cache"))
-    assert [verdict["verdict"] for verdict in record_verdicts(path_to("out/judgements.jsonl"), verdicts)] == ["tie", "tie"]
+    assert [verdict["verdict"] for verdict in record_verdicts(path_to("out/judgements.jsonl"), verdicts)] == [
+        "tie",
+        "tie",
+    ]
     assert len(read_verdicts(path_to("out"))) == 2
 
 

@@ -17,17 +17,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from specrej.algorithms import Steps
 from specrej.engines import opening
 from specrej.engines.base import Engine
 from specrej.errors import BudgetError, SpecrejError, UsageError
 from specrej.memory import format_bytes, parse_bytes
-from specrej.pool import Pool
 from specrej.registry import ALGORITHMS, load
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward
-from specrej.scheduler import Observer, Outcome, run
-from specrej.search import Search
+from specrej.search.algorithms import Steps
+from specrej.search.pool import Pool
+from specrej.search.scheduler import Observer, Outcome, run
+from specrej.search.search import Search
 from specrej.settings import Options, Settings
 from specrej.types import Prompt, Result
 

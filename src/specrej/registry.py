@@ -42,8 +42,8 @@ ENGINES = {
 }
 """Beside these, `auto` is one of them; see `specrej.engines.opening`."""
 ALGORITHMS = {
-    "best_of_n": "specrej.algorithms:best_of_n",
-    "speculative_rejection": "specrej.algorithms:speculative_rejection",
+    "best_of_n": "specrej.search.algorithms:best_of_n",
+    "speculative_rejection": "specrej.search.algorithms:speculative_rejection",
 }
 
 

@@ -9,9 +9,9 @@ from typing import Any, TypedDict
 
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.memory import parse_bytes
-from specrej.policies import Policy, parse_policy
 from specrej.reading import check_characters
 from specrej.registry import ALGORITHMS
+from specrej.search.policies import Policy, parse_policy
 from specrej.types import Prompt, SamplingParams, as_messages, check_types
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_ray import local_ray, make_reward
 from typer.testing import CliRunner
 
 from fakes import FakeEngine, FakeReward
@@ -19,12 +20,11 @@ from specrej.batch import cluster
 from specrej.batch.cluster import ray_rows
 from specrej.batch.job import describe_job, read_all, run_batch
 from specrej.batch.output import open_output
+from specrej.batch.ray import Opening
 from specrej.batch.requests import Request
 from specrej.cli import app
 from specrej.errors import ModelError, SpecrejError, UnknownNameError, UsageError
-from specrej.ray import Opening
 from specrej.rewards import as_reward
-from test_ray import local_ray, make_reward
 from tiny import save_model
 
 pytest.importorskip("ray")

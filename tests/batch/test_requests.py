@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from specrej.batch.requests import BrokenRequest, Request, read_requests
 from specrej.batch.rows import failure_of
-from specrej.completions import parse_chat
 from specrej.errors import PromptError, UsageError
 from specrej.journal import Journal
+from specrej.server.protocol import parse_chat
 from specrej.settings import Settings
 
 Read = Callable[..., list[Request | BrokenRequest]]

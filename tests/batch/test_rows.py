@@ -14,10 +14,10 @@ from answers import answer, decided, five, result_of
 from fakes import ByteReader, FakeEngine, FakeReward, in_thirds, text_of
 from specrej.batch.requests import BrokenRequest, Form, Request
 from specrej.batch.rows import failure_of, row_id, row_of
-from specrej.choosing import lowest
-from specrej.completions import parse_chat, parse_text, to_body
 from specrej.errors import DeviceMemoryError, PromptError, SpecrejError, UnknownNameError
 from specrej.journal import Journal, read_rows
+from specrej.search.choosing import lowest
+from specrej.server.protocol import parse_chat, parse_text, to_body
 from specrej.settings import Settings
 from specrej.types import Prompt
 

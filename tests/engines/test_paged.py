@@ -14,7 +14,7 @@ from fakes import FakeEngine, FakeReward
 from paging import PAGE, FakeBackend, paged_engine
 from specrej.engines.paged import Drawn
 from specrej.errors import EngineError, UsageError
-from specrej.search import Search
+from specrej.search.search import Search
 from specrej.types import Result, SamplingParams
 
 some = settings(max_examples=40, deadline=None, derandomize=True)

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from specrej.cost import FlopsRow
 from specrej.evaluation.rows import CandidateRow, DecisionRow, Row, RunInfo, TurnRow, UsageRow
+from specrej.flops import FlopsRow
 from specrej.types import Cause
 
 METHODS = ("best_of_n:4", "best_of_n:16", "best_of_n:64", "speculative_rejection:0.2", "speculative_rejection:0.5")

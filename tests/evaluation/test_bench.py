@@ -17,8 +17,8 @@ from specrej.evaluation.prompts import Loaded, load_prompts
 from specrej.evaluation.rows import Row
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward
-from specrej.scheduler import Observer
-from specrej.search import Search
+from specrej.search.scheduler import Observer
+from specrej.search.search import Search
 from specrej.settings import Settings
 from specrej.types import as_messages
 

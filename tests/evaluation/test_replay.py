@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 import specrej
 from fakes import FLOPS, FakeEngine, FakeReward, FakeSession, alike, by_hash, in_thirds
-from specrej.cost import flops_of
 from specrej.errors import BudgetError, RewardError, UsageError
 from specrej.evaluation.policy_grid import ReplayPolicy
 from specrej.evaluation.replay import Outcome, Replayer, Rescorer
 from specrej.evaluation.trace import Trace
+from specrej.flops import flops_of
 from specrej.rewards import as_reward
 from specrej.types import Candidate, Message, Result
 from traces import trace_of, traces_in, traces_of

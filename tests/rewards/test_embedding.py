@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
-from specrej.cost import linear_flops
 from specrej.errors import ModelError, PromptError, RewardError, UsageError
+from specrej.flops import linear_flops
 from specrej.rewards import as_reward
 from specrej.rewards.embedding import EmbeddingReward
 from specrej.types import Candidate

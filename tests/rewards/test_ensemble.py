@@ -11,7 +11,7 @@ import specrej
 from fakes import FakeEngine, FakeReward, by_hash, in_thirds
 from specrej.errors import RewardError, UsageError
 from specrej.rewards.ensemble import EnsembleReward
-from specrej.search import Search
+from specrej.search.search import Search
 from specrej.types import Candidate, Message, Result
 
 PROMPT = [{"role": "user", "content": "Why?"}]

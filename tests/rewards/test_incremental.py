@@ -15,8 +15,8 @@ from torch import nn
 
 import specrej
 from fakes import FakeEngine
-from specrej.engines.torch.attention import ExtendPass
-from specrej.engines.torch.groups import Group
+from specrej.attention.attention import ExtendPass
+from specrej.attention.groups import Group
 from specrej.errors import RewardError, UnknownNameError, UsageError
 from specrej.rewards import causal, incremental
 from specrej.rewards.classifier import ClassifierReward

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForTokenClassification
 
-from specrej.cost import linear_flops
 from specrej.errors import ModelError, PromptError, RewardError, UnknownNameError, UsageError
+from specrej.flops import linear_flops
 from specrej.rewards import as_reward
 from specrej.rewards.process import ProcessReward, split_steps
 from specrej.types import Candidate

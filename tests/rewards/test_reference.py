@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import specrej
-from specrej.cost import linear_flops
 from specrej.errors import ModelError, PromptError, RewardError, UnknownNameError, UsageError
+from specrej.flops import linear_flops
 from specrej.rewards import as_reward
 from specrej.rewards.reference import ReferenceReward
 from specrej.types import Candidate, FinishReason, Message

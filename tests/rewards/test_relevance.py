@@ -22,8 +22,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace, WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 
-from specrej import models
 from specrej.errors import ModelError, PromptError, RewardError, UsageError
+from specrej.hub import defaults
 from specrej.rewards import as_reward
 from specrej.rewards.relevance import MAX_TOKENS, RelevanceReward, parse_relevance
 from specrej.rewards.together import score_together
@@ -351,7 +351,7 @@ def test_real_model_reads_no_more_than_it_can(real: RelevanceReward, caplog: pyt
 
 @pytest.mark.slow
 def test_the_real_model_as_a_directory_scores_as_onnxruntime_alone() -> None:
-    directory = models.locate("relevance")
+    directory = defaults.locate("relevance")
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     tokenizer.no_padding()
     model = onnxruntime.InferenceSession(directory / "model.onnx", providers=["CPUExecutionProvider"])

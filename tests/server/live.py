@@ -23,7 +23,7 @@ import httpx
 
 from fakes import FakeEngine, FakeReward, FakeSession, by_hash
 from specrej.engines.base import Engine, Token
-from specrej.pool import Pool
+from specrej.search.pool import Pool
 from specrej.server.app import make_app
 from specrej.server.running import bound, run
 from specrej.server.service import Service

@@ -28,7 +28,7 @@ from specrej.errors import (
     SpecrejError,
     UsageError,
 )
-from specrej.pool import Pool
+from specrej.search.pool import Pool
 from specrej.server.app import make_app
 from specrej.server.service import Ended, Service
 from specrej.settings import Settings

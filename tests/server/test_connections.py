@@ -10,8 +10,8 @@ import pytest
 from live import PATIENCE_S, Served, Stalling, serving, written
 
 from fakes import FakeEngine
-from specrej.server import protocol
-from specrej.server.protocol import Connection, most_connections
+from specrej.server import http11
+from specrej.server.http11 import Connection, most_connections
 
 HEAD = b"Host: localhost\r\nContent-Type: application/json\r\n"
 GET = b"GET /health HTTP/1.1\r\n" + HEAD + b"\r\n"
@@ -51,7 +51,7 @@ async def one_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     ],
 )
 def test_what_never_comes_to_an_end_is_closed(raw: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEADERS_S", 0.2)
+    monkeypatch.setattr(http11, "HEADERS_S", 0.2)
 
     async def go() -> None:
         async with serving(FakeEngine()) as served:
@@ -75,7 +75,7 @@ def test_what_never_comes_to_an_end_is_closed(raw: bytes, monkeypatch: pytest.Mo
 
 
 def test_a_request_that_is_slow_to_be_answered_is_not_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEADERS_S", 0.1)
+    monkeypatch.setattr(http11, "HEADERS_S", 0.1)
 
     async def go() -> None:
         engine = Stalling()

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from endpoint import Scripted
-from specrej.completions import ENDPOINTS
 from specrej.server.app import make_app
+from specrej.server.protocol import ENDPOINTS
 from specrej.server.refusals import CODES
 from specrej.settings import Settings
 

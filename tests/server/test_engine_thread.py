@@ -13,7 +13,7 @@ from live import PATIENCE_S, SETTINGS, TOTAL_BYTES, ForgetfulReward, serving
 from fakes import FakeEngine, FakeSession
 from specrej.engines.base import Token
 from specrej.errors import EngineError
-from specrej.pool import Pool
+from specrej.search.pool import Pool
 from specrej.server import running
 from specrej.server.app import make_app
 from specrej.server.running import bound, run

@@ -19,7 +19,7 @@ from specrej.batch.rows import row_id
 from specrej.engines.torch.engine import TorchEngine
 from specrej.engines.torch.loading import wrap
 from specrej.journal import read_rows
-from specrej.pool import Pool
+from specrej.search.pool import Pool
 from specrej.settings import Settings
 from specrej.types import GREEDY_NOTE, Continuation
 from tiny import make_model, make_tokenizer

@@ -19,7 +19,7 @@ from live import PATIENCE_S, serving
 
 from fakes import FakeEngine, FakeReward
 from specrej.engines.torch.loading import wrap
-from specrej.pool import Pool
+from specrej.search.pool import Pool
 from specrej.server.app import make_app
 from specrej.server.asked import Limits
 from specrej.server.service import Service

@@ -13,10 +13,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from endpoint import DEFAULTS, Scripted, client, fake_service, live
-from specrej.completions import _HONOURED
 from specrej.errors import PromptError, UsageError
 from specrej.server.asked import Limits, parse_json, read_request
 from specrej.server.guard import Gate
+from specrej.server.protocol import _HONOURED
 
 CHAT: Any = {"model": "bytes", "messages": [{"role": "user", "content": "Why?"}]}
 TEXT: Any = {"model": "bytes", "prompt": "Why?"}

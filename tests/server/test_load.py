@@ -15,7 +15,7 @@ import specrej
 from fakes import FakeEngine, FakeReward, FakeSession
 from specrej.engines.base import Engine
 from specrej.engines.torch.loading import wrap
-from specrej.search import Search
+from specrej.search.search import Search
 from specrej.server.service import Ticket
 from specrej.settings import Settings
 from specrej.types import Continuation

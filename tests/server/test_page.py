@@ -16,7 +16,7 @@ import specrej
 from browsing import DECISIONS, HEAR, OWN, SECOND, WINNER, finish, kept, opened
 from fakes import FakeEngine, FakeReward
 from scripted import HOSTILE, PAGE, PLAIN_TEXT, Script
-from specrej.pool import Pool
+from specrej.search.pool import Pool
 from specrej.settings import Settings
 
 if TYPE_CHECKING:

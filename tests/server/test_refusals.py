@@ -2,8 +2,8 @@
 
 import pytest
 
-from specrej.completions import parse_text
 from specrej.errors import UsageError
+from specrej.server.protocol import parse_text
 from specrej.server.refusals import refusal_of_body
 from specrej.settings import Settings
 

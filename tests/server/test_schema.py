@@ -10,8 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from endpoint import fake_service, live
-from specrej.completions import _HONOURED, _LABELS, ENDPOINTS
 from specrej.server import schema
+from specrej.server.protocol import _HONOURED, _LABELS, ENDPOINTS
 
 CHAT: Any = {"model": "bytes", "messages": [{"role": "user", "content": "Why?"}]}
 TEXT: Any = {"model": "bytes", "prompt": "Why?"}

@@ -13,7 +13,7 @@ import specrej
 from endpoint import until
 from fakes import FakeEngine, FakeReward, FakeSession, by_hash
 from specrej.errors import BudgetError, DeadlineError, QueueFullError, RewardError, ShutdownError, SpecrejError
-from specrej.pool import Pool
+from specrej.search.pool import Pool
 from specrej.server.service import Ended, Event, Service, Ticket
 from specrej.server.watching import Progress, Text
 from specrej.settings import Settings

@@ -17,11 +17,11 @@ import specrej
 from answers import answer, five, result_of
 from endpoint import DEFAULTS, Scripted, client, fake_service, lines_of, live
 from fakes import ByteReader, FakeEngine, FakeReward
-from specrej.completions import to_body
 from specrej.errors import DeadlineError, RewardError, ShutdownError
-from specrej.pool import Pool
+from specrej.search.pool import Pool
 from specrej.server import streaming
 from specrej.server.asked import Limits, read_request
+from specrej.server.protocol import to_body
 from specrej.server.service import Ended, Event, Service
 from specrej.server.streaming import Head, blocks
 from specrej.server.watching import Progress, Text

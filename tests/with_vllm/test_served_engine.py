@@ -7,7 +7,7 @@ from serving import serving
 
 from conformance import CHECKS, Subject
 from specrej.engines.opening import open_engine
-from specrej.models import locate
+from specrej.hub.defaults import locate
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm

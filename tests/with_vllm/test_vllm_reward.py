@@ -11,7 +11,7 @@ from serving import serving
 
 import specrej
 from specrej.errors import ModelError, PromptError, UnknownNameError, UsageError
-from specrej.models import locate
+from specrej.hub.defaults import locate
 from specrej.rewards import as_reward
 from specrej.rewards.classifier import ClassifierReward
 from specrej.rewards.together import score_together

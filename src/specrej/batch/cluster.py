@@ -1,4 +1,4 @@
-"""Runs a batch job on a Ray cluster: requests out to the actors of `specrej.ray`, their rows back to one writer.
+"""Runs a batch job on a Ray cluster: requests out to the actors of `specrej.batch.ray`, their rows back to one writer.
 
     rows_of = ray_rows(Opening(model="smollm2", settings=settings), actors=4, gpus_per_actor=1)
     for ended in run_batch(requests, rows_of, output):
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specrej.batch.job import Ended, RowsOf
+from specrej.batch.ray import BATCHES, Opening, Worker, check_counts, default_device, map_on_actors
 from specrej.batch.requests import Request
 from specrej.errors import SpecrejError, UsageError
-from specrej.ray import BATCHES, Opening, Worker, check_counts, default_device, map_on_actors
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,9 +49,9 @@ def ray_rows(
         opening: what every actor opens.
         address: of the cluster's head, such as "10.0.0.1:6379", from one of its nodes; "local" starts a Ray of this
             process. By default the cluster that RAY_ADDRESS names, else one that runs on this machine, else "local".
-        actors: see `specrej.ray.generate_dataset`.
-        gpus_per_actor: see `specrej.ray.generate_dataset`.
-        cpus_per_actor: see `specrej.ray.generate_dataset`.
+        actors: see `specrej.batch.ray.generate_dataset`.
+        gpus_per_actor: see `specrej.batch.ray.generate_dataset`.
+        cpus_per_actor: see `specrej.batch.ray.generate_dataset`.
 
     Raises:
         UsageError: an argument that cannot be honoured, no Ray is installed or answers, or no node holds an actor.

@@ -8,8 +8,9 @@
             print(ended.row)
 
 Where requests run is no matter of `run_batch`: `rows_of` may be that of `local_rows`, on an engine of this process, or
-any other function from requests to their rows, such as one over the actors of `specrej.ray`, each of which makes rows
-with `end`. What it gives is written here, by one writer. A prompt that fails is a row; what raises has stopped the job.
+any other function from requests to their rows, such as one over the actors of `specrej.batch.ray`, each of which
+makes rows with `end`. What it gives is written here, by one writer. A prompt that fails is a row; what raises has
+stopped the job.
 """
 
 import hashlib
@@ -25,13 +26,13 @@ from specrej.api import run_many
 from specrej.batch.output import JobInfo, Output, RequestsInfo
 from specrej.batch.requests import BrokenRequest, Request, read_requests
 from specrej.batch.rows import failure_of, row_of
-from specrej.cost import FlopsRow, flops_of, flops_per_token_of
 from specrej.engines.base import Engine
 from specrej.engines.opening import installed_versions
 from specrej.errors import SpecrejError, UsageError
-from specrej.pool import Pool
+from specrej.flops import FlopsRow, flops_of, flops_per_token_of
 from specrej.rewards.base import Reward
-from specrej.scheduler import Outcome
+from specrej.search.pool import Pool
+from specrej.search.scheduler import Outcome
 from specrej.settings import Settings
 from specrej.version import __version__
 

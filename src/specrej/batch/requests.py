@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from specrej.completions import ENDPOINTS, CompletionRequest
 from specrej.errors import PromptError, SpecrejError, UsageError
 from specrej.evaluation.prompts import check_writable, number_lines, parse_json, read_id
+from specrej.server.protocol import ENDPOINTS, CompletionRequest
 from specrej.settings import Settings
 from specrej.types import Prompt
 

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from specrej.batch.requests import BrokenRequest, Request
-from specrej.choosing import lowest
-from specrej.completions import Detokenizers, best_answers, to_body
 from specrej.errors import SpecrejError
+from specrej.search.choosing import lowest
+from specrej.server.protocol import Detokenizers, best_answers, to_body
 from specrej.types import Candidate, Result
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from specrej.batch.rows import row_id
-from specrej.cost import FlopsRow, total_of
-from specrej.pool import Pool
+from specrej.flops import FlopsRow, total_of
+from specrej.search.pool import Pool
 
 if TYPE_CHECKING:
     from specrej.batch.output import JobInfo
@@ -54,7 +54,7 @@ class TokensSummary(TypedDict):
 
 
 class MemorySummary(TypedDict):
-    """KV that prompts in flight shared; see `specrej.pool.Pool`."""
+    """KV that prompts in flight shared; see `specrej.search.pool.Pool`."""
 
     total_bytes: int
     peak_bytes: int

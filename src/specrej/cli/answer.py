@@ -17,7 +17,7 @@ _Prompt = Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.
 @takes_options("continue_final_message")
 def generate(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
     """Sample many answers to a prompt and print the one that the reward prefers."""
-    from specrej import display
+    from specrej.cli import display
 
     with exit_codes():
         is_interrupted = False
@@ -39,7 +39,7 @@ def generate(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
 @takes_options("algorithm", "continue_final_message")
 def compare(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
     """Speculative Rejection beside two Best-of-Ns in the same memory: the N that fits, and the N it started with."""
-    from specrej import display
+    from specrej.cli import display
 
     with exit_codes():
         is_interrupted = False

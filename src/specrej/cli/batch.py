@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from specrej.batch.output import JobInfo, Output
     from specrej.batch.requests import BrokenRequest, Request
     from specrej.batch.summary import Summary, Tally
-    from specrej.pool import Pool
+    from specrej.search.pool import Pool
 
 _STDOUT = Path("-")
 _MANY: dict[str, Any] = {"rich_help_panel": "Many prompts"}
@@ -122,9 +122,9 @@ def batch(
     **given: Any,
 ) -> None:
     """Answer many prompts, each as generate would; a job that was stopped, or killed, goes on with --resume."""
-    from specrej import display
     from specrej.batch.job import describe_job, read_all
     from specrej.batch.summary import summarize
+    from specrej.cli import display
 
     advice = "what is done has gone to stdout" if output == _STDOUT else how_to_resume(output)
     with exit_codes(), stoppable(advice):
@@ -228,7 +228,7 @@ def _open_ray(
 ) -> tuple["RowsOf", None]:
     """What runs requests on the actors of a cluster; no memory here is shared."""
     from specrej.batch.cluster import ray_rows
-    from specrej.ray import Opening
+    from specrej.batch.ray import Opening
 
     named = {name: given[name] for name in ("model", "reward", "reward_memory", *ENGINE_OPTIONS)}
     opening = Opening(settings=settings, total_memory=total_memory, in_flight=in_flight, **named)
@@ -243,7 +243,7 @@ def _run(
     """Run what is left; what it came to, the seconds it took, and the memory that prompts shared."""
     from specrej.batch.job import num_left, run_batch
     from specrej.batch.summary import Tally, figures_of
-    from specrej.progress import RowProgress
+    from specrej.cli.progress import RowProgress
 
     now = Tally()
     with RowProgress(total=len(requests), unit="prompts", num_done=len(output.done)) as progress:
@@ -272,7 +272,7 @@ def _advising(advice: str) -> Iterator[None]:
 
 
 def _last_line(summary: "Summary", num_kept: int) -> str:
-    from specrej.display import number
+    from specrej.cli.display import number
 
     now, reward, name = summary["this_run"], summary["reward"], summary["output"]
     words = [

@@ -57,14 +57,13 @@ def bench(
     **given: Any,
 ) -> None:
     """Run several methods on many prompts, on one engine, in the same memory, with the same seed."""
-    from specrej import display
-    from specrej.evaluation import tables
+    from specrej.cli import display, tables
+    from specrej.cli.progress import RowProgress
     from specrej.evaluation.bench import parse_methods, run_bench
     from specrej.evaluation.folder import read_bench
     from specrej.evaluation.judge import read_verdicts
     from specrej.evaluation.metrics import default_baseline, summarize
     from specrej.evaluation.prompts import load_prompts
-    from specrej.progress import RowProgress
 
     with exit_codes(), stoppable(how_to_resume(output)):
         settings = settings_of(given)
@@ -112,9 +111,9 @@ def trace(
     **given: Any,
 ) -> None:
     """Record Best-of-N with the reward of every candidate at checkpoints, for `specrej replay`."""
+    from specrej.cli.progress import RowProgress
     from specrej.evaluation.prompts import load_prompts
     from specrej.evaluation.trace import load_failures, record
-    from specrej.progress import RowProgress
 
     with exit_codes(), stoppable(how_to_resume(output)):
         settings = settings_of({**given, "n": n})
@@ -155,14 +154,13 @@ def replay(
     json: Json = False,
 ) -> None:
     """Say what Speculative Rejection would have done on a trace, by any policy."""
-    from specrej import display
-    from specrej.engines.sources import load_codec, locate_model
-    from specrej.evaluation import tables
+    from specrej.cli import display, tables
     from specrej.evaluation.folder import read_info
     from specrej.evaluation.policy_grid import grid, read_policies
     from specrej.evaluation.replay import Rescorer
     from specrej.evaluation.replay_summary import REPLAY, replay_folder
     from specrej.evaluation.trace import load
+    from specrej.hub.sources import load_codec, locate_model
 
     with exit_codes():
         info = read_info(directory)
@@ -206,9 +204,9 @@ def judge(
     concurrency: Annotated[int, typer.Option(help="Requests at a time.")] = 8,
 ) -> None:
     """Ask a judge which of two methods answered better, in both orders, prompt by prompt."""
+    from specrej.cli.progress import RowProgress
     from specrej.evaluation import judge as judging
     from specrej.evaluation.folder import read_bench
-    from specrej.progress import RowProgress
 
     cache = directory / "judge_cache"
     with exit_codes(), stoppable(f"the judge's answers are in {cache}: give the same command to go on"):
@@ -276,7 +274,7 @@ def _lengths(words: str) -> list[int]:
 
 
 def _say_broken(broken: tuple[tuple[int, str], ...]) -> None:
-    from specrej import display
+    from specrej.cli import display
 
     for line, reason in broken:
         display.print_note(f"line {line} is left out: {reason}")

@@ -168,7 +168,7 @@ def settings_of(given: dict[str, Any]) -> Settings:
 
 def note_greedy(settings: Settings) -> None:
     """Say of a job in which every prompt has one candidate that this is so."""
-    from specrej import display
+    from specrej.cli import display
 
     if settings.sampling.is_greedy:
         display.print_note(GREEDY_NOTE)
@@ -183,7 +183,7 @@ def open_given(given: dict[str, Any]) -> tuple[Engine, Reward]:
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
     """Say what went wrong on stderr, and exit with the code that means it."""
-    from specrej import display
+    from specrej.cli import display
 
     try:
         yield
@@ -221,7 +221,7 @@ def stoppable(advice: str) -> Iterator[None]:
     Args:
         advice: what is said after "interrupted; ".
     """
-    from specrej import display
+    from specrej.cli import display
 
     received = signal.SIGINT
 

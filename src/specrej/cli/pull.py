@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from specrej import models
 from specrej.cli.options import Json, exit_codes
+from specrej.hub import defaults
 
 models_app = typer.Typer(help="List the default models, or pull them into the cache.")
 
@@ -15,9 +15,9 @@ def list_models(context: typer.Context, *, json: Json = False) -> None:
     """List the default models, or pull them into the cache."""
     if context.invoked_subcommand is not None:
         return
-    from specrej import display
+    from specrej.cli import display
 
-    known = [(model, models.is_pulled(model)) for model in models.DEFAULT_MODELS.values()]
+    known = [(model, defaults.is_pulled(model)) for model in defaults.DEFAULT_MODELS.values()]
     if json:
         display.print_json({"models": [display.model_to_dict(*entry) for entry in known]})
     else:
@@ -30,5 +30,5 @@ def pull(
 ) -> None:
     """Fetch default models into the cache; what is there already stays."""
     with exit_codes():
-        for name in names or models.DEFAULT_MODELS:
-            models.pull(name)
+        for name in names or defaults.DEFAULT_MODELS:
+            defaults.pull(name)

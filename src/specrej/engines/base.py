@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from specrej.cost import KvLayout, ModelFlops
+    from specrej.flops import KvLayout, ModelFlops
 
 
 PROMPTS_IN_TOTAL = 8

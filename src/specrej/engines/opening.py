@@ -16,8 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specrej.engines.contents import SPECIAL_TOKENS
 from specrej.errors import ModelError, UnknownNameError, UsageError
+from specrej.hub.contents import SPECIAL_TOKENS
 from specrej.registry import ENGINES, load
 
 if TYPE_CHECKING:

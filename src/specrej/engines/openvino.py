@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from specrej.cost import flops_of_config
-from specrej.engines.gguf import as_gguf, check_gguf
 from specrej.engines.opening import EngineOptions, require
 from specrej.engines.openvino_requests import MOST_PAGE_TOKENS, Cache, OpenVinoBackend, last_line, measure
 from specrej.engines.paged import PagedEngine
-from specrej.engines.sources import first_line, load_codec, load_config, locate_model, unknown_model
-from specrej.engines.text import TextCodec
 from specrej.errors import ModelError, UsageError, guess
-from specrej.quiet import quiet_transformers
+from specrej.flops import flops_of_config
+from specrej.hub.gguf import as_gguf, check_gguf
+from specrej.hub.quiet import quiet_transformers
+from specrej.hub.sources import first_line, load_codec, load_config, locate_model, unknown_model
+from specrej.hub.tokenizers import TextCodec
 
 _OURS = {
     "enable_prefix_caching": "candidates share the prompt through it",

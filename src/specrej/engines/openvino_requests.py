@@ -29,8 +29,8 @@ from operator import eq
 from typing import Any, NamedTuple
 
 from specrej.engines.paged import Drawn
+from specrej.engines.streams import seeds
 from specrej.errors import EngineError
-from specrej.streams import seeds
 from specrej.types import FinishReason, SamplingParams
 
 MOST_PAGE_TOKENS = 128

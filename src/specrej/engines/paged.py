@@ -19,11 +19,11 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
-from specrej.cost import KvLayout, ModelFlops
 from specrej.engines.base import PROMPTS_IN_TOTAL, Claim, Detokenizer, Memory, Overhead, Token
-from specrej.engines.text import TextCodec
+from specrej.engines.streams import seeds
 from specrej.errors import UsageError
-from specrej.streams import seeds
+from specrej.flops import KvLayout, ModelFlops
+from specrej.hub.tokenizers import TextCodec
 from specrej.types import FinishReason, Prompt, SamplingParams
 
 if TYPE_CHECKING:

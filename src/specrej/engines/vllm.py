@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from specrej.cost import flops_of_config
 from specrej.engines.opening import EngineOptions
 from specrej.engines.paged import Drawn, PagedEngine
-from specrej.engines.sources import first_line, load_codec, locate_model
 from specrej.engines.vllm_process import check_arguments, defaults, is_cpu, kv_bytes_per_token, prepare, quiet
 from specrej.errors import EngineError, ModelError, SamplingError
+from specrej.flops import flops_of_config
+from specrej.hub.sources import first_line, load_codec, locate_model
 from specrej.types import FinishReason, SamplingParams
 
 _OURS = {

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Literal, cast
 
 from specrej.api import run_one, unobserved
-from specrej.choosing import rank
-from specrej.cost import flops_of, flops_per_token_of
 from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UnknownNameError, UsageError
 from specrej.evaluation.folder import RESULTS, claim
 from specrej.evaluation.prompts import Loaded, Task
 from specrej.evaluation.rows import CandidateRow, DecisionRow, Row, RunInfo, TurnRow, UsageRow
+from specrej.flops import flops_of, flops_per_token_of
 from specrej.journal import Journal
 from specrej.registry import ALGORITHMS
 from specrej.rewards.base import Reward
-from specrej.scheduler import Observer
+from specrej.search.choosing import rank
+from specrej.search.scheduler import Observer
 from specrej.settings import Settings
 from specrej.types import Candidate, Decision, Prompt, Result, as_messages
 from specrej.version import __version__

@@ -19,10 +19,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from specrej.cost import FLOPS_PARTS, total_of
 from specrej.errors import UnknownNameError
 from specrej.evaluation.intervals import Array
 from specrej.evaluation.rows import Row, TurnRow
+from specrej.flops import FLOPS_PARTS, total_of
 
 Compute = Literal["seconds", "tokens", "flops"]
 Verdict = Literal["win", "tie", "loss", "failed"]

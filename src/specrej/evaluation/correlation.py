@@ -19,7 +19,7 @@ from scipy import stats
 
 from specrej.evaluation.intervals import NUM_RESAMPLES, SEED, Estimate, mean_of
 from specrej.evaluation.trace import Trace
-from specrej.policies import fraction
+from specrej.search.policies import fraction
 
 Measure = Literal["pearson", "spearman", "kendall"]
 MEASURES: tuple[Measure, ...] = ("pearson", "spearman", "kendall")

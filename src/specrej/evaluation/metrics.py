@@ -13,7 +13,6 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from specrej.cost import FLOPS_PARTS, total_of
 from specrej.evaluation.comparison import (
     UNCLEAR,
     Comparison,
@@ -33,6 +32,7 @@ from specrej.evaluation.intervals import Array, Estimate, estimate, mean_of, med
 from specrej.evaluation.judge import VerdictRow
 from specrej.evaluation.rows import Row, TurnRow
 from specrej.evaluation.speedup import Score, Speedup, largest_best_of_n, relative_compute, speedup
+from specrej.flops import FLOPS_PARTS, total_of
 
 COMPUTES: tuple[Compute, ...] = ("seconds", "tokens", "flops")
 SCORES: tuple[Score, ...] = ("reward", "improvement")

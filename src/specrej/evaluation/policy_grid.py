@@ -14,8 +14,8 @@ from typing import Any
 from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation.trace import Trace
 from specrej.memory import format_bytes
-from specrej.policies import Policy
 from specrej.reading import read_text
+from specrej.search.policies import Policy
 from specrej.settings import Settings
 
 _FORM = 'one policy is like {"alpha": 0.5, "decide": "at:16,32", "n": 64, "memory": "64MiB"}'

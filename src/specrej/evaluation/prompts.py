@@ -306,7 +306,7 @@ def _download(name: str, named: NamedSet) -> Iterable[Mapping[str, Any]]:
             f"the prompt set {name!r} is read through datasets, which is not installed",
             hint="pip install 'specrej[evaluation]', or give a JSONL file",
         ) from error
-    from specrej.quiet import quiet_transformers
+    from specrej.hub.quiet import quiet_transformers
 
     path, config, file = named.hub_id, named.config, None
     if named.file:

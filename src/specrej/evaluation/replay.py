@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from specrej.choosing import rank
 from specrej.errors import BudgetError, RewardError, SpecrejError, UsageError
 from specrej.evaluation.policy_grid import ReplayPolicy
 from specrej.evaluation.trace import Trace
 from specrej.memory import format_bytes
 from specrej.rewards.base import Reward
+from specrej.search.choosing import rank
 from specrej.types import Candidate, Cause
 
 

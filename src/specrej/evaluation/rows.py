@@ -8,7 +8,7 @@ Types only. `folder` writes and reads them.
 
 from typing import Literal, NotRequired, TypedDict
 
-from specrej.cost import FlopsRow
+from specrej.flops import FlopsRow
 from specrej.types import Cause, FinishReason, Reuse, State
 
 

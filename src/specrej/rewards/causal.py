@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specrej.cost import KvLayout
-from specrej.engines.torch.attention import IMPLEMENTATION, ExtendPass, Pass, PrefillPass
+from specrej.attention.attention import IMPLEMENTATION, ExtendPass, Pass, PrefillPass
+from specrej.attention.groups import Group
+from specrej.attention.linear import pack_linears
 from specrej.engines.torch.engine import PREFILL_CHUNK
-from specrej.engines.torch.groups import Group
-from specrej.engines.torch.linear import pack_linears
 from specrej.engines.torch.loading import TOLERANCE, Recorder, check_kinds, check_windows
 from specrej.errors import ModelError
-from specrej.quiet import quiet_transformers
+from specrej.flops import KvLayout
+from specrej.hub.quiet import quiet_transformers
 
 _log = logging.getLogger("specrej")
 

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from specrej.cost import linear_flops
-from specrej.engines.torch.prefixes import longest_prefix
+from specrej.attention.prefixes import longest_prefix
 from specrej.errors import ModelError, UsageError
-from specrej.quiet import quiet_transformers
+from specrej.flops import linear_flops
+from specrej.hub.quiet import quiet_transformers
 from specrej.rewards.base import RewardSession, Scores, StatelessSession
 from specrej.rewards.causal import CausalScorer
 from specrej.rewards.conversations import ConversationReader, Partial, Row, check_options, name_of, until_pooled

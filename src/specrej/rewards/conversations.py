@@ -16,8 +16,8 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, Literal, NoReturn, get_args
 
-from specrej.engines.contents import ChatTokenizer, warn_of_parsed
 from specrej.errors import PromptError, RewardError, UnknownNameError, UsageError
+from specrej.hub.contents import ChatTokenizer, warn_of_parsed
 from specrej.rewards.function import last_question
 from specrej.types import Candidate, Message
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoModel
 
-from specrej.cost import linear_flops
-from specrej.engines.contents import warn_of_parsed
 from specrej.errors import RewardError, UsageError
+from specrej.flops import linear_flops
+from specrej.hub.contents import warn_of_parsed
 from specrej.rewards.base import StatelessSession
 from specrej.rewards.function import last_question
 from specrej.rewards.pretrained import LoadedModel, open_pretrained, pad_right, score_by_length, token_limit

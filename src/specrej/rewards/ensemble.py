@@ -27,8 +27,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from specrej.cost import flops_per_token_of
 from specrej.errors import RewardError, SpecrejError, UnknownNameError, UsageError
+from specrej.flops import flops_per_token_of
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward, RewardSession, Scores
 from specrej.rewards.combining import Scale, combiner

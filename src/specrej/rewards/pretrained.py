@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from specrej.errors import ModelError, RewardError, UsageError
-from specrej.models import DEFAULT_MODELS, locate
-from specrej.quiet import quiet_transformers
+from specrej.hub.defaults import DEFAULT_MODELS, locate
+from specrej.hub.quiet import quiet_transformers
 from specrej.types import Candidate
 
 LoadedModel = tuple[PreTrainedModel, PreTrainedTokenizerBase]

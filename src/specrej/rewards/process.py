@@ -24,9 +24,9 @@ from urllib.parse import quote
 import torch
 from transformers import AutoModelForTokenClassification
 
-from specrej.cost import linear_flops
-from specrej.engines.contents import ChatTokenizer
 from specrej.errors import PromptError, UnknownNameError, UsageError
+from specrej.flops import linear_flops
+from specrej.hub.contents import ChatTokenizer
 from specrej.rewards.base import StatelessSession
 from specrej.rewards.function import last_question
 from specrej.rewards.labels import choose_output

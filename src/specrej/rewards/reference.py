@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from specrej.cost import linear_flops
-from specrej.engines.text import TextCodec
 from specrej.errors import PromptError, RewardError, UnknownNameError, UsageError
+from specrej.flops import linear_flops
+from specrej.hub.tokenizers import TextCodec
 from specrej.rewards.base import StatelessSession
 from specrej.rewards.pretrained import LoadedModel, open_pretrained, pad_right, score_by_length, token_limit
 from specrej.rewards.spec import parse_flag, parse_options

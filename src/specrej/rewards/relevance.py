@@ -33,9 +33,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from specrej.engines.contents import warn_of_parsed
 from specrej.errors import ModelError, RewardError, UsageError
-from specrej.models import locate
+from specrej.hub.contents import warn_of_parsed
+from specrej.hub.defaults import locate
 from specrej.rewards.base import StatelessSession
 from specrej.rewards.spec import parse_options
 from specrej.rewards.together import alone, score_jointly

@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from specrej.cost import flops_of_config
-from specrej.engines.sources import first_line, load_codec
 from specrej.engines.vllm_process import check_arguments, defaults, kv_bytes_per_token, prepare, quiet
 from specrej.errors import ModelError, UsageError
+from specrej.flops import flops_of_config
+from specrej.hub.sources import first_line, load_codec
 from specrej.rewards.base import StatelessSession
 from specrej.rewards.conversations import ConversationReader, Partial, check_options, name_of, until_pooled
 from specrej.rewards.labels import choose_outputs, weigh

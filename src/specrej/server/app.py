@@ -22,10 +22,9 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from specrej.api import prepare
-from specrej.completions import ENDPOINTS, to_body
 from specrej.errors import DeadlineError, PromptError, ServingError, SpecrejError, UsageError
 from specrej.memory import format_bytes
-from specrej.pool import Pool
+from specrej.search.pool import Pool
 from specrej.server import schema
 from specrej.server.asked import Asked, Limits, parse_json, read_request
 from specrej.server.connection import EventStream, declared_bytes, read_body, unless_gone
@@ -34,6 +33,7 @@ from specrej.server.lanes import Lane, Lanes
 from specrej.server.logs import log_failure
 from specrej.server.metrics import CONTENT_TYPE, Meters
 from specrej.server.pages import docs_page, page_files
+from specrej.server.protocol import ENDPOINTS, to_body
 from specrej.server.refusals import CODES, RefusalError, internal_error, refusal_of, refusal_of_body
 from specrej.server.service import Ended, Event, Service, Ticket
 from specrej.server.streaming import Head, blocks

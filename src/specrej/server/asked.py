@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from specrej.completions import ENDPOINTS, CompletionRequest
 from specrej.errors import UsageError
 from specrej.reading import check_characters
+from specrej.server.protocol import ENDPOINTS, CompletionRequest
 from specrej.settings import Settings
 
 _MOST_STOPS, _MOST_STOP_CHARACTERS = 16, 128

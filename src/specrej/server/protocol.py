@@ -1,118 +1,340 @@
-"""HTTP on a connection: uvicorn's, with an end to waiting, and an eye on clients that leave.
+"""OpenAI's bodies for /v1/chat/completions and /v1/completions, in and out, as functions on dicts.
 
-    uvicorn.Config(app, http=Connection)
+    asked = parse_chat({"model": "smollm2", "messages": [...], "n": 2, "specrej": {"alpha": 0.5}}, Settings())
+    body = to_body(asked, result, completion_id="c-1", created=0, model="smollm2", detokenizer=engine.detokenizer)
 
-- What does not come to the end of its headers within 30 s is closed; so is what follows a request that was refused.
-- Bytes behind a request are kept until it is answered. Uvicorn would stop to read, and not learn that the client left.
-- A client may close its side when it has asked (`shutdown`), and gets its answer. One that left looks the same: it is
-  sent bytes that mean nothing (`100 Continue` before an answer, a comment in a stream), and whoever left refuses them.
-- Connections beyond what the limit of open files leaves are closed at once, so that the others can be served.
+A field is honoured, asks for nothing (it has the value that OpenAI documents as its default, or only labels the
+request), or is refused by name. `n` is the number of answers returned, the best first; how many candidates they are
+chosen from, and all else that is ours, goes under `specrej`. No file, no server and no model here.
 """
 
-import asyncio
-import logging
-import resource
-import socket
-from pathlib import Path
-from typing import Any
+import re
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from specrej.engines.base import Detokenizer
+from specrej.errors import PromptError, UnknownNameError, UsageError
+from specrej.search.choosing import ranked
+from specrej.settings import Settings
+from specrej.types import Candidate, Continuation, Prompt, Result, as_messages
 
-HEADERS_S = 30.0
-_MOST_AHEAD = 2**16
-"""Bytes behind a request that is not answered yet."""
-_LOOK_S = 0.1
-_SPARE_FILES = 64
-"""For what is no connection: models, rewards that ask others."""
+Detokenizers = Callable[[Prompt], Detokenizer]
+"""What reads an answer to a prompt: `Engine.detokenizer`."""
 
-_LOG = logging.getLogger("uvicorn.error")
+_SAMPLING = {
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "seed": "seed",
+    "stop": "stop",
+    "continue_final_message": "continue_final_message",
+}
+_OWN = (
+    "algorithm",
+    "n",
+    "alpha",
+    "keep",
+    "decide",
+    "min_tokens",
+    "memory",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+)
+_RETURNABLE = ("rewards", "decisions", "candidates")
+_HONOURED = {
+    "chat": {"model", "messages", "n", "logprobs", "specrej", *_SAMPLING},
+    "text": {"model", "prompt", "n", "specrej", *_SAMPLING} - {"max_completion_tokens", "continue_final_message"},
+}
+_LABELS = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
+_NOTHING: dict[str, tuple[Any, ...]] = {
+    "stream": (False,),
+    "store": (False,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "service_tier": ("auto", "default"),
+    "top_logprobs": (0,),
+    "echo": (False,),
+    "best_of": (1,),
+    "suffix": ("",),
+    "verbosity": ("medium",),
+}
+"""Values that ask for nothing: OpenAI's documented defaults, and what says how tools are used where there are none."""
+_FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
 
 
-def most_connections(backlog: int) -> float:
-    """That the limit of open files leaves, where so many may come at once."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit == resource.RLIM_INFINITY:
-        return float("inf")
-    num_open = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
-    return max(limit - num_open - _SPARE_FILES - backlog, 1)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompletionRequest:
+    """What a body asks for.
+
+    Attributes:
+        kind: "chat" or "text": which endpoint was asked.
+        model: as the body names it; whether that model is the one opened is for the caller to judge.
+        prompt: a conversation ("chat") or a text, as `generate` takes them.
+        settings: the defaults with what the body says otherwise.
+        num_answers: the best so many are returned, where there are as many.
+        has_logprobs: whether the tokens are returned with their log-probabilities.
+        returned: what else is returned, of "rewards", "decisions" and "candidates".
+    """
+
+    kind: Literal["chat", "text"]
+    model: str
+    prompt: Prompt
+    settings: Settings
+    num_answers: int
+    has_logprobs: bool
+    returned: tuple[str, ...]
 
 
-class Connection(H11Protocol):
-    """One connection."""
+def parse_chat(body: object, defaults: Settings) -> CompletionRequest:
+    """What a body for /v1/chat/completions asks for.
 
-    most_open = float("inf")
+    With `continue_final_message` the answer goes on with an assistant's message at the end; without it there is none.
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
-        self._ahead = b""
-        self._timer: asyncio.TimerHandle | None = None
-        self._watch: asyncio.TimerHandle | None = None
+    Raises:
+        UsageError: a field that cannot be honoured, or a value outside its range; names it.
+        PromptError: no conversation, an empty one, or a part of it that is no text.
+    """
+    given = _checked(body, "chat")
+    messages = given.get("messages")
+    if not isinstance(messages, list):
+        raise PromptError(f"messages must be a list of messages, got {reprlib.repr(messages)}")
+    return _parse(given, "chat", as_messages(messages), defaults)
 
-    @property
-    def _is_answering(self) -> bool:
-        """Whether a request is there that has not got its answer."""
-        return self.cycle is not None and not self.cycle.response_complete
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if len(self.connections) > self.most_open:
-            _LOG.warning("a connection was closed: there are as many as open files allow")
-            transport.abort()
-            return
-        self._time_headers()
+def parse_text(body: object, defaults: Settings) -> CompletionRequest:
+    """What a body for /v1/completions asks for.
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._timer, self._watch):
-            if timer is not None:
-                timer.cancel()
-        super().connection_lost(exc)
+    The prompt is continued as it stands, by a model with a chat template as well.
 
-    def data_received(self, data: bytes) -> None:
-        if self._is_answering and not self.cycle.more_body:
-            self._ahead += data
-            if len(self._ahead) > _MOST_AHEAD:
-                self.transport.abort()
-            return
-        super().data_received(data)
-        self._time_headers()
+    Raises:
+        UsageError: a field that cannot be honoured, or a value outside its range; names it.
+        PromptError: the prompt is empty or no text.
+    """
+    given = _checked(body, "text")
+    prompt = given.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        [prompt] = prompt
+    if not isinstance(prompt, str):
+        raise PromptError(
+            f"prompt must be a text, got {reprlib.repr(prompt)}",
+            hint="several prompts, or token ids, are several requests, each with one text",
+        )
+    as_messages(prompt)
+    return _parse(given, "text", Continuation(prompt), defaults)
 
-    def eof_received(self) -> bool | None:  # type: ignore[override]
-        is_whole = self._is_answering and not self.cycle.more_body
-        if not is_whole or self.scope["http_version"] == "1.0":  # which may not be sent 1xx, so it cannot be told
-            return None
-        if self._watch is None:
-            self._probe()
-            self._look()
-        return True
 
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self._ahead and not self.transport.is_closing():
-            data, self._ahead = self._ahead, b""
-            self.data_received(data)
-        if self._watch is not None and not self._is_answering:
-            self.transport.close()
+ENDPOINTS = {"/v1/chat/completions": parse_chat, "/v1/completions": parse_text}
+"""What reads the body of a request, by its path."""
 
-    def _time_headers(self) -> None:
-        """Close the connection in a while unless a request comes to the end of its headers."""
-        if self._is_answering:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = None
-        elif self._timer is None:
-            self._timer = self.loop.call_later(HEADERS_S, self.transport.abort)
 
-    def _probe(self) -> None:
-        if not self.cycle.response_started:
-            self.transport.write(self.conn.send(h11.InformationalResponse(status_code=100, headers=[])))
-        elif probe := self.scope["state"].get("probe"):
-            self.transport.write(self.conn.send(h11.Data(data=probe)))
+def in_words_of(body: Mapping[str, Any], message: str) -> str:
+    """A message with the body's name for the one setting that OpenAI calls otherwise."""
+    names = [name for name, option in _SAMPLING.items() if option == "max_new_tokens"]
+    return message.replace("max_new_tokens", next((name for name in names if name in body), names[0]))
 
-    def _look(self) -> None:
-        """See whether the client has refused what it was sent."""
-        own = self.transport.get_extra_info("socket")
-        if own.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self.transport.abort()
-        else:
-            self._watch = self.loop.call_later(_LOOK_S, self._look)
+
+def best_answers(result: Result, num_answers: int) -> list[Candidate]:
+    """The best complete candidates that were not rejected, best first; of equals the first.
+
+    The first is `result.best`. There may be fewer than asked for: Speculative Rejection finishes few of those it began.
+    Of an interrupted run in which none is complete, `result.best` alone.
+    """
+    left = ranked(result.candidates)
+    return [candidate for candidate in left if candidate.state == "complete"][:num_answers] or left[:1]
+
+
+def to_body(
+    request: CompletionRequest,
+    result: Result,
+    *,
+    completion_id: str,
+    created: int,
+    model: str,
+    detokenizer: Detokenizers,
+) -> dict[str, Any]:
+    """The chat.completion or text_completion that answers a request.
+
+    Args:
+        request: what was asked.
+        result: its result.
+        completion_id: the body's `id`.
+        created: seconds since 1970.
+        model: what answered.
+        detokenizer: of the engine that made the result; used for log-probabilities alone.
+
+    Returns:
+        JSON's types. `choices` are the answers, best first: as many as asked for, or, where fewer candidates came to
+        their end unrejected, as many as those; `specrej.num_answers` says how many. `usage` counts the tokens of the
+        answers returned; what all candidates took is under `specrej`.
+    """
+    answers = best_answers(result, request.num_answers)
+    to_choice = _chat_choice if request.kind == "chat" else _text_choice
+    num_prompt = result.usage.prompt_tokens
+    num_completion = sum(len(answer.token_ids) for answer in answers)
+    return {
+        "id": completion_id,
+        "object": "chat.completion" if request.kind == "chat" else "text_completion",
+        "created": created,
+        "model": model,
+        "choices": [
+            {
+                "index": position,
+                **to_choice(answer),
+                "finish_reason": _FINISH[answer.finish_reason or "length"],
+                "logprobs": _logprobs(answer, detokenizer(request.prompt)) if request.has_logprobs else None,
+            }
+            for position, answer in enumerate(answers)
+        ],
+        "usage": {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_completion,
+            "total_tokens": num_prompt + num_completion,
+        },
+        "specrej": _own_part(result, answers, request.returned),
+    }
+
+
+def _checked(body: object, kind: Literal["chat", "text"]) -> dict[str, Any]:
+    """The fields that are given, each of them one to honour."""
+    if not isinstance(body, Mapping):
+        raise UsageError(f"a body must be an object, got {reprlib.repr(body)}")
+    given = {name: value for name, value in body.items() if value is not None and name not in _LABELS}
+    # Servers that continue messages want to hear as well that nothing is put before the answer.
+    nothing = {**_NOTHING, "add_generation_prompt": (given.get("continue_final_message") is not True,)}
+    asked = {name: value for name, value in given.items() if value not in nothing.get(name, ())}
+    for name, value in asked.items():
+        if name not in _HONOURED[kind]:
+            raise UsageError(
+                f"{name} cannot be honoured, got {reprlib.repr(value)}",
+                hint=f"leave it out; honoured are {', '.join(sorted(_HONOURED[kind]))}",
+            )
+    return asked
+
+
+def _parse(
+    given: Mapping[str, Any], kind: Literal["chat", "text"], prompt: Prompt, defaults: Settings
+) -> CompletionRequest:
+    model, num_answers, has_logprobs = given.get("model"), given.get("n", 1), given.get("logprobs", False)
+    if not isinstance(model, str) or not model:
+        raise UsageError(f"model must be a text, got {reprlib.repr(model)}")
+    if type(num_answers) is not int or num_answers < 1:
+        raise UsageError(f"n must be a number of at least 1, got {reprlib.repr(num_answers)}")
+    if not isinstance(has_logprobs, bool):
+        raise UsageError(f"logprobs must be true or false, got {reprlib.repr(has_logprobs)}")
+    own = _own_options(given.get("specrej", {}))
+    returned = _returned(own.pop("return", []))
+    settings = _settings(given, own, defaults)
+    settings.check(prompt)
+    return CompletionRequest(
+        kind=kind,
+        model=model,
+        prompt=prompt,
+        num_answers=num_answers,
+        has_logprobs=has_logprobs,
+        returned=returned,
+        settings=settings,
+    )
+
+
+def _settings(given: Mapping[str, Any], own: Mapping[str, Any], defaults: Settings) -> Settings:
+    """The defaults with what a body says otherwise; what is wrong with a value is said by the body's name for it."""
+    sampling = _sampling(given)
+    try:
+        return replace(defaults, **sampling, **own)
+    except UsageError as error:
+        name, rest = re.findall(r"^(\w*)(.*)", str(error), re.DOTALL)[0]
+        error.args = (in_words_of(given, f"specrej.{name}{rest}" if name in own else str(error)),)
+        raise
+
+
+def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What OpenAI's own fields say, by the names of `Settings`."""
+    limits = [given[name] for name in ("max_tokens", "max_completion_tokens") if name in given]
+    if len(limits) == 2 and limits[0] != limits[1]:
+        raise UsageError(
+            f"max_tokens and max_completion_tokens are one limit, got {limits[0]!r} and {limits[1]!r}",
+            hint="give max_completion_tokens alone",
+        )
+    options = {option: given[name] for name, option in _SAMPLING.items() if name in given}
+    if isinstance(options.get("stop"), str):
+        options["stop"] = [options["stop"]]
+    return options
+
+
+def _own_options(own: object) -> dict[str, Any]:
+    if not isinstance(own, Mapping):
+        raise UsageError(f"specrej must be an object, got {reprlib.repr(own)}")
+    for name in own:
+        if name not in (*_OWN, "return"):
+            raise UnknownNameError("field of specrej", name, (*_OWN, "return"))
+    return {name: value for name, value in own.items() if value is not None}
+
+
+def _returned(names: object) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"return must be a list of names, got {reprlib.repr(names)}")
+    for name in names:
+        if name not in _RETURNABLE:
+            raise UnknownNameError("thing to return", name, _RETURNABLE)
+    return tuple(names)
+
+
+def _chat_choice(answer: Candidate) -> dict[str, Any]:
+    return {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+
+
+def _text_choice(answer: Candidate) -> dict[str, Any]:
+    return {"text": answer.text}
+
+
+def _logprobs(answer: Candidate, detokenizer: Detokenizer) -> dict[str, Any]:
+    """Tokens whose texts make up the answer's text, with their log-probabilities in nats.
+
+    A character that takes several tokens is the text of the last of them. The end token and those behind the answer's
+    text are left out; of a token in which a stop string begins there is what comes before it.
+    """
+    content, read = [], 0
+    # Some engines are told no log-probabilities.
+    for token_id, logprob in zip(answer.token_ids, answer.logprobs, strict=False):
+        if read >= len(answer.text):
+            break
+        text = answer.text[read : read + len(detokenizer.add(token_id).text)]
+        read += len(text)
+        content.append({"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []})
+    return {"content": content, "refusal": None}
+
+
+def _own_part(result: Result, answers: Sequence[Candidate], returned: Sequence[str]) -> dict[str, Any]:
+    """What the answers are worth, what all candidates took, and what `return` asked for."""
+    usage = result.usage
+    part: dict[str, Any] = {
+        "rewards": [answer.reward for answer in answers],
+        "num_answers": len(answers),
+        "num_candidates": len(result.candidates),
+        "generated_tokens": usage.generated_tokens,
+        "reward_tokens": usage.reward_tokens,
+        "seconds": usage.total_s,
+        "peak_kv_bytes": usage.peak_kv_bytes,
+        "seed": result.seed,
+    }
+    if result.note is not None:
+        part["note"] = result.note
+    if "rewards" in returned:
+        part["candidate_rewards"] = [candidate.reward for candidate in result.candidates]
+    if "decisions" in returned:
+        part["decisions"] = [asdict(decision) for decision in result.decisions]
+    if "candidates" in returned:
+        part["candidates"] = [candidate.to_dict() for candidate in result.candidates]
+    return part

@@ -12,7 +12,6 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from specrej.completions import in_words_of
 from specrej.errors import (
     BudgetError,
     DeadlineError,
@@ -27,6 +26,7 @@ from specrej.errors import (
     UnknownNameError,
     UsageError,
 )
+from specrej.server.protocol import in_words_of
 
 CODES = {
     "invalid_value": (400, "A field cannot be honoured, or its value is out of range; `param` names it."),

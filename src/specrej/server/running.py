@@ -20,7 +20,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from specrej.errors import EngineError, UsageError
-from specrej.server.protocol import Connection, most_connections
+from specrej.server.http11 import Connection, most_connections
 from specrej.server.service import Service
 
 _BACKLOG = 128

@@ -14,8 +14,8 @@ from queue import SimpleQueue
 from threading import Thread
 
 from specrej.errors import RewardError
-from specrej.scoring import Asked, Scored, ask
-from specrej.search import Search
+from specrej.search.scoring import Asked, Scored, ask
+from specrej.search.search import Search
 
 
 class _OutOfTimeError(Exception):
@@ -23,7 +23,7 @@ class _OutOfTimeError(Exception):
 
 
 class TimedScorer:
-    """Implements `specrej.scoring.Scoring`.
+    """Implements `specrej.search.scoring.Scoring`.
 
     Args:
         timeout_s: patience with one call of the reward.

@@ -25,14 +25,14 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 
-from specrej.algorithms import Steps
 from specrej.api import IN_FLIGHT, prepare
 from specrej.engines.base import Engine
 from specrej.errors import DeadlineError, EngineError, QueueFullError, ShutdownError, SpecrejError
-from specrej.pool import Pool
 from specrej.rewards.base import Reward
-from specrej.scheduler import Outcome, Scheduler
-from specrej.search import Search
+from specrej.search.algorithms import Steps
+from specrej.search.pool import Pool
+from specrej.search.scheduler import Outcome, Scheduler
+from specrej.search.search import Search
 from specrej.server.scorer import TimedScorer
 from specrej.server.watching import Progress, Text, Watcher
 from specrej.settings import Settings

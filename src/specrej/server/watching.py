@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from specrej.choosing import rank
-from specrej.search import Search
+from specrej.search.choosing import rank
+from specrej.search.search import Search
 from specrej.types import Decision
 
 _STEP_S = 0.1

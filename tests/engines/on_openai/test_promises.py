@@ -13,7 +13,7 @@ from completions_server import PAGE, CompletionsServer, playing
 from conformance import CHECKS, Subject
 from fakes import FakeReward, by_hash, in_thirds
 from specrej.engines.openai import OpenAIEngine
-from specrej.search import Search
+from specrej.search.search import Search
 from specrej.types import Result, SamplingParams
 from tiny import save_model
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from specrej import models
-from specrej.engines.gguf import write_gguf
 from specrej.engines.opening import open_engine
 from specrej.engines.paged import PagedEngine
+from specrej.hub import defaults
+from specrej.hub.gguf import write_gguf
 from specrej.types import SamplingParams
 from tiny import CHAT_TEMPLATE, full_logits, make_model, make_tokenizer
 
@@ -52,7 +52,7 @@ def real_model() -> Any:
     from transformers import AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM
-    return rounded(auto.from_pretrained(models.locate("smollm2"), dtype=torch.float32).eval())
+    return rounded(auto.from_pretrained(defaults.locate("smollm2"), dtype=torch.float32).eval())
 
 
 def opened(model: str | Path, **arguments: Any) -> PagedEngine:

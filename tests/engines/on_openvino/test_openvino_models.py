@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from specrej.engines.gguf import as_gguf, check_gguf, write_gguf
 from specrej.engines.openvino import find_model
 from specrej.errors import ModelError, UsageError
+from specrej.hub.gguf import as_gguf, check_gguf, write_gguf
 from specrej.types import SamplingParams
 from tiny import make_ids, make_model, save_model
 

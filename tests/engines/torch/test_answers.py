@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import specrej
-from specrej.completions import best_answers
-from specrej.search import Search
+from specrej.search.search import Search
+from specrej.server.protocol import best_answers
 from specrej.types import Candidate
 from tiny import make_engine, make_model
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from fakes import FakeReward
 from meter import Meter
 from specrej.api import prepare, unobserved
-from specrej.engines.torch import groups
+from specrej.attention import groups
 from specrej.engines.torch.engine import TorchEngine
 from specrej.engines.torch.loading import wrap
-from specrej.pool import Pool
-from specrej.scheduler import run
+from specrej.search.pool import Pool
+from specrej.search.scheduler import run
 from specrej.settings import Settings
 from specrej.types import Result, SamplingParams
 from tiny import CHAT_TEMPLATE, make_engine, make_ids, make_model, make_tokenizer

@@ -10,13 +10,13 @@ import torch
 import transformers
 from torch import Tensor
 
-from specrej import models
+from specrej.attention import groups
 from specrej.engines.torch import engine as engine_module
-from specrej.engines.torch import groups
 from specrej.engines.torch.engine import TorchEngine
 from specrej.engines.torch.loading import open_engine, wrap
 from specrej.engines.torch.sampling import sample
 from specrej.errors import UsageError
+from specrej.hub import defaults
 from specrej.types import SamplingParams
 from tiny import (
     VOCABULARY,
@@ -345,7 +345,7 @@ def errors_of(model: Any, prompt_ids: list[int], ids: list[int], logprobs: Seque
 def smollm2() -> Any:
     """Transformers' own model, for reference."""
     auto: Any = transformers.AutoModelForCausalLM
-    directory = models.locate("smollm2")
+    directory = defaults.locate("smollm2")
     return auto.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
 
 

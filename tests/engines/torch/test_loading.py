@@ -11,9 +11,9 @@ import pytest
 import torch
 import transformers
 
-from specrej import models
 from specrej.engines.torch.loading import open_engine, wrap
 from specrej.errors import ModelError, UnknownNameError, UsageError
+from specrej.hub import defaults
 from specrej.types import SamplingParams
 from tiny import (
     CHAT_TEMPLATE,
@@ -155,7 +155,7 @@ def test_an_unknown_name_is_refused_with_a_guess(name: str, guess: str) -> None:
 
 
 def test_a_reward_is_no_generator() -> None:
-    (name, *_) = [key for key, entry in models.DEFAULT_MODELS.items() if entry.kind == "reward"]
+    (name, *_) = [key for key, entry in defaults.DEFAULT_MODELS.items() if entry.kind == "reward"]
     with pytest.raises(UsageError, match=f"'{name}' is a reward, not a generator"):
         open_engine(name)
 

@@ -15,8 +15,8 @@ from scipy import stats
 from torch import Tensor
 
 from extremes import EXTREME
+from specrej.engines.streams import uniforms
 from specrej.engines.torch.sampling import LOST, candidates_of, largest, penalize, sample
-from specrej.streams import uniforms
 from specrej.types import SamplingParams
 from tiny import make_model
 

@@ -21,15 +21,15 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
-from specrej.cost import KvLayout, ModelFlops
+from specrej.attention.attention import DecodePass, Pass, PrefillPass
+from specrej.attention.groups import Group
+from specrej.attention.prefixes import PromptPart
 from specrej.engines.base import PROMPTS_IN_TOTAL, Claim, Detokenizer, Memory, Overhead, Token
-from specrej.engines.text import TextCodec
-from specrej.engines.torch.attention import DecodePass, Pass, PrefillPass
-from specrej.engines.torch.groups import Group
-from specrej.engines.torch.prefixes import PromptPart
+from specrej.engines.streams import uniforms
 from specrej.engines.torch.sampling import LOST, logsumexp, sample
 from specrej.errors import DeviceMemoryError, EngineError, PromptError, UsageError
-from specrej.streams import uniforms
+from specrej.flops import KvLayout, ModelFlops
+from specrej.hub.tokenizers import TextCodec
 from specrej.types import FinishReason, Prompt, SamplingParams
 
 PREFILL_CHUNK = 512

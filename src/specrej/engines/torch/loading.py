@@ -17,17 +17,17 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from specrej.cost import AttentionFlops, KvLayout, ModelFlops, linear_flops
+from specrej.attention import groups
+from specrej.attention.attention import IMPLEMENTATION, DecodePass, Pass, PrefillPass
+from specrej.attention.groups import Group, Scoring
+from specrej.attention.linear import WEIGHTS, pack_linears
 from specrej.engines.opening import EngineOptions
-from specrej.engines.sources import first_line, locate_model, unknown_model
-from specrej.engines.text import TextCodec
-from specrej.engines.torch import groups
-from specrej.engines.torch.attention import IMPLEMENTATION, DecodePass, Pass, PrefillPass
 from specrej.engines.torch.engine import PREFILL_CHUNK, TorchEngine
-from specrej.engines.torch.groups import Group, Scoring
-from specrej.engines.torch.linear import WEIGHTS, pack_linears
 from specrej.errors import ModelError, SpecrejError, UnknownNameError, UsageError
-from specrej.quiet import quiet_transformers
+from specrej.flops import AttentionFlops, KvLayout, ModelFlops, linear_flops
+from specrej.hub.quiet import quiet_transformers
+from specrej.hub.sources import first_line, locate_model, unknown_model
+from specrej.hub.tokenizers import TextCodec
 
 _PROBE_PROMPT, _PROBE_NEW = 9, 4
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}

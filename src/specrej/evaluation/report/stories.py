@@ -8,12 +8,12 @@ for prompt in chosen:
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from specrej.choosing import rank
 from specrej.evaluation.comparison import Comparison, failed, rewards
 from specrej.evaluation.plots import Fate, Runner
 from specrej.evaluation.report.page import Answer, Story
 from specrej.evaluation.report.words import is_rejecting, number, spoken
 from specrej.evaluation.rows import CandidateRow, Row, TurnRow
+from specrej.search.choosing import rank
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,144 @@
+"""The tables that bench and replay print on stdout. Nothing is computed here.
+
+print_bench(summarize(rows, baseline="best_of_n:8"))
+"""
+
+from rich.console import Console
+from rich.text import Text
+
+from specrej.cli.display import make_table, number, plain
+from specrej.evaluation.intervals import Estimate
+from specrej.evaluation.metrics import MethodSummary, Summary
+from specrej.evaluation.policy_words import policy_words
+from specrej.evaluation.replay_summary import PolicyRow, ReplaySummary
+from specrej.evaluation.speedup import Speedup
+
+_LARGE = 1e5
+"""From here on digits tell nobody anything: an exponent does."""
+_MOST_POLICIES = 12
+"""Rows of a front that are printed; all are in replay.json."""
+
+
+def print_bench(summary: Summary) -> None:
+    """What each method gained, what it cost, and which prompts count."""
+    console = _wide_console()
+    gained = make_table(("method", "left"), "reward", "score", "median", "win", "tie", "failed")
+    for method, figures in summary["methods"].items():
+        rates = figures["by_reward"]
+        gained.add_row(
+            method,
+            _interval(figures["reward"]),
+            _interval(figures["improvement"], decimals=1),
+            _interval(figures["improvement_median"], decimals=1),
+            number(rates["win"]["value"]),
+            number(rates["tie"]["value"]),
+            str(figures["num_failed"]),
+        )
+    console.print(gained)
+    cost = make_table(("method", "left"), "seconds", "tokens", "FLOPs", "speedup (s)", "speedup (tokens)")
+    for method, figures in summary["methods"].items():
+        relative = (figures["relative"][unit]["value"] for unit in ("seconds", "tokens", "flops"))
+        cost.add_row(
+            method,
+            *("–" if value is None else f"{value:.2f}" for value in relative),
+            _speedup(figures["speedup"]["reward"]["seconds"]),
+            _speedup(figures["speedup"]["reward"]["tokens"]),
+        )
+    console.print(cost)
+    judged = make_table(("judge", "left"), ("method", "left"), "win", "tie", "loss", "unclear", "prompts")
+    judged.columns[0].no_wrap = False  # it may hold an address
+    for method, figures in summary["methods"].items():
+        for judge, rates in figures["by_judge"].items():
+            shares = (number(rates[kind]["value"]) for kind in ("win", "tie", "loss", "unclear"))
+            judged.add_row(plain(judge), method, *shares, str(rates["num_prompts"]))
+    if judged.row_count:
+        console.print(judged)
+    console.print(Text(_bench_notes(summary), style="dim"))
+
+
+def _bench_notes(summary: Summary) -> str:
+    words = [
+        f"{summary['num_prompts']} prompts; cost, score and wins relative to {summary['baseline']}; speedup: what "
+        "Best-of-N needs for the same mean reward; [95% interval over prompts]"
+    ]
+    left_out = {
+        "not ended by all methods": summary["num_unfinished"],
+        "without a baseline": summary["num_without_baseline"],
+        "without a scale for the score": summary["num_flat"],
+    }
+    words += [f"{count} prompts {why} are left out" for why, count in left_out.items() if count]
+    if narrow := summary["narrow_prompts"]:
+        named = ", ".join(map(plain, narrow[:3])) + (", ..." if len(narrow) > 3 else "")
+        words.append(
+            f"mind the score: on {len(narrow)} prompts ({named}) the baseline's rewards hardly "
+            "differ, so a small difference is a large score; look at the median"
+        )
+    return "; ".join(words)
+
+
+def totals_of(methods: dict[str, MethodSummary]) -> str:
+    """What all methods took together."""
+    costs = [figures["cost"] for figures in methods.values()]
+    seconds = sum(cost["seconds"]["total"] for cost in costs)
+    return f"{sum(cost['generated_tokens'] for cost in costs):,} tokens, {seconds:,.0f} s"
+
+
+def print_replay(summary: ReplaySummary) -> None:
+    """The front of reward against tokens, and what partial rewards are worth."""
+    console = _wide_console()
+    rows = {row["name"]: row for row in summary["policies"]}
+    front = make_table(("policy on the front", "left"), "reward", "tokens", "best lost", "stale")
+    front.columns[0].no_wrap = False  # a name in words is long
+    names = summary["pareto"]["num_generated_tokens"]
+    for name in names[:: max(1, -(-len(names) // _MOST_POLICIES))]:
+        front.add_row(policy_words(rows[name]["policy"]), *_policy_cells(rows[name]))
+    console.print(front)
+    worth = make_table("checkpoint", "Pearson", "Spearman", "Kendall", "best lost at alpha 0.5")
+    lost = {row["num_tokens"]: row["chance"] for row in summary["loss_chances"] if row["alpha"] == 0.5}
+    for at in summary["correlations"]:
+        coefficients = (_interval(at["unfinished"][name]["estimate"]) for name in ("pearson", "spearman", "kendall"))
+        worth.add_row(str(at["num_tokens"]), *coefficients, _interval(lost[at["num_tokens"]]))
+    console.print(worth)
+
+
+def _policy_cells(row: PolicyRow) -> list[str]:
+    figures = row["figures"]
+    tokens, stale = figures["num_generated_tokens"]["value"], figures["stale_share"]["value"]
+    return [
+        _interval(figures["reward"]),
+        "–" if tokens is None else f"{tokens:,.0f}",
+        number(figures["loss_chance"]["value"]),
+        number(stale),
+    ]
+
+
+def _wide_console() -> Console:
+    """Whole rows where nobody's window limits them."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
+def _interval(figure: Estimate, decimals: int = 2) -> str:
+    if figure["value"] is None:
+        return "–"
+    value = _rounded(figure["value"], decimals)
+    if figure["low"] is None or figure["high"] is None:
+        return value
+    return f"{value} [{_rounded(figure['low'], decimals)}, {_rounded(figure['high'], decimals)}]"
+
+
+def _rounded(value: float, decimals: int) -> str:
+    return f"{value:.{decimals}f}" if abs(value) < _LARGE else f"{value:.2e}"
+
+
+def _speedup(figure: Speedup | None) -> str:
+    if figure is None:
+        return "–"
+    if figure["outcome"] == "reached":
+        low, high = (_end(figure[end]) for end in ("low", "high"))
+        return f"{figure['value']:.2f} [{low}, {high}]"
+    return f"{'>' if figure['outcome'] == 'not_reached' else '<'} {figure['value']:.2f}"
+
+
+def _end(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

@@ -1,0 +1,105 @@
+"""Between text and token ids: chat templates without a second BOS, the texts of answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from specrej.errors import PromptError
+from specrej.hub.contents import ChatTokenizer
+from specrej.hub.decoding import Pieces, StreamDecoder
+from specrej.types import Continuation, Prompt, as_messages
+
+_PROBE = "a"
+
+
+@dataclass(frozen=True)
+class TextCodec:
+    """A transformers tokenizer, as the engines need it.
+
+    Attributes:
+        tokenizer: of transformers.
+        special_tokens: what becomes of contents of messages that spell special tokens: see `ChatTokenizer`.
+    """
+
+    tokenizer: Any
+    special_tokens: str = "text"
+
+    def __post_init__(self) -> None:
+        _ = self._chat  # says at once what it cannot do
+
+    @cached_property
+    def token_bytes(self) -> int:
+        """Most bytes of text that one token stands for; as a vocabulary writes tokens, they are never shorter."""
+        return max(len(token.encode()) for token in self.tokenizer.get_vocab())
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt up to where the answer begins.
+
+        With a chat template, a text is one user message, and the template alone decides on BOS. An assistant's message
+        at the end is gone on with. Without a template, and as a `Continuation`, a text is continued as it stands:
+        special tokens that it spells are tokens, behind the BOS that the tokenizer adds, once.
+
+        Raises:
+            PromptError: the prompt is empty, a conversation meets a model without a chat template, or the template
+                refuses it.
+        """
+        messages = as_messages(prompt)
+        if self.tokenizer.chat_template is None or isinstance(prompt, Continuation):
+            if not isinstance(prompt, str):
+                raise PromptError(
+                    "this model has no chat template, so it cannot take a conversation",
+                    hint="give the prompt as a text",
+                )
+            return self._continued(prompt)
+        is_begun = messages[-1]["role"] == "assistant"
+        how = {"continue_final_message": True} if is_begun else {"add_generation_prompt": True}
+        try:
+            written = self._chat.write(messages, **how)
+        except Exception as error:
+            raise PromptError(f"the model's chat template refuses this conversation: {error}") from error
+        return self._chat.ids(written)
+
+    def encode_content(self, text: str) -> list[int]:
+        """Token ids of a text by itself, such as an answer: nothing is put around it, and it holds no special token."""
+        return self._chat.ids(self._chat.content(text))
+
+    def _continued(self, text: str) -> list[int]:
+        """A text with what the tokenizer puts before it, which may be written out, and without what it puts behind."""
+        ids = list(self.tokenizer(text)["input_ids"])
+        before, behind = self._added
+        if behind and ids[-len(behind) :] == behind:
+            ids = ids[: -len(behind)]
+        if before and ids[len(before) : 2 * len(before)] == before:
+            ids = ids[len(before) :]
+        return ids
+
+    @cached_property
+    def _chat(self) -> ChatTokenizer:
+        return ChatTokenizer(self.tokenizer, self.special_tokens)
+
+    @cached_property
+    def _added(self) -> tuple[list[int], list[int]]:
+        """Ids that the tokenizer puts before a text, and behind it."""
+        text = list(self.tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
+        whole = list(self.tokenizer(_PROBE)["input_ids"])
+        places = range(len(whole) - len(text) + 1)
+        start = next((start for start in places if whole[start : start + len(text)] == text), 0)
+        return whole[:start], whole[start + len(text) :] if text else []
+
+    def detokenizer(self, prompt: Prompt) -> StreamDecoder:
+        """What reads one answer to this prompt, token by token."""
+        if isinstance(prompt, str):
+            continues = isinstance(prompt, Continuation) or self.tokenizer.chat_template is None
+        else:
+            continues = prompt[-1]["role"] == "assistant"
+        return StreamDecoder(self._pieces, continues=continues)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a whole answer to a text. Bytes of a last character that is not all there are left out."""
+        decoder = self.detokenizer("")
+        return "".join(decoder.add(token_id).text for token_id in token_ids)
+
+    @cached_property
+    def _pieces(self) -> Pieces:
+        return Pieces(self.tokenizer)

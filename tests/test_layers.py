@@ -1,0 +1,70 @@
+"""What stands higher may import what stands lower, never the other way, and nothing in a circle."""
+
+import ast
+from pathlib import Path
+
+import specrej
+
+ROOT = Path(specrej.__file__).parent
+LAYERS = [
+    {"version", "errors", "memory", "registry", "types", "settings", "flops", "journal", "remote"},
+    {"attention", "hub"},
+    {"engines"},
+    {"rewards"},
+    {"search"},
+    {"api"},
+    {"server", "evaluation"},
+    {"batch"},
+    {"cli", "ray", "__main__", "__init__", "testing"},
+]
+"""Rooms of the package from the ground up. Those of one layer do not know each other, but on the ground."""
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("specrej", *(part for part in parts if part != "__init__")))
+
+
+MODULES = {module_name(path): path for path in ROOT.rglob("*.py")}
+
+
+def imports_of(module: str) -> set[str]:
+    """Modules of specrej that a module imports, at its top, in its functions and for its types."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name in MODULES}
+        elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inside & MODULES.keys()) or {node.module}
+    return found - {module}
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def test_every_room_has_its_layer() -> None:
+    assert {room_of(module) for module in MODULES} == set(LEVEL) - {"testing"} | (
+        {room_of(m) for m in MODULES} & {"testing"}
+    )
+
+
+def test_no_import_goes_up() -> None:
+    wrong = [
+        f"{module} -> {imported}"
+        for module in sorted(MODULES)
+        for imported in sorted(imports_of(module))
+        if room_of(module) != room_of(imported)
+        and LEVEL[room_of(imported)] >= LEVEL[room_of(module)]
+        and LEVEL[room_of(imported)] + LEVEL[room_of(module)] > 0
+    ]
+    assert wrong == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    left = {module: imports_of(module) for module in MODULES}
+    while free := {module for module, imported in left.items() if not imported & left.keys()}:
+        left = {module: imported for module, imported in left.items() if module not in free}
+    assert sorted(left) == []
