@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from specrej.attention.layout import KvLayout
 from specrej.evaluation.policy_grid import ReplayPolicy, grid
 from specrej.evaluation.replay import Replayer
 from specrej.evaluation.trace import Trace
-from specrej.flops import AttentionFlops, KvLayout, ModelFlops
+from specrej.flops import AttentionFlops, ModelFlops
 from specrej.version import __version__
 
 CHECKPOINTS, LENGTH, SEED = (8, 16, 32, 64, 96), 128, 0

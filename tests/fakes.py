@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from specrej.engines.base import Claim, Memory, Overhead, Piece, Token
+from specrej.attention.layout import Claim, KvLayout
+from specrej.engines.base import Memory, Overhead, Piece, Token
 from specrej.engines.streams import uniforms
 from specrej.errors import DeviceMemoryError
-from specrej.flops import AttentionFlops, KvLayout, ModelFlops
+from specrej.flops import AttentionFlops, ModelFlops
 from specrej.types import Candidate, FinishReason, Message, Prompt, Reuse, SamplingParams, as_messages
 
 BOS, EOS = 256, 257

@@ -23,18 +23,12 @@ from transformers import LlamaForCausalLM
 
 from fakes import FLOPS, FakeEngine, FakeReward
 from specrej import generate
+from specrej.attention.layout import kv_numbers_of_config
 from specrej.engines.torch.loading import open_engine, wrap
-from specrej.flops import (
-    AttentionFlops,
-    ModelFlops,
-    flops_of,
-    flops_of_config,
-    flops_per_token_of,
-    kv_numbers_of_config,
-    linear_flops,
-)
+from specrej.flops import AttentionFlops, ModelFlops, flops_of, flops_of_config, linear_flops
 from specrej.hub import defaults
 from specrej.rewards import as_reward
+from specrej.rewards.base import flops_per_token_of
 from specrej.rewards.relevance import FLOPS_PER_TOKEN, RelevanceReward
 from specrej.types import SamplingParams
 from tiny import HONOURED, WINDOW, make_config, make_engine, make_ids, make_model, make_tokenizer, reference

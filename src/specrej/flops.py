@@ -1,15 +1,13 @@
-"""What a run costs in floating-point operations and in KV memory, from the shape of its models: the one place for it.
+"""What a run costs in floating-point operations, from the shape of its models: the one place for it.
 
     flops = engine.flops                                     # what one token costs this model
     flops.prefill(60)                                        # one prompt of 60 tokens, read once for all candidates
     flops.decode(60, [128, 16, 16])                          # three answers to it, of which two were rejected early
-    row = flops_of(flops, 60, [128, 16, 16], flops_per_token_of(reward), usage.reward_tokens)
+    row = flops_of(flops, 60, [128, 16, 16], reward.flops_per_token, usage.reward_tokens)
 
 Counted are matrix products, a multiplication and an addition as two operations, as the torch engine executes them:
 linear layers, the head, and queries times keys and weights times values in attention. Left out are norms, activations,
 softmax, rotary positions, sampling and copies: together under 1% of the operations, not of the seconds.
-
-KV memory is counted here too: `KvLayout` says what a block of candidates holds, and how it grows.
 """
 
 from collections import Counter
@@ -21,56 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from specrej.rewards.base import Reward
-
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
-
-
-class KvLayout(NamedTuple):
-    """How much KV there is, and by what rule the block of a prompt's candidates grows.
-
-    The KV of a prompt's candidates is one block of rows (live candidates) by slots (tokens). It is made anew when it
-    has to grow or when rows are given back; while it is, one tensor of one layer is there twice.
-    """
-
-    bytes_per_token: int
-    """Of all layers together."""
-    largest_tensor_bytes: int
-    """Of one token in the largest single tensor of a layer."""
-    granule: int
-    """Slots that a block grows by, where the budget carries them."""
-    page: int = 1
-    """Tokens of the pages that KV comes in. In pages, candidates share those that the prompt fills but for its last
-    token, which each reads by itself, since its logits are needed."""
-
-    def peak_bytes(self, num_prompt_tokens: int, num_rows: int, num_slots: int) -> int:
-        """Most bytes while a block of this size is made."""
-        num_shared = num_prompt_tokens
-        if self.page > 1 and num_rows:
-            num_shared = self.shared_tokens(num_prompt_tokens)
-            num_slots += num_prompt_tokens - num_shared
-        per_slot = self.bytes_per_token + self.largest_tensor_bytes
-        return self._in_pages(num_shared) * self.bytes_per_token + num_rows * self._in_pages(num_slots) * per_slot
-
-    def shared_tokens(self, num_prompt_tokens: int) -> int:
-        """Tokens of a prompt whose KV its candidates share."""
-        return num_prompt_tokens if self.page == 1 else (num_prompt_tokens - 1) // self.page * self.page
-
-    def _in_pages(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.page) * self.page
-
-    def grown_slots(
-        self, num_prompt_tokens: int, num_rows: int, num_slots: int, max_slots: int, budget_bytes: int
-    ) -> int:
-        """Slots after a full block of `num_slots` has grown: a granule more, or what the budget carries of it."""
-        if self.page > 1:
-            begun = num_prompt_tokens - self.shared_tokens(num_prompt_tokens)
-            return min(self._in_pages(begun + num_slots + 1) - begun, max(max_slots, num_slots + 1))
-        room = budget_bytes - self.peak_bytes(num_prompt_tokens, 0, 0)
-        affordable = room // max(self.peak_bytes(0, num_rows, 1), 1)
-        return max(min(num_slots + self.granule, max_slots, affordable), num_slots + 1)
 
 
 class FlopsRow(TypedDict):
@@ -185,12 +136,6 @@ def total_of(parts: Iterable[float | None]) -> float | None:
     return sum(known) if len(known) == len(given) else None
 
 
-def flops_per_token_of(reward: Reward) -> float | None:
-    """What a reward says that reading a token costs it; None where it does not know or does not say."""
-    # A user's own reward may have been written without this figure, which no run depends on.
-    return getattr(reward, "flops_per_token", None)
-
-
 def linear_flops(model: "PreTrainedModel", head: "nn.Module | None" = None) -> float:
     """Operations of a transformers model's linear layers for each token, by the weights in its modules.
 
@@ -240,7 +185,7 @@ def flops_of_config(config: Any, chunk: int) -> ModelFlops | None:
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     window = getattr(config, "sliding_window", None)
     windows = Counter(window if kind == "sliding_attention" else None for kind in kinds)
-    per_pair = 4 * config.num_attention_heads * _head_dim(config)
+    per_pair = 4 * config.num_attention_heads * head_dim(config)
     return ModelFlops(
         linear=linear_flops(model, head),
         head=2 * head.weight.numel(),
@@ -249,11 +194,6 @@ def flops_of_config(config: Any, chunk: int) -> ModelFlops | None:
     )
 
 
-def kv_numbers_of_config(config: Any) -> int:
-    """Numbers of KV that a token holds, in all layers together, keys and values for themselves."""
-    num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return int(2 * config.num_hidden_layers * num_heads * _head_dim(config))
-
-
-def _head_dim(config: Any) -> int:
+def head_dim(config: Any) -> int:
+    """Numbers of a key in one attention head, from a configuration of transformers."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

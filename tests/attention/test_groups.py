@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from meter import Meter, storages
 from specrej.attention import groups
 from specrej.attention.groups import Group
+from specrej.attention.layout import KvLayout
 from specrej.engines.torch import engine as engine_module
 from specrej.engines.torch.engine import TorchEngine
 from specrej.errors import DeviceMemoryError
-from specrej.flops import KvLayout
 from specrej.types import SamplingParams
 from tiny import VOCABULARY, Answers, decode, make_engine, make_ids, make_model
 

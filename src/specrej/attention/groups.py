@@ -14,9 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from specrej.attention.layout import Claim, KvLayout
 from specrej.attention.prefixes import LEAST_TOKENS, PromptPart, longest_prefix
-from specrej.engines.base import Claim
-from specrej.flops import KvLayout
 
 GRANULE = 32
 """Slots that a block grows by: the whole block is copied once in as many steps."""

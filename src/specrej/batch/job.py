@@ -29,8 +29,8 @@ from specrej.batch.rows import failure_of, row_of
 from specrej.engines.base import Engine
 from specrej.engines.opening import installed_versions
 from specrej.errors import SpecrejError, UsageError
-from specrej.flops import FlopsRow, flops_of, flops_per_token_of
-from specrej.rewards.base import Reward
+from specrej.flops import FlopsRow, flops_of
+from specrej.rewards.base import Reward, flops_per_token_of
 from specrej.search.pool import Pool
 from specrej.search.scheduler import Outcome
 from specrej.settings import Settings

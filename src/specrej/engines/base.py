@@ -10,13 +10,15 @@ engine.close(prompt)
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from specrej.attention.layout import Claim
 from specrej.types import FinishReason, Prompt, SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from specrej.flops import KvLayout, ModelFlops
+    from specrej.attention.layout import KvLayout
+    from specrej.flops import ModelFlops
 
 
 PROMPTS_IN_TOTAL = 8
@@ -49,21 +51,6 @@ class Memory(NamedTuple):
     """The least that the next step needs, at its highest moment. An engine may take more, within the budget."""
     peak: int
     """The most that was ever allocated for this prompt."""
-
-
-class Claim(NamedTuple):
-    """What a prompt and its candidates take of memory that other prompts use as well, in bytes.
-
-    A block of KV counts with one tensor of it twice, since that is how much there is while rows move.
-    """
-
-    now: int
-    least: int
-    """While and after the next step, if the block grows no more than it must."""
-    wanted: int
-    """If the block grows as it likes to."""
-    shared: int
-    """Bytes of the prompt that are left out above: a prompt that was opened later holds them as well."""
 
 
 class Overhead(NamedTuple):

@@ -19,10 +19,11 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
-from specrej.engines.base import PROMPTS_IN_TOTAL, Claim, Detokenizer, Memory, Overhead, Token
+from specrej.attention.layout import Claim, KvLayout
+from specrej.engines.base import PROMPTS_IN_TOTAL, Detokenizer, Memory, Overhead, Token
 from specrej.engines.streams import seeds
 from specrej.errors import UsageError
-from specrej.flops import KvLayout, ModelFlops
+from specrej.flops import ModelFlops
 from specrej.hub.tokenizers import TextCodec
 from specrej.types import FinishReason, Prompt, SamplingParams
 

@@ -21,10 +21,10 @@ from specrej.errors import SpecrejError, UnknownNameError, UsageError
 from specrej.evaluation.folder import RESULTS, claim
 from specrej.evaluation.prompts import Loaded, Task
 from specrej.evaluation.rows import CandidateRow, DecisionRow, Row, RunInfo, TurnRow, UsageRow
-from specrej.flops import flops_of, flops_per_token_of
+from specrej.flops import flops_of
 from specrej.journal import Journal
 from specrej.registry import ALGORITHMS
-from specrej.rewards.base import Reward
+from specrej.rewards.base import Reward, flops_per_token_of
 from specrej.search.choosing import rank
 from specrej.search.scheduler import Observer
 from specrej.settings import Settings

@@ -25,14 +25,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from specrej.api import run_one, unobserved
+from specrej.attention.layout import KvLayout
 from specrej.engines.base import Engine
 from specrej.errors import DeviceMemoryError, SpecrejError, UsageError
 from specrej.evaluation.bench import describe_run
 from specrej.evaluation.folder import claim, read_info
 from specrej.evaluation.prompts import Loaded, Task
-from specrej.flops import KvLayout, ModelFlops, flops_per_token_of
+from specrej.flops import ModelFlops
 from specrej.journal import Journal, read_rows
-from specrej.rewards.base import Reward
+from specrej.rewards.base import Reward, flops_per_token_of
 from specrej.search.search import Search
 from specrej.settings import Settings
 from specrej.types import Result

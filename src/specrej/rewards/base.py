@@ -93,3 +93,9 @@ class StatelessSession:
 
     def close(self) -> None:
         """Nothing is held for a prompt."""
+
+
+def flops_per_token_of(reward: Reward) -> float | None:
+    """What a reward says that reading a token costs it; None where it does not know or does not say."""
+    # A user's own reward may have been written without this figure, which no run depends on.
+    return getattr(reward, "flops_per_token", None)

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from specrej.attention.attention import IMPLEMENTATION, ExtendPass, Pass, PrefillPass
 from specrej.attention.groups import Group
+from specrej.attention.layout import KvLayout
 from specrej.attention.linear import pack_linears
 from specrej.engines.torch.engine import PREFILL_CHUNK
 from specrej.engines.torch.loading import TOLERANCE, Recorder, check_kinds, check_windows
 from specrej.errors import ModelError
-from specrej.flops import KvLayout
 from specrej.hub.quiet import quiet_transformers
 
 _log = logging.getLogger("specrej")

@@ -28,9 +28,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from specrej.errors import RewardError, SpecrejError, UnknownNameError, UsageError
-from specrej.flops import flops_per_token_of
 from specrej.rewards import as_reward
-from specrej.rewards.base import Reward, RewardSession, Scores
+from specrej.rewards.base import Reward, RewardSession, Scores, flops_per_token_of
 from specrej.rewards.combining import Scale, combiner
 from specrej.rewards.scores import checked_scores
 from specrej.rewards.spec import parse_options

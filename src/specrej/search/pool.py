@@ -17,7 +17,7 @@ decoded is never thrown away. Only one search's future is set aside at a time; t
 from collections.abc import Collection, Sequence
 from itertools import accumulate
 
-from specrej.engines.base import Claim
+from specrej.attention.layout import Claim
 from specrej.errors import BudgetError
 from specrej.memory import format_bytes
 from specrej.search.search import Search

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from specrej.engines.base import Claim, Engine, Memory, Token
+from specrej.attention.layout import Claim
+from specrej.engines.base import Engine, Memory, Token
 from specrej.errors import BudgetError, PromptError, RewardError, SpecrejError, UsageError
 from specrej.memory import format_bytes
 from specrej.rewards.base import Reward, RewardSession

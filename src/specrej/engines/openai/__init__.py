@@ -17,12 +17,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from specrej.attention.layout import kv_numbers_of_config
 from specrej.engines.openai.answers import Vocabulary
 from specrej.engines.openai.engine import OpenAIEngine, Shape
 from specrej.engines.openai.server import CompletionsServer, Listed, Place, list_models
 from specrej.engines.opening import EngineOptions
 from specrej.errors import ModelError, UnknownNameError, UsageError, guess
-from specrej.flops import flops_of_config, kv_numbers_of_config
+from specrej.flops import flops_of_config
 from specrej.hub.sources import load_codec, load_config, locate_model
 from specrej.remote import ServiceOptions, key_from
 from specrej.types import Continuation

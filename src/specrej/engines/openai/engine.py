@@ -17,14 +17,15 @@ from itertools import count
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from specrej.engines.base import PROMPTS_IN_TOTAL, Claim, Detokenizer, Memory, Overhead, Token
+from specrej.attention.layout import Claim, KvLayout
+from specrej.engines.base import PROMPTS_IN_TOTAL, Detokenizer, Memory, Overhead, Token
 from specrej.engines.openai.answers import Answer, Vocabulary
 from specrej.engines.openai.replies import Capacity, Chunk, UnreadableReplyError
 from specrej.engines.openai.server import CompletionsServer
 from specrej.engines.paged import refuse_hidden_states
 from specrej.engines.streams import seeds
 from specrej.errors import EngineError, SpecrejError, UsageError
-from specrej.flops import KvLayout, ModelFlops
+from specrej.flops import ModelFlops
 from specrej.hub.tokenizers import TextCodec
 from specrej.remote import Remote, RemoteError
 from specrej.types import FinishReason, Prompt, SamplingParams

@@ -23,12 +23,13 @@ from torch import Tensor
 
 from specrej.attention.attention import DecodePass, Pass, PrefillPass
 from specrej.attention.groups import Group
+from specrej.attention.layout import Claim, KvLayout
 from specrej.attention.prefixes import PromptPart
-from specrej.engines.base import PROMPTS_IN_TOTAL, Claim, Detokenizer, Memory, Overhead, Token
+from specrej.engines.base import PROMPTS_IN_TOTAL, Detokenizer, Memory, Overhead, Token
 from specrej.engines.streams import uniforms
 from specrej.engines.torch.sampling import LOST, logsumexp, sample
 from specrej.errors import DeviceMemoryError, EngineError, PromptError, UsageError
-from specrej.flops import KvLayout, ModelFlops
+from specrej.flops import ModelFlops
 from specrej.hub.tokenizers import TextCodec
 from specrej.types import FinishReason, Prompt, SamplingParams
 

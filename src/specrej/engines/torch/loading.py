@@ -20,11 +20,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from specrej.attention import groups
 from specrej.attention.attention import IMPLEMENTATION, DecodePass, Pass, PrefillPass
 from specrej.attention.groups import Group, Scoring
+from specrej.attention.layout import KvLayout
 from specrej.attention.linear import WEIGHTS, pack_linears
 from specrej.engines.opening import EngineOptions
 from specrej.engines.torch.engine import PREFILL_CHUNK, TorchEngine
 from specrej.errors import ModelError, SpecrejError, UnknownNameError, UsageError
-from specrej.flops import AttentionFlops, KvLayout, ModelFlops, linear_flops
+from specrej.flops import AttentionFlops, ModelFlops, linear_flops
 from specrej.hub.quiet import quiet_transformers
 from specrej.hub.sources import first_line, locate_model, unknown_model
 from specrej.hub.tokenizers import TextCodec
