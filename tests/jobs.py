@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fakes import FakeEngine, FakeReward
-from specrej.batch.job import Ended, describe_job, local_rows, read_all, run_batch
+from specrej.batch.description import describe_job
+from specrej.batch.job import Ended, local_rows, read_all, run_batch
 from specrej.batch.output import open_output
 from specrej.batch.rows import row_id
 from specrej.engines.base import Token

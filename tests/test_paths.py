@@ -14,7 +14,8 @@ import pytest
 import specrej
 from fakes import FakeEngine, FakeReward
 from jobs import plain, run_job, write_requests
-from specrej.batch.job import describe_job, read_all
+from specrej.batch.description import describe_job
+from specrej.batch.job import read_all
 from specrej.batch.output import open_output
 from specrej.batch.preferences import write_pairs, write_sft
 from specrej.evaluation.bench import parse_methods, run_bench

@@ -18,7 +18,8 @@ from fakes import FakeEngine, FakeReward
 from jobs import SETTINGS, openai, plain, rows_in, run_job, without_seconds, write_requests
 from specrej.batch import cluster
 from specrej.batch.cluster import ray_rows
-from specrej.batch.job import describe_job, read_all, run_batch
+from specrej.batch.description import describe_job
+from specrej.batch.job import read_all, run_batch
 from specrej.batch.output import open_output
 from specrej.batch.ray import Opening
 from specrej.batch.requests import Request

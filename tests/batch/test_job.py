@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 import specrej
 from fakes import FakeEngine, FakeReward, by_hash
 from jobs import SETTINGS, TOTAL_BYTES, openai, plain, rows_in, run_job, without_seconds, write_requests
-from specrej.batch.job import describe_job, local_rows, read_all, run_batch
+from specrej.batch.description import describe_job
+from specrej.batch.job import local_rows, read_all, run_batch
 from specrej.batch.output import Output, open_output
 from specrej.batch.requests import Request
 from specrej.batch.rows import row_id

@@ -40,7 +40,7 @@ def local_ray(**how: Any) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     sources = Path(__file__).parents[2] / "src"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(sources), str(Path(__file__).parent)]))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(sources), str(Path(__file__).parents[1])]))
         patch.setenv("RAY_TMPDIR", directory)
         patch.setenv("RAY_AUTH_MODE", "disabled")  # leaves a token in the home directory
         patch.setenv("RAY_worker_niceness", "0")

@@ -13,7 +13,8 @@ import specrej
 from extremes import EXTREMES
 from fakes import FakeReward
 from jobs import openai, plain, write_requests
-from specrej.batch.job import describe_job, local_rows, read_all, run_batch
+from specrej.batch.description import describe_job
+from specrej.batch.job import local_rows, read_all, run_batch
 from specrej.batch.output import open_output
 from specrej.batch.rows import row_id
 from specrej.engines.torch.engine import TorchEngine

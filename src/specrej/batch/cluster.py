@@ -49,9 +49,9 @@ def ray_rows(
         opening: what every actor opens.
         address: of the cluster's head, such as "10.0.0.1:6379", from one of its nodes; "local" starts a Ray of this
             process. By default the cluster that RAY_ADDRESS names, else one that runs on this machine, else "local".
-        actors: see `specrej.batch.ray.generate_dataset`.
-        gpus_per_actor: see `specrej.batch.ray.generate_dataset`.
-        cpus_per_actor: see `specrej.batch.ray.generate_dataset`.
+        actors: see `specrej.ray.generate_dataset`.
+        gpus_per_actor: see `specrej.ray.generate_dataset`.
+        cpus_per_actor: see `specrej.ray.generate_dataset`.
 
     Raises:
         UsageError: an argument that cannot be honoured, no Ray is installed or answers, or no node holds an actor.

@@ -13,28 +13,23 @@ makes rows with `end`. What it gives is written here, by one writer. A prompt th
 stopped the job.
 """
 
-import hashlib
-import json
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from specrej.api import run_many
-from specrej.batch.output import JobInfo, Output, RequestsInfo
+from specrej.batch.output import Output
 from specrej.batch.requests import BrokenRequest, Request, read_requests
 from specrej.batch.rows import failure_of, row_of
 from specrej.engines.base import Engine
-from specrej.engines.opening import installed_versions
 from specrej.errors import SpecrejError, UsageError
 from specrej.flops import FlopsRow, flops_of
 from specrej.rewards.base import Reward, flops_per_token_of
 from specrej.search.pool import Pool
 from specrej.search.scheduler import Outcome
 from specrej.settings import Settings
-from specrej.version import __version__
 
 
 class Ended(NamedTuple):
@@ -72,50 +67,6 @@ def _of_this_model(request: Request | BrokenRequest, model: str) -> Request | Br
         hint="give the job the rows of one model, and --model its name as they spell it",
     )
     return BrokenRequest(id=request.id, line=request.line, error=error, form=request.form)
-
-
-def describe_job(
-    requests: Iterable[Request | BrokenRequest],
-    settings: Settings,
-    num_kept: int,
-    *,
-    model: str | Path,
-    reward: str,
-    engine: str = "torch",
-    engine_args: Mapping[str, Any] | None = None,
-    weights: str | None = None,
-    device: str | None = None,
-    special_tokens: str = "text",
-) -> JobInfo:
-    """What is written beside the output: it tells one job from another. Model, engine and reward as the user says."""
-    digest, num_rows, common = hashlib.sha256(), 0, settings.to_dict()
-    for request in requests:
-        digest.update(json.dumps(_asked(request, common), sort_keys=True).encode() + b"\n")
-        num_rows += 1
-    return JobInfo(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        settings=settings.to_dict(),
-        num_kept=num_kept,
-        model=str(model),
-        engine=engine,
-        engine_args=dict(engine_args or {}),
-        weights=weights,
-        device=device,
-        special_tokens=special_tokens,
-        reward=reward,
-        requests=RequestsInfo(sha256=digest.hexdigest(), num_rows=num_rows),
-        versions={"specrej": __version__, **installed_versions()},
-    )
-
-
-def _asked(request: Request | BrokenRequest, common: dict[str, Any]) -> list[Any]:
-    """What decides a request's row beside the settings that all have in common."""
-    if isinstance(request, BrokenRequest):
-        return [request.id, request.form, str(request.error)]
-    own = {name: value for name, value in request.settings.to_dict().items() if value != common[name]}
-    wanted = request.completion
-    shown = wanted and [wanted.kind, wanted.num_answers, wanted.has_logprobs, *wanted.returned]
-    return [request.id, request.prompt, own, shown]
 
 
 def local_rows(engine: Engine, reward: Reward, pool: Pool, in_flight: int) -> RowsOf:

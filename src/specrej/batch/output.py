@@ -18,45 +18,17 @@ from dataclasses import dataclass
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from filelock import FileLock, Timeout
 
+from specrej.batch.description import JobInfo
 from specrej.batch.rows import row_id
 from specrej.batch.summary import Tally, figures_of
 from specrej.errors import UsageError
 from specrej.journal import Journal, write_json
 
 Row = Mapping[str, Any]
-
-
-class RequestsInfo(TypedDict):
-    """What is asked."""
-
-    sha256: str
-    """Of ids, conversations, and what rows set for themselves; whatever the file looks like."""
-    num_rows: int
-
-
-class JobInfo(TypedDict):
-    """What makes a job the same job: all but `created` must be equal on resuming.
-
-    What decides only the speed is left out: the memory that prompts share, how many are in flight, how many machines.
-    """
-
-    created: str
-    settings: dict[str, Any]
-    """See `specrej.settings.Settings`; rows in OpenAI's form may override them."""
-    num_kept: int
-    model: str
-    engine: str
-    engine_args: dict[str, Any]
-    weights: str | None
-    device: str | None
-    special_tokens: str
-    reward: str
-    requests: RequestsInfo
-    versions: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)

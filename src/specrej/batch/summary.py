@@ -11,14 +11,12 @@ summary = summarize(whole, now, seconds=12.5, pool=pool, job=info)
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
+from specrej.batch.description import JobInfo
 from specrej.batch.rows import row_id
 from specrej.flops import FlopsRow, total_of
 from specrej.search.pool import Pool
-
-if TYPE_CHECKING:
-    from specrej.batch.output import JobInfo
 
 
 class Figures(NamedTuple):
@@ -86,7 +84,7 @@ class Summary(TypedDict):
     reward: RewardSummary
     tokens: TokensSummary
     this_run: SittingSummary
-    job: "JobInfo"
+    job: JobInfo
 
 
 def figures_of(row: Mapping[str, Any]) -> Figures:
@@ -134,7 +132,7 @@ class Tally:
             )
 
 
-def summarize(whole: Tally, now: Tally, *, output: str, seconds: float, pool: Pool | None, job: "JobInfo") -> Summary:
+def summarize(whole: Tally, now: Tally, *, output: str, seconds: float, pool: Pool | None, job: JobInfo) -> Summary:
     """The summary in JSON's types.
 
     Args:

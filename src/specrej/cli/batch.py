@@ -29,8 +29,9 @@ from specrej.memory import format_bytes, parse_bytes
 from specrej.settings import Settings
 
 if TYPE_CHECKING:
+    from specrej.batch.description import JobInfo
     from specrej.batch.job import RowsOf
-    from specrej.batch.output import JobInfo, Output
+    from specrej.batch.output import Output
     from specrej.batch.requests import BrokenRequest, Request
     from specrej.batch.summary import Summary, Tally
     from specrej.search.pool import Pool
@@ -122,7 +123,8 @@ def batch(
     **given: Any,
 ) -> None:
     """Answer many prompts, each as generate would; a job that was stopped, or killed, goes on with --resume."""
-    from specrej.batch.job import describe_job, read_all
+    from specrej.batch.description import describe_job
+    from specrej.batch.job import read_all
     from specrej.batch.summary import summarize
     from specrej.cli import display
 
