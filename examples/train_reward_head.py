@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import LlamaForSequenceClassification
+from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
-from specrej.engines.torch.loading import load_pretrained
 from specrej.evaluation.correlation import correlate
 from specrej.evaluation.trace import Trace, load
+from specrej.hub.pretrained import open_pretrained
 
 Floats = NDArray[np.float64]
 PENALTIES = tuple(float(10**power) for power in range(0, 7))
@@ -83,7 +83,7 @@ def report(head: Floats, unseen: Sequence[Trace]) -> None:
 
 def save(head: Floats, model: str, directory: Path) -> None:
     """The generator's backbone with this head, as transformers saves classifiers."""
-    generator, tokenizer = load_pretrained(model, torch.device("cpu"))
+    generator, tokenizer = open_pretrained(model, AutoModelForCausalLM, "a causal language model", device="cpu")
     config: Any = generator.config
     config.num_labels = 1
     if config.pad_token_id is None:

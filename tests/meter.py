@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from specrej.attention import layout
 from specrej.engines.torch import engine as engine_module
 
 TORCH = Path(torch.__file__).parent
-ENGINE = Path(engine_module.__file__).parent
+ROOMS = {Path(engine_module.__file__).parent, Path(layout.__file__).parent}
+"""Of the engine, and of the KV that it holds."""
 RESERVING = ("aten.empty", "aten.new_empty", "aten.zeros", "aten.new_zeros", "aten.full", "aten.new_full")
 """Operators that reserve memory without computing: called by the engine itself, they make blocks for KV."""
 
@@ -72,7 +74,7 @@ def _is_called_by_the_engine() -> bool:
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         if path != Path(__file__) and TORCH not in path.parents:
-            return ENGINE in path.parents
+            return not ROOMS.isdisjoint(path.parents)
         frame = frame.f_back
     return False
 

@@ -9,6 +9,7 @@ import torch
 from transformers import BertConfig, BertLMHeadModel
 
 from specrej.attention import groups
+from specrej.attention.layout import PREFILL_CHUNK
 from specrej.engines.base import Token
 from specrej.engines.torch import engine as engine_module
 from specrej.engines.torch.loading import wrap
@@ -119,7 +120,7 @@ def test_chunks_and_granules_of_the_default_size(monkeypatch: pytest.MonkeyPatch
     model = make_model("gemma2", max_position_embeddings=2048)
     expected = reference(model)
     engine = make_engine(model)
-    prompt_ids = make_ids(engine_module.PREFILL_CHUNK + 30)
+    prompt_ids = make_ids(PREFILL_CHUNK + 30)
     handle = engine.open(prompt_ids, SamplingParams(max_new_tokens=groups.GRANULE + 10), BUDGET)
     engine.add(handle, range(2))
     answers = decode(engine)

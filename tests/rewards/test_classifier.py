@@ -300,9 +300,9 @@ def test_a_checkpoint_without_a_head_is_refused(tmp_path: Path, capfd: pytest.Ca
     language_model = LlamaForCausalLM(LlamaConfig(num_key_value_heads=1, **SMALL))
     directory = save(tmp_path, language_model, chat_tokenizer())
     capfd.readouterr()
-    with pytest.raises(ModelError, match=r"no trained classifier: it lacks score\.weight") as caught:
+    with pytest.raises(ModelError, match=r"a sequence classifier: weights are missing, score\.weight") as caught:
         ClassifierReward(directory)
-    assert "no reward head" in str(caught.value.hint)
+    assert "trained as a sequence classifier" in str(caught.value.hint)
     assert capfd.readouterr() == ("", "")
 
 
@@ -319,7 +319,6 @@ def test_a_model_that_is_not_there_or_broken_is_a_model_error(llama: str, tmp_pa
     no_tokenizer = tmp_path / "no_tokenizer"
     chat_model("llama").save_pretrained(no_tokenizer)
     for directory in (tmp_path / "nowhere", tmp_path, broken, no_tokenizer):
-        with pytest.raises(ModelError, match="cannot be opened") as caught:
+        with pytest.raises(ModelError, match=r"cannot open|holds no model|can open") as caught:
             ClassifierReward(directory)
-        assert caught.value.__cause__ is not None
         assert caught.value.hint

@@ -143,7 +143,7 @@ def test_a_checkpoint_without_a_pooler_will_do_but_not_one_without_layers(tmp_pa
     )
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
-    with pytest.raises(ModelError, match=r"not that of an encoder: it lacks .*layer\.2"):
+    with pytest.raises(ModelError, match=r"not that of an encoder: weights are missing, .*layer\.2"):
         EmbeddingReward(tmp_path)
 
 
@@ -153,7 +153,7 @@ def test_errors_name_what_failed(pair: Any, tmp_path: Path) -> None:
         reward.open(PROMPT).score([ANSWERS[0], Candidate(99, text="run " * 50), *ANSWERS[1:3]])
     with pytest.raises(RewardError, match="failed on the reference"):
         reward.open([{"role": "user", "content": "run " * 50}])
-    with pytest.raises(ModelError, match="cannot be opened"):
+    with pytest.raises(ModelError, match=r"cannot open|holds no model|can open"):
         as_reward(f"embedding:{tmp_path}")
     with pytest.raises(UsageError, match="needs a model"):
         as_reward("embedding")

@@ -195,7 +195,7 @@ def test_errors_say_what_to_do(pair: Any, tmp_path: Path) -> None:
         ProcessReward(pair, max_tokens=0)
     with pytest.raises(UsageError, match="has its device"):
         ProcessReward(pair, dtype=torch.float32)
-    with pytest.raises(ModelError, match="cannot be opened"):
+    with pytest.raises(ModelError, match=r"cannot open|holds no model|can open"):
         as_reward(f"process:{tmp_path}")
 
 
@@ -214,7 +214,7 @@ def test_a_checkpoint_without_a_head_is_refused(tmp_path: Path) -> None:
     make_classifier().model.save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     assert "TokenClassification" not in json.loads((tmp_path / "config.json").read_text())["architectures"][0]
-    with pytest.raises(ModelError, match="not that of a token classifier: it lacks score"):
+    with pytest.raises(ModelError, match="not that of a token classifier: weights are missing, score"):
         ProcessReward(tmp_path)
 
 

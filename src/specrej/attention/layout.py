@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 from specrej.flops import head_dim
 
+PREFILL_CHUNK = 512
+"""Prompt tokens per forward pass: bounds what prefilling a long prompt needs beside its KV."""
+
 
 class KvLayout(NamedTuple):
     """How much KV there is, and by what rule the block of a prompt's candidates grows.

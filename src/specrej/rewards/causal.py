@@ -20,10 +20,9 @@ from torch import Tensor
 
 from specrej.attention.attention import IMPLEMENTATION, ExtendPass, Pass, PrefillPass
 from specrej.attention.groups import Group
-from specrej.attention.layout import KvLayout
+from specrej.attention.layout import PREFILL_CHUNK, KvLayout
 from specrej.attention.linear import pack_linears
-from specrej.engines.torch.engine import PREFILL_CHUNK
-from specrej.engines.torch.loading import TOLERANCE, Recorder, check_kinds, check_windows
+from specrej.attention.verify import Recorder, verify
 from specrej.errors import ModelError
 from specrej.hub.quiet import quiet_transformers
 
@@ -110,33 +109,19 @@ class CausalScorer:
         finally:
             self._model.set_attn_implementation(self._own_attention)
 
-    @torch.inference_mode()
     def _verify(self) -> KvLayout:
         """Compare with the classifier's own logits on short rows; what a token holds in KV."""
         model, config = self._model, self._model.config.get_text_config()
-        architecture = type(model).__name__
-        check_kinds(model, config)
         _check_rope(model)
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(config.vocab_size, (_PROBE_PROMPT + sum(_PROBE_ROWS),), generator=generator)
         ids[ids == config.pad_token_id] += 1 if config.pad_token_id == 0 else -1  # pooling would pass over it
         prompt, *rows = (piece.tolist() for piece in torch.split(ids, [_PROBE_PROMPT, *_PROBE_ROWS]))
-        try:
-            expected = [model(torch.tensor([prompt + row], device=model.device)).logits[0] for row in rows]
-            actual, recorder = self._probe(prompt, rows)
-        except ModelError:
-            raise
-        except Exception as error:
-            raise ModelError(f"{architecture} does not run on the torch engine's attention: {error!r}") from error
-        check_windows(architecture, config, recorder)
-        logits = torch.stack(expected).float()
-        difference = ((actual - logits).abs().max() / logits.abs().max()).item()
-        if not difference <= TOLERANCE[model.dtype]:
-            raise ModelError(
-                f"logits of {architecture} differ from transformers' own by {difference:.1e} of the largest"
-            )
-        sizes = list(recorder.tensor_sizes.values())
-        return KvLayout(sum(key + value for key, value in sizes), max(max(pair) for pair in sizes), granule=1)
+
+        def expect() -> Tensor:
+            return torch.stack([model(torch.tensor([prompt + row], device=model.device)).logits[0] for row in rows])
+
+        return verify(model, expect, lambda: self._probe(prompt, rows)).layout(granule=1)
 
     def _probe(self, prompt: list[int], rows: list[list[int]]) -> tuple[Tensor, Recorder]:
         """Logits `[rows, outputs]` after each row, read in two pieces of different lengths."""

@@ -18,18 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from specrej.attention.prefixes import longest_prefix
-from specrej.errors import ModelError, UsageError
 from specrej.flops import linear_flops
-from specrej.hub.quiet import quiet_transformers
+from specrej.hub.pretrained import LoadedModel
 from specrej.rewards.base import RewardSession, Scores, StatelessSession
 from specrej.rewards.causal import CausalScorer
 from specrej.rewards.conversations import ConversationReader, Partial, Row, check_options, name_of, until_pooled
 from specrej.rewards.incremental import Conversations, IncrementalSession
 from specrej.rewards.labels import choose_outputs, weigh
-from specrej.rewards.pretrained import LoadedModel, score_by_length, token_limit
+from specrej.rewards.pretrained import open_network, score_by_length, token_limit
 from specrej.rewards.together import alone, score_each, score_jointly
 from specrej.types import Candidate, Message
 
@@ -91,15 +90,14 @@ class ClassifierReward:
         """
         check_options(partial=partial, memory_bytes=memory_bytes, batch_size=batch_size, max_tokens=max_tokens)
         self._model: Any  # transformers leaves much of it untyped
-        if isinstance(model, tuple):
-            if device is not None or dtype is not None:
-                raise UsageError("a loaded model has its device and dtype", hint="move the model before you give it")
-            self._model, tokenizer = model
-            source = self._model.name_or_path or type(self._model).__name__
-        else:
-            self._model, tokenizer = open_classifier(str(model), device, dtype, trust_remote_code)
-            source = str(model)
-        self._model.eval()
+        self._model, tokenizer, source = open_network(
+            model,
+            AutoModelForSequenceClassification,
+            "a sequence classifier",
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+        )
         self.flops_per_token: float | None = linear_flops(self._model)
         self._text_config = self._model.config.get_text_config()
         self._batch_size = batch_size
@@ -190,34 +188,6 @@ def default_memory(device: torch.device) -> int:
     if device.type != "cuda":
         return _MEMORY_BYTES
     return int(torch.cuda.mem_get_info(device)[0] * _MEMORY_SHARE)
-
-
-def open_classifier(model: str, device: str | None, dtype: torch.dtype | None, trust_remote_code: bool) -> LoadedModel:
-    """The classifier and its tokenizer, from a Hugging Face id or a local directory.
-
-    Raises:
-        ModelError: it cannot be read, or its checkpoint lacks weights, which would be random ones then.
-    """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    wanted = dtype or (torch.float32 if torch.device(device).type == "cpu" else "auto")
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-            network, report = AutoModelForSequenceClassification.from_pretrained(
-                model, dtype=wanted, output_loading_info=True, trust_remote_code=trust_remote_code
-            )
-    except Exception as exc:
-        raise ModelError(
-            f"the reward model {model!r} cannot be opened: {type(exc).__name__}: {exc}",
-            hint="give a local directory or a Hugging Face id of a sequence classifier with its tokenizer",
-        ) from exc
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError(
-            f"the checkpoint of {model!r} is no trained classifier: it lacks {', '.join(missing[:5])}",
-            hint="a language model has no reward head: give a checkpoint trained for sequence classification",
-        )
-    network.config.get_text_config().use_cache = False  # nothing is generated: KV would be memory for nothing
-    return network.to(device), tokenizer
 
 
 def _pad(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:

@@ -25,9 +25,10 @@ from transformers import AutoModel
 from specrej.errors import RewardError, UsageError
 from specrej.flops import linear_flops
 from specrej.hub.contents import warn_of_parsed
+from specrej.hub.pretrained import LoadedModel
 from specrej.rewards.base import StatelessSession
 from specrej.rewards.function import last_question
-from specrej.rewards.pretrained import LoadedModel, open_pretrained, pad_right, score_by_length, token_limit
+from specrej.rewards.pretrained import open_network, pad_right, score_by_length, token_limit
 from specrej.rewards.references import read_references
 from specrej.rewards.spec import parse_options
 from specrej.rewards.together import alone, score_jointly
@@ -74,7 +75,7 @@ class EmbeddingReward:
             if size is not None and size < 1:
                 raise UsageError(f"{size_name} must be at least 1, got {size!r}")
         self._find = last_question if reference is None else read_references(reference)
-        self._network, self._tokenizer, source = open_pretrained(
+        self._network, self._tokenizer, source = open_network(
             model, AutoModel, "an encoder", device=device, dtype=dtype, unused="pooler"
         )
         self.flops_per_token: float | None = linear_flops(self._network)

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 
 from specrej.attention.groups import Group
+from specrej.attention.layout import PREFILL_CHUNK
 from specrej.attention.prefixes import longest_prefix
-from specrej.engines.torch.engine import PREFILL_CHUNK
 from specrej.rewards.causal import CausalScorer
 from specrej.rewards.labels import weigh
 from specrej.rewards.pretrained import naming

@@ -1,6 +1,6 @@
 """What rewards share that read with a transformers model: opening it, its length limit, batches of like length.
 
-    network, tokenizer, source = open_pretrained("org/model", AutoModel, "an encoder")
+    network, tokenizer, source = open_network("org/model", AutoModel, "an encoder")
     limit = token_limit(network, tokenizer)
     scores = score_by_length("embedding:org/model", candidates, lengths, 16, forward)
     ids, mask = pad_right([[5, 6, 7], [5]], network)
@@ -15,39 +15,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from specrej.errors import ModelError, RewardError, UsageError
-from specrej.hub.defaults import DEFAULT_MODELS, locate
-from specrej.hub.quiet import quiet_transformers
+from specrej.errors import RewardError, UsageError
+from specrej.hub.pretrained import LoadedModel, open_pretrained
 from specrej.types import Candidate
 
-LoadedModel = tuple[PreTrainedModel, PreTrainedTokenizerBase]
-"""A model and its tokenizer, as transformers opens them."""
 
-
-def open_pretrained(
-    model: str | Path | LoadedModel,
-    auto: Any,
-    kind: str,
-    *,
-    device: str | None = None,
-    dtype: torch.dtype | None = None,
-    unused: str | None = None,
+def open_network(
+    model: str | Path | LoadedModel, auto: Any, kind: str, *, device: str | None, dtype: torch.dtype | None, **how: Any
 ) -> tuple[Any, Any, str]:
-    """A model in evaluation mode, its tokenizer, and what it is called.
+    """A reward's model in evaluation mode, its tokenizer, and what it is called.
 
     Args:
-        model: a Hugging Face id, a local directory, a default generator's name, or a loaded model with its tokenizer,
-            which is taken over.
-        auto: the class of transformers that opens it, for example AutoModel.
+        model: see `specrej.hub.pretrained.open_pretrained`; or a loaded model with its tokenizer, which is taken over.
+        auto: the class of transformers that opens it.
         kind: what is expected, for the message: "an encoder".
-        device: by default CUDA where there is some, else the CPU. Not for a loaded model.
-        dtype: by default float32 on the CPU, that of the checkpoint elsewhere. Not for a loaded model.
-        unused: a part of the network that the caller does not read, so that the checkpoint may lack its weights.
+        device: not for a loaded model.
+        dtype: not for a loaded model.
+        how: see `open_pretrained`.
 
     Raises:
-        ModelError: it cannot be read, or its checkpoint lacks weights, which would be random ones then.
+        ModelError: it cannot be read, or its checkpoint lacks weights.
         UsageError: device or dtype for a loaded model.
     """
     if isinstance(model, tuple):
@@ -55,29 +43,9 @@ def open_pretrained(
             raise UsageError("a loaded model has its device and dtype", hint="move the model before you give it")
         network: Any = model[0]
         return network.eval(), model[1], network.name_or_path or type(network).__name__
-    source = str(model)
-    is_default = source in DEFAULT_MODELS and DEFAULT_MODELS[source].kind == "generator" and not Path(source).is_dir()
-    path = str(locate(source)) if is_default else source
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    wanted = dtype or (torch.float32 if torch.device(device).type == "cpu" else "auto")
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            network, report = auto.from_pretrained(
-                path, dtype=wanted, output_loading_info=True, trust_remote_code=False
-            )
-    except Exception as error:  # a broken file fails in whatever library reads it
-        raise ModelError(
-            f"the reward model {source!r} cannot be opened: {type(error).__name__}: {error}",
-            hint=f"give a local directory or a Hugging Face id of {kind} with its tokenizer",
-        ) from error
-    if missing := sorted(name for name in report["missing_keys"] if unused is None or unused not in name):
-        raise ModelError(
-            f"the checkpoint of {source!r} is not that of {kind}: it lacks {', '.join(missing[:5])}",
-            hint=f"give a checkpoint trained as {kind}",
-        )
+    network, tokenizer = open_pretrained(model, auto, kind, device=device, dtype=dtype, **how)
     network.config.get_text_config().use_cache = False  # nothing is generated: KV would be memory for nothing
-    return network.to(device).eval(), tokenizer, source
+    return network, tokenizer, str(model)
 
 
 def token_limit(network: Any, tokenizer: Any) -> int | None:

@@ -27,10 +27,11 @@ from transformers import AutoModelForTokenClassification
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.flops import linear_flops
 from specrej.hub.contents import ChatTokenizer
+from specrej.hub.pretrained import LoadedModel
 from specrej.rewards.base import StatelessSession
 from specrej.rewards.function import last_question
 from specrej.rewards.labels import choose_output
-from specrej.rewards.pretrained import LoadedModel, open_pretrained, pad_right, score_by_length, token_limit
+from specrej.rewards.pretrained import open_network, pad_right, score_by_length, token_limit
 from specrej.rewards.spec import parse_flag, parse_options
 from specrej.rewards.together import alone, score_jointly
 from specrej.types import Candidate, Message
@@ -101,7 +102,7 @@ class ProcessReward:
         for size_name, size in (("batch_size", batch_size), ("max_tokens", max_tokens)):
             if size is not None and size < 1:
                 raise UsageError(f"{size_name} must be at least 1, got {size!r}")
-        self._network, self._tokenizer, source = open_pretrained(
+        self._network, self._tokenizer, source = open_network(
             model, AutoModelForTokenClassification, "a token classifier", device=device, dtype=dtype
         )
         self._chat = ChatTokenizer(self._tokenizer)

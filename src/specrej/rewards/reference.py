@@ -29,9 +29,10 @@ from transformers import AutoModelForCausalLM
 
 from specrej.errors import PromptError, RewardError, UnknownNameError, UsageError
 from specrej.flops import linear_flops
+from specrej.hub.pretrained import LoadedModel
 from specrej.hub.tokenizers import TextCodec
 from specrej.rewards.base import StatelessSession
-from specrej.rewards.pretrained import LoadedModel, open_pretrained, pad_right, score_by_length, token_limit
+from specrej.rewards.pretrained import open_network, pad_right, score_by_length, token_limit
 from specrej.rewards.spec import parse_flag, parse_options
 from specrej.rewards.together import alone, score_jointly
 from specrej.types import Candidate, Message
@@ -81,7 +82,7 @@ class ReferenceReward:
         for size_name, size in (("batch_size", batch_size), ("max_tokens", max_tokens)):
             if size is not None and size < 1:
                 raise UsageError(f"{size_name} must be at least 1, got {size!r}")
-        self._network, self._tokenizer, source = open_pretrained(
+        self._network, self._tokenizer, source = open_network(
             model, AutoModelForCausalLM, "a causal language model", device=device, dtype=dtype
         )
         self._codec = TextCodec(self._tokenizer)

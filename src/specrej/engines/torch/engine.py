@@ -23,7 +23,7 @@ from torch import Tensor
 
 from specrej.attention.attention import DecodePass, Pass, PrefillPass
 from specrej.attention.groups import Group
-from specrej.attention.layout import Claim, KvLayout
+from specrej.attention.layout import PREFILL_CHUNK, Claim, KvLayout
 from specrej.attention.prefixes import PromptPart
 from specrej.engines.base import PROMPTS_IN_TOTAL, Detokenizer, Memory, Overhead, Token
 from specrej.engines.streams import uniforms
@@ -32,9 +32,6 @@ from specrej.errors import DeviceMemoryError, EngineError, PromptError, UsageErr
 from specrej.flops import ModelFlops
 from specrej.hub.tokenizers import TextCodec
 from specrej.types import FinishReason, Prompt, SamplingParams
-
-PREFILL_CHUNK = 512
-"""Prompt tokens per forward pass: bounds what prefilling a long prompt needs beside its KV."""
 
 _NOT_FINITE = "the model's logits are not finite (NaN or infinity)"
 _NOT_FINITE_HINT = "its weights are broken, or overflow in this precision: try weights or a dtype of more range"

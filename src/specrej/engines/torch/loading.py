@@ -9,30 +9,27 @@ through ours, a prompt in chunks and then token by token. An architecture whose 
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import Tensor
+from transformers import AutoModelForCausalLM
 
-from specrej.attention import groups
-from specrej.attention.attention import IMPLEMENTATION, DecodePass, Pass, PrefillPass
-from specrej.attention.groups import Group, Scoring
-from specrej.attention.layout import KvLayout
+from specrej.attention.attention import IMPLEMENTATION, DecodePass, PrefillPass
+from specrej.attention.groups import GRANULE, Group
+from specrej.attention.layout import PREFILL_CHUNK, KvLayout
 from specrej.attention.linear import WEIGHTS, pack_linears
+from specrej.attention.verify import Recorder, verify
 from specrej.engines.opening import EngineOptions
-from specrej.engines.torch.engine import PREFILL_CHUNK, TorchEngine
-from specrej.errors import ModelError, SpecrejError, UnknownNameError, UsageError
+from specrej.engines.torch.engine import TorchEngine
+from specrej.errors import UnknownNameError, UsageError
 from specrej.flops import AttentionFlops, ModelFlops, linear_flops
+from specrej.hub.pretrained import open_device, open_pretrained
 from specrej.hub.quiet import quiet_transformers
-from specrej.hub.sources import first_line, locate_model, unknown_model
 from specrej.hub.tokenizers import TextCodec
 
 _PROBE_PROMPT, _PROBE_NEW = 9, 4
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Largest difference of two logits that counts as the same, as a share of the largest logit."""
 
 
 def open_engine(
@@ -51,7 +48,10 @@ def open_engine(
         UsageError: there is no such device.
         ModelError: not a causal LM, a broken directory, or an architecture that the engine cannot honour.
     """
-    loaded, tokenizer = load_pretrained(model, _device(device))
+    dtype = None if open_device(device).type == "cpu" else torch.bfloat16
+    loaded, tokenizer = open_pretrained(
+        model, AutoModelForCausalLM, "a causal language model", device=device, dtype=dtype
+    )
     return wrap(loaded, tokenizer, weights=weights, name=str(model), special_tokens=special_tokens)
 
 
@@ -97,62 +97,6 @@ def wrap(
     )
 
 
-def load_pretrained(model: str | Path, device: torch.device) -> tuple[Any, Any]:
-    """The transformers model and tokenizer of a name, an id or a directory."""
-    name = str(model)
-    model = locate_model(model)
-    gguf = _gguf_file(Path(model))
-    # Code that comes with a checkpoint is never run, and nobody is asked on the terminal whether it may.
-    arguments = {"trust_remote_code": False, **({} if gguf is None else {"gguf_file": gguf})}
-    # Half-precision arithmetic is emulated on most CPUs, a hundred times slower.
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(str(model), **arguments)
-            opened: Any = AutoModelForCausalLM.from_pretrained(
-                str(model), dtype=dtype, output_loading_info=True, **arguments
-            )
-    except OSError as error:
-        if "/" in name or Path(name).exists():
-            raise ModelError(f"cannot open the model {name!r}: {first_line(error)}") from error
-        raise unknown_model(name) from error
-    except Exception as error:  # a broken file fails in whatever library reads it
-        raise ModelError(
-            f"{name!r} is not a causal language model that transformers can open: {first_line(error)}",
-            hint="a generator is opened with AutoModelForCausalLM; give a reward model as the reward",
-        ) from error
-    loaded, report = opened
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError(
-            f"{name!r} is not a whole causal language model: weights are missing, {missing[0]} for one",
-            hint="give a model trained to write text; give a reward model as the reward",
-        )
-    return cast("Any", loaded).to(device), tokenizer
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"cannot compute on the device {name!r}: {first_line(error)}") from error
-    return device
-
-
-def _gguf_file(directory: Path) -> str | None:
-    """The one GGUF file of a directory that holds no model in transformers' own format."""
-    if not directory.is_dir() or (directory / "config.json").exists():
-        return None
-    files = sorted(path.name for path in directory.glob("*.gguf"))
-    if not files:
-        raise ModelError(f"{directory} holds no model: neither config.json nor a GGUF file")
-    if len(files) > 1:
-        raise ModelError(
-            f"{directory} holds {len(files)} GGUF files: {', '.join(files)}", hint="keep one of them there"
-        )
-    return files[0]
-
-
 def _eos_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
     """All tokens that end an answer: the generation config's, else the tokenizer's."""
     eos = generation_config.eos_token_id if generation_config is not None else None
@@ -161,23 +105,6 @@ def _eos_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
     if eos is None:
         return frozenset()
     return frozenset(eos if isinstance(eos, list) else [eos])
-
-
-@dataclass
-class Recorder:
-    """Passes on to another pass and notes what each layer asked for, and the shapes of its KV and its heads."""
-
-    inner: Pass
-    scoring: dict[int, Scoring] = field(default_factory=dict)
-    tensor_sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
-    pair_flops: dict[int, int] = field(default_factory=dict)
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
-        self.scoring[layer] = scoring
-        size = key.element_size()
-        self.tensor_sizes[layer] = (key[0, :, 0].numel() * size, value[0, :, 0].numel() * size)
-        self.pair_flops[layer] = 2 * query.shape[1] * (query.shape[3] + value.shape[3])
-        return self.inner.attend(layer, query, key, value, scoring)
 
 
 @torch.inference_mode()
@@ -189,29 +116,21 @@ def _verify(model: Any) -> tuple[KvLayout, ModelFlops]:
     Raises:
         ModelError: the logits differ, or the model cannot run on our attention; says why.
     """
-    architecture, config = type(model).__name__, model.config.get_text_config()
-    check_kinds(model, config)
+    vocab_size = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(config.vocab_size, (2, _PROBE_PROMPT + _PROBE_NEW), generator=generator).to(model.device)
+    ids = torch.randint(vocab_size, (2, _PROBE_PROMPT + _PROBE_NEW), generator=generator).to(model.device)
     ids[1, :_PROBE_PROMPT] = ids[0, :_PROBE_PROMPT]
-    expected = model(input_ids=ids, use_cache=False).logits.float()
-    try:
+
+    def expect() -> Tensor:
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits[:, _PROBE_PROMPT - 1 :]
+        return logits
+
+    def probe() -> tuple[Tensor, Recorder]:
         model.set_attn_implementation(IMPLEMENTATION)
-        actual, recorder = _probe(model, ids)
-    except SpecrejError:
-        raise
-    except Exception as error:
-        raise ModelError(f"{architecture} does not run on the torch engine: {first_line(error)}") from error
-    check_windows(architecture, config, recorder)
-    difference = (actual - expected[:, -actual.shape[1] :]).abs().max().item() / expected.abs().max().item()
-    if not difference <= TOLERANCE[model.dtype]:
-        raise ModelError(
-            f"{architecture} is not supported by the torch engine: its logits differ from transformers' own by "
-            f"{difference:.1e} of the largest logit"
-        )
-    sizes = list(recorder.tensor_sizes.values())
-    layout = KvLayout(sum(key + value for key, value in sizes), max(max(pair) for pair in sizes), groups.GRANULE)
-    return layout, _flops(model, recorder)
+        return _probe(model, ids)
+
+    recorder = verify(model, expect, probe)
+    return recorder.layout(GRANULE), _flops(model, recorder)
 
 
 def _flops(model: Any, recorder: Recorder) -> ModelFlops:
@@ -230,7 +149,7 @@ def _flops(model: Any, recorder: Recorder) -> ModelFlops:
 def _probe(model: Any, ids: Tensor) -> tuple[Tensor, Recorder]:
     """Logits `[2, new + 1, vocabulary]` for the last prompt token and each token after it, on our attention."""
     prompt = ids[0, :_PROBE_PROMPT].tolist()
-    group = Group(prompt, budget_bytes=0, layout=KvLayout(0, 0, groups.GRANULE), max_slots=_PROBE_NEW)
+    group = Group(prompt, budget_bytes=0, layout=KvLayout(0, 0, GRANULE), max_slots=_PROBE_NEW)
     half = _PROBE_PROMPT // 2
     for start, stop in ((0, half), (half, _PROBE_PROMPT)):
         recorder = Recorder(PrefillPass(group, start))
@@ -247,26 +166,3 @@ def _probe(model: Any, ids: Tensor) -> tuple[Tensor, Recorder]:
         logits.append(output.logits[:, -1])
         group.length += 1
     return torch.stack(logits, dim=1).float(), recorder
-
-
-def check_kinds(model: nn.Module, config: Any) -> None:
-    """Refuse layers that are no attention, or attention of another kind than ours."""
-    architecture = type(model).__name__
-    for module in model.modules():
-        if getattr(module, "is_causal", None) is False:
-            raise ModelError(f"{architecture} is not causal: its {type(module).__name__} sees the tokens to come")
-    for layer, kind in enumerate(getattr(config, "layer_types", None) or []):
-        if kind not in ("full_attention", "sliding_attention"):
-            raise ModelError(
-                f"layer {layer} of {architecture} is of kind {kind!r}, which the torch engine does not honour"
-            )
-
-
-def check_windows(architecture: str, config: Any, recorder: Recorder) -> None:
-    """Refuse layers whose window our attention was not told of: the short text cannot tell them from full attention."""
-    for layer, kind in enumerate(getattr(config, "layer_types", None) or []):
-        scoring = recorder.scoring.get(layer)
-        if scoring is None or (kind == "sliding_attention" and scoring.window is None):
-            raise ModelError(
-                f"layer {layer} of {architecture} does not hand its window to the torch engine's attention"
-            )
