@@ -6,11 +6,12 @@ from functools import cache
 import pytest
 import torch
 
-from conformance import CHECKS, ENDING, Subject, in_pages
 from fakes import FakeEngine
 from paging import PAGE, FakeBackend, paged_engine
 from specrej.engines.opening import open_engine
 from specrej.engines.torch.loading import wrap
+from specrej.testing import EngineSuite, Subject
+from specrej.testing.engines import ENDING, in_pages
 from tiny import CHAT_TEMPLATE, make_model, make_tokenizer
 
 
@@ -45,7 +46,8 @@ def openvino() -> Subject:
 SUBJECTS = [fake, paged, tiny_torch, *(pytest.param(real, marks=pytest.mark.slow) for real in (real_torch, openvino))]
 
 
-@pytest.mark.parametrize("make", SUBJECTS)
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_engine(check: Callable[[Subject], None], make: Callable[[], Subject]) -> None:
-    check(make())
+class TestEngine(EngineSuite):
+    @pytest.fixture(params=SUBJECTS)
+    def subject(self, request: pytest.FixtureRequest) -> Subject:
+        make: Callable[[], Subject] = request.param
+        return make()

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import specrej
-from conformance import ids
 from fakes import FakeEngine, FakeReward
 from paging import PAGE, FakeBackend, paged_engine
 from specrej.engines.paged import Drawn
 from specrej.errors import EngineError, UsageError
 from specrej.search.search import Search
+from specrej.testing.engines import ids
 from specrej.types import Result, SamplingParams
 
 some = settings(max_examples=40, deadline=None, derandomize=True)

@@ -1,13 +1,13 @@
 """The HTTP engine against a real `vllm serve`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from serving import serving
 
-from conformance import CHECKS, Subject
 from specrej.engines.opening import open_engine
 from specrej.hub.defaults import locate
+from specrej.testing import EngineSuite, Subject
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
@@ -31,9 +31,8 @@ def subject() -> Iterator[Subject]:
         )
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_served(check: Callable[[Subject], None], subject: Subject) -> None:
-    check(subject)
+class TestServed(EngineSuite):
+    """With the fixture above."""
 
 
 def test_it_knows_the_server(subject: Subject) -> None:

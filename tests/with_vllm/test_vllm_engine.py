@@ -1,12 +1,12 @@
 """vLLM in process against the list of what every engine must do."""
 
-from collections.abc import Callable
 from functools import cache
 
 import pytest
 from in_process import generator
 
-from conformance import CHECKS, Subject, in_pages
+from specrej.testing import EngineSuite, Subject
+from specrej.testing.engines import in_pages
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
@@ -17,6 +17,7 @@ def in_process() -> Subject:
     return in_pages(generator(), hottest=2.0)
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_in_process(check: Callable[[Subject], None]) -> None:
-    check(in_process())
+class TestInProcess(EngineSuite):
+    @pytest.fixture
+    def subject(self) -> Subject:
+        return in_process()

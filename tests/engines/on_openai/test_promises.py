@@ -1,6 +1,6 @@
 """The promises P1 to P7 on chunks that a real server makes: what every engine must do, and runs drawn at random."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 import specrej
 from completions_server import PAGE, CompletionsServer, playing
-from conformance import CHECKS, Subject
 from fakes import FakeReward, by_hash, in_thirds
 from specrej.engines.openai import OpenAIEngine
 from specrej.search.search import Search
+from specrej.testing import EngineSuite, Subject
 from specrej.types import Result, SamplingParams
 from tiny import save_model
 
@@ -42,9 +42,10 @@ def engine(model: str, server: CompletionsServer) -> OpenAIEngine:
     return opened
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_engine(check: Callable[[Subject], None], engine: OpenAIEngine) -> None:
-    check(Subject(engine, reread=40, unused=CHUNK, prompts=(PROMPT, "Give three tips.", "Name a tree. " * 4)))
+class TestOpenAI(EngineSuite):
+    @pytest.fixture
+    def subject(self, engine: OpenAIEngine) -> Subject:
+        return Subject(engine, reread=40, unused=CHUNK, prompts=(PROMPT, "Give three tips.", "Name a tree. " * 4))
 
 
 def ids(result: Result) -> list[list[int]]:

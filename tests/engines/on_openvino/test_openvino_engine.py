@@ -2,7 +2,7 @@
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 
 import specrej
-from conformance import CHECKS, Subject
 from extremes import EXTREME
 from fakes import FakeReward
 from specrej.engines.openvino_requests import _Candidate, _generation_config
 from specrej.engines.paged import Drawn, PagedEngine
 from specrej.errors import EngineError
+from specrej.testing import EngineSuite, Subject
 from specrej.types import SamplingParams
 from tiny import full_logits, make_ids
 
@@ -52,10 +52,11 @@ def finish(engine: PagedEngine, *keys: int) -> dict[int, list[Drawn]]:
     return drawn
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_conformance(check: Callable[[Subject], None], engine: PagedEngine) -> None:
-    page_bytes = PAGE * engine.layout.bytes_per_token
-    check(Subject(engine, reread=1, measured=lambda: in_use(engine) * page_bytes))
+class TestOpenVINO(EngineSuite):
+    @pytest.fixture
+    def subject(self, engine: PagedEngine) -> Subject:
+        page_bytes = PAGE * engine.layout.bytes_per_token
+        return Subject(engine, reread=1, measured=lambda: in_use(engine) * page_bytes)
 
 
 def test_the_cache_is_as_measured(engine: PagedEngine) -> None:
