@@ -21,7 +21,7 @@ from specrej.engines import opening
 from specrej.engines.base import Engine
 from specrej.errors import BudgetError, SpecrejError, UsageError
 from specrej.memory import format_bytes, parse_bytes
-from specrej.registry import ALGORITHMS, load
+from specrej.registry import find
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward
 from specrej.search.algorithms import Steps
@@ -275,7 +275,7 @@ def prepare(
     """
     settings.check(prompt)
     search = Search(engine, reward, prompt, settings.sampling, settings.memory_bytes, settings.to_dict(), total_bytes)
-    algorithm = load("algorithm", ALGORITHMS, settings.algorithm)
+    algorithm = find("algorithm", settings.algorithm)
     return search, algorithm(search, settings.num_candidates, settings.policy)
 
 

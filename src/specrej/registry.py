@@ -1,22 +1,27 @@
-"""Names of rewards and algorithms, and where each lives. Nothing is imported before it is asked for.
+"""Names of rewards, engines, algorithms and policies, and where each lives. Nothing is imported
+before it is asked for.
 
-Other packages add rewards by entry points of the group `specrej.rewards`; in their pyproject.toml:
+Other packages add their own by entry points of the groups `specrej.rewards`, `specrej.engines`,
+`specrej.algorithms` and `specrej.policies`; in their pyproject.toml:
 
     [project.entry-points."specrej.rewards"]
     brevity = "their_package.rewards:make_brevity"
 
-`make_brevity()` is then the reward `brevity`, `make_brevity("x")` the reward `brevity:x`.
+`make_brevity()` is then the reward `brevity`, `make_brevity("x")` the reward `brevity:x`. What a
+name of the other groups stands for is said in docs/extending.md.
 """
 
+import sys
 from importlib import import_module
+from operator import attrgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specrej.errors import UnknownNameError
+from specrej.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-REWARDS_GROUP = "specrej.rewards"
 REWARDS = {
     "relevance": "specrej.rewards.relevance:parse_relevance",
     "logprob": "specrej.rewards.logprob:LogprobReward",
@@ -45,22 +50,104 @@ ALGORITHMS = {
     "best_of_n": "specrej.search.algorithms:best_of_n",
     "speculative_rejection": "specrej.search.algorithms:speculative_rejection",
 }
+TABLES = {"reward": REWARDS, "engine": ENGINES, "algorithm": ALGORITHMS, "policy": dict[str, str]()}
+"""What specrej itself brings, by kind and name."""
 
 
-def load(kind: str, table: dict[str, str], name: str) -> Any:
-    """The object that `name` stands for.
+def names(kind: str) -> list[str]:
+    """All names of a kind, those of other packages included."""
+    return sorted({*TABLES[kind], *entry_points(kind)})
+
+
+def load(kind: str, name: str) -> Any:
+    """The object that a name of specrej's own stands for.
 
     Raises:
-        UnknownNameError: the table has no such name; near ones are suggested.
+        UnknownNameError: it has no such name; near ones are suggested.
     """
-    if name not in table:
-        raise UnknownNameError(kind, name, table)
-    module, _, attribute = table[name].partition(":")
+    if name not in TABLES[kind]:
+        raise UnknownNameError(kind, name, names(kind))
+    module, _, attribute = TABLES[kind][name].partition(":")
     return getattr(import_module(module), attribute)
 
 
-def entry_points() -> dict[str, "EntryPoint"]:
-    """The rewards of other packages, by name; of equal names the first on `sys.path`."""
-    from importlib.metadata import entry_points  # takes longer to import than the rest of the package
+def find(kind: str, spec: str) -> Any:
+    """What a name, or "module:attribute", stands for: our own name, then one of another package,
+    then a module.
 
-    return {point.name: point for point in reversed(tuple(entry_points(group=REWARDS_GROUP)))}
+    Raises:
+        UnknownNameError: nothing has this name.
+        UsageError: the module, or the package that has the name, cannot be imported.
+    """
+    if spec in TABLES[kind]:
+        return load(kind, spec)
+    if (point := entry_points(kind).get(spec)) is not None:
+        return load_entry_point(kind, point)
+    if ":" in spec:
+        return import_attribute(kind, spec)
+    raise UnknownNameError(kind, spec, names(kind))
+
+
+def entry_points(kind: str) -> dict[str, "EntryPoint"]:
+    """What other packages add, by name; of equal names the first on `sys.path`."""
+    # takes longer to import than the rest of the package
+    from importlib.metadata import entry_points
+
+    group = {"policy": "specrej.policies"}.get(kind, f"specrej.{kind}s")
+    return {point.name: point for point in reversed(tuple(entry_points(group=group)))}
+
+
+def load_entry_point(kind: str, point: "EntryPoint") -> Any:
+    """The object of another package.
+
+    Raises:
+        UsageError: it cannot be imported; names the package.
+    """
+    try:
+        return point.load()
+    except Exception as error:
+        raise UsageError(
+            f"the {kind} {point.name!r} of the package {package_of(point)!r} cannot be made: "
+            f"{type(error).__name__}: {error}",
+            hint=f"see that {point.value} can be imported",
+        ) from error
+
+
+def package_of(point: "EntryPoint") -> str:
+    """The package that a name is from."""
+    return point.dist.name if point.dist else point.module
+
+
+def import_attribute(kind: str, spec: str) -> Any:
+    """What `module:attribute` names; the current directory is searched first.
+
+    Raises:
+        UsageError: it is not of this form, or the module cannot be imported.
+        UnknownNameError: there is no such module, or nothing in it has this name.
+    """
+    module_name, _, attribute = spec.partition(":")
+    if not module_name or not attribute:
+        raise UsageError(
+            f"the {kind} {spec!r} is not of the form module:function", hint=f"known: {', '.join(names(kind))}"
+        )
+    if (here := str(Path.cwd())) not in sys.path:
+        # stays: what is imported may import its neighbours when it is called
+        sys.path.insert(0, here)
+    try:
+        module = import_module(module_name)
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):
+            hint = (
+                f"there is no module {missing!r} in {here} or among the installed ones; write module:function, no .py"
+            )
+            raise UnknownNameError(f"{kind} or module", module_name, names(kind), hint=hint) from error
+        raise UsageError(
+            f"the module {module_name!r} of the {kind} {spec!r} cannot be imported: {type(error).__name__}: {error}",
+            hint=f"see that `python -c 'import {module_name}'` runs in {here}",
+        ) from error
+    try:
+        return attrgetter(attribute)(module)
+    except AttributeError as error:
+        public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise UnknownNameError(f"function of the module {module_name!r}", attribute, public) from error

@@ -101,7 +101,7 @@ def open_engine(
 
 
 def _open(name: str, model: str | Path, options: EngineOptions) -> "Engine":
-    opened: Engine = load("engine", ENGINES, name)(model, options)
+    opened: Engine = load("engine", name)(model, options)
     return opened
 
 

@@ -3,25 +3,24 @@
     as_reward("relevance")                        # a name of the registry
     as_reward("logprob:sum")                      # ... with its argument
     as_reward("classifier:org/model#helpful?partial=open")     # a classifier's output by its label
-    as_reward("org/model")                        # the same from a Hugging Face id or a local directory, also a Path
-    as_reward("ensemble:relevance*0.7+logprob")   # several rewards as one
-    as_reward("theirs:argument")                  # a name that an installed package adds: see `specrej.registry`
-    as_reward("metrics:brevity")                  # a function of a module, looked for in the current directory first
-    as_reward(lambda prompt, texts: [len(text) for text in texts])
+    as_reward("org/model")                        # the same from a Hugging Face id or a local
+    directory, also a Path as_reward("ensemble:relevance*0.7+logprob")   # several rewards as one
+    as_reward("theirs:argument")                  # a name that an installed package adds: see
+    `specrej.registry` as_reward("metrics:brevity")                  # a function of a module,
+    looked for in the current directory first as_reward(lambda prompt, texts: [len(text) for text in
+    texts])
 
-A name of the registry goes before one of a package, that before a directory or an id, and these before a module.
+A name of the registry goes before one of a package, that before a directory or an id, and these
+before a module.
 Rewards are imported when asked for: importing this module loads no torch.
 """
 
-import sys
 from collections.abc import Callable
-from importlib import import_module
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from specrej.errors import SpecrejError, UnknownNameError, UsageError
-from specrej.registry import REWARDS, entry_points, load
+from specrej.registry import REWARDS, entry_points, import_attribute, load, load_entry_point, names, package_of
 from specrej.rewards.base import Reward
 from specrej.rewards.function import FunctionReward
 from specrej.rewards.spec import parse_flag, parse_model
@@ -38,23 +37,22 @@ _CLASSIFIER_OPTIONS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def _names() -> list[str]:
-    return sorted({*REWARDS, *entry_points()})
-
-
 def _forms() -> str:
     return (
-        f"give one of {', '.join(_names())}, module:function, a local directory or a Hugging Face id, "
+        f"give one of {', '.join(names('reward'))}, module:function, a local directory or a "
+        "Hugging Face id, "
         "a function (prompt, texts) -> numbers, or an object with open(messages)"
     )
 
 
 def as_reward(spec: Any, memory: str | int | None = None) -> Reward:
-    """The reward that the user means: a reward, a function over texts, or words as in the module's docstring.
+    """The reward that the user means: a reward, a function over texts, or words as in the module's
+    docstring.
 
     Args:
         spec: the reward; a path is that of a classifier's directory.
-        memory: KV that a classifier may hold for a prompt, or vLLM for all, such as "256MiB"; other rewards hold none.
+        memory: KV that a classifier may hold for a prompt, or vLLM for all, such as "256MiB"; other
+            rewards hold none.
 
     Raises:
         UsageError: `spec` is none of these, or the module or function it names is not there.
@@ -75,7 +73,7 @@ def _with_memory(spec: Any, memory: str | int) -> Reward:
     if name == "classifier":
         return _classifier(argument, memory)
     if name == "vllm":
-        return cast("Reward", load("reward", REWARDS, name)(argument, memory))
+        return cast("Reward", load("reward", name)(argument, memory))
     if isinstance(spec, str) and name not in REWARDS and _is_model(spec):
         return _classifier(spec, memory)
     raise UsageError(
@@ -102,29 +100,29 @@ def _named(spec: str) -> Reward:
     if name == "classifier":
         return _classifier(argument)
     if name in REWARDS:
-        reward = load("reward", REWARDS, name)
+        reward = load("reward", name)
         return cast("Reward", reward(argument) if argument else reward())
-    if (point := entry_points().get(name)) is not None:
+    if (point := entry_points("reward").get(name)) is not None:
         return _given(_made(point, argument), name=spec)
     if _is_model(spec):
         return _classifier(spec)
     if ":" in spec:
-        return _given(_attribute(spec), name=spec)
-    raise UnknownNameError("reward", spec, _names(), hint=_forms())
+        return _given(import_attribute("reward", spec), name=spec)
+    raise UnknownNameError("reward", spec, names("reward"), hint=_forms())
 
 
 def _made(point: "EntryPoint", argument: str) -> Any:
     """What another package makes of its name."""
+    make = load_entry_point("reward", point)
     try:
-        make = point.load()
         return make(argument) if argument else make()
     except SpecrejError:
         raise
     except Exception as exc:
-        package = point.dist.name if point.dist else point.module
         raise UsageError(
-            f"the reward {point.name!r} of the package {package!r} cannot be made: {type(exc).__name__}: {exc}",
-            hint=f"see that {point.value} can be imported, and what argument it takes",
+            f"the reward {point.name!r} of the package {package_of(point)!r} cannot be made: "
+            f"{type(exc).__name__}: {exc}",
+            hint="see what argument it takes",
         ) from exc
 
 
@@ -135,31 +133,4 @@ def _is_model(spec: str) -> bool:
 def _classifier(spec: str, memory: str | int | None = None) -> Reward:
     """A classifier from PATH_OR_ID or PATH_OR_ID#LABEL, with options after a "?"."""
     model, options = parse_model("classifier", spec, _CLASSIFIER_OPTIONS, memory)
-    return cast("Reward", load("reward", REWARDS, "classifier")(model, **options))
-
-
-def _attribute(spec: str) -> Any:
-    """What `module:attribute` names; the current directory is searched first."""
-    module_name, _, attribute = spec.partition(":")
-    if not module_name or not attribute:
-        raise UsageError(f"the reward {spec!r} is not of the form module:function", hint=_forms())
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # stays: the function may import its neighbours when it is called
-    try:
-        module = import_module(module_name)
-    except Exception as exc:
-        missing = exc.name if isinstance(exc, ModuleNotFoundError) else None
-        if missing and f"{module_name}.".startswith(f"{missing}."):
-            hint = (
-                f"there is no module {missing!r} in {here} or among the installed ones; write module:function, no .py"
-            )
-            raise UnknownNameError("reward or module", module_name, _names(), hint=hint) from exc
-        raise UsageError(
-            f"the module {module_name!r} of the reward {spec!r} cannot be imported: {type(exc).__name__}: {exc}",
-            hint=f"see that `python -c 'import {module_name}'` runs in {here}",
-        ) from exc
-    try:
-        return attrgetter(attribute)(module)
-    except AttributeError as exc:
-        public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise UnknownNameError(f"function of the module {module_name!r}", attribute, public) from exc
+    return cast("Reward", load("reward", "classifier")(model, **options))
