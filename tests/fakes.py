@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specrej.attention.layout import Claim, KvLayout
-from specrej.engines.base import Memory, Overhead, Piece, Token
+from specrej.engines.base import Memory, Overhead, Token
 from specrej.engines.streams import uniforms
 from specrej.errors import DeviceMemoryError
 from specrej.flops import AttentionFlops, ModelFlops
-from specrej.types import Candidate, FinishReason, Message, Prompt, Reuse, SamplingParams, as_messages
+from specrej.types import Candidate, FinishReason, Message, Piece, Prompt, Reuse, SamplingParams, as_messages
 
 BOS, EOS = 256, 257
 LETTERS = b"aabcde \xc3"  # the last one begins an "é", of two tokens

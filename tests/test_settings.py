@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from specrej.errors import PromptError, UnknownNameError, UsageError
+from specrej.search.policies import policy_of
 from specrej.settings import Options, Settings
 from specrej.types import SamplingParams
 
@@ -57,6 +58,8 @@ def test_every_sampling_parameter_for_users_is_a_setting_with_the_same_default()
         ("min_tokens", 0),
         ("min_tokens", 1.5),
         ("min_tokens", None),
+        ("policy", 5),
+        ("policy", ["module:object"]),
         ("memory", "64MB"),
         ("memory", 0),
         ("max_new_tokens", 0),
@@ -130,7 +133,7 @@ def test_memory_is_read_once_and_none_is_left_to_the_engine() -> None:
     ],
 )
 def test_the_initial_batch_reaches_the_first_decision(options: dict[str, Any], first_tokens: int | None) -> None:
-    assert Settings(**options).policy.first_tokens == first_tokens
+    assert policy_of(Settings(**options)).first_tokens == first_tokens
 
 
 def test_settings_are_json_and_make_equal_settings() -> None:

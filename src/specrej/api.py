@@ -21,10 +21,10 @@ from specrej.engines import opening
 from specrej.engines.base import Engine
 from specrej.errors import BudgetError, SpecrejError, UsageError
 from specrej.memory import format_bytes, parse_bytes
-from specrej.registry import find
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward
-from specrej.search.algorithms import Steps
+from specrej.search.algorithms import Steps, algorithm_of
+from specrej.search.policies import policy_of
 from specrej.search.pool import Pool
 from specrej.search.scheduler import Observer, Outcome, run
 from specrej.search.search import Search
@@ -275,8 +275,7 @@ def prepare(
     """
     settings.check(prompt)
     search = Search(engine, reward, prompt, settings.sampling, settings.memory_bytes, settings.to_dict(), total_bytes)
-    algorithm = find("algorithm", settings.algorithm)
-    return search, algorithm(search, settings.num_candidates, settings.policy)
+    return search, algorithm_of(settings)(search, settings.num_candidates, policy_of(settings))
 
 
 def run_one(engine: Engine, reward: Reward, prompt: Prompt, settings: Settings, observe: Observer) -> Result:

@@ -3,27 +3,30 @@
 Settings(algorithm="best_of_n", n=16, memory="64MiB", seed=1)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.memory import parse_bytes
+from specrej.options import check, option, options_of, same_as
 from specrej.reading import check_characters
-from specrej.registry import ALGORITHMS
-from specrej.search.policies import Policy, parse_policy
-from specrej.types import Prompt, SamplingParams, as_messages, check_types
+from specrej.registry import ALGORITHMS, names
+from specrej.types import Policy, Prompt, SamplingParams, as_messages
+
+_N = "'auto' or a number of at least 1"
 
 
 class Options(TypedDict, total=False):
     """The keyword arguments that `generate`, `generate_batch` and `compare` share; `Settings` has the defaults."""
 
-    algorithm: str
+    algorithm: str | Callable[..., Any]
     n: int | str
     alpha: float
     keep: int | None
     decide: str
     min_tokens: int
+    policy: str | Policy | None
     memory: str | int | None
     max_new_tokens: int
     temperature: float
@@ -41,12 +44,14 @@ class Settings:
     """How answers are sampled and chosen.
 
     Attributes:
-        algorithm: "speculative_rejection" or "best_of_n".
+        algorithm: "speculative_rejection", "best_of_n", a name that a package adds, "module:function", or a function:
+            see docs/extending.md.
         n: candidates to begin with; "auto" is as many as the memory carries.
         alpha: share of the candidates rejected at each decision, in [0, 1).
         keep: keep this many at each decision, in place of a share.
         decide: "budget" (when memory is full), "every:K" or "at:A,B,C" tokens; a full memory always decides.
         min_tokens: length that the initial batch can reach when the budget alone decides.
+        policy: when to decide and whom to keep, in place of the four above: a `Policy`, its name, or "module:object".
         memory: KV budget, such as "64MiB" or a number of bytes; None leaves it to the engine: room for 8 full-length
             candidates on a CPU, 80% of the free memory on a GPU.
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed: see `SamplingParams`.
@@ -57,35 +62,85 @@ class Settings:
         UsageError: a value outside its range; says which.
     """
 
-    algorithm: str = "speculative_rejection"
-    n: int | str = "auto"
-    alpha: float = 0.5
-    keep: int | None = None
-    decide: str = "budget"
-    min_tokens: int = 16
-    memory: str | int | None = None
-    max_new_tokens: int = 256
-    temperature: float = 1.0
-    top_k: int = 50
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    stop: Sequence[str] = ()
-    seed: int = 0
-    continue_final_message: bool = False
+    algorithm: str | Callable[..., Any] = option(
+        "speculative_rejection",
+        "speculative_rejection, best_of_n, a name that a package adds, or module:function.",
+        metavar="NAME",
+    )
+    n: int | str = option(
+        "auto", "Candidates to begin with; auto: as many as fit.", expected=_N, ge=1, metavar="auto|INT"
+    )
+    alpha: float = option(
+        0.5,
+        "Share of the candidates rejected at each decision; 0 makes it Best-of-N, token for token.",
+        expected="in [0, 1)",
+        hint="alpha is the share of candidates rejected at each decision",
+        ge=0,
+        lt=1,
+    )
+    keep: int | None = option(
+        None, "Keep this many at each decision, in place of a share.", expected="at least 1", ge=1
+    )
+    decide: str = option(
+        "budget",
+        "When to decide: budget (when memory is full), every:K or at:A,B tokens; a full memory always decides.",
+        metavar="budget|every:K|at:A,B",
+    )
+    min_tokens: int = option(
+        16,
+        "Length that all first candidates can reach when the budget alone decides.",
+        expected="at least 1",
+        ge=1,
+    )
+    policy: str | Policy | None = option(
+        None,
+        "When to decide and whom to keep, in place of alpha, keep, decide and min-tokens: module:object, or a name "
+        "that a package adds.",
+        metavar="NAME",
+    )
+    memory: str | int | None = option(
+        None,
+        "KV budget, such as 64MiB; by default 8 full-length candidates on a CPU, 80% of a GPU's free memory.",
+        metavar="SIZE",
+    )
+    max_new_tokens: int = same_as(SamplingParams, "max_new_tokens")
+    temperature: float = same_as(SamplingParams, "temperature")
+    top_k: int = same_as(SamplingParams, "top_k")
+    top_p: float = same_as(SamplingParams, "top_p")
+    min_p: float = same_as(SamplingParams, "min_p")
+    repetition_penalty: float = same_as(SamplingParams, "repetition_penalty")
+    stop: Sequence[str] = same_as(SamplingParams, "stop")
+    seed: int = same_as(SamplingParams, "seed")
+    continue_final_message: bool = option(
+        False, "Continue the assistant's message that a conversation ends in; else it is refused."
+    )
 
     def __post_init__(self) -> None:
-        check_types(self, algorithm=str, alpha=float, decide=str, min_tokens=int, continue_final_message=bool)
-        if self.keep is not None:
-            check_types(self, keep=int)
-        if self.algorithm not in ALGORITHMS:
-            raise UnknownNameError("algorithm", self.algorithm, ALGORITHMS)
-        if self.n != "auto" and (type(self.n) is not int or self.n < 1):
-            raise UsageError(f"n must be 'auto' or a number of at least 1, got {self.n!r}")
+        check(self)
+        if isinstance(self.keep, bool) or not isinstance(self.keep, int | None):
+            raise UsageError(f"keep must be a whole number, got {self.keep!r}")
+        if self.n != "auto" and type(self.n) is not int:
+            raise UsageError(f"n must be {_N}, got {self.n!r}")
         if isinstance(self.stop, str) or not isinstance(self.stop, Sequence):
             raise UsageError(f"stop must be a list of strings, got {self.stop!r}")
         check_characters(list(self.stop), "stop", UsageError)
-        _ = self.policy, self.sampling, self.memory_bytes  # each checks its part
+        self._check_algorithm()
+        _ = parse_decide(self.decide), self.sampling, self.memory_bytes  # each checks its part
+
+    def _check_algorithm(self) -> None:
+        """See that the algorithm has a name that is known or can be looked for, and that one thing alone decides."""
+        if isinstance(self.algorithm, str):
+            if ":" not in self.algorithm and self.algorithm not in (*ALGORITHMS, *names("algorithm")):
+                raise UnknownNameError("algorithm", self.algorithm, names("algorithm"))
+        elif not callable(self.algorithm):
+            raise UsageError(f"algorithm must be a name or a function, got {self.algorithm!r}")
+        if not isinstance(self.policy, str | Policy | None):
+            raise UsageError(f"policy must be a name or a specrej.Policy, got {self.policy!r}")
+        if self.policy is not None:
+            usual = {name: field.default for name, (field, _) in options_of(Settings).items()}
+            for name in ("alpha", "keep", "decide", "min_tokens"):
+                if getattr(self, name) != usual[name]:
+                    raise UsageError(f"{name} must be left out where there is a policy, got {getattr(self, name)!r}")
 
     @property
     def num_candidates(self) -> int | None:
@@ -97,21 +152,9 @@ class Settings:
         return None if self.memory is None else parse_bytes(self.memory)
 
     @property
-    def policy(self) -> Policy:
-        return parse_policy(alpha=self.alpha, keep=self.keep, decide=self.decide, min_tokens=self.min_tokens)
-
-    @property
     def sampling(self) -> SamplingParams:
-        return SamplingParams(
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            stop=tuple(self.stop),
-            seed=self.seed,
-        )
+        mine = {name: getattr(self, name) for name in options_of(SamplingParams) if hasattr(self, name)}
+        return SamplingParams(**mine | {"stop": tuple(self.stop)})
 
     def check(self, prompt: Prompt) -> None:
         """See that a prompt is one, and is to be answered as it ends.
@@ -132,5 +175,37 @@ class Settings:
             raise PromptError("an assistant's message alone answers nothing", hint="give what it answers before it")
 
     def to_dict(self) -> dict[str, Any]:
-        """By name, in JSON's types."""
-        return {name: getattr(self, name) for name in Options.__annotations__} | {"stop": list(self.stop)}
+        """By name, in JSON's types; a function or a policy by its name."""
+        values = {name: getattr(self, name) for name in Options.__annotations__}
+        if not isinstance(self.algorithm, str):
+            values["algorithm"] = f"{self.algorithm.__module__}:{self.algorithm.__qualname__}"
+        if isinstance(self.policy, Policy):
+            values["policy"] = self.policy.name
+        return values | {"stop": list(self.stop)}
+
+
+class Decide(NamedTuple):
+    """What the words of `decide` mean."""
+
+    kind: Literal["budget", "every", "at"]
+    lengths: tuple[int, ...]
+    """In tokens: K of "every:K", all of "at:A,B,C"; none of "budget"."""
+
+
+def parse_decide(words: str) -> Decide:
+    """Read "budget", "every:K" or "at:A,B,C".
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    kind, _, rest = words.partition(":")
+    # Python refuses to read a number of thousands of digits, and no answer is that long.
+    numbers = [int(number) for number in rest.split(",") if number.strip().isdecimal() and len(number.strip()) < 10]
+    is_clean = len(numbers) == len(rest.split(",")) and all(numbers)
+    if words == "budget":
+        return Decide("budget", ())
+    if kind == "every" and is_clean and len(numbers) == 1:
+        return Decide("every", tuple(numbers))
+    if kind == "at" and is_clean:
+        return Decide("at", tuple(numbers))
+    raise UsageError(f"decide must be 'budget', 'every:K' or 'at:A,B,C' with K, A, B, C in tokens, got {words!r}")

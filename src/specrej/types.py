@@ -7,11 +7,12 @@ tokens, its rewards and its fate as they come.
 import math
 import reprlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol
 
 from specrej.errors import PromptError, UsageError
+from specrej.options import check, option
 from specrej.reading import check_characters
 
 Message = Mapping[str, str]
@@ -97,28 +98,6 @@ def with_answer(messages: Sequence[Message], text: str) -> list[dict[str, str]]:
     return [*before, last, {"role": "assistant", "content": text}]
 
 
-def check_types(record: object, **kinds: type) -> None:
-    """See that fields are of these types. A whole number is a float too; True is no number.
-
-    Raises:
-        UsageError: one is not; says which.
-    """
-    for name, kind in kinds.items():
-        value = getattr(record, name)
-        is_right = isinstance(value, (int, float) if kind is float else kind)
-        if not is_right or (isinstance(value, bool) and kind is not bool):
-            raise UsageError(f"{name} must be {_KINDS[kind]}, got {value!r}")
-
-
-_KINDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "True or False",
-    str: "a string",
-    tuple: "a tuple of strings",
-}
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
     """How a candidate's tokens are drawn; the filters apply in the order transformers applies them.
@@ -140,35 +119,38 @@ class SamplingParams:
         seed: with the candidate's index and the position it decides every draw.
     """
 
-    max_new_tokens: int = 256
-    temperature: float = 1.0
-    top_k: int = 50
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-    seed: int = 0
+    max_new_tokens: int = option(
+        256, "Length limit of an answer, in tokens.", expected="at least 1, and below 2^31", ge=1, lt=2**31
+    )
+    temperature: float = option(
+        1.0,
+        "Divides the logits; 0 is greedy: one candidate.",
+        expected="0 (greedy) or above, and finite",
+        ge=0,
+        le=sys.float_info.max,
+    )
+    top_k: int = option(
+        50,
+        "Draw from the k most likely tokens; 0: from all.",
+        expected="0 (all tokens) or more, and below 2^31",
+        ge=0,
+        lt=2**31,
+    )
+    top_p: float = option(
+        1.0, "Draw from the likeliest tokens that reach this probability.", expected="in (0, 1]", gt=0, le=1
+    )
+    min_p: float = option(0.0, "Drop tokens below this share of the likeliest one.", expected="in [0, 1)", ge=0, lt=1)
+    repetition_penalty: float = option(
+        1.0, "Makes tokens seen before less likely; 1.0 is off.", expected="in [1e-9, 1e9]", ge=1e-9, le=1e9
+    )
+    stop: tuple[str, ...] = option((), "A string that ends an answer; may be given again.", metavar="TEXT")
+    ignore_eos: bool = option(False, "Go on to the length limit; for measuring.")
+    seed: int = option(0, "Decides every draw, with candidate and position.", expected="in [0, 2^64)", ge=0, lt=2**64)
 
     def __post_init__(self) -> None:
-        check_types(self, max_new_tokens=int, temperature=float, top_k=int, top_p=float, min_p=float)
-        check_types(self, repetition_penalty=float, stop=tuple, ignore_eos=bool, seed=int)
-        # Compared with floats as they are: a whole number beyond them is out of range, not an OverflowError later.
-        checks = [
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("max_new_tokens", self.max_new_tokens < 2**31, "below 2^31"),
-            ("temperature", 0 <= self.temperature <= sys.float_info.max, "0 (greedy) or above, and finite"),
-            ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
-            ("top_k", self.top_k < 2**31, "below 2^31"),
-            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
-            ("min_p", 0 <= self.min_p < 1, "in [0, 1)"),
-            ("repetition_penalty", 1e-9 <= self.repetition_penalty <= 1e9, "in [1e-9, 1e9]"),
-            ("stop", all(isinstance(stop, str) and stop for stop in self.stop), "made of strings that are not empty"),
-            ("seed", 0 <= self.seed < 2**64, "in [0, 2^64)"),
-        ]
-        for name, is_valid, expected in checks:
-            if not is_valid:
-                raise UsageError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+        check(self)
+        if not all(isinstance(stop, str) and stop for stop in self.stop):
+            raise UsageError(f"stop must be made of strings that are not empty, got {self.stop!r}")
 
     @property
     def is_greedy(self) -> bool:
@@ -179,6 +161,22 @@ class SamplingParams:
     def divisor(self) -> float:
         """What logits are divided by: the temperature in a range that float32 holds, and 0.0 where greedy."""
         return 0.0 if self.is_greedy else float(min(self.temperature, _MOST_TEMPERATURE))
+
+
+class Piece(NamedTuple):
+    """What one more token makes of an answer."""
+
+    text: str
+    """What it adds to the text. Often nothing, where it does not end a character."""
+    special: str = ""
+    """How it is spelled, if it is a special token, which is never a part of the text."""
+
+
+class Detokenizer(Protocol):
+    """Reads one answer, token by token. What it has given stays the beginning of the text."""
+
+    def add(self, token_id: int) -> Piece:
+        """Read the next token."""
 
 
 @dataclass(slots=True)
@@ -329,3 +327,28 @@ class Result:
             "settings": dict(self.settings),
             "versions": dict(self.versions),
         }
+
+
+Schedule = Callable[[int, int], bool]
+"""Whether to decide now, from the candidates' length in tokens and their length at the last decision."""
+
+Rule = Callable[[Sequence[float]], list[bool]]
+"""From the scores of a batch (in the order of the candidates' indices): which of them stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How Speculative Rejection decides.
+
+    Attributes:
+        when: moments to decide beside those that memory dictates.
+        keep: who stays.
+        first_tokens: length that all candidates of the initial batch must be able to reach; None is the full length,
+            as it has to be for a rule that rejects nobody.
+        name: what results call it.
+    """
+
+    when: Schedule
+    keep: Rule
+    first_tokens: int | None
+    name: str = "a policy of its own"

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specrej.search.policies import Rule, at, every, everyone, fraction, never, parse_policy, quantile, top
+from specrej.search.policies import at, every, everyone, fraction, never, policy_of, quantile, top
+from specrej.settings import Settings
+from specrej.types import Rule
 
 some = settings(max_examples=150, deadline=None, derandomize=True)
 alphas = st.floats(0, 1, exclude_max=True) | st.sampled_from([0.1, 0.25, 0.5, 0.75, 0.9])
@@ -102,12 +104,17 @@ def test_scores_at_the_ends_of_the_numbers_leave_somebody() -> None:
 
 def test_a_policy_has_the_rule_and_the_schedule_that_were_asked_for() -> None:
     scores = [1.0, 4.0, 3.0, 2.0]
-    policy = parse_policy(alpha=0.75, keep=None, decide="every:2", min_tokens=8)
+    policy = policy_of(Settings(alpha=0.75, keep=None, decide="every:2", min_tokens=8))
     assert policy.keep(scores) == [False, True, False, False]
     assert moments(policy.when, 7) == [2, 4, 6]
-    assert parse_policy(alpha=0.75, keep=2, decide="at: 5, 2", min_tokens=8).keep(scores) == [False, True, True, False]
-    assert moments(parse_policy(alpha=0.5, keep=None, decide="at: 5, 2", min_tokens=8).when, 7) == [2, 5]
-    assert moments(parse_policy(alpha=0.5, keep=None, decide="budget", min_tokens=8).when, 7) == []
+    assert policy_of(Settings(alpha=0.75, keep=2, decide="at: 5, 2", min_tokens=8)).keep(scores) == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert moments(policy_of(Settings(alpha=0.5, keep=None, decide="at: 5, 2", min_tokens=8)).when, 7) == [2, 5]
+    assert moments(policy_of(Settings(alpha=0.5, keep=None, decide="budget", min_tokens=8)).when, 7) == []
 
 
 def assert_keeps_the_best(scores: Sequence[float], kept: Sequence[bool]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import specrej
 from fakes import ByteReader, FakeEngine, FakeReward, FakeSession, alike, by_hash, in_thirds
 from specrej.api import prepare
-from specrej.engines.base import Overhead, Piece
+from specrej.engines.base import Overhead
 from specrej.errors import DeviceMemoryError, EngineError, PromptError, RewardError, SpecrejError
 from specrej.search.pool import Pool
 from specrej.search.scheduler import Maker, Observer, Outcome, Scheduler
@@ -21,7 +21,7 @@ from specrej.search.scheduler import run as run_in
 from specrej.search.scoring import Scored, score_batches, score_now
 from specrej.search.search import Search
 from specrej.settings import Settings
-from specrej.types import Candidate, Decision, Message, Prompt, Result, SamplingParams, Usage
+from specrej.types import Candidate, Decision, Message, Piece, Prompt, Result, SamplingParams, Usage
 
 PROMPTS = ["Why?", "How so, and since when?", "é", "Who?", "Where to?", "What for?", "Why not?"]
 OPTIONS: dict[str, Any] = {"max_new_tokens": 20, "min_tokens": 5, "n": 16, "memory": 4000}

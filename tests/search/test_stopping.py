@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 import specrej
 from fakes import FakeEngine, FakeReward
-from specrej.engines.base import Piece
 from specrej.hub.tokenizers import TextCodec
 from specrej.search.stopping import AnswerText
+from specrej.types import Piece
 from tiny import CHAT_TEMPLATE, EOS_ID, SPECIALS, make_engine, make_model
 from vocabularies import KINDS
 

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 import specrej
 from answers import answer, five, result_of
 from fakes import ByteReader, FakeEngine, FakeReward
-from specrej.engines.base import Piece
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.server.protocol import ENDPOINTS, CompletionRequest, best_answers, parse_chat, parse_text, to_body
 from specrej.settings import Settings
-from specrej.types import Continuation, Result
+from specrej.types import Continuation, Piece, Result
 
 DEFAULTS = Settings(seed=5, top_k=20, max_new_tokens=32)
 USER = {"role": "user", "content": "Hello"}

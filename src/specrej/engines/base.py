@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from specrej.attention.layout import Claim
-from specrej.types import FinishReason, Prompt, SamplingParams
+from specrej.types import Detokenizer, FinishReason, Prompt, SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,22 +62,6 @@ class Overhead(NamedTuple):
     """Tokens of prompt and answers that were read more than once, for want of a cache that held them."""
     num_preemptions: int = 0
     """Times that the engine took the KV of a candidate away, to make it anew later."""
-
-
-class Piece(NamedTuple):
-    """What one more token makes of an answer."""
-
-    text: str
-    """What it adds to the text. Often nothing, where it does not end a character."""
-    special: str = ""
-    """How it is spelled, if it is a special token, which is never a part of the text."""
-
-
-class Detokenizer(Protocol):
-    """Reads one answer, token by token. What it has given stays the beginning of the text."""
-
-    def add(self, token_id: int) -> Piece:
-        """Read the next token."""
 
 
 class Engine(Protocol):

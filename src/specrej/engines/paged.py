@@ -20,12 +20,12 @@ from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
 from specrej.attention.layout import Claim, KvLayout
-from specrej.engines.base import PROMPTS_IN_TOTAL, Detokenizer, Memory, Overhead, Token
+from specrej.engines.base import PROMPTS_IN_TOTAL, Memory, Overhead, Token
 from specrej.engines.streams import seeds
 from specrej.errors import UsageError
 from specrej.flops import ModelFlops
 from specrej.hub.tokenizers import TextCodec
-from specrej.types import FinishReason, Prompt, SamplingParams
+from specrej.types import Detokenizer, FinishReason, Prompt, SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,8 +15,9 @@ from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation.trace import Trace
 from specrej.memory import format_bytes
 from specrej.reading import read_text
-from specrej.search.policies import Policy
+from specrej.search.policies import policy_of
 from specrej.settings import Settings
+from specrej.types import Policy
 
 _FORM = 'one policy is like {"alpha": 0.5, "decide": "at:16,32", "n": 64, "memory": "64MiB"}'
 
@@ -50,7 +51,7 @@ class ReplayPolicy:
     @cached_property
     def rule(self) -> Policy:
         """When it decides, and whom it keeps."""
-        return self._settings.policy
+        return policy_of(self._settings)
 
     @cached_property
     def memory_bytes(self) -> int | None:

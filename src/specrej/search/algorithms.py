@@ -1,13 +1,18 @@
 """Best-of-N and Speculative Rejection, as generator functions over a search.
 
-Each yields the schedule it waits by. When that says so, when the next step would not fit in the search's budget, or
-when no candidate is live, the scheduler resumes it with the scores of the batch.
+Each yields the schedule it waits by. When that says so, when the next step would not fit in the
+search's budget, or when no candidate is live, the scheduler resumes it with the scores of the
+batch.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
-from specrej.search.policies import Policy, Schedule, everyone, never
+from specrej.errors import UsageError
+from specrej.registry import find
+from specrej.search.policies import everyone, never
 from specrej.search.search import Search
+from specrej.settings import Settings
+from specrej.types import Policy, Schedule
 
 Steps = Generator[Schedule, list[float], None]
 """An algorithm at work on a search: takes scores, gives the schedule of its next decision."""
@@ -16,7 +21,8 @@ Steps = Generator[Schedule, list[float], None]
 def best_of_n(search: Search, n: int | None, policy: Policy) -> Steps:
     """Sample n candidates to their end, in as many waves as memory asks for, and score each once.
 
-    With n None, as many as the budget carries at full length. The policy is not used: nobody is rejected.
+    With n None, as many as the budget carries at full length. The policy is not used: nobody is
+    rejected.
     """
     for wave in search.waves(n, None):
         search.start(wave)
@@ -27,12 +33,30 @@ def best_of_n(search: Search, n: int | None, policy: Policy) -> Steps:
 def speculative_rejection(search: Search, n: int | None, policy: Policy) -> Steps:
     """Algorithm 1 of Sun et al. (NeurIPS 2024, arXiv 2410.20290).
 
-    Begin with n candidates (None: as many as the budget carries to the first decision), score them whenever memory is
-    about to run out, keep the best, and go on until all have ended. An n that the budget does not carry to the first
-    decision is split into waves, one run of the algorithm each.
+    Begin with n candidates (None: as many as the budget carries to the first decision), score them
+    whenever memory is about to run out, keep the best, and go on until all have ended. An n that
+    the budget does not carry to the first decision is split into waves, one run of the algorithm
+    each.
     """
     for wave in search.waves(n, policy.first_tokens):
         search.start(wave)
         while search.live:
             scores = yield policy.when
             search.keep(policy.keep(scores))
+
+
+def algorithm_of(settings: Settings) -> Callable[[Search, int | None, Policy], Steps]:
+    """The algorithm that settings name.
+
+    Raises:
+        UnknownNameError: nothing has this name.
+        UsageError: what the name stands for is no function.
+    """
+    given = settings.algorithm
+    found = find("algorithm", given) if isinstance(given, str) else given
+    if not callable(found):
+        raise UsageError(
+            f"algorithm must be a function; {given!r} is {found!r}", hint="docs/extending.md has an example"
+        )
+    algorithm: Callable[[Search, int | None, Policy], Steps] = found
+    return algorithm

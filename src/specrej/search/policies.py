@@ -4,37 +4,17 @@ A decision always comes when the next step would not fit in the budget and when 
 moments to these. The rule then says who of the scored candidates stays.
 
     Policy(when=at((16, 32, 64)), keep=top(4), first_tokens=16)
-    parse_policy(alpha=0.5, keep=None, decide="every:32", min_tokens=32)     # from a command line's words
+    policy_of(Settings(alpha=0.5, decide="every:32"))     # from a command line's words
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from specrej.errors import UsageError
+from specrej.registry import find
 from specrej.search.choosing import rank
-
-Schedule = Callable[[int, int], bool]
-"""Whether to decide now, from the candidates' length in tokens and their length at the last decision."""
-
-Rule = Callable[[Sequence[float]], list[bool]]
-"""From the scores of a batch (in the order of the candidates' indices): which of them stay."""
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How Speculative Rejection decides.
-
-    Attributes:
-        when: moments to decide beside those that memory dictates.
-        keep: who stays.
-        first_tokens: length that all candidates of the initial batch must be able to reach; None is the full length,
-            as it has to be for a rule that rejects nobody.
-    """
-
-    when: Schedule
-    keep: Rule
-    first_tokens: int | None
+from specrej.settings import Settings, parse_decide
+from specrej.types import Policy, Rule, Schedule
 
 
 def never(_length: int, _last: int) -> bool:
@@ -95,42 +75,31 @@ def _best(scores: Sequence[float], k: int) -> list[bool]:
     return [position in chosen for position in range(len(scores))]
 
 
-def parse_policy(*, alpha: float, keep: int | None, decide: str, min_tokens: int) -> Policy:
-    """The policy that a user describes.
-
-    Args:
-        alpha: share rejected at each decision, in [0, 1); 0 rejects nobody.
-        keep: keep this many at each decision in place of a share.
-        decide: "budget", "every:K" or "at:A,B,C" (tokens).
-        min_tokens: length that the initial batch can reach when the budget alone decides.
+def policy_of(settings: Settings) -> Policy:
+    """The policy that settings describe: an object as it is, one by its name, or alpha, keep and decide.
 
     Raises:
-        UsageError: a value outside its range, or words that mean no schedule.
+        UnknownNameError: no policy has this name.
+        UsageError: what the name stands for is none.
     """
-    if not 0 <= alpha < 1:
+    given = settings.policy
+    if given is None:
+        decide, rejects = parse_decide(settings.decide), settings.keep is not None or settings.alpha > 0
+        first = min(decide.lengths, default=settings.min_tokens)
+        rule = fraction(settings.alpha) if settings.keep is None else top(settings.keep)
+        return Policy(_SCHEDULES[decide.kind](decide.lengths), rule, first if rejects else None)
+    found = find("policy", given) if isinstance(given, str) else given
+    policy = found() if callable(found) else found  # a function makes it
+    if not isinstance(policy, Policy):
         raise UsageError(
-            f"alpha must be in [0, 1), got {alpha}", hint="alpha is the share of candidates rejected at each decision"
+            f"policy must be a specrej.Policy, or the name of one or of what makes one; {given!r} is {policy!r}",
+            hint="docs/extending.md has an example",
         )
-    if keep is not None and keep < 1:
-        raise UsageError(f"keep must be at least 1, got {keep}")
-    if min_tokens < 1:
-        raise UsageError(f"min_tokens must be at least 1, got {min_tokens}")
-    when, first = _parse_schedule(decide)
-    rule = fraction(alpha) if keep is None else top(keep)
-    is_rejecting = keep is not None or alpha > 0
-    return Policy(when, rule, (first or min_tokens) if is_rejecting else None)
+    return policy
 
 
-def _parse_schedule(words: str) -> tuple[Schedule, int | None]:
-    """The schedule, and the length of its first decision."""
-    kind, _, rest = words.partition(":")
-    # Python refuses to read a number of thousands of digits, and no answer is that long.
-    numbers = [int(number) for number in rest.split(",") if number.strip().isdecimal() and len(number.strip()) < 10]
-    is_clean = len(numbers) == len(rest.split(",")) and all(numbers)
-    if words == "budget":
-        return never, None
-    if kind == "every" and is_clean and len(numbers) == 1:
-        return every(numbers[0]), numbers[0]
-    if kind == "at" and is_clean:
-        return at(tuple(numbers)), min(numbers)
-    raise UsageError(f"decide must be 'budget', 'every:K' or 'at:A,B,C' with K, A, B, C in tokens, got {words!r}")
+_SCHEDULES: dict[str, Callable[[tuple[int, ...]], Schedule]] = {
+    "budget": lambda _: never,
+    "every": lambda lengths: every(lengths[0]),
+    "at": at,
+}

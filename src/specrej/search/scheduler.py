@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from specrej.engines.base import Engine, Token
 from specrej.errors import DeviceMemoryError, SpecrejError
 from specrej.search.algorithms import Steps
-from specrej.search.policies import Schedule
 from specrej.search.pool import Pool
 from specrej.search.scoring import Scored, Scoring, score_now
 from specrej.search.search import Search
-from specrej.types import Result
+from specrej.types import Result, Schedule
 
 _LOG = logging.getLogger("specrej")
 

@@ -21,9 +21,19 @@ from specrej.memory import format_bytes
 from specrej.rewards.base import Reward, RewardSession
 from specrej.rewards.scores import checked_scores
 from specrej.search.choosing import choose, ranked
-from specrej.search.policies import Schedule
 from specrej.search.stopping import AnswerText
-from specrej.types import GREEDY_NOTE, Candidate, Cause, Decision, Prompt, Result, SamplingParams, Usage, as_messages
+from specrej.types import (
+    GREEDY_NOTE,
+    Candidate,
+    Cause,
+    Decision,
+    Prompt,
+    Result,
+    SamplingParams,
+    Schedule,
+    Usage,
+    as_messages,
+)
 from specrej.version import __version__
 
 _LOG = logging.getLogger("specrej")

@@ -9,7 +9,7 @@ A stop string may spell special tokens, though they are never a part of the text
 
 from collections.abc import Sequence
 
-from specrej.engines.base import Detokenizer
+from specrej.types import Detokenizer
 
 
 class AnswerText:

@@ -14,11 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from specrej.engines.base import Detokenizer
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.search.choosing import ranked
 from specrej.settings import Settings
-from specrej.types import Candidate, Continuation, Prompt, Result, as_messages
+from specrej.types import Candidate, Continuation, Detokenizer, Prompt, Result, as_messages
 
 Detokenizers = Callable[[Prompt], Detokenizer]
 """What reads an answer to a prompt: `Engine.detokenizer`."""

@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from specrej.attention.layout import Claim, KvLayout
-from specrej.engines.base import PROMPTS_IN_TOTAL, Detokenizer, Memory, Overhead, Token
+from specrej.engines.base import PROMPTS_IN_TOTAL, Memory, Overhead, Token
 from specrej.engines.openai.answers import Answer, Vocabulary
 from specrej.engines.openai.replies import Capacity, Chunk, UnreadableReplyError
 from specrej.engines.openai.server import CompletionsServer
@@ -28,7 +28,7 @@ from specrej.errors import EngineError, SpecrejError, UsageError
 from specrej.flops import ModelFlops
 from specrej.hub.tokenizers import TextCodec
 from specrej.remote import Remote, RemoteError
-from specrej.types import FinishReason, Prompt, SamplingParams
+from specrej.types import Detokenizer, FinishReason, Prompt, SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np

@@ -25,13 +25,13 @@ from specrej.attention.attention import DecodePass, Pass, PrefillPass
 from specrej.attention.groups import Group
 from specrej.attention.layout import PREFILL_CHUNK, Claim, KvLayout
 from specrej.attention.prefixes import PromptPart
-from specrej.engines.base import PROMPTS_IN_TOTAL, Detokenizer, Memory, Overhead, Token
+from specrej.engines.base import PROMPTS_IN_TOTAL, Memory, Overhead, Token
 from specrej.engines.streams import uniforms
 from specrej.engines.torch.sampling import LOST, logsumexp, sample
 from specrej.errors import DeviceMemoryError, EngineError, PromptError, UsageError
 from specrej.flops import ModelFlops
 from specrej.hub.tokenizers import TextCodec
-from specrej.types import FinishReason, Prompt, SamplingParams
+from specrej.types import Detokenizer, FinishReason, Prompt, SamplingParams
 
 _NOT_FINITE = "the model's logits are not finite (NaN or infinity)"
 _NOT_FINITE_HINT = "its weights are broken, or overflow in this precision: try weights or a dtype of more range"

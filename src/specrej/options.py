@@ -1,0 +1,90 @@
+"""What is known of an option beside its name, type and default: what it means and its bounds, on its field.
+
+    @dataclass(frozen=True, kw_only=True)
+    class Mine:
+        alpha: float = option(0.5, "Share rejected at each decision.", ge=0, lt=1, expected="in [0, 1)")
+
+        def __post_init__(self):
+            check(self)
+
+The command line, the server's schema and the README's table are made of these or compared with them.
+"""
+
+import dataclasses
+import operator
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from specrej.errors import UsageError
+
+_KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    bool: ((bool,), "True or False"),
+    str: ((str,), "a string"),
+    tuple[str, ...]: ((tuple,), "a tuple of strings"),
+}
+
+
+class About(NamedTuple):
+    """What is known of an option."""
+
+    words: str
+    """What it means, in a sentence or two: the help of the command line."""
+    bounds: Mapping[str, float]
+    """By the names of JSON schema's and pydantic's constraints: ge, gt, le, lt."""
+    expected: str
+    """The bounds in words, behind "must be"."""
+    hint: str | None
+    metavar: str | None
+    """The form of a value on a command line, where its type does not say it."""
+
+
+def option(
+    default: Any,
+    words: str,
+    *,
+    expected: str = "",
+    hint: str | None = None,
+    metavar: str | None = None,
+    **bounds: float,
+) -> Any:
+    """A field of a dataclass that is an option; see `About`."""
+    return dataclasses.field(default=default, metadata={"about": About(words, bounds, expected, hint, metavar)})
+
+
+def same_as(owner: Any, name: str) -> Any:
+    """A field that is the same option as that of another dataclass."""
+    field = next(field for field in dataclasses.fields(owner) if field.name == name)
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
+def options_of(owner: Any) -> dict[str, tuple[dataclasses.Field[Any], About]]:
+    """The options of a dataclass by name, in order."""
+    return {field.name: (field, field.metadata["about"]) for field in dataclasses.fields(owner) if field.metadata}
+
+
+def check(record: Any) -> None:
+    """See that options are of their types and within their bounds. A whole number is a float too; True is no number.
+
+    An option of several types is for its owner to check, but for its bounds where it holds a number.
+
+    Raises:
+        UsageError: one is not; says which, and what it is.
+    """
+    for name, (field, about) in options_of(record).items():
+        value = getattr(record, name)
+        if field.type in _KINDS:
+            kinds, words = _KINDS[field.type]
+            if not isinstance(value, kinds) or (isinstance(value, bool) and field.type is not bool):
+                raise UsageError(f"{name} must be {words}, got {value!r}", hint=about.hint)
+        if isinstance(value, int | float) and not isinstance(value, bool) and not _is_within(value, about.bounds):
+            raise UsageError(f"{name} must be {about.expected}, got {value!r}", hint=about.hint)
+
+
+_COMPARISONS = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
+
+
+def _is_within(value: float, bounds: Mapping[str, float]) -> bool:
+    # Compared as it is: a whole number beyond all floats is out of bounds, not an OverflowError later. NaN is in none.
+    return all(_COMPARISONS[kind](value, bound) for kind, bound in bounds.items())
