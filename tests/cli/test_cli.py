@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from specrej import __version__, api
+from specrej import Opening, __version__
 from specrej.cli import app
 from specrej.errors import ModelError
 from specrej.hub import defaults
@@ -256,7 +256,7 @@ def test_an_interrupt_before_the_first_token_is_a_short_line(
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "open_engine", interrupted)
+    monkeypatch.setattr(Opening, "open", interrupted)
     done = run(command)
     assert (done.exit_code, done.stdout) == (130, "")
     assert done.stderr.splitlines()[-1] == "interrupted before there was a result"
