@@ -210,3 +210,10 @@ def test_a_policy_and_an_algorithm_may_be_objects() -> None:
         assert kept.decisions[0].num_tokens == 4
         with pytest.raises(specrej.UsageError, match="alpha must be left out"):
             opened.generate("Why?", policy=policy, decide="budget", alpha=0.3)
+
+
+@pytest.mark.parametrize("option", [{"weights": "fp32"}, {"special_tokens": "allow"}, {"engine_args": {"a": 1}}])
+def test_an_engine_that_is_open_takes_no_options(option: dict[str, Any]) -> None:
+    for how in ({"model": FakeEngine()}, {"engine": FakeEngine()}):
+        with pytest.raises(specrej.UsageError, match="must be left out for an engine that is open already"):
+            specrej.generate("Why?", reward=FakeReward(), **how, **option)  # type: ignore[arg-type]

@@ -11,7 +11,8 @@ from typing import Any, TypedDict
 
 from specrej.engines import opening
 from specrej.engines.base import Engine
-from specrej.options import option
+from specrej.errors import UsageError
+from specrej.options import option, options_of
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward
 
@@ -82,7 +83,7 @@ class Opening:
 
         Raises:
             UnknownNameError: nothing has this name.
-            UsageError: something is not installed, or takes no such option.
+            UsageError: something is not installed, or takes no such option, as an engine that is open.
             ModelError: a model cannot be opened, or is one that the engine cannot honour.
             EngineError: no server answers.
         """
@@ -102,9 +103,9 @@ class Opening:
     def open_engine(self) -> Engine:
         """The engine; one that is open is returned as it is."""
         if not isinstance(self.engine, str):
-            return self.engine
+            return self._handed_in(self.engine)
         if not isinstance(self.model, str | Path):
-            return self.model
+            return self._handed_in(self.model)
         return opening.open_engine(
             self.model,
             engine=self.engine,
@@ -113,6 +114,17 @@ class Opening:
             device=self.device,
             special_tokens=self.special_tokens,
         )
+
+    def _handed_in(self, engine: Engine) -> Engine:
+        """An engine that is open, which no option changes any more."""
+        usual = {name: field.default for name, (field, _) in options_of(Opening).items()}
+        for name in ("engine_args", "weights", "device", "special_tokens"):
+            if (given := getattr(self, name)) != usual[name]:
+                raise UsageError(
+                    f"{name} must be left out for an engine that is open already, got {given!r}",
+                    hint="give it to open_engine",
+                )
+        return engine
 
 
 def open_engine(
