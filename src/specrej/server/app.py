@@ -78,6 +78,8 @@ def make_app(
         raise UsageError(
             f"max_new_tokens={defaults.max_new_tokens} exceeds the {limits.new_tokens} that a request may ask for"
         )
+    if (defaults.num_candidates or 0) > limits.candidates:
+        raise UsageError(f"n={defaults.n} exceeds the {limits.candidates} candidates that a request may ask for")
     if (defaults.memory_bytes or 0) > service.total_bytes:
         raise UsageError(
             f"the {format_bytes(service.total_bytes)} that requests share does not hold one request with a memory of "

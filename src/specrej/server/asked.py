@@ -80,7 +80,6 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         kind = "it is not UTF-8" if isinstance(error, UnicodeError) else str(error)
         raise UsageError(f"the body is no JSON: {kind}") from error
-    check_characters(body, "")
     if not isinstance(body, dict):
         raise UsageError(f"the body must be an object, got {reprlib.repr(body)}")
     return body
