@@ -9,6 +9,7 @@ result. Where actors run, what becomes of one that dies (it is started anew, and
 read ahead is Ray's: nothing of it is done here.
 """
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Unpack
@@ -185,6 +186,7 @@ class Worker:
         from specrej.batch.job import local_rows
 
         reward = as_reward(opening.reward, opening.reward_memory)
+        weakref.finalize(self, reward.close)  # of an actor that ends by itself; nobody tells it
         engine = open_engine(
             opening.model,
             engine=opening.engine,
@@ -193,6 +195,7 @@ class Worker:
             device=opening.device,
             special_tokens=opening.special_tokens,
         )
+        weakref.finalize(self, engine.shutdown)
         pool = open_pool(engine, opening.settings, opening.total_memory)
         self._rows_of = local_rows(engine, reward, pool, opening.in_flight)
 

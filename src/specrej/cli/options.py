@@ -174,10 +174,18 @@ def note_greedy(settings: Settings) -> None:
         display.print_note(GREEDY_NOTE)
 
 
-def open_given(given: dict[str, Any]) -> tuple[Engine, Reward]:
-    """The engine and the reward that the options name; the reward first, which is the cheaper one to be wrong about."""
-    reward = as_reward(given["reward"], given["reward_memory"])
-    return api.open_engine(given["model"], **{name: given[name] for name in ENGINE_OPTIONS}), reward
+@contextlib.contextmanager
+def open_given(given: dict[str, Any]) -> Iterator[tuple[Engine, Reward]]:
+    """The engine and the reward that the options name, until the command needs them no more.
+
+    The reward comes first: it is the cheaper one to be wrong about.
+    """
+    with contextlib.ExitStack() as closing:
+        reward = as_reward(given["reward"], given["reward_memory"])
+        closing.callback(reward.close)
+        engine = api.open_engine(given["model"], **{name: given[name] for name in ENGINE_OPTIONS})
+        closing.callback(engine.shutdown)
+        yield engine, reward
 
 
 @contextlib.contextmanager
