@@ -88,14 +88,21 @@ class Opening:
             EngineError: no server answers.
         """
         reward = self.open_reward()
-        return self.open_engine(), reward
+        try:
+            return self.open_engine(), reward
+        except BaseException:
+            self._close_reward(reward)
+            raise
 
     def close(self, engine: Engine, reward: Reward) -> None:
         """Free what `open` opened by name; objects that were handed in are left as they are."""
-        if isinstance(self.reward, str | Path):
-            reward.close()
+        self._close_reward(reward)
         if isinstance(self.engine, str) and isinstance(self.model, str | Path):
             engine.shutdown()
+
+    def _close_reward(self, reward: Reward) -> None:
+        if isinstance(self.reward, str | Path):
+            reward.close()
 
     def open_reward(self) -> Reward:
         return as_reward(self.reward, self.reward_memory)

@@ -234,6 +234,7 @@ class BrokenReward:
     """Scores what `score` returns; `open` fails where `is_closed`."""
 
     name = "broken"
+    flops_per_token: float | None = None
 
     def __init__(self, score: Callable[[Sequence[Candidate]], Any], *, is_closed: bool = False) -> None:
         self._score = score
@@ -243,6 +244,9 @@ class BrokenReward:
         if self._is_closed:
             raise OSError("no such host")
         return StatelessSession(messages, lambda messages, candidates: (self._score(candidates), 0))
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def failing(candidates: Sequence[Candidate]) -> Any:

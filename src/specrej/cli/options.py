@@ -173,14 +173,20 @@ def note_greedy(settings: Settings) -> None:
         display.print_note(GREEDY_NOTE)
 
 
-def open_given(given: dict[str, Any]) -> tuple[Engine, Reward]:
-    """The engine and the reward that the options name; the reward first, which is the cheaper one to be wrong about."""
-    return opening_of(given).open()
-
-
 def opening_of(given: dict[str, Any]) -> Opening:
     """What is opened, among the options given."""
     return Opening(**{name: given[name] for name in OpeningOptions.__annotations__})
+
+
+@contextlib.contextmanager
+def open_given(given: dict[str, Any]) -> Iterator[tuple[Engine, Reward]]:
+    """The engine and the reward that the options name, until the command needs them no more."""
+    opening = opening_of(given)
+    engine, reward = opening.open()
+    try:
+        yield engine, reward
+    finally:
+        opening.close(engine, reward)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from specrej.attention.layout import Claim
 from specrej.engines.base import Engine, Memory, Token
 from specrej.errors import BudgetError, PromptError, RewardError, SpecrejError, UsageError
 from specrej.memory import format_bytes
-from specrej.rewards.base import Reward, RewardSession
+from specrej.rewards.base import Reward, RewardSession, open_session
 from specrej.rewards.scores import checked_scores
 from specrej.search.choosing import choose, ranked
 from specrej.search.stopping import AnswerText
@@ -200,9 +200,8 @@ class Search:
             scores = checked_scores(self._reward.name, self.batch, given)
         assert self._session is not None
         self.usage.reward_tokens = self._session.num_tokens
-        # A user's own session may have been written without these figures, which no decision depends on.
-        self.usage.reward_reuse = getattr(self._session, "reuse", "none")
-        self.usage.reward_kv_bytes = getattr(self._session, "peak_kv_bytes", 0)
+        self.usage.reward_reuse = self._session.reuse
+        self.usage.reward_kv_bytes = self._session.peak_kv_bytes
         failed = [candidate for candidate, score in zip(self.batch, scores, strict=True) if score == -math.inf]
         if failed:
             self._decide("filter", failed, failed)
@@ -218,7 +217,7 @@ class Search:
         self.usage.prefill_s += time.perf_counter() - begun
         self.usage.shared_prompt_tokens = self._engine.num_shared(self._handle)
         with self._rewarding("the prompt"):
-            self._session = self._reward.open(self.messages)
+            self._session = open_session(self._reward, self.messages)
 
     def is_due(self, schedule: Schedule) -> bool:
         """Whether the algorithm must decide before the next step; remembers why."""

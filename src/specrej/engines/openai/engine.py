@@ -372,6 +372,12 @@ class OpenAIEngine:
             self._remote.close()
             self._remote = None
 
+    def shutdown(self) -> None:
+        """Close the prompts and the connections."""
+        for prompt in list(self._prompts):
+            self.close(prompt)
+        self._server.close()
+
 
 def _give(handle: int, prompt: _Prompt) -> list[Token]:
     """A token for each live candidate; those that end are live no longer."""
