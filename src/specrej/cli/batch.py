@@ -20,6 +20,7 @@ from specrej.cli.options import (
     note_greedy,
     open_given,
     settings_of,
+    shown,
     stdout_for_results,
     stoppable,
     takes_options,
@@ -70,12 +71,7 @@ _TotalMemory = Annotated[
     ),
 ]
 _InFlight = Annotated[int, typer.Option(help="Most prompts side by side.", **_MANY)]
-_KeepAtDecisions = Annotated[
-    int | None,
-    typer.Option(
-        help="Keep this many at each decision, in place of a share.", rich_help_panel="How answers are chosen"
-    ),
-]
+_KeepAtDecisions = Annotated[int | None, shown("keep")]
 _CLUSTER: dict[str, Any] = {"rich_help_panel": "Many machines"}
 _Ray = Annotated[
     str | None,
