@@ -12,13 +12,13 @@ from typer.core import TyperCommand
 
 from specrej import api
 from specrej.cli.options import (
-    ENGINE_OPTIONS,
     Json,
     end_with,
     exit_codes,
     how_to_resume,
     note_greedy,
     open_given,
+    opening_of,
     settings_of,
     shown,
     stdout_for_results,
@@ -135,8 +135,8 @@ def batch(
                 f"with --output - there is no {'--resume' if resume else '--json'}", hint="give a file as --output"
             )
         requests = read_all(source, settings, keep, given["model"])
-        names = ("model", "reward", *ENGINE_OPTIONS)
-        job = describe_job(requests, settings, keep, **{name: given[name] for name in names})
+        named = {name: value for name, value in vars(opening_of(given)).items() if name != "reward_memory"}
+        job = describe_job(requests, settings, keep, **named)  # the memory of the reward decides no row
         opening = given, settings, total_memory, in_flight
         open_rows = partial(_open_ray, *opening, cluster) if cluster else partial(_open_local, *opening)
         with stdout_for_results(), _open(output, job, resume=resume) as there, _advising(advice):
@@ -226,11 +226,11 @@ def _open_ray(
 ) -> tuple["RowsOf", None]:
     """What runs requests on the actors of a cluster; no memory here is shared."""
     from specrej.batch.cluster import ray_rows
-    from specrej.batch.ray import Opening
+    from specrej.batch.ray import ActorSetup
 
-    named = {name: given[name] for name in ("model", "reward", "reward_memory", *ENGINE_OPTIONS)}
-    opening = Opening(settings=settings, total_memory=total_memory, in_flight=in_flight, **named)
-    return ray_rows(opening, **cluster), None
+    opening = opening_of(given)
+    setup = ActorSetup(opening=opening, settings=settings, total_memory=total_memory, in_flight=in_flight)
+    return ray_rows(setup, **cluster), None
 
 
 def _run(

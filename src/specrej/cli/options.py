@@ -17,11 +17,10 @@ from typing import Annotated, Any, TypeVar, get_origin
 
 import typer
 
-from specrej import api
 from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UsageError
-from specrej.options import About, kinds_of, option, options_of
-from specrej.rewards import as_reward
+from specrej.opening import Opening
+from specrej.options import About, kinds_of, options_of
 from specrej.rewards.base import Reward
 from specrej.settings import Settings
 from specrej.types import GREEDY_NOTE, SamplingParams
@@ -49,44 +48,6 @@ def _json_object(words: str | dict[str, Any]) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise typer.BadParameter(f"not a JSON object: {words!r}")
     return given
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Opening:
-    """What is opened, as `generate` and `open_engine` take it."""
-
-    model: str = option("smollm2", "A default model, a Hugging Face id or a directory.")
-    reward: str = option(
-        "relevance",
-        "relevance, logprob, classifier:MODEL, ensemble:A*0.7+B*0.3, module:function, ...",
-        metavar="REWARD",
-    )
-    reward_memory: str | None = option(
-        None,
-        "KV that a reward model may hold for a prompt.",
-        metavar="SIZE",
-        unset="1GiB on a CPU, 10% of a GPU's free memory",
-    )
-    engine: str = option(
-        "torch",
-        "torch, vllm, openvino, openai:URL (a server), or auto: the fastest that is installed.",
-        metavar="ENGINE",
-    )
-    engine_args: Mapping[str, Any] | None = option(
-        None,
-        'A JSON object that is handed on to the engine, such as {"tensor_parallel_size": 4} to vLLM.',
-        metavar="JSON",
-    )
-    weights: str | None = option(
-        None, "How a CPU holds the weights.", metavar="fp16|fp32", choices=("fp16", "fp32"), unset="fp16"
-    )
-    device: str | None = option(None, "A torch device.", metavar="DEVICE", unset="the first GPU, else the CPU")
-    special_tokens: str = option(
-        "text",
-        "What becomes of messages that spell special tokens: text, or (allow) these tokens.",
-        metavar="text|allow",
-        choices=("text", "allow"),
-    )
 
 
 def _annotated(field: dataclasses.Field[Any], about: About, panel: str) -> Any:
@@ -126,21 +87,17 @@ def _panel(owner: Any, name: str) -> str:
 
 _OPTIONS: dict[str, Any] = {
     name: _annotated(field, about, _panel(owner, name))
-    for owner in (_Opening, Settings)
+    for owner in (Opening, Settings)
     for name, (field, about) in options_of(owner).items()
 }
 """What `generate` and `compare` take, by the names and with the defaults of the Python interface."""
 
-_DEFAULTS = {name: field.default for name, (field, _) in options_of(_Opening).items()} | Settings().to_dict()
+_DEFAULTS = vars(Opening()) | Settings().to_dict()
 
 
 def shown(name: str) -> Any:
     """What typer is told of an option: for a command that calls it otherwise."""
     return _OPTIONS[name].__metadata__[0]
-
-
-ENGINE_OPTIONS = ("engine", "engine_args", "weights", "device", "special_tokens")
-"""Those that `open_engine` takes beside the model."""
 
 
 def takes_options(*left_out: str) -> Callable[[Command], Command]:
@@ -175,8 +132,12 @@ def note_greedy(settings: Settings) -> None:
 
 def open_given(given: dict[str, Any]) -> tuple[Engine, Reward]:
     """The engine and the reward that the options name; the reward first, which is the cheaper one to be wrong about."""
-    reward = as_reward(given["reward"], given["reward_memory"])
-    return api.open_engine(given["model"], **{name: given[name] for name in ENGINE_OPTIONS}), reward
+    return opening_of(given).open()
+
+
+def opening_of(given: dict[str, Any]) -> Opening:
+    """What is opened, among the options given."""
+    return Opening(**{name: given[name] for name in options_of(Opening)})
 
 
 @contextlib.contextmanager
