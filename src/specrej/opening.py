@@ -50,10 +50,15 @@ class Opening:
         special_tokens: "text" or "allow": whether messages that spell special tokens are text, or these tokens.
     """
 
-    model: Model = option("smollm2", "A default model, a Hugging Face id or a directory.", metavar="TEXT")
+    model: Model = option(
+        "smollm2",
+        "A default model, a Hugging Face id, or a directory (safetensors, or one GGUF file).",
+        metavar="MODEL",
+    )
     reward: RewardSpec = option(
         "relevance",
-        "relevance, logprob, classifier:MODEL, ensemble:A*0.7+B*0.3, module:function, ...",
+        "relevance, logprob, classifier:MODEL, ensemble:A*0.7+B*0.3, math:ANSWER, judge:URL#MODEL, "
+        "http:URL, module:function and more.",
         metavar="REWARD",
     )
     reward_memory: str | int | None = option(
@@ -73,7 +78,10 @@ class Opening:
         metavar="JSON",
     )
     weights: str | None = option(
-        None, "How a CPU holds the weights: fp16, or fp32 (exact).", metavar="fp16|fp32", unset="fp16"
+        None,
+        "How a CPU holds the weights: fp16 (half the bytes, sums in float32) or fp32 (exact).",
+        metavar="fp16|fp32",
+        unset="fp16",
     )
     device: str | None = option(None, "A torch device.", metavar="DEVICE", unset="the first GPU, else the CPU")
     special_tokens: str = option(

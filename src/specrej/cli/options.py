@@ -22,6 +22,8 @@ from specrej.errors import SpecrejError, UsageError
 from specrej.opening import Opening
 from specrej.options import About, kinds_of, options_of
 from specrej.rewards.base import Reward
+from specrej.search.algorithms import algorithm_of
+from specrej.search.policies import policy_of
 from specrej.settings import Settings
 from specrej.types import GREEDY_NOTE, SamplingParams
 
@@ -118,8 +120,14 @@ def takes_options(*left_out: str) -> Callable[[Command], Command]:
 
 
 def settings_of(given: dict[str, Any]) -> Settings:
-    """The settings among the options given."""
-    return Settings(**{name: given[name] for name in options_of(Settings) if name in given})
+    """The settings among the options given. What they name is looked for now: a model takes long to open.
+
+    Raises:
+        UsageError: a value that cannot be honoured, or a name of nothing.
+    """
+    settings = Settings(**{name: given[name] for name in options_of(Settings) if name in given})
+    _ = algorithm_of(settings), policy_of(settings)
+    return settings
 
 
 def note_greedy(settings: Settings) -> None:
