@@ -51,14 +51,22 @@ class Opening:
         special_tokens: "text" or "allow": whether messages that spell special tokens are text, or these tokens.
     """
 
-    model: Model = option("smollm2", "A default model, a Hugging Face id or a directory.", metavar="TEXT")
+    model: Model = option(
+        "smollm2",
+        "A default model, a Hugging Face id, or a directory (safetensors, or one GGUF file).",
+        metavar="MODEL",
+    )
     reward: RewardSpec = option(
         "relevance",
-        "relevance, logprob, classifier:MODEL, ensemble:A*0.7+B*0.3, module:function, ...",
+        "relevance, logprob, classifier:MODEL, ensemble:A*0.7+B*0.3, math:ANSWER, judge:URL#MODEL, "
+        "http:URL, module:function and more.",
         metavar="REWARD",
     )
     reward_memory: str | int | None = option(
-        None, "KV that a classifier may hold for a prompt; by default 1GiB.", metavar="SIZE"
+        None,
+        "KV that a reward model may hold for a prompt.",
+        metavar="SIZE",
+        unset="1GiB on a CPU, 10% of a GPU's free memory",
     )
     engine: str | Engine = option(
         "torch",
@@ -70,8 +78,13 @@ class Opening:
         'A JSON object that is handed on to the engine, such as {"tensor_parallel_size": 4} to vLLM.',
         metavar="JSON",
     )
-    weights: str | None = option(None, "How a CPU holds the weights: fp16 (default) or fp32.", metavar="fp16|fp32")
-    device: str | None = option(None, "A torch device; by default the first GPU, else the CPU.", metavar="DEVICE")
+    weights: str | None = option(
+        None,
+        "How a CPU holds the weights: fp16 (half the bytes, sums in float32) or fp32 (exact).",
+        metavar="fp16|fp32",
+        unset="fp16",
+    )
+    device: str | None = option(None, "A torch device.", metavar="DEVICE", unset="the first GPU, else the CPU")
     special_tokens: str = option(
         "text",
         "What becomes of messages that spell special tokens: text, or (allow) these tokens.",

@@ -12,7 +12,6 @@ from typer.core import TyperCommand
 
 from specrej import api
 from specrej.cli.options import (
-    ENGINE_OPTIONS,
     Json,
     end_with,
     exit_codes,
@@ -21,6 +20,7 @@ from specrej.cli.options import (
     open_given,
     opening_of,
     settings_of,
+    shown,
     stdout_for_results,
     stoppable,
     takes_options,
@@ -71,12 +71,7 @@ _TotalMemory = Annotated[
     ),
 ]
 _InFlight = Annotated[int, typer.Option(help="Most prompts side by side.", **_MANY)]
-_KeepAtDecisions = Annotated[
-    int | None,
-    typer.Option(
-        help="Keep this many at each decision, in place of a share.", rich_help_panel="How answers are chosen"
-    ),
-]
+_KeepAtDecisions = Annotated[int | None, shown("keep")]
 _CLUSTER: dict[str, Any] = {"rich_help_panel": "Many machines"}
 _Ray = Annotated[
     str | None,
@@ -140,8 +135,8 @@ def batch(
                 f"with --output - there is no {'--resume' if resume else '--json'}", hint="give a file as --output"
             )
         requests = read_all(source, settings, keep, given["model"])
-        names = ("model", "reward", *ENGINE_OPTIONS)
-        job = describe_job(requests, settings, keep, **{name: given[name] for name in names})
+        named = {name: value for name, value in vars(opening_of(given)).items() if name != "reward_memory"}
+        job = describe_job(requests, settings, keep, **named)  # the memory of the reward decides no row
         opening = given, settings, total_memory, in_flight
         open_rows = partial(_open_ray, *opening, cluster) if cluster else partial(_open_local, *opening)
         with stdout_for_results(), _open(output, job, resume=resume) as there, _advising(advice):

@@ -39,7 +39,7 @@ _Baseline = Annotated[
 ]
 
 
-@takes_options("algorithm", "n", "alpha", "continue_final_message")
+@takes_options("algorithm", "n", "alpha", "policy", "continue_final_message")
 def bench(
     prompts: _Prompts,
     *,
@@ -102,7 +102,7 @@ def bench(
         end_with(line, num_failed=num_failed, num_all=len(done))
 
 
-@takes_options("algorithm", "n", "alpha", "keep", "decide", "min_tokens", "continue_final_message")
+@takes_options("algorithm", "n", "alpha", "keep", "decide", "min_tokens", "policy", "continue_final_message")
 def trace(
     prompts: _Prompts,
     *,
