@@ -110,8 +110,8 @@ def parameters(definition: Definition) -> tuple[list[str], set[str], bool, bool]
     positional = [one.arg for one in (*given.posonlyargs, *given.args) if one.arg not in ("self", "cls")]
     every = {*positional, *(one.arg for one in given.kwonlyargs)}
     unpacked = re.search(r"Unpack\[(\w+)\]", ast.unparse(given))
-    fields = {name for one in CLASSES.get(unpacked[1], []) for name in members(one)} if unpacked else set()
-    return positional, every | fields, given.vararg is not None, given.kwarg is not None and not fields
+    options = {name for one in CLASSES.get(unpacked[1], []) for name in members(one)} if unpacked else set()
+    return positional, every | options, given.vararg is not None, given.kwarg is not None and not options
 
 
 def docstrings() -> Iterator[tuple[Module, ast.AST, str, str]]:
