@@ -14,16 +14,21 @@ import zlib
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from specrej.api import run_one, unobserved
 from specrej.attention.layout import Claim, KvLayout
-from specrej.engines.base import Memory, Overhead, Token
+from specrej.engines.base import Engine, Memory, Overhead, Token
 from specrej.engines.streams import uniforms
 from specrej.errors import DeviceMemoryError
 from specrej.flops import AttentionFlops, ModelFlops
-from specrej.types import Candidate, FinishReason, Message, Piece, Prompt, Reuse, SamplingParams, as_messages
+from specrej.rewards import as_reward
+from specrej.search.search import Search
+from specrej.settings import Settings
+from specrej.types import Candidate, FinishReason, Message, Piece, Prompt, Result, Reuse, SamplingParams, as_messages
 
 BOS, EOS = 256, 257
 LETTERS = b"aabcde \xc3"  # the last one begins an "é", of two tokens
@@ -340,3 +345,10 @@ class FakeSession:
     def close(self) -> None:
         assert not self.is_closed, "closed twice"
         self.is_closed = True
+
+
+def watched(
+    prompt: Prompt, *, model: Engine, reward: Any, observe: Callable[[Search], None] = unobserved, **options: Any
+) -> Result:
+    """`specrej.generate`, with the running search itself, not its events, shown after each step and decision."""
+    return run_one(model, as_reward(reward), prompt, Settings(**options), watch=observe)

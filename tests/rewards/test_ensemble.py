@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import specrej
-from fakes import FakeEngine, FakeReward, by_hash, in_thirds
+from fakes import FakeEngine, FakeReward, by_hash, in_thirds, watched
 from specrej.errors import RewardError, UsageError
 from specrej.rewards.ensemble import EnsembleReward
 from specrej.search.search import Search
@@ -132,7 +131,7 @@ def test_scores_on_a_scale_are_in_the_order_of_the_raw_ones_whenever_they_were_g
 
 def generate(reward: Any, **options: Any) -> Result:
     options = {"n": 30, "max_new_tokens": 24, "min_tokens": 6, "seed": 5, **options}
-    return specrej.generate("Why?", model=FakeEngine(eos=0.08), reward=reward, **options)
+    return watched("Why?", model=FakeEngine(eos=0.08), reward=reward, **options)
 
 
 def test_in_a_run_all_decisions_share_the_scale_of_the_first_one() -> None:

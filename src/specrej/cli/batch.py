@@ -19,6 +19,7 @@ from specrej.cli.options import (
     how_to_resume,
     note_greedy,
     open_given,
+    opening_of,
     settings_of,
     stdout_for_results,
     stoppable,
@@ -230,11 +231,11 @@ def _open_ray(
 ) -> tuple["RowsOf", None]:
     """What runs requests on the actors of a cluster; no memory here is shared."""
     from specrej.batch.cluster import ray_rows
-    from specrej.batch.ray import Opening
+    from specrej.batch.ray import ActorSetup
 
-    named = {name: given[name] for name in ("model", "reward", "reward_memory", *ENGINE_OPTIONS)}
-    opening = Opening(settings=settings, total_memory=total_memory, in_flight=in_flight, **named)
-    return ray_rows(opening, **cluster), None
+    opening = opening_of(given)
+    setup = ActorSetup(opening=opening, settings=settings, total_memory=total_memory, in_flight=in_flight)
+    return ray_rows(setup, **cluster), None
 
 
 def _run(

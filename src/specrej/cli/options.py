@@ -16,15 +16,14 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from specrej import api
 from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UsageError
-from specrej.rewards import as_reward
+from specrej.opening import Opening, OpeningOptions
 from specrej.rewards.base import Reward
 from specrej.settings import Settings
 from specrej.types import GREEDY_NOTE
 
-_DEFAULTS = {**(api.generate.__kwdefaults__ or {}), **Settings().to_dict()}
+_DEFAULTS = {**vars(Opening()), **Settings().to_dict()}
 Command = TypeVar("Command", bound=Callable[..., None])
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 
@@ -176,8 +175,12 @@ def note_greedy(settings: Settings) -> None:
 
 def open_given(given: dict[str, Any]) -> tuple[Engine, Reward]:
     """The engine and the reward that the options name; the reward first, which is the cheaper one to be wrong about."""
-    reward = as_reward(given["reward"], given["reward_memory"])
-    return api.open_engine(given["model"], **{name: given[name] for name in ENGINE_OPTIONS}), reward
+    return opening_of(given).open()
+
+
+def opening_of(given: dict[str, Any]) -> Opening:
+    """What is opened, among the options given."""
+    return Opening(**{name: given[name] for name in OpeningOptions.__annotations__})
 
 
 @contextlib.contextmanager

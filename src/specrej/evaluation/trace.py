@@ -222,7 +222,7 @@ class _HiddenStates:
 
 
 def _run(engine: Engine, reward: Reward, task: Task, settings: Settings, states: _HiddenStates | None) -> Result:
-    result = run_one(engine, reward, task.turns[0], settings, states or unobserved)
+    result = run_one(engine, reward, task.turns[0], settings, watch=states or unobserved)
     if any(candidate.state == "rejected" for candidate in result.candidates):
         causes = {decision.cause for decision in result.decisions if decision.rejected}
         raise DeviceMemoryError(

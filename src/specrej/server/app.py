@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 from specrej.api import prepare
 from specrej.errors import DeadlineError, PromptError, ServingError, SpecrejError, UsageError
 from specrej.memory import format_bytes
+from specrej.search.events import Ended, Text
 from specrej.search.pool import Pool
 from specrej.server import schema
 from specrej.server.asked import Asked, Limits, parse_json, read_request
@@ -35,9 +36,8 @@ from specrej.server.metrics import CONTENT_TYPE, Meters
 from specrej.server.pages import docs_page, page_files
 from specrej.server.protocol import ENDPOINTS, to_body
 from specrej.server.refusals import CODES, RefusalError, internal_error, refusal_of, refusal_of_body
-from specrej.server.service import Ended, Event, Service, Ticket
+from specrej.server.service import Event, Service, Ticket
 from specrej.server.streaming import Head, blocks
-from specrej.server.watching import Text
 from specrej.settings import Settings
 from specrej.types import Result, as_messages
 from specrej.version import __version__
