@@ -206,7 +206,9 @@ def takes(definition: Definition | str, call: ast.Call) -> bool:
 
 def parsed(block: str) -> ast.Module | None:
     try:
-        return ast.parse(block)
+        flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        read: ast.Module = compile(block, "an example", "exec", flags)
+        return read
     except SyntaxError:
         return None
 

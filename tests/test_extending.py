@@ -33,11 +33,11 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def example(modules: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+def example(modules: Path) -> Callable[[str], Any]:
     """What `module:name` of the examples is."""
 
     def example(spec: str) -> Any:
-        monkeypatch.syspath_prepend(modules)
+        sys.path.insert(0, str(modules))  # put back by `modules`
         module, _, name = spec.partition(":")
         return getattr(importlib.import_module(module), name)
 
