@@ -65,7 +65,16 @@ def fields(result: specrej.Result) -> tuple[Any, ...]:
 
 def test_each_example_is_short() -> None:
     assert [name for name, _ in BLOCKS] == [
-        *("my_rewards", "my_overlap", "test_my_overlap", "my_policies", "my_algorithms", "my_engine", "test_my_engine")
+        *(
+            "my_rewards",
+            "my_overlap",
+            "test_my_overlap",
+            "my_policies",
+            "my_algorithms",
+            "my_engine",
+            "test_my_engine",
+            "watching",
+        )
     ]
     for name, code in BLOCKS:
         assert sum(bool(line.strip()) for line in code.splitlines()) < 40, name
@@ -117,13 +126,21 @@ def test_an_algorithm(example: Callable[[str], Any]) -> None:
     assert len(results[0].decisions) > 3
 
 
+def test_a_run_is_watched(example: Callable[[str], Any], capsys: pytest.CaptureFixture[str]) -> None:
+    options = {**RUN, "decide": "every:16", "observe": example("watching:tell")}
+    result = specrej.generate("Hi", model=FakeEngine(), reward=by_length, **options)
+    said = capsys.readouterr().out
+    assert said.count(" rejected\n") == len(result.decisions)
+    assert said.endswith(f"{result}\n")
+
+
 def by_length(prompt: str, texts: list[str]) -> list[float]:
     return [len(text) + text.count("a") / 100 for text in texts]
 
 
 def test_an_engine(example: Callable[[str], Any], modules: Path) -> None:
     engine = example("my_engine:open_parrot")(save_model(modules / "model"))
-    result = specrej.generate("Name a tree.", model=engine, reward=by_length, **RUN)
+    result = specrej.generate("Name a tree.", engine=engine, reward=by_length, **RUN)
     assert set(result.text) <= set("Name a tree.")
     assert result.settings["engine"] == "parrot"
 
