@@ -1,12 +1,16 @@
 """Model and reward, opened once, for any number of prompts.
 
-with Session(model="smollm2", reward="relevance") as session:
-result = session.generate("Why is the sky blue?", n=16)
-results = session.generate_batch(["Name a fruit.", "Name a tree."])        # a list in their order
+    with Session(model="smollm2", reward="relevance") as session:
+        result = session.generate("Why is the sky blue?", n=16)
+        results = session.generate_batch(["Name a fruit.", "Name a tree."])  # a list in their order
 
-result = await session.agenerate("Why is the sky blue?")                      # many at a time share the engine
-async for number, outcome in session.aiter_batch(prompts):
-...
+In a program that has an event loop, many callers share the engine:
+
+    result = await session.agenerate("Why is the sky blue?")
+    async for number, outcome in session.aiter_batch(prompts):
+        print(number, outcome)
+
+All of it is freed when the block ends.
 """
 
 import asyncio

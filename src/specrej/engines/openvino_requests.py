@@ -1,6 +1,6 @@
 """OpenVINO GenAI's continuous batching as a backend: a candidate is a chain of requests, each for one page of KV.
 
-    backend = OpenVinoBackend(pipeline, measure(pipeline, filler_id), filler_id=filler_id, ...)
+    backend = OpenVinoBackend(pipeline, measure(pipeline, filler_id), filler_id=filler_id, **limits)
     backend.submit(key, prompt_ids, sampling, seed)
     for drawn in backend.step(): ...
 

@@ -1,14 +1,13 @@
 """What a user may give as a reward, and the one place that turns it into a `Reward`.
 
-    as_reward("relevance")                        # a name of the registry
-    as_reward("logprob:sum")                      # ... with its argument
-    as_reward("classifier:org/model#helpful?partial=open")     # a classifier's output by its label
-    as_reward("org/model")                        # the same from a Hugging Face id or a local
-    directory, also a Path as_reward("ensemble:relevance*0.7+logprob")   # several rewards as one
-    as_reward("theirs:argument")                  # a name that an installed package adds: see
-    `specrej.registry` as_reward("metrics:brevity")                  # a function of a module,
-    looked for in the current directory first as_reward(lambda prompt, texts: [len(text) for text in
-    texts])
+    as_reward("relevance")                  # a name of the registry
+    as_reward("logprob:sum")                # ... with its argument
+    as_reward("org/model")                  # a classifier: an id or a local directory, also a Path
+    as_reward("classifier:org/model#helpful?partial=open")      # ... one of its outputs, by label
+    as_reward("ensemble:relevance*0.7+logprob")                 # several rewards as one
+    as_reward("theirs:argument")            # of a package: see `specrej.registry`
+    as_reward("metrics:brevity")            # a function of a module, in the current directory first
+    as_reward(lambda prompt, texts: [len(text) for text in texts])
 
 A name of the registry goes before one of a package, that before a directory or an id, and these
 before a module.

@@ -1,6 +1,7 @@
 """A figure as a part of a page: smaller, with ids of its own, and in the page's colours, light or dark.
 
-picture(figure, directory / "plots", "cost-seconds", "Seconds", "One bar a method.", "Best-of-8 takes 12 s, ...")
+stem = directory / "plots" / "cost-seconds"
+picture(figure, stem, title="Seconds", caption="One bar a method.", label="Best-of-8 takes 12 s, ...")
 """
 
 import re
