@@ -59,7 +59,7 @@ def body_with(field: str, value: Any) -> dict[str, Any]:
 
 def properties() -> dict[str, Any]:
     """What the document says of each field, by its name in bodies."""
-    models = (schema.Own, schema.TextRequest, schema.ChatRequest)
+    models: tuple[Any, ...] = (schema.Own, schema.TextRequest, schema.ChatRequest)
     found = {name: model.model_json_schema()["properties"] for name, model in zip("otc", models, strict=True)}
     return {name: found["o" if name in OWN else "c" if name in CHAT_ONLY else "t"][name] for name in FIELDS}
 

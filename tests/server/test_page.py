@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from statistics import fmean
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -16,8 +16,10 @@ import specrej
 from browsing import DECISIONS, HEAR, OWN, SECOND, WINNER, finish, kept, opened
 from fakes import FakeEngine, FakeReward
 from scripted import HOSTILE, PAGE, PLAIN_TEXT, Script
+from specrej.search.policies import every, top
 from specrej.search.pool import Pool
 from specrej.settings import Settings
+from specrej.types import Policy
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -273,14 +275,14 @@ def test_controls_have_names_for_those_who_hear_them(browser: "Browser", url: st
 
 
 @contextmanager
-def served(engine: FakeEngine) -> Iterator[str]:
+def served(engine: FakeEngine, **options: Any) -> Iterator[str]:
     """The address of the real server, on an engine without a model."""
     uvicorn = pytest.importorskip("uvicorn", reason="the extra `server` is not installed")
     from specrej.server.app import make_app
     from specrej.server.service import Service
 
     service = Service(engine, FakeReward(), Pool(200_000))
-    defaults = Settings(max_new_tokens=60, memory=20_000, min_tokens=8)
+    defaults = Settings(**{"max_new_tokens": 60, "memory": 20_000, "min_tokens": 8} | options)
     app = make_app(service, model="bytes", defaults=defaults)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
 
@@ -330,3 +332,16 @@ def test_the_real_server_says_what_it_cannot_do(browser: "Browser") -> None:
         page.click("#run")
         page.wait_for_selector("#trouble:not(:empty)")
         assert "exceed the context of 400" in page.inner_text("#trouble")
+
+
+def test_where_the_server_has_a_policy_the_form_leaves_it_to_that(browser: "Browser") -> None:
+    policy = Policy(when=every(8), keep=top(3), first_tokens=8, name="threes")
+    with served(FakeEngine(), policy=policy, min_tokens=16) as url, opened(browser, url) as page:
+        assert page.is_disabled("#alpha")
+        assert page.is_disabled("#decide")
+        assert page.inner_text("#alpha-said") == "the server decides by threes"
+        page.fill("#prompt", "Why?")
+        page.fill("#n", "12")
+        finish(page)
+        assert page.inner_text("#trouble") == ""
+        assert page.inner_text("#counts").startswith("12 → 3")
