@@ -17,11 +17,11 @@ from typer.testing import CliRunner, Result
 
 import specrej
 from jobs import openai, plain, rows_in, write_requests
-from specrej import api
 from specrej.batch.rows import row_id
 from specrej.cli import app
 from specrej.cli.options import stoppable
 from specrej.journal import read_rows
+from specrej.opening import Opening
 from tiny import save_model
 
 ROWS: list[Any] = [*(plain(number) for number in range(4)), "{broken"]
@@ -60,7 +60,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_: Any, **__: Any) -> Any:
         raise AssertionError("the model was opened")
 
-    monkeypatch.setattr(api, "open_engine", opened)
+    monkeypatch.setattr(Opening, "open_engine", opened)
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 import specrej
 from endpoint import WAIT_S, client, until
-from specrej import api
 from specrej.cli import app
+from specrej.opening import Opening
 from tiny import save_model
 
 SOURCES = str(Path(specrej.__file__).parents[1])
@@ -214,14 +214,14 @@ def invoke(*arguments: str, **environment: str) -> Any:
 
 @pytest.mark.parametrize("given", ["", ",", " , ,"])
 def test_keys_that_are_none_are_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "open_engine", None)
+    monkeypatch.setattr(Opening, "open_engine", None)
     result = invoke("--port", "0", SPECREJ_API_KEYS=given)
     assert result.exit_code == 2
     assert "SPECREJ_API_KEYS is set, and holds no key" in result.stderr
 
 
 def test_a_port_in_use_is_said_before_the_model_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "open_engine", None)
+    monkeypatch.setattr(Opening, "open_engine", None)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = invoke("--port", str(port))
