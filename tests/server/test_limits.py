@@ -251,8 +251,9 @@ def test_what_is_no_json_object_is_refused(raw: bytes) -> None:
 
 
 def test_half_a_character_is_named_by_its_place() -> None:
+    body = parse_json(b'{"messages": [{"role": "user", "content": "a\\ud800"}]}')
     with pytest.raises(PromptError, match=r"messages\[0\]\.content holds half a surrogate pair"):
-        parse_json(b'{"messages": [{"role": "user", "content": "a\\ud800"}]}')
+        read_request("/v1/chat/completions", body, DEFAULTS, Limits())
 
 
 def test_junk_gets_a_bad_request(url: str) -> None:
