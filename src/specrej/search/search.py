@@ -69,7 +69,7 @@ class Search:
         self.messages = as_messages(prompt)
         self._prompt = prompt if isinstance(prompt, str) else tuple(self.messages)
         self.prompt_ids = engine.encode(self._prompt)
-        # To a reward, the beginning of an answer that was given and what goes on with it are one answer.
+        # To a reward, the beginning of an answer that was given and what continues it are one answer.
         self._beginning = self.messages.pop()["content"] if self.messages[-1]["role"] == "assistant" else ""
         self.sampling = sampling
         # The first token costs no KV. Counted like the second, it limits the number of candidates all the same.
