@@ -73,7 +73,8 @@ def docstrings(path: Path) -> Iterator[tuple[int, str]]:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 class TestDocument:
     def test_lines_fit(self, path: Path) -> None:
-        wide = [f"{path.name}:{number}: {len(line)}" for number, line in prose_lines(path) if len(line) > MOST_COLUMNS]
+        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        wide = [number for number, line in lines if len(line) > MOST_COLUMNS and not line.startswith("|")]
         assert wide == []
 
     def test_sentences_are_short(self, path: Path) -> None:
