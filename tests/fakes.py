@@ -104,6 +104,7 @@ class FakeEngine:
         groups: open prompts by handle; empty when everybody cleaned up.
         num_prefills, num_steps, num_drawn, num_read: what was asked for so far.
         peaks: peak bytes of each prompt that was closed.
+        is_shut: whether it was shut down.
     """
 
     name = "fake"
@@ -132,6 +133,7 @@ class FakeEngine:
         self.groups: dict[int, Group] = {}
         self.num_prefills = self.num_steps = self.num_drawn = self.num_read = 0
         self.peaks: list[int] = []
+        self.is_shut = False
         self._eos = eos
         self._fail_at = fail_at
         self._error = error or DeviceMemoryError("as asked for")
@@ -253,6 +255,11 @@ class FakeEngine:
     def close(self, prompt: int) -> None:
         self.peaks.append(self.groups.pop(prompt).peak)
 
+    def shutdown(self) -> None:
+        for prompt in list(self.groups):
+            self.close(prompt)
+        self.is_shut = True
+
 
 def kv_bytes(num_prompt_tokens: int, num_slots: int) -> int:
     """The most that a block of so many places can take, while it grows."""
@@ -311,11 +318,16 @@ class FakeReward:
     def __init__(self, rate: Callable[[str], float] = by_hash) -> None:
         self.name = rate.__name__
         self.sessions: list[FakeSession] = []
+        self.is_closed = False
         self._rate = rate
 
     def open(self, messages: Sequence[Message]) -> "FakeSession":
         self.sessions.append(FakeSession(self._rate))
         return self.sessions[-1]
+
+    def close(self) -> None:
+        assert all(session.is_closed for session in self.sessions), "a session is open"
+        self.is_closed = True
 
 
 @dataclass

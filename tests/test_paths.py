@@ -36,7 +36,7 @@ SETTINGS = Settings(n=6, max_new_tokens=20, min_tokens=6, seed=5, memory="4KiB")
 INNER = {
     "specrej.evaluation.report.bench_sections.bench_page",
     "specrej.evaluation.report.replay_sections.replay_page",
-    "specrej.evaluation.report.svg.picture",
+    "specrej.evaluation.report.page.picture",
     "specrej.hub.defaults.convert_smollm2",
     "specrej.hub.defaults.download_wheel",
 }

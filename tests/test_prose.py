@@ -82,6 +82,10 @@ class TestDocument:
         assert [one for one in found if len(words(one)) > MOST_WORDS] == []
         assert median(len(words(one)) for one in found) <= MIDDLE_WORDS
 
+    def test_links_lead_somewhere(self, path: Path) -> None:
+        links = re.findall(r"\]\((?!http)([^)#]+)", path.read_text(encoding="utf-8"))
+        assert [link for link in links if not (path.parent / link).exists()] == []
+
     def test_words_are_the_fields(self, path: Path) -> None:
         text = re.sub(r"```.*?```|`[^`\n]*`", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
         assert [line for line in text.splitlines() if INVENTED.search(line)] == []

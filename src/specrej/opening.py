@@ -11,7 +11,8 @@ from typing import Any, TypedDict
 
 from specrej.engines import opening
 from specrej.engines.base import Engine
-from specrej.options import option
+from specrej.errors import UsageError
+from specrej.options import option, options_of
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward
 
@@ -50,14 +51,22 @@ class Opening:
         special_tokens: "text" or "allow": whether messages that spell special tokens are text, or these tokens.
     """
 
-    model: Model = option("smollm2", "A default model, a Hugging Face id or a directory.", metavar="TEXT")
+    model: Model = option(
+        "smollm2",
+        "A default model, a Hugging Face id, or a directory (safetensors, or one GGUF file).",
+        metavar="MODEL",
+    )
     reward: RewardSpec = option(
         "relevance",
-        "relevance, logprob, classifier:MODEL, ensemble:A*0.7+B*0.3, module:function, ...",
+        "relevance, logprob, classifier:MODEL, ensemble:A*0.7+B*0.3, math:ANSWER, judge:URL#MODEL, "
+        "http:URL, module:function and more.",
         metavar="REWARD",
     )
     reward_memory: str | int | None = option(
-        None, "KV that a classifier may hold for a prompt; by default 1GiB.", metavar="SIZE"
+        None,
+        "KV that a reward model may hold for a prompt.",
+        metavar="SIZE",
+        unset="1GiB on a CPU, 10% of a GPU's free memory",
     )
     engine: str | Engine = option(
         "torch",
@@ -69,8 +78,13 @@ class Opening:
         'A JSON object that is handed on to the engine, such as {"tensor_parallel_size": 4} to vLLM.',
         metavar="JSON",
     )
-    weights: str | None = option(None, "How a CPU holds the weights: fp16 (default) or fp32.", metavar="fp16|fp32")
-    device: str | None = option(None, "A torch device; by default the first GPU, else the CPU.", metavar="DEVICE")
+    weights: str | None = option(
+        None,
+        "How a CPU holds the weights: fp16 (half the bytes, sums in float32) or fp32 (exact).",
+        metavar="fp16|fp32",
+        unset="fp16",
+    )
+    device: str | None = option(None, "A torch device.", metavar="DEVICE", unset="the first GPU, else the CPU")
     special_tokens: str = option(
         "text",
         "What becomes of messages that spell special tokens: text, or (allow) these tokens.",
@@ -82,19 +96,26 @@ class Opening:
 
         Raises:
             UnknownNameError: nothing has this name.
-            UsageError: something is not installed, or takes no such option.
+            UsageError: something is not installed, or takes no such option, as an engine that is open.
             ModelError: a model cannot be opened, or is one that the engine cannot honour.
             EngineError: no server answers.
         """
         reward = self.open_reward()
-        return self.open_engine(), reward
+        try:
+            return self.open_engine(), reward
+        except BaseException:
+            self._close_reward(reward)
+            raise
 
     def close(self, engine: Engine, reward: Reward) -> None:
         """Free what `open` opened by name; objects that were handed in are left as they are."""
-        if isinstance(self.reward, str | Path):
-            reward.close()
+        self._close_reward(reward)
         if isinstance(self.engine, str) and isinstance(self.model, str | Path):
             engine.shutdown()
+
+    def _close_reward(self, reward: Reward) -> None:
+        if isinstance(self.reward, str | Path):
+            reward.close()
 
     def open_reward(self) -> Reward:
         return as_reward(self.reward, self.reward_memory)
@@ -102,9 +123,9 @@ class Opening:
     def open_engine(self) -> Engine:
         """The engine; one that is open is returned as it is."""
         if not isinstance(self.engine, str):
-            return self.engine
+            return self._handed_in(self.engine)
         if not isinstance(self.model, str | Path):
-            return self.model
+            return self._handed_in(self.model)
         return opening.open_engine(
             self.model,
             engine=self.engine,
@@ -113,6 +134,17 @@ class Opening:
             device=self.device,
             special_tokens=self.special_tokens,
         )
+
+    def _handed_in(self, engine: Engine) -> Engine:
+        """An engine that is open, which no option changes any more."""
+        usual = {name: field.default for name, (field, _) in options_of(Opening).items()}
+        for name in ("engine_args", "weights", "device", "special_tokens"):
+            if (given := getattr(self, name)) != usual[name]:
+                raise UsageError(
+                    f"{name} must be left out for an engine that is open already, got {given!r}",
+                    hint="give it to open_engine",
+                )
+        return engine
 
 
 def open_engine(

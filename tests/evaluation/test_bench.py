@@ -55,7 +55,7 @@ def bench(
     try:
         return list(rows)
     finally:
-        rows.close()  # type: ignore[attr-defined]
+        rows.close()
         assert not engine.groups
 
 
@@ -206,9 +206,13 @@ class _Unmeasured:
     """A reward of somebody else, who knows of no FLOPs."""
 
     name = "foreign"
+    flops_per_token: float | None = None
 
     def open(self, messages: Sequence[Mapping[str, str]]) -> Any:
         return FakeReward().open(messages)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def test_a_reward_that_says_no_flops_has_none(loaded: Loaded, tmp_path: Path) -> None:

@@ -12,20 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from specrej.evaluation.plots import (
-    ACCENT,
-    MUTED,
-    Point,
-    Runner,
-    cost_bars,
-    efficiency,
-    pareto,
-    race,
-    save,
-    short,
-    short_name,
-    violins,
-)
+from specrej.evaluation.figure import ACCENT, MUTED, save, short
+from specrej.evaluation.plots import Point, Runner, cost_bars, efficiency, pareto, race, short_name, violins
 
 POINTS = [
     Point(label="N=4", x=0.5, y=90.0, x_interval=(0.45, 0.55), y_interval=(85.0, 95.0)),

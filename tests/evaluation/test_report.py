@@ -18,9 +18,9 @@ from specrej.evaluation.policy_grid import grid
 from specrej.evaluation.policy_words import policy_words
 from specrej.evaluation.replay_summary import ReplaySummary, replay_folder
 from specrej.evaluation.report import write_report
+from specrej.evaluation.report.headline import estimated, number, quickened, spoken
+from specrej.evaluation.report.page import picture
 from specrej.evaluation.report.stories import choose, runners_of
-from specrej.evaluation.report.svg import picture
-from specrej.evaluation.report.words import estimated, number, quickened, spoken
 from specrej.evaluation.rows import Row
 from traces import traces_in
 

@@ -7,8 +7,7 @@ import pytest
 from synthetic import METHODS, make_bench
 
 from specrej.evaluation.metrics import Summary, summarize
-from specrej.evaluation.report.headline import chief_method, headline, lead
-from specrej.evaluation.report.words import number, spoken
+from specrej.evaluation.report.headline import chief_method, headline, lead, number, spoken
 
 Outcome = Literal["reached", "not_reached", "below"]
 

@@ -373,12 +373,10 @@ def test_flops_are_told_where_all_that_read_have_the_same() -> None:
     assert ensemble(None, None).flops_per_token is None
 
 
-def test_a_member_that_does_not_say_its_flops_serves_as_well() -> None:
-    class Terse:
-        name = "terse"
-        open = FakeReward(length).open
-
-    reward = EnsembleReward([Terse()])
+def test_a_member_that_does_not_know_its_flops_serves_as_well() -> None:
+    member = FakeReward(length)
+    member.flops_per_token = None
+    reward = EnsembleReward([member])
     assert reward.flops_per_token is None
     assert score(reward) == [3.0, 1.0, 6.0]
 

@@ -130,7 +130,7 @@ def test_who_goes_for_want_of_memory_is_who_would_be_chosen_last(
 
     search = begun()
     order = by_hand(search.candidates)
-    search._fitting = lambda num_tokens: room  # type: ignore[method-assign]
+    search._budget.fitting = lambda num_tokens: room  # type: ignore[method-assign]
     search.keep([True] * len(rewards))
     assert [candidate.index for candidate in search.live] == sorted(order[:room])
     assert _decided(0, search, 0, search.decisions[-1]).best == order[0]

@@ -124,7 +124,7 @@ def run_filtered(case: Case, rate: Rate, **options: Any) -> Filtered:
         memory = search.memory()
         assert memory.in_use <= memory.peak <= search.budget_bytes
         assert all(candidate.reward is None or math.isfinite(candidate.reward) for candidate in search.candidates)
-        assert memory.next_step <= search.budget_bytes or search.is_due(lambda length, last: False)
+        assert memory.next_step <= search.budget_bytes or search.due(lambda length, last: False)
 
     outcome: Result | RewardError
     try:

@@ -234,6 +234,7 @@ class BrokenReward:
     """Scores what `score` returns; `open` fails where `is_closed`."""
 
     name = "broken"
+    flops_per_token: float | None = None
 
     def __init__(self, score: Callable[[Sequence[Candidate]], Any], *, is_closed: bool = False) -> None:
         self._score = score
@@ -243,6 +244,9 @@ class BrokenReward:
         if self._is_closed:
             raise OSError("no such host")
         return StatelessSession(messages, lambda messages, candidates: (self._score(candidates), 0))
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def failing(candidates: Sequence[Candidate]) -> Any:
@@ -360,7 +364,7 @@ def test_a_complete_candidate_is_better_than_a_live_one_of_higher_reward() -> No
     begun.start(8)
     while len(begun.live) == 8:
         advance(begun, engine, 1)
-    begun.is_due(lambda length, last: True)
+    begun.begin_decision("schedule")
     begun.keep([True] * len(scores_of(begun)))
     advance(begun, engine, 1)
     result = begun.result()
@@ -377,7 +381,7 @@ def test_a_run_interrupted_while_its_last_candidates_are_scored_is_not_complete(
         while begun.live:
             advance(begun, engine, 1)
         assert not begun.result().is_complete
-        begun.is_due(lambda length, last: False)
+        begun.begin_decision("complete")
         begun.keep([True] * len(scores_of(begun)))
     assert begun.result().is_complete
 

@@ -9,6 +9,7 @@ result. Where actors run, what becomes of one that dies (it is started anew, and
 read ahead is Ray's: nothing of it is done here.
 """
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -151,6 +152,7 @@ class Worker:
         from specrej.batch.job import local_rows
 
         engine, reward = setup.opening.open()
+        weakref.finalize(self, setup.opening.close, engine, reward)  # of an actor that ends by itself; nobody tells it
         pool = open_pool(engine, setup.settings, setup.total_memory)
         self._rows_of = local_rows(engine, reward, pool, setup.in_flight)
 

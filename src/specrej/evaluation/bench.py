@@ -9,7 +9,7 @@ drift of the machine hits all alike. Rows are on the disk when they are yielded.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from specrej.evaluation.rows import CandidateRow, DecisionRow, Row, RunInfo, Tur
 from specrej.flops import flops_of
 from specrej.journal import Journal
 from specrej.registry import ALGORITHMS
-from specrej.rewards.base import Reward, flops_per_token_of
+from specrej.rewards.base import Reward
 from specrej.search.choosing import rank
 from specrej.settings import Settings
 from specrej.types import Candidate, Decision, Prompt, Result, as_messages
@@ -107,7 +107,7 @@ def run_bench(
     settings: Settings,
     resume: bool = False,
     observe: Observer | None = None,
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     """Run every method on every prompt; yield each row when it is on the disk.
 
     A prompt on which a method fails is a row with the error. Rows that an earlier run has written are not run again,
@@ -190,7 +190,7 @@ def _turn(prompt: Prompt, result: Result, engine: Engine, reward: Reward) -> Tur
             engine.flops,
             result.usage.prompt_tokens,
             [len(candidate.token_ids) for candidate in result.candidates],
-            flops_per_token_of(reward),
+            reward.flops_per_token,
             result.usage.reward_tokens,
         ),
         memory_bytes=result.settings["memory_bytes"],

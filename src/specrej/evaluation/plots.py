@@ -1,22 +1,18 @@
 """Matplotlib figures of the report and of `specrej replay`: pure functions from plain data to a Figure.
 
     figure = efficiency(points, unit="seconds", baseline="best_of_n:8")
-    svg, png = save(figure, "out/plots/efficiency-seconds")
 
-Nothing here computes a metric. Figures use the colours below and no others: accent for methods that reject, greys for
-the rest, so that a page can map them to its own. The same data gives the same bytes.
+Nothing here computes a metric.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.text import Annotation
@@ -24,33 +20,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-INK, MUTED, RULE, ACCENT, PAPER = "#1c1d21", "#71737c", "#dcdde2", "#c2501f", "#ffffff"
+from specrej.evaluation.figure import ACCENT, INK, MUTED, PAPER, RULE, STYLE, open_axes, short
 
 Interval = tuple[float, float]
 Fate = Literal["rejected", "complete", "winner"]
 
-_SIZE = (4.0, 3.2)  # inches: on a telephone a figure is as wide as it is here, and letters keep their size
-_STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "figure.facecolor": PAPER,
-    "axes.facecolor": "none",
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "grid.color": RULE,
-    "grid.linewidth": 0.8,
-    "axes.formatter.limits": (-4, 7),
-    "axes.formatter.useoffset": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "specrej",
-}
 _LABEL_SPOTS = ((-6, 5), (6, -12), (6, 5), (-6, -12))  # points from a dot
 _FAR = 20  # points
 _MOST_SHAPES = 800  # beyond these a cloud of dots goes into the SVG as an image
@@ -87,8 +61,8 @@ class Runner:
 
 def efficiency(points: Sequence[Point], *, unit: str, baseline: str) -> Figure:
     """The improvement score against relative compute, a line through each kind of method, with 95% intervals."""
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _open(x=f"{unit}, relative to {baseline}", y="improvement score")
+    with matplotlib.rc_context(STYLE):
+        figure, axes = open_axes(x=f"{unit}, relative to {baseline}", y="improvement score")
         axes.axhline(100, color=RULE, linewidth=1)
         axes.axvline(1, color=RULE, linewidth=1)
         for rejects, color in ((False, MUTED), (True, ACCENT)):
@@ -103,8 +77,8 @@ def efficiency(points: Sequence[Point], *, unit: str, baseline: str) -> Figure:
 
 def pareto(cloud: Sequence[Point], front: Sequence[Point], *, unit: str, y: str = "mean reward") -> Figure:
     """Policies by compute (log x) and reward: a cloud, and in the accent those that no other beats in both."""
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _open(x=unit, y=y)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = open_axes(x=unit, y=y)
         axes.plot(
             [point.x for point in cloud],
             [point.y for point in cloud],
@@ -135,8 +109,8 @@ def violins(values: Mapping[int, Sequence[float]], *, name: str) -> Figure:
     kept = {tokens: [value for value in group if not math.isnan(value)] for tokens, group in sorted(values.items())}
     kept = {tokens: group for tokens, group in kept.items() if group}
     places = range(len(kept))
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _open(x="tokens of the partial answer", y=f"{name} correlation with final reward")
+    with matplotlib.rc_context(STYLE):
+        figure, axes = open_axes(x="tokens of the partial answer", y=f"{name} correlation with final reward")
         axes.axhline(0, color=RULE, linewidth=1)
         if kept:
             drawn: Any = axes.violinplot(list(kept.values()), positions=list(places), widths=0.8, showextrema=False)
@@ -159,8 +133,8 @@ def race(runners: Sequence[Runner], decisions: Sequence[tuple[int, int]]) -> Fig
         decisions: (tokens, how many stayed) of each decision.
     """
     looks = {"rejected": (MUTED, 0.35, 0.8), "complete": (MUTED, 0.8, 1.1), "winner": (ACCENT, 1.0, 2.4)}
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _open(x="tokens of the answer", y="reward so far", pad=20)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = open_axes(x="tokens of the answer", y="reward so far", pad=20)
         for fate, (color, alpha, width) in looks.items():
             for runner in (runner for runner in runners if runner.fate == fate):
                 axes.plot(runner.num_tokens, runner.rewards, color=color, alpha=alpha, linewidth=width)
@@ -192,8 +166,8 @@ def cost_bars(parts: Mapping[str, Mapping[str, float]], *, rejects: Mapping[str,
     """
     names = list(next(iter(parts.values()), {}))
     tones = np.linspace(1.0, 0.2, len(names)) if len(names) > 1 else np.ones(len(names))
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _open(x=unit, y="", height=1.1 + 0.34 * len(parts))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = open_axes(x=unit, y="", height=1.1 + 0.34 * len(parts))
         for place, (method, costs) in enumerate(parts.items()):
             color, left = ACCENT if rejects[method] else MUTED, 0.0
             for part, tone in zip(names, tones, strict=True):
@@ -216,49 +190,11 @@ def cost_bars(parts: Mapping[str, Mapping[str, float]], *, rejects: Mapping[str,
         return figure
 
 
-def save(figure: Figure, stem: str | Path) -> tuple[Path, Path]:
-    """Write STEM.svg and STEM.png (twice the size, for screens) and return their paths."""
-    stem = Path(stem)
-    svg, png = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png")
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(svg, metadata={"Date": None, "Creator": None}, dpi=200)
-        figure.savefig(png, metadata={"Software": None}, dpi=200)
-    # Not everybody has the font that the figure was laid out with.
-    fonts = svg.read_text(encoding="utf-8").replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
-    svg.write_text(fonts, encoding="utf-8")
-    return svg, png
-
-
-def short(value: float) -> str:
-    """A number in three significant digits with a letter for thousands: 12.3, 4.56k, 7.89T."""
-    for bound, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= bound * 0.9995:
-            return f"{_three(value / bound)}{letter}"
-    return _three(value)
-
-
-def _three(value: float) -> str:
-    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
-    text = f"{value:.{max(0, digits)}f}" if abs(value) >= 0.001 else f"{value:.2g}"
-    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
-
-
 def short_name(method: str) -> str:
     """What a figure calls a method: "N=8" for best_of_n:8, "α=0.5 N=64" for speculative_rejection:0.5:64."""
     name, *numbers = method.split(":")
     letters = {"best_of_n": "N", "speculative_rejection": "αN"}[name]
     return " ".join(f"{letter}={number}" for letter, number in zip(letters, numbers, strict=False))
-
-
-def _open(*, x: str, y: str, height: float = _SIZE[1], pad: float = 12) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
-    FigureCanvasAgg(figure)  # measures text where labels are placed
-    axes = figure.add_subplot()
-    axes.grid(visible=True, axis="y")
-    axes.tick_params(length=3, width=0.8)
-    axes.set_xlabel(x, loc="left")
-    axes.set_title(y, loc="left", fontsize="medium", color=MUTED, pad=pad)
-    return figure, axes
 
 
 def _log_x(axes: Axes) -> None:

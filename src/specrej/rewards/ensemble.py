@@ -4,16 +4,6 @@ r"""Several rewards as one, with penalties and a hard filter.
     EnsembleReward([one, another], combine="worst", scale="z")
     EnsembleReward(["relevance"], truncated=-2, filter="regex:^[A-Z]")
 
-As a spec, members are joined by "+", each with its weight after a "*", and options follow a "?":
-
-    ensemble:relevance*0.7+logprob*0.3
-    ensemble:relevance+logprob?combine=worst&scale=z
-    ensemble:relevance+'embedding:Yes?model=org/model'*2?length_penalty=0.01
-    ensemble:relevance?truncated=-2&filter=regex:^[A-Z].*\?$
-
-A member that holds "+", "*" or "?" is put in quotes, single or double; such a quote inside is doubled. The filter comes
-last and is taken as it is, to the end of the spec.
-
 Scores as different as logits and log-probabilities need weights that make up for it, or scale="z": each member's scores
 in standard deviations over the candidates of the prompt. Center and spread are found when candidates are first scored
 and stay for the whole prompt (see `combining.Scale`), since the winner is chosen among candidates that were scored at
@@ -22,34 +12,22 @@ prompts, methods or runs, and spreads found on short texts may differ from those
 """
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from specrej.errors import RewardError, SpecrejError, UnknownNameError, UsageError
 from specrej.rewards import as_reward
-from specrej.rewards.base import Reward, RewardSession, Scores, flops_per_token_of
+from specrej.rewards.base import Reward, RewardSession, Scores, open_session
 from specrej.rewards.combining import Scale, combiner
+from specrej.rewards.ensemble_spec import FORM, EnsembleSpec, read_spec, written
 from specrej.rewards.scores import checked_scores
-from specrej.rewards.spec import parse_options
 from specrej.rewards.together import score_together
 from specrej.types import Candidate, Message, Reuse
 
 SCALES = ("none", "z")
 MOMENTS = ("complete", "always")
 _REUSES: tuple[Reuse, ...] = ("none", "prompt", "answers")
-
-_FORM = "give it as ensemble:SPEC*WEIGHT+SPEC*WEIGHT?OPTION=VALUE&OPTION=VALUE, a SPEC that holds +, * or ? in quotes"
-_OPTIONS: Mapping[str, Any] = {
-    "combine": str,
-    "risk": float,
-    "share": float,
-    "scale": str,
-    "length_penalty": float,
-    "truncated": float,
-    "filter_when": str,
-}
 _DEFAULTS: Mapping[str, Any] = {
     "combine": "sum",
     "risk": None,
@@ -59,9 +37,6 @@ _DEFAULTS: Mapping[str, Any] = {
     "truncated": 0.0,
     "filter_when": "complete",
 }
-_MEMBER = re.compile(
-    r"""('(?:[^']|'')*'|"(?:[^"]|"")*"|[^+?*'"][^+?*]*)(?:\*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?))?""", re.DOTALL
-)
 
 
 class EnsembleReward:
@@ -113,18 +88,37 @@ class EnsembleReward:
         self._check(len(members))
         self.combine = combiner(combine, self.weights, risk=risk, share=share)
         # Last, since a member's model may take long to open.
-        self.members = [as_reward(member) for member in members]
-        self.filter: Reward | None = None if filter is None else as_reward(filter)
+        self._opened: list[Reward] = []
+        try:
+            self.members = [self._open(member) for member in members]
+            self.filter: Reward | None = None if filter is None else self._open(filter)
+        except BaseException:
+            self.close()
+            raise
         options = {"combine": combine, "risk": risk, "share": share, "scale": scale}
         options |= {"length_penalty": length_penalty, "truncated": truncated, "filter_when": filter_when}
-        self.name = self._spec({key: value for key, value in options.items() if value != _DEFAULTS[key]})
+        given = {key: value for key, value in options.items() if value != _DEFAULTS[key]}
+        names = [member.name for member in self.members]
+        self.name = written(EnsembleSpec(names, self.weights, given, self.filter.name if self.filter else None))
         self.judges = [*self.members, *([self.filter] if self.filter else [])]
-        figures = {flops_per_token_of(judge) for judge in self.judges} - {0.0}  # a member of 0 reads no tokens
+        figures = {judge.flops_per_token for judge in self.judges} - {0.0}  # a member of 0 reads no tokens
         self.flops_per_token: float | None = None if len(figures) > 1 else next(iter(figures), 0.0)
+
+    def _open(self, spec: Any) -> Reward:
+        reward = as_reward(spec)
+        if reward is not spec:
+            self._opened.append(reward)
+        return reward
+
+    def close(self) -> None:
+        """Close the members that were given by name; one that was given as an object is its owner's to close."""
+        with ExitStack() as closing:
+            for reward in self._opened:
+                closing.callback(reward.close)
 
     def _check(self, num_members: int) -> None:
         if num_members == 0:
-            raise UsageError("an ensemble needs members", hint=_FORM)
+            raise UsageError("an ensemble needs members", hint=FORM)
         if len(self.weights) != num_members:
             raise UsageError(f"an ensemble of {num_members} members got {len(self.weights)} weights")
         for weight in self.weights:
@@ -141,13 +135,6 @@ class EnsembleReward:
                 f"truncated must be 0 or below, got {self.truncated}",
                 hint="it is added to an answer that the length limit ended",
             )
-
-    def _spec(self, options: Mapping[str, Any]) -> str:
-        weights = ["" if weight == 1 else f"*{weight}" for weight in self.weights]
-        members = "+".join(_quoted(m.name) + weight for m, weight in zip(self.members, weights, strict=True))
-        words = [f"{key}={value}" for key, value in options.items()]
-        words += [f"filter={self.filter.name}"] if self.filter else []
-        return f"ensemble:{members}" + "?" * bool(words) + "&".join(words)
 
     def open(self, messages: Sequence[Message]) -> "EnsembleSession":
         """Begin with a prompt, in all members.
@@ -232,7 +219,7 @@ class EnsembleSession:
         with ExitStack() as opening:
             for judge in reward.judges:
                 with _naming(judge.name, "the prompt"):
-                    session = judge.open(messages)
+                    session = open_session(judge, messages)
                 opening.callback(session.close)
                 self.sessions.append(session)
             self._closing = opening.pop_all()
@@ -288,9 +275,8 @@ class EnsembleSession:
 
     def _count(self) -> None:
         self.num_tokens = sum(session.num_tokens for session in self.sessions)
-        # Sessions of other packages may lack the two figures below.
-        self.peak_kv_bytes = sum(getattr(session, "peak_kv_bytes", 0) for session in self.sessions)
-        kept: list[Reuse] = [getattr(session, "reuse", "none") for session in self.sessions if session.num_tokens]
+        self.peak_kv_bytes = sum(session.peak_kv_bytes for session in self.sessions)
+        kept: list[Reuse] = [session.reuse for session in self.sessions if session.num_tokens]
         self.reuse = min(kept, key=_REUSES.index, default="none")
 
 
@@ -313,12 +299,6 @@ def _naming(name: str, subject: str) -> Iterator[None]:
         raise RewardError(f"the member {name!r} of the ensemble failed on {subject}: {error!r}") from error
 
 
-def _quoted(spec: str) -> str:
-    """A member's spec as `parse_ensemble` reads it back."""
-    needs_quotes = not spec or spec[0] in "'\"" or any(sign in spec for sign in "+*?")
-    return "'" + spec.replace("'", "''") + "'" if needs_quotes else spec
-
-
 def parse_ensemble(argument: str = "") -> EnsembleReward:
     """The ensemble that `ensemble:ARGUMENT` means.
 
@@ -326,32 +306,5 @@ def parse_ensemble(argument: str = "") -> EnsembleReward:
         UsageError: malformed members or options; says what is expected.
         UnknownNameError: a member or an option that nobody knows.
     """
-    members, weights, position = [], [], 0
-    while True:
-        match = _MEMBER.match(argument, position)
-        if match is None or argument[match.end() : match.end() + 1] not in ("", "+", "?"):
-            at = argument[match.end() if match else position :]
-            raise UsageError(f"the members of 'ensemble:{argument}' cannot be read at {at!r}", hint=_FORM)
-        members.append(_unquoted(match[1]))
-        weights.append(_weight(match[2]))
-        position = match.end() + 1
-        if argument[match.end() : position] != "+":
-            break
-    # The filter is taken as it is, whatever signs it holds.
-    words, is_given, judge = ("&" + argument[position:]).partition("&filter=")
-    _, options = parse_options("?" + words[1:], _OPTIONS)
-    if is_given and not judge:
-        raise UsageError("the ensemble's filter is empty", hint="end with filter=SPEC, such as filter=regex:^[A-Z]")
-    return EnsembleReward(members, weights, **options, filter=judge or None)
-
-
-def _unquoted(spec: str) -> str:
-    quote = spec[0]
-    return spec[1:-1].replace(quote * 2, quote) if quote in "'\"" else spec
-
-
-def _weight(text: str | None) -> float:
-    try:
-        return float(text or 1)
-    except ValueError as error:
-        raise UsageError(f"a member's weight must be a number, got {text!r}", hint=_FORM) from error
+    spec = read_spec(argument)
+    return EnsembleReward(spec.members, spec.weights, **spec.options, filter=spec.filter)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from specrej.errors import UsageError
 from specrej.registry import find
 from specrej.search.policies import everyone, never
-from specrej.search.search import Search
+from specrej.search.view import SearchView
 from specrej.settings import Settings
 from specrej.types import Policy, Schedule
 
@@ -18,7 +18,7 @@ Steps = Generator[Schedule, list[float], None]
 """An algorithm at work on a search: takes scores, gives the schedule of its next decision."""
 
 
-def best_of_n(search: Search, n: int | None, policy: Policy) -> Steps:
+def best_of_n(search: SearchView, n: int | None, policy: Policy) -> Steps:
     """Sample n candidates to their end, in as many waves as memory asks for, and score each once.
 
     With n None, as many as the budget carries at full length. The policy is not used: nobody is
@@ -30,7 +30,7 @@ def best_of_n(search: Search, n: int | None, policy: Policy) -> Steps:
         search.keep(everyone(scores))
 
 
-def speculative_rejection(search: Search, n: int | None, policy: Policy) -> Steps:
+def speculative_rejection(search: SearchView, n: int | None, policy: Policy) -> Steps:
     """Algorithm 1 of Sun et al. (NeurIPS 2024, arXiv 2410.20290).
 
     Begin with n candidates (None: as many as the budget carries to the first decision), score them
@@ -45,7 +45,7 @@ def speculative_rejection(search: Search, n: int | None, policy: Policy) -> Step
             search.keep(policy.keep(scores))
 
 
-def algorithm_of(settings: Settings) -> Callable[[Search, int | None, Policy], Steps]:
+def algorithm_of(settings: Settings) -> Callable[[SearchView, int | None, Policy], Steps]:
     """The algorithm that settings name.
 
     Raises:
@@ -58,5 +58,5 @@ def algorithm_of(settings: Settings) -> Callable[[Search, int | None, Policy], S
         raise UsageError(
             f"algorithm must be a function; {given!r} is {found!r}", hint="docs/extending.md has an example"
         )
-    algorithm: Callable[[Search, int | None, Policy], Steps] = found
+    algorithm: Callable[[SearchView, int | None, Policy], Steps] = found
     return algorithm

@@ -140,8 +140,9 @@ class Scheduler:
             due = []
             for member in [member for member in self._active if not member.is_scoring]:
                 try:
-                    if member.search.is_due(member.schedule):
-                        member.search.write_texts()
+                    cause = member.search.due(member.schedule)
+                    if cause is not None:
+                        member.search.begin_decision(cause)
                         due.append(member)
                 except Exception as error:
                     yield self._end(member, _as_outcome(error))
@@ -249,19 +250,17 @@ def _open(number: int, search: Search, steps: Steps) -> _Run:
 def _resume(member: _Run, given: Sequence[float] | Exception, seconds: float, observe: Observer) -> Outcome | None:
     """Take one decision. The search's outcome if that was its end."""
     search = member.search
-    begun, reward_s = time.perf_counter(), search.usage.reward_s
+    search.clock.add("reward_s", seconds)
     try:
-        scores = search.take_scores(given)
-        schedule = _next_schedule(member.steps, scores)
-        observe(search)
-        if schedule is None:
-            return search.result()
-        member.schedule = schedule
+        with search.clock.span("other_s"):
+            scores = search.take_scores(given)
+            schedule = _next_schedule(member.steps, scores)
+            observe(search)
+            if schedule is None:
+                return search.result()
+            member.schedule = schedule
     except Exception as error:
         return _as_outcome(error)
-    finally:
-        search.usage.reward_s += seconds
-        search.usage.other_s += (time.perf_counter() - begun) - (search.usage.reward_s - reward_s - seconds)
     return None
 
 

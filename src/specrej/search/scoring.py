@@ -8,13 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from specrej.rewards.base import Reward, RewardSession
 from specrej.rewards.together import score_together
+from specrej.search.rewarding import ToScore
 from specrej.search.search import Search
-from specrej.types import Candidate
-
-Asked = tuple[Reward, RewardSession, Sequence[Candidate]]
-"""A search's batch, as it goes to its reward."""
 
 Scored = tuple[Sequence[float] | Exception, float]
 """What a reward gave for a search's batch, or raised, and the search's share of the seconds it took."""
@@ -25,10 +21,10 @@ Scoring = Callable[[Sequence[Search]], Future[list[Scored]]]
 
 def score_batches(searches: Sequence[Search]) -> list[Scored]:
     """Score the batches of searches that decide at the same time, whose texts are written."""
-    return ask([(search.reward, *search.to_score()) for search in searches])
+    return ask([search.to_score() for search in searches])
 
 
-def ask(batches: Sequence[Asked]) -> list[Scored]:
+def ask(batches: Sequence[ToScore]) -> list[Scored]:
     """What the rewards say of these batches. Seconds are shared out by numbers of candidates."""
     # Of a search that lost all its candidates there is nothing to ask.
     scored: dict[int, Scored] = {place: ([], 0.0) for place, batch in enumerate(batches) if not batch[2]}

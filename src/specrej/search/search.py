@@ -1,26 +1,23 @@
 """One prompt's run: its candidates, and the verbs an algorithm is written in: waves, start, keep.
 
-A search holds text, rewards and fates; the engine holds tokens and memory. The scheduler hands it the tokens of each
-step and the scores of each decision. Candidates of the current wave that are neither rejected nor done with are its
-batch.
+A search holds text, rewards and fates; the engine holds tokens and memory. An algorithm sees a `SearchView` of it. The
+scheduler hands it the tokens of each step and the scores of each decision. Candidates of the current wave that are
+neither rejected nor done with are its batch.
 """
 
 import logging
 import math
-import time
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from specrej.attention.layout import Claim
 from specrej.engines.base import Engine, Memory, Token
-from specrej.errors import BudgetError, PromptError, RewardError, SpecrejError, UsageError
-from specrej.memory import format_bytes
-from specrej.rewards.base import Reward, RewardSession
-from specrej.rewards.scores import checked_scores
+from specrej.errors import SpecrejError
+from specrej.rewards.base import Reward
+from specrej.search.budget import Budget
 from specrej.search.choosing import choose, ranked
+from specrej.search.clock import Clock
+from specrej.search.rewarding import PromptReward, ToScore
 from specrej.search.stopping import AnswerText
 from specrej.types import (
     GREEDY_NOTE,
@@ -66,27 +63,23 @@ class Search:
         settings: Mapping[str, Any],
         total_bytes: int | None = None,
     ) -> None:
-        self.messages = as_messages(prompt)
-        self._prompt = prompt if isinstance(prompt, str) else tuple(self.messages)
+        messages = as_messages(prompt)
+        self._prompt = prompt if isinstance(prompt, str) else tuple(messages)
         self.prompt_ids = engine.encode(self._prompt)
-        # To a reward, the beginning of an answer that was given and what continues it are one answer.
-        self._beginning = self.messages.pop()["content"] if self.messages[-1]["role"] == "assistant" else ""
         self.sampling = sampling
-        # The first token costs no KV. Counted like the second, it limits the number of candidates all the same.
-        num_new = max(sampling.max_new_tokens, 2)
-        self.budget_bytes = budget_bytes or engine.default_budget(len(self.prompt_ids), num_new, total_bytes)
+        self._budget = Budget(engine, len(self.prompt_ids), sampling.max_new_tokens, budget_bytes, total_bytes)
         self.candidates: list[Candidate] = []
         self._texts: list[AnswerText] = []
         """By the number of the candidate."""
         self.batch: list[Candidate] = []
         self.decisions: list[Decision] = []
         self.usage = Usage(prompt_tokens=len(self.prompt_ids))
+        self.clock = Clock(self.usage)
         self._engine = engine
-        self._reward = reward
+        self._reward = PromptReward(reward, messages, self.usage, self.clock)
         noted = {"note": GREEDY_NOTE} if sampling.is_greedy else {}
         self._settings = {**settings, **noted, "memory_bytes": self.budget_bytes}
-        self._handle = -1
-        self._session: RewardSession | None = None
+        self._handle: int | None = None
         self._cause: Cause = "complete"
         self._last_length = 0
         self._num_coming = 0
@@ -95,34 +88,13 @@ class Search:
         """Which prompt of a batch it is of."""
         self.num_planned = 0
         """Candidates of all waves together."""
-        self._check()
-
-    def _check(self) -> None:
-        num_prompt, num_new = len(self.prompt_ids), self.sampling.max_new_tokens
-        context = self._engine.context_tokens
-        if num_prompt + 1 > context:
-            raise PromptError(f"the prompt has {num_prompt} tokens, the model's context {context}")
-        if num_prompt + num_new > context:
-            raise UsageError(
-                f"the prompt's {num_prompt} tokens and max_new_tokens={num_new} exceed the context of {context}",
-                hint=f"give max_new_tokens of at most {context - num_prompt}",
-            )
-        capacity = self._engine.capacity_bytes
-        if capacity is not None and self.budget_bytes > capacity:
-            raise BudgetError(
-                f"a budget of {format_bytes(self.budget_bytes)} is more than the {format_bytes(capacity)} of KV that "
-                f"the engine holds",
-                hint=f"give a memory of at most {format_bytes(capacity)}, or open the engine with a larger KV cache",
-            )
-        needed = self._kv_bytes(1, num_new)
-        if needed > self.budget_bytes:
-            raise BudgetError(
-                f"a budget of {format_bytes(self.budget_bytes)} does not hold one candidate: {num_prompt} prompt "
-                f"tokens and {num_new} new ones need {format_bytes(needed)}",
-                hint=f"give a memory of at least {format_bytes(needed)}, or fewer max_new_tokens",
-            )
 
     # What an algorithm asks and does
+
+    @property
+    def budget_bytes(self) -> int:
+        """KV that the prompt and its candidates may hold."""
+        return self._budget.bytes
 
     @property
     def live(self) -> list[Candidate]:
@@ -130,12 +102,9 @@ class Search:
         return [candidate for candidate in self.batch if candidate.state == "live"]
 
     def waves(self, n: int | None, num_tokens: int | None) -> Iterator[int]:
-        """Sizes of the waves in which n candidates begin, each as large as the budget carries to num_tokens.
-
-        n None is one such wave; num_tokens None is the full length. A greedy run is one candidate: all would be alike.
-        """
+        """See `SearchView.waves`."""
         num_tokens = min(num_tokens or self.sampling.max_new_tokens, self.sampling.max_new_tokens)
-        fitting = self._fitting(num_tokens)
+        fitting = self._budget.fitting(num_tokens)
         left = self.num_planned = 1 if self.sampling.is_greedy else fitting if n is None else n
         while left > 0:
             wave = min(left, fitting)
@@ -144,23 +113,20 @@ class Search:
             yield wave
 
     def start(self, n: int) -> None:
-        """Begin n new candidates."""
+        """See `SearchView.start`."""
         first = len(self.candidates)
         self.batch = [Candidate(index) for index in range(first, first + n)]
         self.candidates += self.batch
         self._texts += [AnswerText(self._engine.detokenizer(self._prompt), self.sampling.stop) for _ in self.batch]
         self._last_length = 0
-        self._engine.add(self._handle, range(first, first + n))
+        self._engine.add(self.handle, range(first, first + n))
 
     def keep(self, is_kept: Sequence[bool]) -> None:
-        """Let these of the scored batch stay and reject the others, and so many more that the next step fits.
-
-        Those that stay and are complete can win; those that stay and are live go on.
-        """
+        """See `SearchView.keep`."""
         scored, stays = self.batch, dict(zip((c.index for c in self.batch), is_kept, strict=True))
         going_on = ranked(c for c in scored if stays[c.index] and c.state == "live")
         if going_on:
-            for candidate in going_on[self._fitting(len(going_on[0].token_ids) + 1) :]:
+            for candidate in going_on[self._budget.fitting(len(going_on[0].token_ids) + 1) :]:
                 stays[candidate.index] = False
         if scored:  # a filter may have left nobody
             self._decide(self._cause, scored, [c for c in scored if not stays[c.index]])
@@ -169,20 +135,40 @@ class Search:
     # What the scheduler asks and does
 
     @property
-    def reward(self) -> Reward:
-        return self._reward
+    def is_open(self) -> bool:
+        """Whether the engine holds something of this prompt."""
+        return self._handle is not None
 
-    def write_texts(self) -> None:
-        """Write the text of each candidate of the batch so far, before it is scored."""
-        for candidate in self.batch:
-            candidate.text = self.text_of(candidate)
+    @property
+    def handle(self) -> int:
+        """The engine's number for this prompt, while it is open."""
+        assert self._handle is not None
+        return self._handle
 
-    def to_score(self) -> tuple[RewardSession, list[Candidate]]:
-        """The batch, its texts behind the beginning that was given, and the session that is to score it."""
-        assert self._session is not None
-        if not self._beginning:
-            return self._session, self.batch
-        return self._session, [replace(candidate, text=self._beginning + candidate.text) for candidate in self.batch]
+    def open(self) -> None:
+        """Prefill the prompt, and open the reward on it."""
+        with self.clock.span("prefill_s"):
+            self._handle = self._engine.open(self.prompt_ids, self.sampling, self.budget_bytes)
+        self.usage.shared_prompt_tokens = self._engine.num_shared(self._handle)
+        self._reward.open()
+
+    def due(self, schedule: Schedule) -> Cause | None:
+        """Why the algorithm must decide before the next step; None where it need not."""
+        live = self.live
+        if not live:
+            return "complete"
+        if self.memory().next_step > self.budget_bytes:
+            return "budget"
+        return "schedule" if schedule(len(live[0].token_ids), self._last_length) else None
+
+    def begin_decision(self, cause: Cause) -> None:
+        """Make the batch ready to be scored: its texts are written. What is decided then has this cause."""
+        self._cause = cause
+        self._write_texts()
+
+    def to_score(self) -> ToScore:
+        """The batch, and the session that is to score it."""
+        return self._reward.to_score(self.batch)
 
     def take_scores(self, given: Sequence[float] | Exception) -> list[float]:
         """The scores of the batch, in its order; `given` is what the reward gave or raised.
@@ -194,15 +180,7 @@ class Search:
         """
         if not self.batch:
             return []
-        with self._rewarding(f"candidates {self.batch[0].index} to {self.batch[-1].index}"):
-            if isinstance(given, Exception):
-                raise given
-            scores = checked_scores(self._reward.name, self.batch, given)
-        assert self._session is not None
-        self.usage.reward_tokens = self._session.num_tokens
-        # A user's own session may have been written without these figures, which no decision depends on.
-        self.usage.reward_reuse = getattr(self._session, "reuse", "none")
-        self.usage.reward_kv_bytes = getattr(self._session, "peak_kv_bytes", 0)
+        scores = self._reward.checked(self.batch, given)
         failed = [candidate for candidate, score in zip(self.batch, scores, strict=True) if score == -math.inf]
         if failed:
             self._decide("filter", failed, failed)
@@ -211,52 +189,24 @@ class Search:
             candidate.rewards[len(self.decisions)] = score
         return passed
 
-    def open(self) -> None:
-        """Prefill the prompt, and open the reward on it."""
-        begun = time.perf_counter()
-        self._handle = self._engine.open(self.prompt_ids, self.sampling, self.budget_bytes)
-        self.usage.prefill_s += time.perf_counter() - begun
-        self.usage.shared_prompt_tokens = self._engine.num_shared(self._handle)
-        with self._rewarding("the prompt"):
-            self._session = self._reward.open(self.messages)
-
-    def is_due(self, schedule: Schedule) -> bool:
-        """Whether the algorithm must decide before the next step; remembers why."""
-        live = self.live
-        if not live:
-            self._cause = "complete"
-        elif self.memory().next_step > self.budget_bytes:
-            self._cause = "budget"
-        elif schedule(len(live[0].token_ids), self._last_length):
-            self._cause = "schedule"
-        else:
-            return False
-        return True
-
-    @property
-    def handle(self) -> int:
-        """The engine's number for this prompt; -1 while the engine holds nothing of it."""
-        return self._handle
-
     def memory(self) -> Memory:
         """KV held for this prompt."""
-        return self._engine.memory(self._handle)
+        return self._engine.memory(self.handle)
 
     def claim(self) -> Claim:
         """What the prompt and its candidates take of memory that searches share."""
         if self._engine.can_hold_back:
-            return self._engine.claim(self._handle)
+            return self._engine.claim(self.handle)
         most = self.most_bytes()
         return Claim(most, most, most, 0)
 
     def most_bytes(self) -> int:
         """The most that blocks made from now on will hold, with the prompt."""
-        num_rows = max(len(self.live), self._num_coming)
-        return min(self._kv_bytes(num_rows, self.sampling.max_new_tokens), self.budget_bytes)
+        return self._budget.most_bytes(max(len(self.live), self._num_coming))
 
     def first_bytes(self) -> int:
-        """What must be free to begin: for the prompt and the first tokens of one candidate, or all it may ever hold."""
-        return self._kv_bytes(1, 2) if self._engine.can_hold_back else self.budget_bytes
+        """What must be free to begin."""
+        return self._budget.first_bytes()
 
     def receive(self, tokens: Sequence[Token], seconds: float) -> None:
         """Take the tokens of one step and this search's share of its seconds."""
@@ -275,11 +225,11 @@ class Search:
             if candidate.finish_reason is not None:
                 candidate.state = "complete"
         if stopped:
-            self._engine.drop(self._handle, stopped)
+            self._engine.drop(self.handle, stopped)
         if len(drawn) < len(tokens):
             self._lose([token for token in tokens if token.finish_reason == "lost"])
         self.usage.generated_tokens += len(drawn)
-        self.usage.decode_s += seconds
+        self.clock.add("decode_s", seconds)
         self.usage.num_steps += 1
         self._note_engine()
 
@@ -313,15 +263,13 @@ class Search:
     def close(self) -> None:
         """Free what engine and reward hold. A reward that fails at it is logged: the outcome is what it was."""
         try:
-            if self._session is not None:
-                with self._rewarding("its end"):
-                    self._session.close()
+            self._reward.close()
         except SpecrejError:
             _LOG.exception("the reward %r failed to close a prompt", self._reward.name)
         finally:
-            if self._handle >= 0:
+            if self._handle is not None:
                 self._engine.close(self._handle)
-                self._handle = -1
+                self._handle = None
 
     def result(self) -> Result:
         """The best complete candidate that was not rejected; of equals the first.
@@ -332,7 +280,7 @@ class Search:
             RewardError: the reward's filter left nobody.
             EngineError: the engine lost everybody.
         """
-        self.write_texts()
+        self._write_texts()
         best = choose(self.candidates, self.decisions, self._reward.name, self._lost)
         return Result(
             best=best,
@@ -359,31 +307,10 @@ class Search:
     def _note_engine(self) -> None:
         """What the engine says of its work so far."""
         self.usage.peak_kv_bytes = self.memory().peak
-        overhead = self._engine.overhead(self._handle)
+        overhead = self._engine.overhead(self.handle)
         self.usage.unused_tokens = overhead.unused_tokens
         self.usage.reread_tokens = overhead.reread_tokens
         self.usage.num_preemptions = overhead.num_preemptions
-
-    def _fitting(self, num_tokens: int) -> int:
-        """Most candidates that can have num_tokens each within the budget."""
-        counts = range(self._engine.most_candidates + 1)
-        return bisect_right(counts, self.budget_bytes, key=lambda n: self._kv_bytes(n, num_tokens)) - 1
-
-    def _kv_bytes(self, num_candidates: int, num_tokens: int) -> int:
-        return self._engine.kv_bytes(len(self.prompt_ids), num_candidates, max(num_tokens, 2))
-
-    @contextmanager
-    def _rewarding(self, subject: str) -> Iterator[None]:
-        """Count the seconds of the reward's work, and name what it failed on."""
-        begun = time.perf_counter()
-        try:
-            yield
-        except (SpecrejError, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # also SystemExit, of a reward that ends programs
-            raise RewardError(f"the reward {self._reward.name!r} failed on {subject}: {error!r}") from error
-        finally:
-            self.usage.reward_s += time.perf_counter() - begun
 
     def _decide(self, cause: Cause, scored: Sequence[Candidate], rejected: Sequence[Candidate]) -> None:
         before = self.memory().in_use
@@ -392,11 +319,9 @@ class Search:
         for candidate in rejected:
             candidate.state = "rejected"
         self.batch = [candidate for candidate in self.batch if candidate.state != "rejected"]
-        self._engine.drop(self._handle, dropped)
-        assert self._session is not None
+        self._engine.drop(self.handle, dropped)
         indices = [candidate.index for candidate in rejected]
-        with self._rewarding(f"the dropped candidates {indices}"):
-            self._session.drop(indices)
+        self._reward.drop(indices)
         kept_rewards = [c.reward for c in scored if c.state != "rejected" and c.reward is not None]
         self.decisions.append(
             Decision(
@@ -412,6 +337,10 @@ class Search:
         if cause != "lost":  # which comes at any moment: a schedule counts on from where it was
             self._last_length = length
         self._note_engine()
+
+    def _write_texts(self) -> None:
+        for candidate in self.batch:
+            candidate.text = self.text_of(candidate)
 
     def _has_stopped(self, candidate: Candidate) -> bool:
         if not self.sampling.stop:

@@ -1,22 +1,20 @@
-"""The HTTP side of the server: OpenAI's endpoints, models, health, metrics, docs, and the page, over a `Service`.
+"""The HTTP side of the server, over a `Service`: what takes and answers requests for completions, and the application.
 
     app = make_app(service, model="smollm2", defaults=Settings(), keys=["secret"])
     uvicorn.run(app)
 
 A request is read (`asked`), seen to fit, submitted, and followed until it has ended or its client has gone. What every
-request goes through, keys and log among it, is in `guard`.
+request goes through, keys and log among it, is in `guard`; the other endpoints are in `endpoints`.
 """
 
 import asyncio
-import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 from fastapi import FastAPI, Request
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -29,11 +27,11 @@ from specrej.search.pool import Pool
 from specrej.server import schema
 from specrej.server.asked import Asked, Limits, parse_json, read_request
 from specrej.server.connection import EventStream, declared_bytes, read_body, unless_gone
+from specrej.server.endpoints import add_models, add_operations, add_pages, document
 from specrej.server.guard import LOOPBACK, Entry, Gate, Guard
 from specrej.server.lanes import Lane, Lanes
 from specrej.server.logs import log_failure
-from specrej.server.metrics import CONTENT_TYPE, Meters
-from specrej.server.pages import docs_page, page_files
+from specrej.server.metrics import Meters
 from specrej.server.protocol import ENDPOINTS, to_body
 from specrej.server.refusals import CODES, RefusalError, internal_error, refusal_of, refusal_of_body
 from specrej.server.service import Event, Service, Ticket
@@ -42,8 +40,6 @@ from specrej.settings import Settings
 from specrej.types import Result, as_messages
 from specrej.version import __version__
 
-_ANYWHERE = ("unknown_host", "internal")
-"""What any path may answer."""
 _ABOUT = "Many candidate answers are begun, a reward stops the weak ones early, and the best is the answer."
 
 
@@ -78,6 +74,8 @@ def make_app(
         raise UsageError(
             f"max_new_tokens={defaults.max_new_tokens} exceeds the {limits.new_tokens} that a request may ask for"
         )
+    if (defaults.num_candidates or 0) > limits.candidates:
+        raise UsageError(f"n={defaults.n} exceeds the {limits.candidates} candidates that a request may ask for")
     if (defaults.memory_bytes or 0) > service.total_bytes:
         raise UsageError(
             f"the {format_bytes(service.total_bytes)} that requests share does not hold one request with a memory of "
@@ -97,12 +95,12 @@ def make_app(
     _add_completions(app, desk)
     own = {name: value for name, value in defaults.to_dict().items() if name != "seed"}
     serving = schema.Serving(reward=service.reward.name.partition(":")[0], defaults=own)
-    _add_models(app, schema.Model(id=model, created=int(time.time()), specrej=serving))
-    _add_operations(app, service, meters)
-    _add_pages(app)
+    add_models(app, schema.Model(id=model, created=int(time.time()), specrej=serving))
+    add_operations(app, service, meters)
+    add_pages(app)
     app.exception_handler(RefusalError)(_refuse)
     app.exception_handler(HTTPException)(_refuse_path)
-    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]
     paths = {path for route in app.routes if (path := getattr(route, "path", "{")) and "{" not in path}
     app.add_middleware(Guard, gate=Gate(keys, None if keys else hosts), meters=meters, paths=paths)
     return app
@@ -318,51 +316,6 @@ def _add_completions(app: FastAPI, desk: _Desk) -> None:
         add(desk.answer)
 
 
-def _add_models(app: FastAPI, model: schema.Model) -> None:
-    @app.get("/v1/models", responses=schema.errors(*_ANYWHERE, "invalid_api_key"))
-    async def list_models() -> schema.ModelList:
-        """The model that is served."""
-        return schema.ModelList(data=[model])
-
-    @app.get("/v1/models/{name:path}", responses=schema.errors(*_ANYWHERE, "invalid_api_key", "model_not_found"))
-    async def show_model(name: str) -> schema.Model:
-        """The model with this name."""
-        if name != model.id:
-            raise RefusalError("model_not_found", f"there is no model {name!r} here; there is {model.id!r}")
-        return model
-
-
-def _add_operations(app: FastAPI, service: Service, meters: Meters) -> None:
-    @app.get("/health", responses={503: {"model": schema.Health}, **schema.errors(*_ANYWHERE)})
-    async def health() -> Response:
-        """Whether the server takes requests."""
-        if service.has_failed:
-            return JSONResponse({"status": "failed"}, 503)
-        if service.is_stopping:
-            return JSONResponse({"status": "stopping"}, 503)
-        return JSONResponse({"status": "ok"})
-
-    @app.get("/metrics", responses=schema.errors(*_ANYWHERE, "invalid_api_key"))
-    async def metrics() -> Response:
-        """Counters for Prometheus."""
-        return Response(meters.render(), media_type=CONTENT_TYPE)
-
-
-def _add_pages(app: FastAPI) -> None:
-    def returning(response: Response) -> Callable[[], Awaitable[Response]]:
-        async def get() -> Response:
-            return response
-
-        return get
-
-    for path, response in page_files().items():
-        app.get(path, include_in_schema=False)(returning(response))
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return docs_page(app.openapi())
-
-
 async def _refuse(request: Request, error: Exception) -> Response:
     refusal = cast("RefusalError", error)
     request.scope["entry"].fields["error"] = refusal.code
@@ -375,15 +328,3 @@ async def _refuse_path(request: Request, error: Exception) -> Response:
     what = f"{request.method} {request.url.path[:100]}"
     code = {404: "not_found", 405: "method_not_allowed"}[raised.status_code]
     return RefusalError(code, f"{what}: {raised.detail}", headers=raised.headers).response()
-
-
-def _document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, with the bodies of requests that only it knows as models."""
-    if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        document["components"]["schemas"] |= schema.request_schemas()
-        for methods in document["paths"].values():
-            for operation in methods.values():
-                operation["responses"].pop("422", None)  # what FastAPI itself would refuse: there is nothing
-        app.openapi_schema = json.loads(json.dumps(document))
-    return app.openapi_schema

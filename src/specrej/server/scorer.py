@@ -14,7 +14,8 @@ from queue import SimpleQueue
 from threading import Thread
 
 from specrej.errors import RewardError
-from specrej.search.scoring import Asked, Scored, ask
+from specrej.search.rewarding import ToScore
+from specrej.search.scoring import Scored, ask
 from specrej.search.search import Search
 
 
@@ -31,13 +32,13 @@ class TimedScorer:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._line: SimpleQueue[tuple[list[Asked], Future[list[Scored]]] | None] = SimpleQueue()
+        self._line: SimpleQueue[tuple[list[ToScore], Future[list[Scored]]] | None] = SimpleQueue()
         # Daemons: a reward that hangs does not keep the process from ending.
         Thread(target=self._work, name="specrej-scoring", daemon=True).start()
 
     def __call__(self, searches: Sequence[Search]) -> Future[list[Scored]]:
         # Their texts are made already, on the thread that owns the searches.
-        batches: list[Asked] = [(search.reward, *search.to_score()) for search in searches]
+        batches: list[ToScore] = [search.to_score() for search in searches]
         future: Future[list[Scored]] = Future()
         self._line.put((batches, future))
         return future
@@ -61,7 +62,7 @@ class TimedScorer:
             future.set_exception(error)
         return True
 
-    def _score(self, batches: list[Asked]) -> list[Scored]:
+    def _score(self, batches: list[ToScore]) -> list[Scored]:
         begun_s = time.perf_counter()
         try:
             return self._ask(batches)
@@ -77,7 +78,7 @@ class TimedScorer:
             failure.__cause__ = error
             return [(failure, time.perf_counter() - begun_s)]
 
-    def _ask(self, batches: list[Asked]) -> list[Scored]:
+    def _ask(self, batches: list[ToScore]) -> list[Scored]:
         """What the rewards say.
 
         Raises:

@@ -343,7 +343,7 @@ class Service:
         except BaseException:
             _LOG.exception("the cleanup of a request failed")
             removed = search
-        if search is not None and search.handle >= 0:
+        if search is not None and search.is_open:
             raise EngineError("the engine still holds KV of a request that has ended")
         return removed
 

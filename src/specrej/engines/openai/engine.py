@@ -11,8 +11,7 @@ side. KV is known by arithmetic alone: before a chunk is asked for, all of it co
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -20,15 +19,16 @@ from typing import TYPE_CHECKING
 from specrej.attention.layout import Claim, KvLayout
 from specrej.engines.base import PROMPTS_IN_TOTAL, Memory, Overhead, Token
 from specrej.engines.openai.answers import Answer, Vocabulary
+from specrej.engines.openai.prompts import OpenPrompt
 from specrej.engines.openai.replies import Capacity, Chunk, UnreadableReplyError
 from specrej.engines.openai.server import CompletionsServer
 from specrej.engines.paged import refuse_hidden_states
 from specrej.engines.streams import seeds
-from specrej.errors import EngineError, SpecrejError, UsageError
+from specrej.errors import EngineError, UsageError
 from specrej.flops import ModelFlops
 from specrej.hub.tokenizers import TextCodec
 from specrej.remote import Remote, RemoteError
-from specrej.types import Detokenizer, FinishReason, Prompt, SamplingParams
+from specrej.types import Detokenizer, Prompt, SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,33 +63,6 @@ class Shape:
     kv_tokens: int | None
 
 
-@dataclass(slots=True)
-class _Prompt:
-    ids: list[int]
-    sampling: SamplingParams
-    sent: str | list[int]
-    """As it is sent."""
-    live: dict[int, Answer] = field(default_factory=dict)
-    running: dict[int, tuple[Answer | None, Future[Chunk]]] = field(default_factory=dict)
-    """Requests under way by number: that for a part of an answer, or that which has the prompt read."""
-    position: int = 0
-    """Tokens that each live candidate was given."""
-    target: int = 0
-    """Tokens that each has, or ends before, when nothing is under way."""
-    is_read: bool = False
-    num_shared: int = 0
-    failure: SpecrejError | None = None
-    """Why it could not be read."""
-    unused_tokens: int = 0
-    reread_tokens: int = 0
-    peak_bytes: int = 0
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether every live candidate has a token to be given, or is known to be lost."""
-        return not self.running and self.position < self.target
-
-
 class OpenAIEngine:
     """Implements `specrej.engines.base.Engine` over a `CompletionsServer` that has been probed."""
 
@@ -108,7 +81,7 @@ class OpenAIEngine:
         self.capacity_bytes = None if shape.capacity is None else shape.capacity.tokens * shape.bytes_per_token
         self._server, self._codec, self._vocabulary, self._shape = server, codec, vocabulary, shape
         self._version = version
-        self._prompts: dict[int, _Prompt] = {}
+        self._prompts: dict[int, OpenPrompt] = {}
         self._handles, self._numbers = count(), count(1)
         self._remote: Remote | None = None
         self._arrived: SimpleQueue[tuple[int, int]] = SimpleQueue()
@@ -183,7 +156,7 @@ class OpenAIEngine:
 
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
         handle, ids = next(self._handles), list(prompt_ids)
-        prompt = _Prompt(ids, sampling, ids if self._server.gives_ids else self._vocabulary.prompt_text(ids))
+        prompt = OpenPrompt(ids, sampling, ids if self._server.gives_ids else self._vocabulary.prompt_text(ids))
         # Beside others, whose tokens come meanwhile, it is read before its first chunk.
         waits = not self._prompts or not self._accepted.issuperset(self._server.extras(sampling))
         self._remote = self._remote or self._server.connect()
@@ -220,14 +193,14 @@ class OpenAIEngine:
         while live and not (self._arrived.empty() and any(prompt.is_ready for prompt in live.values())):
             self._take()
             self._ask_all(live)
-        return [token for handle, prompt in live.items() if prompt.is_ready for token in _give(handle, prompt)]
+        return [token for handle, prompt in live.items() if prompt.is_ready for token in prompt.give(handle)]
 
-    def _ask_all(self, prompts: Mapping[int, _Prompt]) -> None:
+    def _ask_all(self, prompts: Mapping[int, OpenPrompt]) -> None:
         for handle, prompt in prompts.items():
             if not prompt.running and not prompt.is_ready:
                 self._ask(handle, prompt)
 
-    def _ask(self, handle: int, prompt: _Prompt) -> None:
+    def _ask(self, handle: int, prompt: OpenPrompt) -> None:
         """Begin what a prompt needs next: to be read, or a chunk for each of its candidates."""
         if not prompt.is_read:
             self._send(handle, prompt, None, prompt.sent, num_tokens=1, position=0)
@@ -239,7 +212,7 @@ class OpenAIEngine:
                 answer.lost = str(prompt.failure)
             self._go_on(handle, prompt, answer)
 
-    def _go_on(self, handle: int, prompt: _Prompt, answer: Answer) -> None:
+    def _go_on(self, handle: int, prompt: OpenPrompt, answer: Answer) -> None:
         """Ask for the rest of an answer's chunk, if there is a rest."""
         missing = prompt.target - len(answer.ids)
         if answer.is_done or missing <= 0:
@@ -250,7 +223,7 @@ class OpenAIEngine:
     def _send(
         self,
         handle: int,
-        prompt: _Prompt,
+        prompt: OpenPrompt,
         answer: Answer | None,
         sent: str | list[int],
         *,
@@ -310,7 +283,7 @@ class OpenAIEngine:
         prompt.unused_tokens += answer.cut(prompt.sampling.max_new_tokens)
         self._go_on(handle, prompt, answer)
 
-    def _fail(self, prompt: _Prompt, answer: Answer | None, error: RemoteError | UnreadableReplyError) -> None:
+    def _fail(self, prompt: OpenPrompt, answer: Answer | None, error: RemoteError | UnreadableReplyError) -> None:
         """Take note of a request that failed: a candidate is lost, or all of a prompt that could not be read."""
         if isinstance(error, RemoteError):
             failure = self._server.failure(error, prompt.sampling)
@@ -323,7 +296,7 @@ class OpenAIEngine:
         else:
             answer.request, answer.lost = 0, str(failure)
 
-    def _count(self, prompt: _Prompt, answer: Answer, chunk: Chunk) -> None:
+    def _count(self, prompt: OpenPrompt, answer: Answer, chunk: Chunk) -> None:
         """Count what was read again, as far as the server tells."""
         if chunk.num_cached is None:
             return
@@ -346,7 +319,7 @@ class OpenAIEngine:
         grown = self.kv_bytes(len(opened.ids), len(opened.live), opened.position + 1) if needs_chunk else held
         return Memory(held, max(held, grown), max(opened.peak_bytes, held))
 
-    def _held(self, prompt: _Prompt) -> int:
+    def _held(self, prompt: OpenPrompt) -> int:
         """KV of a prompt and its candidates when all that was asked for is there."""
         num_candidates = len(prompt.live) if prompt.target else 0
         return self.kv_bytes(len(prompt.ids), num_candidates, prompt.target)
@@ -372,22 +345,8 @@ class OpenAIEngine:
             self._remote.close()
             self._remote = None
 
-
-def _give(handle: int, prompt: _Prompt) -> list[Token]:
-    """A token for each live candidate; those that end are live no longer."""
-    tokens = []
-    place = prompt.position
-    for answer in list(prompt.live.values()):
-        if place == len(answer.ids):
-            tokens.append(Token(handle, answer.index, -1, None, "lost", answer.lost))
-            del prompt.live[answer.index]
-            continue
-        is_last = place == len(answer.ids) - 1
-        reason: FinishReason | None = answer.finish if is_last else None
-        if reason is None and place == prompt.sampling.max_new_tokens - 1:
-            reason = "length"
-        tokens.append(Token(handle, answer.index, answer.ids[place], answer.logprobs[place], reason))
-        if reason is not None:
-            del prompt.live[answer.index]
-    prompt.position += 1
-    return tokens
+    def shutdown(self) -> None:
+        """Close the prompts and the connections."""
+        for prompt in list(self._prompts):
+            self.close(prompt)
+        self._server.close()

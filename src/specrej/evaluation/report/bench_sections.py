@@ -10,16 +10,27 @@ from pathlib import Path
 
 from specrej.errors import UsageError
 from specrej.evaluation.comparison import Compute, align
+from specrej.evaluation.figure import short
 from specrej.evaluation.folder import read_bench
 from specrej.evaluation.judge import read_verdicts
 from specrej.evaluation.metrics import COMPUTES, Cost, Summary, default_baseline, summarize
-from specrej.evaluation.plots import Point, cost_bars, efficiency, race, short, short_name
-from specrej.evaluation.report.headline import chief_method, headline, lead
-from specrej.evaluation.report.page import Cell, Page, Section, Table, TableRow, Terms
+from specrej.evaluation.plots import Point, cost_bars, efficiency, race, short_name
+from specrej.evaluation.report.headline import (
+    chief_method,
+    doubt,
+    headline,
+    is_rejecting,
+    lead,
+    number,
+    plural,
+    provenance,
+    spoken,
+    title_of,
+    titled,
+)
+from specrej.evaluation.report.page import Cell, Page, Section, Table, TableRow, Terms, picture
 from specrej.evaluation.report.stories import Chosen, choose, runners_of, story
-from specrej.evaluation.report.svg import picture
 from specrej.evaluation.report.tables import method_tables
-from specrej.evaluation.report.words import doubt, is_rejecting, number, plural, provenance, spoken, title_of, titled
 from specrej.evaluation.rows import Row
 
 _UNITS: dict[Compute, str] = {"seconds": "seconds", "tokens": "generated tokens", "flops": "FLOPs"}

@@ -1,12 +1,26 @@
-"""What the page is made of, in plain text: the template lays it out, and escapes it.
+"""What a page is made of, in plain text, and how it becomes HTML.
 
-Section("cost", "Cost by part", "Each bar is a method.", figures=[...])
+    Section("cost", "Cost by part", "Each bar is a method.", figures=[...])
+    picture(figure, directory / "plots/cost", title="Seconds", caption="A bar a method.", label="12 s")
+    render(page)
+
+The template lays the page out, and escapes its text. A figure in it is smaller than its file, has ids of its own, and
+the page's colours, light or dark.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from markupsafe import Markup
+import jinja2
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+from specrej.evaluation.figure import ACCENT, INK, MUTED, PAPER, RULE, save
+
+_HERE = Path(__file__).parent
+_COLORS = {INK: "var(--fig-ink)", MUTED: "var(--fig-muted)", RULE: "var(--fig-rule)", ACCENT: "var(--fig-accent)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +121,45 @@ class Page:
     headline: str
     lead: str
     sections: Sequence[Section]
+
+
+def render(page: Page) -> str:
+    """The page as HTML; all text in it is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    css = (_HERE / "report.css").read_text(encoding="utf-8")
+    return environment.get_template("report.html.j2").render(page=page, css=Markup(css))
+
+
+def picture(figure: Figure, stem: Path, *, title: str, caption: str, label: str) -> Picture:
+    """Save a figure as STEM.svg and STEM.png, and put it in a page; `label` says in words what it shows."""
+    svg, _ = save(figure, stem)
+    return Picture(title, caption, inline(svg.read_text(encoding="utf-8"), stem.name, label))
+
+
+def inline(svg: str, name: str, label: str) -> Markup:
+    """The SVG element of a matplotlib file, with `name` before every id."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<[^>]*>", lambda tag: _lean(tag[0]), svg)
+    used = set(re.findall(r"#(\w+)", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
+    svg = re.sub(r'(href="|url\()#', rf"\1#{name}-", svg)
+    for color, variable in _COLORS.items():
+        svg = svg.replace(color, variable)
+    svg = svg.replace(PAPER, "var(--card)")
+    head = f'<svg role="img" aria-label="{escape(label)}"'
+    svg = re.sub(r' (width|height)="\S+pt"', "", svg, count=2)  # as wide as its place
+    return Markup(svg.replace("<svg", head, 1))
+
+
+def _lean(tag: str) -> str:
+    """Without what the eye does not see: fonts (the page has its own), turns by nothing, thousandths of a point."""
+    tag = re.sub(r"font-family: [^;\"]*; |\s+transform=\"rotate\(-0 [^\"]*\"", "", tag)
+    tag = re.sub(r"\s+", " ", tag)
+    return re.sub(r"(\.\d\d)\d+", r"\1", tag)

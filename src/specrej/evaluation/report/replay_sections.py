@@ -15,9 +15,8 @@ from specrej.errors import UsageError
 from specrej.evaluation.folder import read_info
 from specrej.evaluation.plots import Point, pareto, violins
 from specrej.evaluation.policy_words import policy_words
-from specrej.evaluation.report.page import Cell, Page, Section, Table, TableRow
-from specrej.evaluation.report.svg import picture
-from specrej.evaluation.report.words import estimated, number, plural, provenance, title_of, titled
+from specrej.evaluation.report.headline import estimated, number, plural, provenance, title_of, titled
+from specrej.evaluation.report.page import Cell, Page, Section, Table, TableRow, picture
 
 if TYPE_CHECKING:
     from specrej.evaluation.correlation import CheckpointCorrelations, Measure

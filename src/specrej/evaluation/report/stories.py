@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from specrej.evaluation.comparison import Comparison, failed, rewards
 from specrej.evaluation.plots import Fate, Runner
+from specrej.evaluation.report.headline import is_rejecting, number, spoken
 from specrej.evaluation.report.page import Answer, Story
-from specrej.evaluation.report.words import is_rejecting, number, spoken
 from specrej.evaluation.rows import CandidateRow, Row, TurnRow
 from specrej.search.choosing import rank
 

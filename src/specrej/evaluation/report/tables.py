@@ -9,8 +9,8 @@ Nothing is computed here but how many candidates a method began with.
 from collections.abc import Callable, Sequence
 
 from specrej.evaluation.metrics import COMPUTES, RISK_AVERSION, SCORES, MethodSummary, Summary
+from specrej.evaluation.report.headline import NONE, estimated, is_rejecting, quickened, share, spoken
 from specrej.evaluation.report.page import Cell, Table, TableRow
-from specrej.evaluation.report.words import NONE, estimated, is_rejecting, quickened, share, spoken
 from specrej.evaluation.rows import Row
 from specrej.memory import format_bytes
 

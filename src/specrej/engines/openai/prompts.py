@@ -1,0 +1,62 @@
+"""A prompt in work at a server: what its candidates have got, and what is asked for.
+
+prompt = OpenPrompt(ids, sampling, sent=ids)
+prompt.is_ready, prompt.give(handle)        # a token for each candidate, as soon as every one has its chunk
+"""
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from specrej.engines.base import Token
+from specrej.engines.openai.answers import Answer
+from specrej.engines.openai.replies import Chunk
+from specrej.errors import SpecrejError
+from specrej.types import FinishReason, SamplingParams
+
+
+@dataclass(slots=True)
+class OpenPrompt:
+    """A prompt that is open, the answers of its live candidates, and the requests that are under way for it."""
+
+    ids: list[int]
+    sampling: SamplingParams
+    sent: str | list[int]
+    """As it is sent."""
+    live: dict[int, Answer] = field(default_factory=dict)
+    running: dict[int, tuple[Answer | None, Future[Chunk]]] = field(default_factory=dict)
+    """Requests under way by number: that for a part of an answer, or that which has the prompt read."""
+    position: int = 0
+    """Tokens that each live candidate was given."""
+    target: int = 0
+    """Tokens that each has, or ends before, when nothing is under way."""
+    is_read: bool = False
+    num_shared: int = 0
+    failure: SpecrejError | None = None
+    """Why it could not be read."""
+    unused_tokens: int = 0
+    reread_tokens: int = 0
+    peak_bytes: int = 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every live candidate has a token to be given, or is known to be lost."""
+        return not self.running and self.position < self.target
+
+    def give(self, handle: int) -> list[Token]:
+        """A token for each live candidate, of the prompt with this handle; those that end are live no longer."""
+        tokens = []
+        place = self.position
+        for answer in list(self.live.values()):
+            if place == len(answer.ids):
+                tokens.append(Token(handle, answer.index, -1, None, "lost", answer.lost))
+                del self.live[answer.index]
+                continue
+            is_last = place == len(answer.ids) - 1
+            reason: FinishReason | None = answer.finish if is_last else None
+            if reason is None and place == self.sampling.max_new_tokens - 1:
+                reason = "length"
+            tokens.append(Token(handle, answer.index, answer.ids[place], answer.logprobs[place], reason))
+            if reason is not None:
+                del self.live[answer.index]
+        self.position += 1
+        return tokens

@@ -1,0 +1,105 @@
+"""A reward at work on one prompt: its session, what it is shown, and what its work costs."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
+from specrej.errors import RewardError, SpecrejError
+from specrej.rewards.base import Reward, RewardSession, open_session
+from specrej.rewards.scores import checked_scores
+from specrej.search.clock import Clock
+from specrej.types import Candidate, Message, Usage
+
+
+class ToScore(NamedTuple):
+    """The batch of one search, on its way to its reward."""
+
+    reward: Reward
+    session: RewardSession
+    candidates: Sequence[Candidate]
+
+
+class PromptReward:
+    """A reward and its session on one prompt.
+
+    Args:
+        reward: scores.
+        messages: the prompt as a conversation.
+        usage: takes what the reward's work cost.
+        clock: takes how long it took.
+    """
+
+    def __init__(self, reward: Reward, messages: Sequence[Message], usage: Usage, clock: Clock) -> None:
+        self.name = reward.name
+        self._reward = reward
+        self._messages = list(messages)
+        # To a reward, the beginning of an answer that was given and what goes on with it are one answer.
+        is_begun = self._messages[-1]["role"] == "assistant"
+        self._beginning = self._messages.pop()["content"] if is_begun else ""
+        self._usage = usage
+        self._clock = clock
+        self._session: RewardSession | None = None
+
+    def open(self) -> None:
+        """Begin with the prompt.
+
+        Raises:
+            RewardError: the reward failed.
+        """
+        with self._working("the prompt"):
+            self._session = open_session(self._reward, self._messages)
+
+    def to_score(self, batch: Sequence[Candidate]) -> ToScore:
+        """The batch with its texts behind the beginning that was given."""
+        assert self._session is not None
+        if self._beginning:
+            batch = [replace(candidate, text=self._beginning + candidate.text) for candidate in batch]
+        return ToScore(self._reward, self._session, batch)
+
+    def checked(self, batch: Sequence[Candidate], given: Sequence[float] | Exception) -> list[float]:
+        """What the reward gave for the batch, as scores.
+
+        Raises:
+            RewardError: the reward failed, or gave NaN, infinity or no number; names the candidate.
+        """
+        with self._working(f"candidates {batch[0].index} to {batch[-1].index}"):
+            if isinstance(given, Exception):
+                raise given
+            scores = checked_scores(self.name, batch, given)
+        assert self._session is not None
+        self._usage.reward_tokens = self._session.num_tokens
+        self._usage.reward_reuse = self._session.reuse
+        self._usage.reward_kv_bytes = self._session.peak_kv_bytes
+        return scores
+
+    def drop(self, indices: Sequence[int]) -> None:
+        """Let the reward forget these candidates.
+
+        Raises:
+            RewardError: it failed at it.
+        """
+        assert self._session is not None
+        with self._working(f"the dropped candidates {list(indices)}"):
+            self._session.drop(indices)
+
+    def close(self) -> None:
+        """Free what the session holds.
+
+        Raises:
+            RewardError: the reward failed at it.
+        """
+        if self._session is not None:
+            with self._working("its end"):
+                self._session.close()
+
+    @contextmanager
+    def _working(self, subject: str) -> Iterator[None]:
+        """Count the seconds of the reward's work, and name what it failed on."""
+        with self._clock.span("reward_s"):
+            try:
+                yield
+            except (SpecrejError, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # also SystemExit, of a reward that ends programs
+                raise RewardError(f"the reward {self.name!r} failed on {subject}: {error!r}") from error

@@ -1,0 +1,56 @@
+"""What an algorithm sees of a prompt's search, and all that it can do to it.
+
+for wave in search.waves(n, num_tokens=None):
+    search.start(wave)
+    while search.live:
+        scores = yield never                 # those of search.batch, in its order
+        search.keep([score > 0 for score in scores])
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from specrej.types import Candidate, Decision, SamplingParams
+
+
+class SearchView(Protocol):
+    """One prompt's candidates, within one memory budget. What it shows is to be read, not changed."""
+
+    @property
+    def candidates(self) -> Sequence[Candidate]:
+        """All that were ever started, by index."""
+
+    @property
+    def batch(self) -> Sequence[Candidate]:
+        """Those of the current wave that are not rejected and not done with: they are scored next."""
+
+    @property
+    def live(self) -> Sequence[Candidate]:
+        """Those that are being decoded."""
+
+    @property
+    def decisions(self) -> Sequence[Decision]:
+        """What was decided so far, oldest first."""
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How candidates are drawn."""
+
+    @property
+    def budget_bytes(self) -> int:
+        """KV that the prompt and its candidates may hold."""
+
+    def waves(self, n: int | None, num_tokens: int | None) -> Iterator[int]:
+        """Sizes of the waves in which n candidates begin, each as large as the budget carries to num_tokens.
+
+        n None is one such wave; num_tokens None is the full length. A greedy run is one candidate: all would be alike.
+        """
+
+    def start(self, n: int) -> None:
+        """Begin n new candidates; they are the batch."""
+
+    def keep(self, is_kept: Sequence[bool]) -> None:
+        """Let these of the scored batch stay and reject the others, and so many more that the next step fits.
+
+        Those that stay and are complete can win; those that stay and are live go on.
+        """

@@ -1,0 +1,87 @@
+"""The endpoints beside completions: models, health, metrics, the page and the docs.
+
+add_models(app, model)
+add_operations(app, service, meters)
+add_pages(app)
+app.openapi = lambda: document(app)
+"""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse, Response
+
+from specrej.server import schema
+from specrej.server.metrics import CONTENT_TYPE, Meters
+from specrej.server.pages import docs_page, page_files
+from specrej.server.refusals import RefusalError
+from specrej.server.service import Service
+
+_ANYWHERE = ("unknown_host", "internal")
+"""What any path may answer."""
+
+
+def add_models(app: FastAPI, model: schema.Model) -> None:
+    """The list of models, which has one, and that one."""
+
+    @app.get("/v1/models", responses=schema.errors(*_ANYWHERE, "invalid_api_key"))
+    async def list_models() -> schema.ModelList:
+        """The model that is served."""
+        return schema.ModelList(data=[model])
+
+    @app.get("/v1/models/{name:path}", responses=schema.errors(*_ANYWHERE, "invalid_api_key", "model_not_found"))
+    async def show_model(name: str) -> schema.Model:
+        """The model with this name."""
+        if name != model.id:
+            raise RefusalError("model_not_found", f"there is no model {name!r} here; there is {model.id!r}")
+        return model
+
+
+def add_operations(app: FastAPI, service: Service, meters: Meters) -> None:
+    """Health and metrics."""
+
+    @app.get("/health", responses={503: {"model": schema.Health}, **schema.errors(*_ANYWHERE)})
+    async def health() -> Response:
+        """Whether the server takes requests."""
+        if service.has_failed:
+            return JSONResponse({"status": "failed"}, 503)
+        if service.is_stopping:
+            return JSONResponse({"status": "stopping"}, 503)
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics", responses=schema.errors(*_ANYWHERE, "invalid_api_key"))
+    async def metrics() -> Response:
+        """Counters for Prometheus."""
+        return Response(meters.render(), media_type=CONTENT_TYPE)
+
+
+def add_pages(app: FastAPI) -> None:
+    """The page at / with its files, and /docs."""
+
+    def returning(response: Response) -> Callable[[], Awaitable[Response]]:
+        async def get() -> Response:
+            return response
+
+        return get
+
+    for path, response in page_files().items():
+        app.get(path, include_in_schema=False)(returning(response))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return docs_page(app.openapi())
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the bodies of requests that only it knows as models."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        document["components"]["schemas"] |= schema.request_schemas()
+        for methods in document["paths"].values():
+            for operation in methods.values():
+                operation["responses"].pop("422", None)  # what FastAPI itself would refuse: there is nothing
+        app.openapi_schema = json.loads(json.dumps(document))
+    return app.openapi_schema
