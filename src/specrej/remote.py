@@ -4,9 +4,9 @@
         replies = remote.run(remote.post({"text": text}) for text in texts)        # in the order of the texts
         print(replies[0].text)
 
-It knows neither rewards nor judges. Requests run in an event loop on a thread of its own, so that waiting can end at
-any moment (Ctrl-C, the first failure, `close`), and so that it serves where a loop is running already, in a notebook.
-Several may share one loop and its connections:
+It knows neither rewards nor judges. Requests run in an event loop on a thread of its own, so that
+waiting can end at any moment (Ctrl-C, the first failure, `close`). So it serves as well where a
+loop is running already, in a notebook. Several may share one loop and its connections:
 
     connections = Connections(service)
     with Remote(service, connections) as one, Remote(service, connections) as other:

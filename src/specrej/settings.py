@@ -55,7 +55,7 @@ class Settings:
         memory: KV budget, such as "64MiB" or a number of bytes; None leaves it to the engine: room for 8 full-length
             candidates on a CPU, 80% of the free memory on a GPU.
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed: see `SamplingParams`.
-        continue_final_message: a conversation that ends in an assistant's message is gone on with inside that message;
+        continue_final_message: a conversation that ends in an assistant's message is continued inside that message;
             else it is refused.
 
     Raises:
@@ -179,7 +179,7 @@ class Settings:
         if not self.continue_final_message:
             raise PromptError(
                 "the conversation ends in an assistant's message",
-                hint="end it in a user's, or have this one gone on with: continue_final_message",
+                hint="end it in a user's, or have this one continued: continue_final_message",
             )
         if len(messages) == 1:
             raise PromptError("an assistant's message alone answers nothing", hint="give what it answers before it")

@@ -118,7 +118,7 @@ class Group(PromptPart):
     def reserve(self, limit_bytes: int | None = None) -> None:
         """Make room for one more token of every live row: a granule, or as much of it as budget and limit hold.
 
-        The limit is on what the group claims, and holds at least the least that its claim asks for.
+        The limit is on what the group holds, and is at least the least that its claim asks for.
         """
         if self.length == self.slots:
             self.resize(self._grown_slots(limit_bytes))

@@ -7,10 +7,10 @@
         for ended in run_batch(requests, rows_of, output):
             print(ended.row)
 
-Where requests run is no matter of `run_batch`: `rows_of` may be that of `local_rows`, on an engine of this process, or
-any other function from requests to their rows, such as one over the actors of `specrej.batch.ray`, each of which
-makes rows with `end`. What it gives is written here, by one writer. A prompt that fails is a row; what raises has
-stopped the job.
+Where requests run is no matter of `run_batch`. `rows_of` may be that of `local_rows`, on an engine
+of this process, or any other function from requests to their rows. One is over the actors of
+`specrej.batch.ray`, each of which makes rows with `end`. What it gives is written here, by one
+writer. A prompt that fails is a row; what raises has stopped the job.
 """
 
 from collections import deque

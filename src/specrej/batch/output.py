@@ -1,11 +1,11 @@
 """The file that a batch job writes: one writer, whole rows, and a file beside it that says which job they are of.
 
     with open_output("out.jsonl", info, resume=True) as output:
-        output.done                  # ids of the rows that an earlier sitting has written
+        output.done                  # ids of the rows that an earlier run has written
         output.append(row)           # on the disk when this returns
 
     out.jsonl               a row a request, as they ended
-    out.jsonl.job.json      a `JobInfo`: what must be the same for two sittings to be the same job
+    out.jsonl.job.json      a `JobInfo`: what must be the same for two runs to be the same job
     .out.jsonl.lock         held by the writer; the system frees it when the process dies
 
 `open_stdout` is for rows that are to go to stdout.
@@ -85,7 +85,7 @@ def _read_job(path: Path, beside: Path) -> Any:
         return json.loads(beside.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{path} is the output of no batch that can be gone on with: {beside} cannot be read",
+            f"{path} is the output of no batch that can be resumed: {beside} cannot be read",
             hint="give another --output",
         ) from error
 
@@ -120,7 +120,7 @@ def _differences(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, A
 
 @contextmanager
 def open_stdout() -> Iterator[Output]:
-    """The process's stdout: nothing is kept, so nothing can be gone on with."""
+    """The process's stdout: nothing is kept, so nothing can be resumed."""
     with open(1, "wb", buffering=0, closefd=False) as stream:
         yield Output(partial(_write, stream), frozenset(), Tally())
 

@@ -23,9 +23,10 @@ from specrej.types import Candidate, Result
 def row_of(request: Request, result: Result, detokenizer: Detokenizers) -> dict[str, Any]:
     """The row of a request that was answered, in JSON's types.
 
-    A plain row's `answers` are the best `num_kept` complete candidates that were not rejected, best first, or as many
-    as there are; with num_kept above 1, `lowest` is the finished candidate of the lowest reward, rejected or not: the
-    other half of a preference pair. It is None where only one candidate finished and was scored.
+    A plain row's `answers` are the best `num_kept` complete candidates that were not rejected, best
+    first, or as many as there are. With num_kept above 1, `lowest` is the finished candidate of the
+    lowest reward, rejected or not: the other half of a preference pair. It is None where only one
+    candidate finished and was scored.
 
     Args:
         request: what was asked.

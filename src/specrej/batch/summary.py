@@ -1,4 +1,5 @@
-"""What a batch came to: answers, failures and tokens of the whole output, time and cost of one sitting.
+"""What a batch came to: answers, failures and tokens of the whole output, time and cost of this
+run.
 
 whole, now = Tally(), Tally()
 for ended in run_batch(...):
@@ -60,7 +61,7 @@ class MemorySummary(TypedDict):
 
 
 class SittingSummary(TypedDict):
-    """What was run now, without what an earlier sitting had done."""
+    """What was run now, without what an earlier run had done."""
 
     num_rows: int
     num_failed: int

@@ -118,7 +118,7 @@ def batch(
     json: Json = False,
     **given: Any,
 ) -> None:
-    """Answer many prompts, each as generate would; a job that was stopped, or killed, goes on with --resume."""
+    """Answer many prompts, each as generate would; --resume continues a job that was stopped or killed."""
     from specrej.batch.description import describe_job
     from specrej.batch.job import read_all
     from specrej.batch.summary import summarize

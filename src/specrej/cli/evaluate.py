@@ -138,7 +138,7 @@ def trace(
                 for step in steps:
                     num_run += 1
                     num_failed += step.error is not None
-                    progress.num_done = step.num_done - 1  # those of an earlier sitting count
+                    progress.num_done = step.num_done - 1  # those of an earlier run count
                     progress.advance(step.prompt_id, None if step.error is None else str(step.error))
         end_with(
             f"{len(loaded.tasks)} prompts in {output} ({num_run} run now, {num_failed} of them failed); "
@@ -272,7 +272,7 @@ def export(
 
 
 def _num_rows(directory: Path) -> int:
-    """Rows that an earlier sitting of a bench has written."""
+    """Rows that an earlier run of a bench has written."""
     from specrej.evaluation.folder import RESULTS
     from specrej.journal import read_rows
 

@@ -131,7 +131,7 @@ class Engine(Protocol):
         """One token for every live candidate of these prompts, of all where none is given.
 
         Args:
-            limits: the most that each prompt may claim, in bytes; at least what its `claim` calls the least.
+            limits: the most that each prompt may hold, in bytes; at least what its `claim` calls the least.
 
         A prompt may get nothing while its candidates wait for a place in the engine or for a server, never a part of
         them. May raise DeviceMemoryError; then nothing has changed.

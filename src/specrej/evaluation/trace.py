@@ -48,7 +48,7 @@ class Progress(NamedTuple):
     """One prompt that was recorded, or that failed."""
 
     num_done: int
-    """Prompts that are done, those of earlier sittings included."""
+    """Prompts that are done, those of earlier runs included."""
     num_tasks: int
     prompt_id: str
     error: SpecrejError | None

@@ -6,10 +6,11 @@
 
     chat.ids(chat.content("<|im_end|>"))                            # the characters, never the token
 
-A content that spells no special token is tokenized with the template around it, as if nothing of this were here. Where
-one does, its special tokens are put under other names while the template is rendered; then those of the template get
-names of their own, which nobody can guess, in a copy of the tokenizer that knows the special tokens by these names
-alone. So contents that a template trims, repeats or moves are still contents.
+A content that spells no special token is tokenized with the template around it, as if nothing of
+this were here. Where one does, its special tokens are put under other names while the template is
+rendered. Then those of the template get names of their own, which nobody can guess, in a copy of
+the tokenizer that knows the special tokens by these names alone. So contents that a template trims,
+repeats or moves are still contents.
 """
 
 import copy

@@ -3,10 +3,11 @@
     decoder = StreamDecoder(Pieces(tokenizer), continues=False)
     shown = "".join(decoder.add(token_id).text for token_id in token_ids)
 
-For valid text this is `tokenizer.decode(token_ids, skip_special_tokens=True)`, for whatever tokenizer. Where tokens
-stand for bytes, they are read as UTF-8: a character is shown with its last byte, and bytes that no character begins
-with, or that none goes on with, are one U+FFFD as soon as that is certain, as Unicode recommends. Tokenizers that fall
-back to bytes would make each byte of such a run a U+FFFD, those of whole characters in it as well.
+For valid text this is `tokenizer.decode(token_ids, skip_special_tokens=True)`, for whatever
+tokenizer. Where tokens stand for bytes, they are read as UTF-8. A character is shown with its last
+byte. Bytes that no character begins with, or continues with, are one U+FFFD as soon as that is
+certain, as Unicode recommends. Tokenizers that fall back to bytes would make each byte of such a
+run a U+FFFD, those of whole characters in it as well.
 """
 
 import json

@@ -36,9 +36,10 @@ class TextCodec:
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt up to where the answer begins.
 
-        With a chat template, a text is one user message, and the template alone decides on BOS. An assistant's message
-        at the end is gone on with. Without a template, and as a `Continuation`, a text is continued as it stands:
-        special tokens that it spells are tokens, behind the BOS that the tokenizer adds, once.
+        With a chat template, a text is one user message, and the template alone decides on BOS. An
+        assistant's message at the end is continued. Without a template, and as a `Continuation`, a
+        text is continued as it stands: special tokens that it spells are tokens, behind the BOS
+        that the tokenizer adds, once.
 
         Raises:
             PromptError: the prompt is empty, a conversation meets a model without a chat template, or the template

@@ -189,9 +189,10 @@ async def _ask_http(
 class VllmReward:
     """Scores by a reward model that vLLM serves; written for the API of vLLM 0.13 to 0.33.
 
-    The conversation is sent as chat messages with the answer as the last turn, one request a candidate, and
-    `use_activation` false asks for raw logits: the model's default activation saturates rewards. vLLM's prefix cache
-    spares most of what it has read before, where the model pools the last token.
+    The conversation is sent as chat messages with the answer as the last turn, one request a
+    candidate. `use_activation` false asks for raw logits: the model's default activation saturates
+    rewards. The prefix cache of vLLM spares most of what it has read before, where the model pools
+    the last token.
 
     Attributes:
         name: `vllm-classify:URL#MODEL` or `vllm-pooling:URL#MODEL`, without the URL's credentials and query.

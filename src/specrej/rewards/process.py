@@ -4,10 +4,10 @@ r"""A process reward model: every step of an answer gets a score, and the answer
     ProcessReward("org/prm", step="\n", reduce="product")
     ProcessReward("org/prm", label="+")                       # which label of the model means a good step
 
-The model is a token classifier of transformers, in the format in which TRL trains them: the prompt, then each step
-followed by the separator, each tokenized on its own; a step's score is the probability of the good label at the last
-token of its separator. With two labels and none named, the second is the good one, as TRL writes them; with one output
-the score is its sigmoid.
+The model is a token classifier of transformers, in the format in which TRL trains them: the prompt,
+then each step followed by the separator, each tokenized on its own. A step's score is the
+probability of the good label at the last token of its separator. With two labels and none named,
+the second is the good one, as TRL writes them; with one output the score is its sigmoid.
 
 Of an unfinished answer the last step is left out while its separator has not come, unless it is the only one: then it
 is closed as it stands. So what a partial answer is judged by does not change when a step goes on, only when one ends.

@@ -9,10 +9,11 @@ it stands), and behind it the answer, tokenized on its own. The end of an answer
 the tokenizer's EOS, as it does in the generator's log-probabilities. An answer without any text is judged by that token
 alone, finished or not.
 
-Two tokenizers cut a text into different numbers of tokens, so log p - log p_ref is defined on sums over the answer, in
-nats; with "mean" it is then divided by the number of the generator's tokens. log p is that of the tokens as they were
-drawn, before temperature and filters, and log p_ref that of the text: what the text lacks (special tokens, half a
-character, a stop string) is in the one and not in the other.
+Two tokenizers cut a text into different numbers of tokens, so log p - log p_ref is defined on sums
+over the answer, in nats. With "mean" it is then divided by the number of the generator's tokens. Of
+the two, log p is that of the tokens as they were drawn, before temperature and filters, and log
+p_ref that of the text. What the text lacks (special tokens, half a character, a stop string) is in
+the one and not in the other.
 
 A partial answer is read as it stands, with no end behind it. Each decision reads prompt and answers anew, in full.
 """

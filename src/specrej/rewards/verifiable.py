@@ -108,11 +108,12 @@ class ExactMatchReward:
 class MathReward:
     r"""1.0 where math-verify finds the value of the reference in the answer; else, and while unfinished, 0.0.
 
-    math-verify takes the final answer from the text by rules of its own: what stands in `\boxed{}`, else what the text
-    calls the answer, else the last expression. It runs in a process beside this one, which ends when the reward
-    is closed, and is killed when an answer takes longer than `timeout_s`: that works in any thread,
-    and stops a huge power inside the interpreter's C code, where a signal would wait. An answer that
-    takes too long, or on which math-verify fails, is wrong.
+    math-verify takes the final answer from the text by rules of its own: what stands in `\boxed{}`,
+    else what the text calls the answer, else the last expression. It runs in a process beside this
+    one, which ends when the reward is closed, and is killed when an answer takes longer than
+    `timeout_s`. That works in any thread, and stops a huge power inside the interpreter's C code,
+    where a signal would wait. An answer that takes too long, or on which math-verify fails, is
+    wrong.
     """
 
     flops_per_token: float | None = 0.0

@@ -5,13 +5,16 @@
     engine.step(limits)
     pool.record(searches, seconds)
 
-Every search decides against a budget of its own, so a pool changes no result: it says only who goes on when.
+Every search decides against a budget of its own, so a pool changes no result: it says only who
+continues when.
 
-The rule is that of safe states (Dijkstra's banker's algorithm), in the order in which searches began. A state is safe
-if the oldest can run to its end while all others wait, then the second with what the first gave back, and so on: for
-each search, the most it will ever hold and what all younger ones hold now are within the pool. A step that would leave
-the safe states waits. So the youngest give way first, the oldest always goes on, no search starves, and what was
-decoded is never thrown away. Only one search's future is set aside at a time; the rest of the memory is in use.
+The rule is that of safe states (Dijkstra's banker's algorithm), in the order in which searches
+began. A state is safe if the oldest can run to its end while all others wait, then the second with
+what the first gave back, and so on. That is: for each search, the most it will ever hold and what
+all younger ones hold now are within the pool. A step that would leave the safe states waits. So the
+youngest give way first, the oldest always continues, no search starves, and what was decoded is
+never thrown away. Only one search's future is set aside at a time; the rest of the memory is in
+use.
 """
 
 from collections.abc import Collection, Sequence
@@ -28,9 +31,9 @@ class Pool:
 
     Attributes:
         total_bytes: what all searches in flight may hold together.
-        mean_share: share of it that was claimed, over the seconds of all steps.
-        claimed_bytes: what was claimed after the last step.
-        peak_bytes: most that was claimed at any step.
+        mean_share: share of it that was reserved, over the seconds of all steps.
+        claimed_bytes: what was reserved after the last step.
+        peak_bytes: most that was reserved at any step.
     """
 
     def __init__(self, total_bytes: int) -> None:
@@ -61,7 +64,7 @@ class Pool:
         return not self._is_waited_for and newcomer.first_bytes() <= min(self._slacks(searches, _claims(searches)))
 
     def allot(self, searches: Sequence[Search], busy: Collection[int] = ()) -> dict[int, int]:
-        """The bytes that each search may claim in the next step, by its handle; those that must wait are left out.
+        """The bytes that each search may hold in the next step, by its handle; those that must wait are left out.
 
         Args:
             searches: all in flight, in the order in which they began.
@@ -79,7 +82,7 @@ class Pool:
         return limits
 
     def record(self, searches: Sequence[Search], seconds: float) -> None:
-        """Count what is claimed, after a step that took so long."""
+        """Count what is reserved, after a step that took so long."""
         self.claimed_bytes = sum(claim.now for claim in _claims(searches))
         self.peak_bytes = max(self.peak_bytes, self.claimed_bytes)
         self._seconds += seconds

@@ -34,7 +34,7 @@ class PromptReward:
         self.name = reward.name
         self._reward = reward
         self._messages = list(messages)
-        # To a reward, the beginning of an answer that was given and what goes on with it are one answer.
+        # To a reward, the beginning of an answer that was given and what continues it are one answer.
         is_begun = self._messages[-1]["role"] == "assistant"
         self._beginning = self._messages.pop()["content"] if is_begun else ""
         self._usage = usage

@@ -94,7 +94,7 @@ class CompletionRequest:
 def parse_chat(body: object, defaults: Settings) -> CompletionRequest:
     """What a body for /v1/chat/completions asks for.
 
-    With `continue_final_message` the answer goes on with an assistant's message at the end; without it there is none.
+    With `continue_final_message` the answer continues an assistant's message at the end. Without it there is none.
 
     Raises:
         UsageError: a field that cannot be honoured, or a value outside its range; names it.

@@ -38,7 +38,7 @@ class Subject:
         engine: to be tested; nothing is open on it.
         flips: one in so many tokens may flip because others were rejected or stand beside it; None where none may.
         reread: tokens that may be read again for each candidate: what of a prompt is not shared.
-        unused: tokens that may be made in vain for each candidate: what an engine decodes ahead.
+        unused: tokens that may be made and not used for each candidate: what an engine decodes ahead.
         prompts: of different lengths.
         ending: a prompt whose answers mostly end by themselves within LENGTH tokens.
         measured: bytes of KV in use as something else than the engine measures it.

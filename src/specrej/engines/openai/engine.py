@@ -232,7 +232,7 @@ class OpenAIEngine:
     ) -> None:
         assert self._remote is not None
         number = next(self._numbers)
-        # The reading of a prompt makes a token in vain: any seed will do.
+        # The reading of a prompt makes a token that nobody uses: any seed will do.
         index = 0 if answer is None else answer.index
         [seed] = seeds(prompt.sampling.seed, [index], position, bits=_SEED_BITS)
         asked = self._server.ask(
