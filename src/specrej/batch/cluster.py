@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specrej.batch.job import Ended, RowsOf
+from specrej.batch.job import FinishedRequest, RowsOf
 from specrej.batch.ray import BATCHES, Opening, Worker, check_counts, default_device, map_on_actors
 from specrej.batch.requests import Request
 from specrej.errors import SpecrejError, UsageError
@@ -60,7 +60,7 @@ def ray_rows(
     check_counts(actors=actors, in_flight=opening.in_flight)
     opening = replace(opening, device=opening.device or default_device(opening.engine, gpus_per_actor))
 
-    def rows_of(requests: Iterable[Request]) -> Iterator[Ended]:
+    def rows_of(requests: Iterable[Request]) -> Iterator[FinishedRequest]:
         import pyarrow as pa
 
         rows = [pickle.dumps(request) for request in requests]
@@ -93,7 +93,7 @@ def ray_rows(
 
 
 class _Pickles:
-    """The stage of a batch job: requests in, `Ended` out, each as soon as those before it have ended."""
+    """The stage of a batch job: requests in, `FinishedRequest` out, each as soon as those before it have ended."""
 
     def __init__(self, opening: Opening) -> None:
         self._worker = Worker(opening)

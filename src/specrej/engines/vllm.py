@@ -13,7 +13,7 @@ from typing import Any
 
 from specrej.engines.opening import EngineOptions
 from specrej.engines.paged import Drawn, PagedEngine
-from specrej.engines.vllm_process import check_arguments, defaults, is_cpu, kv_bytes_per_token, prepare, quiet
+from specrej.engines.vllm_process import check_arguments, defaults, import_vllm, is_cpu, kv_bytes_per_token, quiet
 from specrej.errors import EngineError, ModelError, SamplingError
 from specrej.flops import flops_of_config
 from specrej.hub.sources import first_line, load_codec, locate_model
@@ -45,7 +45,7 @@ def open_as_asked(model: str | Path, options: EngineOptions) -> PagedEngine:
         ModelError: vLLM cannot open the model.
     """
     options.refuse("vllm", "weights", "device")
-    versions = prepare()
+    versions = import_vllm()
     source = locate_model(model)
     backend = VllmBackend(source, options.arguments, str(model), versions)
     config = backend.config

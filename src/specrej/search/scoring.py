@@ -15,7 +15,7 @@ from specrej.search.search import Search
 Scored = tuple[Sequence[float] | Exception, float]
 """What a reward gave for a search's batch, or raised, and the search's share of the seconds it took."""
 
-Scoring = Callable[[Sequence[Search]], Future[list[Scored]]]
+Scorer = Callable[[Sequence[Search]], Future[list[Scored]]]
 """Scores the batches of searches that decide at the same time; done at once, or later by a thread."""
 
 

@@ -24,7 +24,7 @@ class _OutOfTimeError(Exception):
 
 
 class TimedScorer:
-    """Implements `specrej.search.scoring.Scoring`.
+    """Implements `specrej.search.scoring.Scorer`.
 
     Args:
         timeout_s: patience with one call of the reward.
