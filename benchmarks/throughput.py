@@ -30,7 +30,7 @@ import torch
 import transformers
 
 import specrej
-from specrej.api import run_many, run_one, unobserved
+from specrej.api import run_many, run_one
 from specrej.engines.torch.engine import TorchEngine
 from specrej.errors import SpecrejError
 from specrej.evaluation.prompts import load_prompts
@@ -69,7 +69,7 @@ def one_at_a_time(
     engine: TorchEngine, reward: Reward, prompts: Sequence[Prompt], settings: Settings
 ) -> tuple[Took, list[Result]]:
     begun = time.perf_counter()
-    results = [run_one(engine, reward, prompt, settings, unobserved) for prompt in prompts]
+    results = [run_one(engine, reward, prompt, settings) for prompt in prompts]
     return took(time.perf_counter() - begun, results)
 
 
@@ -131,7 +131,7 @@ def main() -> None:
     assert isinstance(engine, TorchEngine)
     with quiet_transformers():
         model = transformers.AutoModelForCausalLM.from_pretrained(str(locate("smollm2")), dtype=torch.float32)
-    run_one(engine, reward, "Hello", Settings(n=4, max_new_tokens=8), unobserved)
+    run_one(engine, reward, "Hello", Settings(n=4, max_new_tokens=8))
     print(json.dumps(measure(engine, model, reward, prompts, settings)))
 
 

@@ -14,16 +14,21 @@ import zlib
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from specrej.api import run_one, unobserved
 from specrej.attention.layout import Claim, KvLayout
-from specrej.engines.base import Memory, Overhead, Token
+from specrej.engines.base import Engine, Memory, Overhead, Token
 from specrej.engines.streams import uniforms
 from specrej.errors import DeviceMemoryError
 from specrej.flops import AttentionFlops, ModelFlops
-from specrej.types import Candidate, FinishReason, Message, Piece, Prompt, Reuse, SamplingParams, as_messages
+from specrej.rewards import as_reward
+from specrej.search.search import Search
+from specrej.settings import Settings
+from specrej.types import Candidate, FinishReason, Message, Piece, Prompt, Result, Reuse, SamplingParams, as_messages
 
 BOS, EOS = 256, 257
 LETTERS = b"aabcde \xc3"  # the last one begins an "é", of two tokens
@@ -99,6 +104,7 @@ class FakeEngine:
         groups: open prompts by handle; empty when everybody cleaned up.
         num_prefills, num_steps, num_drawn, num_read: what was asked for so far.
         peaks: peak bytes of each prompt that was closed.
+        is_shut: whether it was shut down.
     """
 
     name = "fake"
@@ -127,6 +133,7 @@ class FakeEngine:
         self.groups: dict[int, Group] = {}
         self.num_prefills = self.num_steps = self.num_drawn = self.num_read = 0
         self.peaks: list[int] = []
+        self.is_shut = False
         self._eos = eos
         self._fail_at = fail_at
         self._error = error or DeviceMemoryError("as asked for")
@@ -248,6 +255,11 @@ class FakeEngine:
     def close(self, prompt: int) -> None:
         self.peaks.append(self.groups.pop(prompt).peak)
 
+    def shutdown(self) -> None:
+        for prompt in list(self.groups):
+            self.close(prompt)
+        self.is_shut = True
+
 
 def kv_bytes(num_prompt_tokens: int, num_slots: int) -> int:
     """The most that a block of so many places can take, while it grows."""
@@ -306,11 +318,16 @@ class FakeReward:
     def __init__(self, rate: Callable[[str], float] = by_hash) -> None:
         self.name = rate.__name__
         self.sessions: list[FakeSession] = []
+        self.is_closed = False
         self._rate = rate
 
     def open(self, messages: Sequence[Message]) -> "FakeSession":
         self.sessions.append(FakeSession(self._rate))
         return self.sessions[-1]
+
+    def close(self) -> None:
+        assert all(session.is_closed for session in self.sessions), "a session is open"
+        self.is_closed = True
 
 
 @dataclass
@@ -340,3 +357,10 @@ class FakeSession:
     def close(self) -> None:
         assert not self.is_closed, "closed twice"
         self.is_closed = True
+
+
+def watched(
+    prompt: Prompt, *, model: Engine, reward: Any, observe: Callable[[Search], None] = unobserved, **options: Any
+) -> Result:
+    """`specrej.generate`, with the running search itself, not its events, shown after each step and decision."""
+    return run_one(model, as_reward(reward), prompt, Settings(**options), watch=observe)

@@ -137,6 +137,9 @@ class FakeBackend:
         for key in keys:
             del self.requests[key]
 
+    def shutdown(self) -> None:
+        self.requests.clear()
+
 
 class Bytes:
     """The codec of `fakes`."""

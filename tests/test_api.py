@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import specrej
-from fakes import FakeEngine, FakeReward, by_hash
+from fakes import FakeEngine, FakeReward, by_hash, watched
 from specrej.errors import BudgetError, PromptError, RewardError, SpecrejError, UnknownNameError, UsageError
 from specrej.search.search import Search
 from specrej.types import Result
@@ -21,16 +21,37 @@ def test_the_public_names_are_these() -> None:
     assert sorted(specrej.__all__) == [
         "BudgetError",
         "Candidate",
+        "Continuation",
+        "DeadlineError",
+        "Decided",
         "Decision",
         "DeviceMemoryError",
+        "Ended",
+        "Engine",
+        "EngineError",
+        "Event",
         "Interrupted",
         "ModelError",
+        "Opening",
+        "Outcome",
+        "Policy",
         "PromptError",
+        "QueueFullError",
         "Result",
+        "Reward",
         "RewardError",
+        "RewardSession",
+        "SamplingError",
         "SamplingParams",
+        "ServingError",
+        "Session",
         "Settings",
+        "ShutdownError",
         "SpecrejError",
+        "Started",
+        "StatelessSession",
+        "Step",
+        "Text",
         "UnknownNameError",
         "Usage",
         "UsageError",
@@ -192,7 +213,7 @@ def test_an_interrupted_run_carries_what_there_was_by_then(moment: int) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(specrej.Interrupted) as caught:
-        specrej.generate("Why?", model=engine, reward=reward, observe=observe, **OPTIONS)
+        watched("Why?", model=engine, reward=reward, observe=observe, **OPTIONS)
     result = caught.value.result
     assert result is not None
     assert not result.is_complete
@@ -206,7 +227,7 @@ def test_an_interrupted_run_carries_what_there_was_by_then(moment: int) -> None:
 
 
 def test_an_interrupted_run_is_a_keyboard_interrupt_to_those_who_do_not_ask() -> None:
-    def observe(search: Search) -> None:
+    def observe(event: specrej.Event) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

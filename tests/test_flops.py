@@ -5,7 +5,6 @@ The counter knows neither the CPU's fused attention nor grouped experts: what it
 
 import inspect
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +27,6 @@ from specrej.engines.torch.loading import load_engine, wrap
 from specrej.flops import AttentionFlops, ModelFlops, flops_of, flops_of_config, linear_flops
 from specrej.hub import defaults
 from specrej.rewards import as_reward
-from specrej.rewards.base import flops_per_token_of
 from specrej.rewards.relevance import FLOPS_PER_TOKEN, RelevanceReward
 from specrej.types import SamplingParams
 from tiny import HONOURED, WINDOW, make_config, make_engine, make_ids, make_model, make_tokenizer, reference
@@ -195,7 +193,7 @@ def test_a_live_run_is_counted_by_what_the_engine_drew() -> None:
     result = generate("Hello", model=engine, reward=reward, n=8, max_new_tokens=40)
     lengths = [len(candidate.token_ids) for candidate in result.candidates]
     row = flops_of(
-        engine.flops, result.usage.prompt_tokens, lengths, flops_per_token_of(reward), result.usage.reward_tokens
+        engine.flops, result.usage.prompt_tokens, lengths, reward.flops_per_token, result.usage.reward_tokens
     )
     assert (row["decode"] or 0) >= 110 * (engine.num_drawn - len(lengths)) > 0
     assert row["reward"] == 7 * result.usage.reward_tokens
@@ -221,7 +219,7 @@ def test_a_classifier_costs_its_linear_layers(architecture: str) -> None:
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     pair = 4 * config.num_attention_heads * head_dim * config.num_hidden_layers
-    assert flops_per_token_of(reward) == pytest.approx(counter.get_total_flops() - pair, rel=0.005)
+    assert reward.flops_per_token == pytest.approx(counter.get_total_flops() - pair, rel=0.005)
 
 
 def test_all_experts_count_where_the_config_does_not_say_how_many() -> None:
@@ -239,29 +237,16 @@ def test_all_experts_count_where_the_config_does_not_say_how_many() -> None:
 
 
 def test_what_rewards_say_of_themselves() -> None:
-    assert flops_per_token_of(as_reward("logprob")) == 0.0
-    assert flops_per_token_of(as_reward(lambda prompt, texts: [0.0 for _ in texts])) is None
-    assert flops_per_token_of(FakeReward()) == 7.0
-
-
-def test_a_reward_of_the_user_may_lack_the_figure() -> None:
-    class Own:
-        name = "own"
-
-        def open(self, messages: Sequence[Any]) -> Any:
-            return FakeReward().open(messages)
-
-    own = as_reward(Own())
-    assert flops_per_token_of(own) is None
-    assert generate("Hello", model=FakeEngine(), reward=own, n=4, max_new_tokens=30).reward is not None
+    assert as_reward("logprob").flops_per_token == 0.0
+    assert as_reward(lambda prompt, texts: [0.0 for _ in texts]).flops_per_token is None
 
 
 @pytest.mark.slow
 def test_the_relevance_model_has_the_shape_that_is_told() -> None:
     reward = RelevanceReward()
-    assert flops_per_token_of(reward) == FLOPS_PER_TOKEN
+    assert reward.flops_per_token == FLOPS_PER_TOKEN
     directory = defaults.locate("relevance")
-    assert flops_per_token_of(RelevanceReward(directory)) is None
+    assert RelevanceReward(directory).flops_per_token is None
     matrices = [shape for shape in onnx_shapes(directory / "model.onnx") if len(shape) == 2 and 1 not in shape]
     # Embeddings of 30,522 words, 512 positions and two segments are looked up; the pooler reads one token.
     multiplied = [rows * columns for rows, columns in matrices if rows not in (30522, 512, 2)]

@@ -98,10 +98,8 @@ def test_a_bench(path_to: Callable[[str], Any], prompts: Any, tmp_path: Path) ->
     same: dict[str, Any] = {"method": "best_of_n:3", "baseline": "best_of_n:3"}
     endpoint = JudgeServer(base_url="http://127.0.0.1:9", model="nobody")
     verdicts = judge(rows, **same, endpoint=endpoint, cache=path_to("cache"))
-    assert [verdict["verdict"] for verdict in record_verdicts(path_to("out/judgements.jsonl"), verdicts)] == [
-        "tie",
-        "tie",
-    ]
+    recorded = record_verdicts(path_to("out/judgements.jsonl"), verdicts)
+    assert [verdict["verdict"] for verdict in recorded] == ["tie", "tie"]
     assert len(read_verdicts(path_to("out"))) == 2
 
 

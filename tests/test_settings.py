@@ -8,21 +8,6 @@ import pytest
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.search.policies import policy_of
 from specrej.settings import Options, Settings
-from specrej.types import SamplingParams
-
-
-def test_options_and_settings_have_the_same_keys_in_the_same_order() -> None:
-    assert list(Options.__annotations__) == [field.name for field in dataclasses.fields(Settings)]
-
-
-def test_options_and_settings_have_the_same_types() -> None:
-    assert Options.__annotations__ == {field.name: field.type for field in dataclasses.fields(Settings)}
-
-
-def test_every_sampling_parameter_for_users_is_a_setting_with_the_same_default() -> None:
-    assert Settings().sampling == SamplingParams()
-    names = {field.name for field in dataclasses.fields(SamplingParams)} - {"ignore_eos"}
-    assert names <= set(Options.__annotations__)
 
 
 @pytest.mark.parametrize(

@@ -5,115 +5,75 @@
     result = specrej.generate("Give three tips for staying healthy.", memory="64MiB", seed=1)
     print(result.text, result.reward)
 
-    engine = specrej.open_engine("smollm2")              # opened once, used many times
-    for number, outcome in specrej.generate_batch(prompts, model=engine, reward=my_reward):
-        ...                                              # a result, or the error of a prompt that failed
+    with specrej.Session(model="smollm2", reward="relevance") as session:   # opened once
+        results = session.generate_batch(["Name a fruit.", "Name a tree."], max_new_tokens=64)
 
 Nothing heavy is imported before a model is opened.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Unpack
 
-from specrej.engines import opening
 from specrej.engines.base import Engine
 from specrej.errors import BudgetError, SpecrejError, UsageError
 from specrej.memory import format_bytes, parse_bytes
-from specrej.rewards import as_reward
+from specrej.opening import Opening, OpeningOptions
 from specrej.rewards.base import Reward
 from specrej.search.algorithms import Steps, algorithm_of
+from specrej.search.events import Ended, Event, Reporter
 from specrej.search.policies import policy_of
 from specrej.search.pool import Pool
-from specrej.search.scheduler import Observer, Outcome, run
+from specrej.search.scheduler import Maker, Outcome, run
+from specrej.search.scheduler import Observer as Watch
 from specrej.search.search import Search
 from specrej.settings import Options, Settings
 from specrej.types import Prompt, Result
 
-Model = str | Path | Engine
 IN_FLIGHT = 16
 """Most prompts side by side by default: beyond that, attention, prompt by prompt, takes what batches gain."""
 
-RewardSpec = str | Path | Reward | Callable[[str, list[str]], Sequence[float]]
+Observer = Callable[[Event], None]
+"""Called with each event of a run, on the thread that decodes."""
+
+
+class RunOptions(OpeningOptions, Options, total=False):
+    """All keyword arguments of `generate`: what is opened, and how answers are sampled and chosen."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C came while candidates were being decoded. `result` is what there was by then, None if nothing."""
+    """Ctrl-C came while candidates were being decoded.
 
-    def __init__(self, result: Result | None) -> None:
+    Attributes:
+        result: what there was by then, None if nothing.
+        results: of `compare`: by method, what was done and what was begun.
+    """
+
+    def __init__(self, result: Result | None, results: dict[str, Result] | None = None) -> None:
         super().__init__("interrupted")
         self.result = result
+        self.results = results or {}
 
 
 def unobserved(search: Search) -> None:
-    """The observer of a run that nobody watches."""
-
-
-def open_engine(
-    model: Model,
-    *,
-    engine: str = "torch",
-    engine_args: Mapping[str, Any] | None = None,
-    weights: str | None = None,
-    device: str | None = None,
-    special_tokens: str = "text",
-) -> Engine:
-    """An engine for a default model's name, a Hugging Face id, or a directory; an engine is returned as it is.
-
-    Args:
-        model: for example "smollm2".
-        engine: "torch" (ours), "vllm", "openvino", "openai:URL" (a server, "openai:URL#NAME" where it serves several
-            models), or "auto": what is the fastest of those installed here. Docs: docs/engines.md.
-        engine_args: handed on to what the engine stands for, such as {"tensor_parallel_size": 4} to vLLM.
-        weights: "fp16" (default) or "fp32" (exact): how a CPU holds the weights of the torch engine.
-        device: a torch device, such as "cuda:0"; by default the first GPU, else the CPU. Of the torch engine.
-        special_tokens: "text": what messages hold is text, also where it spells special tokens; "allow": it becomes
-            these.
-
-    Raises:
-        UnknownNameError: nothing has this name.
-        UsageError: the engine is not installed, or takes no such option.
-        ModelError: not a causal language model, or one that the engine cannot honour.
-        EngineError: no server answers.
-    """
-    if not isinstance(model, str | Path):
-        return model
-    return opening.open_engine(
-        model, engine=engine, engine_args=engine_args, weights=weights, device=device, special_tokens=special_tokens
-    )
+    """Watches a run for nobody."""
 
 
 def generate(
     prompt: Prompt,
     *,
-    model: Model = "smollm2",
-    reward: RewardSpec = "relevance",
-    reward_memory: str | int | None = None,
-    engine: str = "torch",
-    engine_args: Mapping[str, Any] | None = None,
-    weights: str | None = None,
-    device: str | None = None,
-    special_tokens: str = "text",
-    observe: Observer = unobserved,
-    **options: Unpack[Options],
+    settings: Settings | None = None,
+    observe: Observer | None = None,
+    **options: Unpack[RunOptions],
 ) -> Result:
     """Sample many answers to a prompt and return the one that the reward prefers, with all that led to it.
 
     Args:
         prompt: a text, or a conversation as a list of `{"role", "content"}` (see `specrej.types.as_messages`).
-        model: a default model's name, a Hugging Face id, a directory, or an engine from `open_engine`.
-        reward: a name ("relevance", "logprob"), a classifier's id or directory, "module:function", a callable over
-            (prompt, texts), or a `Reward`.
-        reward_memory: KV that a classifier may hold for the prompt, such as "256MiB"; by default 1 GiB on a CPU, a
-            tenth of a GPU's free memory.
-        engine: see `open_engine`.
-        engine_args: see `open_engine`.
-        weights: see `open_engine`.
-        device: see `open_engine`.
-        special_tokens: see `open_engine`.
-        observe: called with the running search after each step and decision.
-        options: algorithm, n, alpha, memory, max_new_tokens, seed and more: see `Settings`.
+        settings: how answers are sampled and chosen; single options may be given beside it and go before it.
+        observe: called with each of the run's events: see `specrej.search.events`.
+        options: what is opened (model, reward, engine, ...): see `specrej.Opening`; algorithm, n, alpha, memory,
+            max_new_tokens, seed and more: see `specrej.Settings`.
 
     Raises:
         UsageError: an argument that cannot be honoured; see its subclasses.
@@ -121,30 +81,20 @@ def generate(
         RewardError: the reward failed.
         Interrupted: Ctrl-C; carries what was generated.
     """
-    settings = Settings(**options)
-    settings.check(prompt)  # a model takes long to open only to hear that the prompt is empty
-    scorer = as_reward(reward, reward_memory)
-    opened = open_engine(
-        model, engine=engine, engine_args=engine_args, weights=weights, device=device, special_tokens=special_tokens
-    )
-    return run_one(opened, scorer, prompt, settings, observe)
+    opening, asked = read_options(options, settings)
+    asked.check(prompt)  # a model takes long to open only to hear that the prompt is empty
+    engine, reward = opening.open()
+    return run_observed(engine, reward, prompt, asked, observe)
 
 
 def generate_batch(
     prompts: Iterable[Prompt],
     *,
-    model: Model = "smollm2",
-    reward: RewardSpec = "relevance",
-    reward_memory: str | int | None = None,
-    engine: str = "torch",
-    engine_args: Mapping[str, Any] | None = None,
-    weights: str | None = None,
-    device: str | None = None,
-    special_tokens: str = "text",
+    settings: Settings | None = None,
     total_memory: str | int | None = None,
     in_flight: int = IN_FLIGHT,
-    observe: Observer = unobserved,
-    **options: Unpack[Options],
+    observe: Observer | None = None,
+    **options: Unpack[RunOptions],
 ) -> Iterator[tuple[int, Outcome]]:
     """Run `generate` for many prompts, several of them side by side; yield each outcome with its number as it ends.
 
@@ -153,51 +103,31 @@ def generate_batch(
 
     Args:
         prompts: texts or conversations.
-        model: see `generate`.
-        reward: see `generate`.
-        reward_memory: see `generate`.
-        engine: see `open_engine`.
-        engine_args: see `open_engine`.
-        weights: see `open_engine`.
-        device: see `open_engine`.
-        special_tokens: see `open_engine`.
+        settings: see `generate`.
         total_memory: KV of all prompts in flight together: it decides how many run side by side, and no result. By
             default the option `memory` where it is given, else the engine's choice: room for eight default budgets on
             a CPU, 80% of a GPU's free memory.
         in_flight: most prompts that run side by side.
-        observe: see `generate`.
-        options: see `Settings`; the same for all prompts.
+        observe: see `generate`; an event says by its number which prompt it is of.
+        options: see `generate`; the same for all prompts.
 
     Raises:
         UsageError: an argument that cannot be honoured.
     """
-    settings = Settings(**options)
-    if in_flight < 1:
-        raise UsageError(f"in_flight must be at least 1, got {in_flight}")
-    if total_memory is not None:
-        parse_bytes(total_memory)
-    scorer = as_reward(reward, reward_memory)
-    opened = open_engine(
-        model, engine=engine, engine_args=engine_args, weights=weights, device=device, special_tokens=special_tokens
-    )
-    pool = open_pool(opened, settings, total_memory)
-    requests = ((prompt, settings) for prompt in prompts)
-    return run_many(opened, scorer, requests, pool=pool, in_flight=in_flight, observe=observe)
+    opening, asked = read_options(options, settings)
+    check_sharing(total_memory, in_flight)
+    engine, reward = opening.open()
+    pool = open_pool(engine, asked, total_memory)
+    requests = ((prompt, asked) for prompt in prompts)
+    return run_many(engine, reward, requests, pool=pool, in_flight=in_flight, observe=observe)
 
 
 def compare(
     prompt: Prompt,
     *,
-    model: Model = "smollm2",
-    reward: RewardSpec = "relevance",
-    reward_memory: str | int | None = None,
-    engine: str = "torch",
-    engine_args: Mapping[str, Any] | None = None,
-    weights: str | None = None,
-    device: str | None = None,
-    special_tokens: str = "text",
-    observe: Observer = unobserved,
-    **options: Unpack[Options],
+    settings: Settings | None = None,
+    observe: Observer | None = None,
+    **options: Unpack[RunOptions],
 ) -> dict[str, Result]:
     """Speculative Rejection beside two Best-of-Ns, on one engine, in the same memory, with the same seed.
 
@@ -210,22 +140,30 @@ def compare(
     """
     if "algorithm" in options:
         raise UsageError("compare runs both algorithms; it takes no 'algorithm'")
-    settings = Settings(**options)
-    settings.check(prompt)
-    scorer = as_reward(reward, reward_memory)
-    opened = open_engine(
-        model, engine=engine, engine_args=engine_args, weights=weights, device=device, special_tokens=special_tokens
-    )
+    opening, asked = read_options(options, settings)
+    asked.check(prompt)
+    engine, reward = opening.open()
+    return run_three(engine, reward, prompt, asked, observe)
 
-    def result_of(algorithm: str, n: int | str, memory: str | int | None) -> Result:
-        own = replace(settings, algorithm=algorithm, n=n, memory=memory)
-        return run_one(opened, scorer, prompt, own, observe)
 
-    small = result_of("best_of_n", "auto", settings.memory)
-    memory = small.settings["memory_bytes"]  # a default depends on what is free: ask for it once
-    rejection = result_of("speculative_rejection", settings.n, memory)
-    large = result_of("best_of_n", len(rejection.candidates), memory)
-    return {"best_of_n": small, "speculative_rejection": rejection, "best_of_n_same_start": large}
+def read_options(options: RunOptions, settings: Settings | None = None) -> tuple[Opening, Settings]:
+    """What is opened and how answers are chosen, out of all keyword arguments.
+
+    Raises:
+        UsageError: a value outside its range; says which.
+        TypeError: there is no such option.
+    """
+    given: dict[str, Any] = dict(options)
+    of_opening = {name: given.pop(name) for name in list(given) if name in OpeningOptions.__annotations__}
+    return Opening(**of_opening), replace(settings, **given) if settings else Settings(**given)
+
+
+def check_sharing(total_memory: str | int | None, in_flight: int) -> None:
+    """See to what prompts share, before a model is opened."""
+    if in_flight < 1:
+        raise UsageError(f"in_flight must be at least 1, got {in_flight}")
+    if total_memory is not None:
+        parse_bytes(total_memory)
 
 
 def open_pool(engine: Engine, settings: Settings, total_memory: str | int | None) -> Pool:
@@ -245,6 +183,102 @@ def open_pool(engine: Engine, settings: Settings, total_memory: str | int | None
     return Pool(total)
 
 
+class Watcher:
+    """Turns the steps and decisions of searches into events for an observer; without one it does nothing."""
+
+    def __init__(self, observe: Observer | None) -> None:
+        self._observe = observe
+        self._reporters: dict[int, Reporter] = {}
+
+    def __call__(self, search: Search) -> None:
+        """A search has made a step or taken a decision."""
+        if self._observe is not None:
+            reporter = self._reporters.setdefault(search.number, Reporter(search.number))
+            for event in reporter.events(search):
+                self._observe(event)
+
+    def end(self, number: int, outcome: Outcome) -> Outcome:
+        """The prompt of this number has come to its end."""
+        self._reporters.pop(number, None)
+        if self._observe is not None:
+            self._observe(Ended(outcome, prompt=number))
+        return outcome
+
+
+def run_one(
+    engine: Engine,
+    reward: Reward,
+    prompt: Prompt,
+    settings: Settings,
+    *,
+    watch: Watch = unobserved,
+    number: int = 0,
+) -> Result:
+    """`generate` with everything opened and checked.
+
+    Args:
+        engine: decodes.
+        reward: scores.
+        prompt: to answer.
+        settings: how.
+        watch: called with the search after each step and decision.
+        number: of the prompt, for its events.
+
+    Raises:
+        SpecrejError: the prompt or the run failed.
+        Interrupted: Ctrl-C; carries what was generated.
+    """
+    search, steps = prepare(engine, reward, prompt, settings, number=number)
+    try:
+        _, outcome = next(run(engine, [lambda: (search, steps)], pool=Pool(search.budget_bytes), observe=watch))
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(search.result() if search.candidates else None) from interrupt
+    if isinstance(outcome, SpecrejError):
+        raise outcome
+    return outcome
+
+
+def run_observed(
+    engine: Engine, reward: Reward, prompt: Prompt, settings: Settings, observe: Observer | None, number: int = 0
+) -> Result:
+    """`run_one` with its events."""
+    watcher = Watcher(observe)
+    try:
+        result = run_one(engine, reward, prompt, settings, watch=watcher, number=number)
+    except SpecrejError as error:
+        watcher.end(number, error)
+        raise
+    watcher.end(number, result)
+    return result
+
+
+def run_three(
+    engine: Engine, reward: Reward, prompt: Prompt, settings: Settings, observe: Observer | None
+) -> dict[str, Result]:
+    """`compare` with everything opened and checked; its runs are prompts 0, 1 and 2 of the events.
+
+    Raises:
+        SpecrejError: a run failed.
+        Interrupted: Ctrl-C; carries the runs that there are, the last of them unfinished.
+    """
+    results: dict[str, Result] = {}
+
+    def add(method: str, algorithm: str, n: int | str, memory: str | int | None) -> Result:
+        own = replace(settings, algorithm=algorithm, n=n, memory=memory)
+        try:
+            results[method] = run_observed(engine, reward, prompt, own, observe, len(results))
+        except Interrupted as interrupt:
+            begun = {} if interrupt.result is None else {method: interrupt.result}
+            raise Interrupted(interrupt.result, {**results, **begun}) from interrupt
+        return results[method]
+
+    small = add("best_of_n", "best_of_n", "auto", settings.memory)
+    memory = small.settings["memory_bytes"]  # a default depends on what is free: ask for it once
+    rejection = add("speculative_rejection", "speculative_rejection", settings.n, memory)
+    add("best_of_n_same_start", "best_of_n", len(rejection.candidates), memory)
+    return results
+
+
 def run_many(
     engine: Engine,
     reward: Reward,
@@ -252,21 +286,30 @@ def run_many(
     *,
     pool: Pool,
     in_flight: int = IN_FLIGHT,
-    observe: Observer = unobserved,
+    observe: Observer | None = None,
 ) -> Iterator[tuple[int, Outcome]]:
     """`generate_batch` with everything opened, and settings for each prompt.
 
     Requests are taken one by one, when there is room for them; closing the iterator frees what is in flight.
     """
-    makers = (
-        (lambda prompt=prompt, settings=settings: prepare(engine, reward, prompt, settings, pool.total_bytes))
-        for prompt, settings in requests
-    )
-    return run(engine, makers, pool=pool, in_flight=in_flight, observe=observe)
+    watcher = Watcher(observe)
+    makers = (maker_of(engine, reward, prompt, own, pool, number) for number, (prompt, own) in enumerate(requests))
+    for number, outcome in run(engine, makers, pool=pool, in_flight=in_flight, observe=watcher):
+        yield number, watcher.end(number, outcome)
+
+
+def maker_of(engine: Engine, reward: Reward, prompt: Prompt, settings: Settings, pool: Pool, number: int) -> Maker:
+    """Makes the search of a prompt when its turn has come."""
+    return lambda: prepare(engine, reward, prompt, settings, pool.total_bytes, number)
 
 
 def prepare(
-    engine: Engine, reward: Reward, prompt: Prompt, settings: Settings, total_bytes: int | None = None
+    engine: Engine,
+    reward: Reward,
+    prompt: Prompt,
+    settings: Settings,
+    total_bytes: int | None = None,
+    number: int = 0,
 ) -> tuple[Search, Steps]:
     """A search for the scheduler, with the algorithm that drives it; total_bytes is what it shares with others.
 
@@ -275,21 +318,5 @@ def prepare(
     """
     settings.check(prompt)
     search = Search(engine, reward, prompt, settings.sampling, settings.memory_bytes, settings.to_dict(), total_bytes)
+    search.number = number
     return search, algorithm_of(settings)(search, settings.num_candidates, policy_of(settings))
-
-
-def run_one(engine: Engine, reward: Reward, prompt: Prompt, settings: Settings, observe: Observer) -> Result:
-    """`generate` with everything opened and checked.
-
-    Raises:
-        SpecrejError: the prompt or the run failed.
-        Interrupted: Ctrl-C; carries what was generated.
-    """
-    search, steps = prepare(engine, reward, prompt, settings)
-    try:
-        _, outcome = next(run(engine, [lambda: (search, steps)], pool=Pool(search.budget_bytes), observe=observe))
-    except KeyboardInterrupt as interrupt:
-        raise Interrupted(search.result() if search.candidates else None) from interrupt
-    if isinstance(outcome, SpecrejError):
-        raise outcome
-    return outcome

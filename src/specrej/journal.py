@@ -7,6 +7,7 @@
 A line that was being written when the process died is cut off on opening; whole lines are never touched.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -107,6 +108,7 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
@@ -116,7 +118,8 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:

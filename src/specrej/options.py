@@ -12,8 +12,9 @@ The command line, the server's schema and the README's table are made of these o
 
 import dataclasses
 import operator
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin
 
 from specrej.errors import UsageError
 
@@ -38,6 +39,10 @@ class About(NamedTuple):
     hint: str | None
     metavar: str | None
     """The form of a value on a command line, where its type does not say it."""
+    choices: tuple[str, ...]
+    """All strings that it may be, where these are few."""
+    unset: str
+    """What None means."""
 
 
 def option(
@@ -47,10 +52,13 @@ def option(
     expected: str = "",
     hint: str | None = None,
     metavar: str | None = None,
+    choices: tuple[str, ...] = (),
+    unset: str = "",
     **bounds: float,
 ) -> Any:
     """A field of a dataclass that is an option; see `About`."""
-    return dataclasses.field(default=default, metadata={"about": About(words, bounds, expected, hint, metavar)})
+    about = About(words, bounds, expected, hint, metavar, choices, unset)
+    return dataclasses.field(default=default, metadata={"about": about})
 
 
 def same_as(owner: Any, name: str) -> Any:
@@ -62,6 +70,16 @@ def same_as(owner: Any, name: str) -> Any:
 def options_of(owner: Any) -> dict[str, tuple[dataclasses.Field[Any], About]]:
     """The options of a dataclass by name, in order."""
     return {field.name: (field, field.metadata["about"]) for field in dataclasses.fields(owner) if field.metadata}
+
+
+_PLAIN = (int, float, bool, str, NoneType)
+
+
+def kinds_of(field: dataclasses.Field[Any]) -> list[Any]:
+    """The types that its values have in JSON and on a command line: without functions, paths and other objects."""
+    is_union = get_origin(field.type) in (Union, UnionType)
+    kinds = get_args(field.type) if is_union else (field.type,)
+    return [kind for kind in kinds if kind in _PLAIN or get_origin(kind) in (Sequence, Mapping)]
 
 
 def check(record: Any) -> None:

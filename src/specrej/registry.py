@@ -59,6 +59,11 @@ def names(kind: str) -> list[str]:
     return sorted({*TABLES[kind], *entry_points(kind)})
 
 
+def is_name(kind: str, name: str) -> bool:
+    """Whether a kind has this name. Installed packages are looked through for others than our own."""
+    return name in TABLES[kind] or name in entry_points(kind)
+
+
 def load(kind: str, name: str) -> Any:
     """The object that a name of specrej's own stands for.
 

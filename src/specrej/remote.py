@@ -6,7 +6,14 @@
 
 It knows neither rewards nor judges. Requests run in an event loop on a thread of its own, so that waiting can end at
 any moment (Ctrl-C, the first failure, `close`), and so that it serves where a loop is running already, in a notebook.
-httpx is imported when connections are opened.
+Several may share one loop and its connections:
+
+    connections = Connections(service)
+    with Remote(service, connections) as one, Remote(service, connections) as other:
+        ...
+    connections.close()
+
+httpx is imported when the first request is made.
 """
 
 import asyncio
@@ -16,8 +23,10 @@ import random
 import re
 import ssl
 import threading
+import weakref
 from collections.abc import Coroutine, Iterable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -136,23 +145,89 @@ def without_secrets(url: str) -> str:
     return re.sub(r"^([^/]*//)?[^/]*@", r"\1", url.partition("?")[0])
 
 
-class Remote:
-    """Asks one service until it is closed; connections are kept in between."""
+class Connections:
+    """An HTTP client and the event loop that it runs in, on a thread of its own; there from the first use until closed.
+
+    Where another process unpickles them, they are as new.
+    """
 
     def __init__(self, service: Service) -> None:
+        self._service = service
+        self._lock = threading.Lock()
+        self._running: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
+        self._is_closed = False
+        self.http: Any = None
+        """The `httpx.AsyncClient`, when a request has begun."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Connections, (self._service,)
+
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin without waiting, on the thread of the loop. May be called on any thread.
+
+        Raises:
+            RemoteError: they are closed.
+        """
+        with self._lock:
+            if self._is_closed:
+                coroutine.close()  # Python warns of one that was never awaited
+                raise RemoteError("the connections are closed")
+            loop, _ = self._running = self._running or self._open()
+            return asyncio.run_coroutine_threadsafe(coroutine, loop)
+
+    def _open(self) -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
         import httpx
 
+        headers = {"Content-Type": "application/json"}
+        if self._service.api_key:
+            headers["Authorization"] = f"Bearer {self._service.api_key}"
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._service.concurrency)
+        self.http = httpx.AsyncClient(headers=headers, timeout=None, limits=limits, verify=_tls())
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=_run, args=(loop, self.http), name="specrej-remote", daemon=True)
+        thread.start()
+        weakref.finalize(self, _stop, loop)  # of those that nobody closed
+        return loop, thread
+
+    def close(self) -> None:
+        """End what is under way, the connections and the thread. Nothing can be started any more."""
+        with self._lock:
+            self._is_closed = True
+            running, self._running = self._running, None
+        if running is not None:
+            loop, thread = running
+            _stop(loop)
+            thread.join()
+
+
+def _run(loop: asyncio.AbstractEventLoop, http: Any) -> None:
+    """What the thread does: the loop until it is stopped, then what is left to be ended."""
+    loop.run_forever()
+    loop.run_until_complete(_cancel_all())
+    loop.run_until_complete(http.aclose())
+    loop.close()
+
+
+def _stop(loop: asyncio.AbstractEventLoop) -> None:
+    with suppress(RuntimeError):  # it is closed
+        loop.call_soon_threadsafe(loop.stop)
+
+
+class Remote:
+    """Asks one service until it is closed, so many requests at a time.
+
+    Args:
+        service: where requests go, and how.
+        connections: to the service, which others share; by default it has its own, and closes them.
+    """
+
+    def __init__(self, service: Service, connections: Connections | None = None) -> None:
         self.service = service
         self._slots = asyncio.Semaphore(service.concurrency)
         self._has_answered = self._is_stopped = False
-        headers = {"Content-Type": "application/json"}
-        if service.api_key:
-            headers["Authorization"] = f"Bearer {service.api_key}"
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=service.concurrency)
-        self._http = httpx.AsyncClient(headers=headers, timeout=None, limits=limits, verify=_tls())
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="specrej-remote", daemon=True)
-        self._thread.start()
+        self._connections = connections or Connections(service)
+        self._owns = connections is None
+        self._under_way: set[Future[Any]] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -179,7 +254,10 @@ class Remote:
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Begin without waiting. Cancelling the future closes the connection of a request that is under way."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        future = self._connections.start(coroutine)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return future
 
     async def post(self, body: object, url: str | None = None) -> Reply:
         """Post `body` as JSON; again where asking again may help, with longer and longer waits in between.
@@ -224,7 +302,7 @@ class Remote:
 
         try:
             async with asyncio.timeout(self.service.timeout_s):
-                response = await self._http.request(method, url, content=content)
+                response = await self._connections.http.request(method, url, content=content)
         except TimeoutError:
             raise RemoteError(f"no reply within {self.service.timeout_s:g} s", wait_s=0.0) from None
         except (httpx.RequestError, httpx.InvalidURL) as error:
@@ -236,7 +314,7 @@ class Remote:
             raise RemoteError(problem, wait_s=0.0) from None
         self._has_answered = True
         if response.is_success:
-            return response.text
+            return str(response.text)
         status = response.status_code
         problem = f"status {status}: {self.quote(response.text)}"
         if hint := _REFUSALS.get(status):
@@ -253,15 +331,15 @@ class Remote:
     def stop(self) -> None:
         """End what is under way; what is posted from now on fails."""
         self._is_stopped = True
-        asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result()
+        if self._under_way:
+            with suppress(RemoteError, CancelledError):  # closed meanwhile, and all has ended with that
+                self._connections.start(_cancel(self._under_way)).result()
 
     def close(self) -> None:
-        """End what is under way, and the connections."""
+        """End what is under way, and the connections if they are its own."""
         self.stop()
-        asyncio.run_coroutine_threadsafe(self._http.aclose(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        if self._owns:
+            self._connections.close()
 
 
 @cache
@@ -280,6 +358,15 @@ async def _gather(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _cancel(under_way: set[Future[Any]]) -> None:
+    """Cancel these, and wait until they have ended."""
+    for future in list(under_way):
+        future.cancel()
+    await asyncio.sleep(0)  # their tasks hear of it
+    tasks = [task for task in asyncio.all_tasks() if task.cancelling()]
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _cancel_all() -> None:

@@ -11,7 +11,7 @@ from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.memory import parse_bytes
 from specrej.options import check, option, options_of, same_as
 from specrej.reading import check_characters
-from specrej.registry import ALGORITHMS, names
+from specrej.registry import is_name, names
 from specrej.types import Policy, Prompt, SamplingParams, as_messages
 
 _N = "'auto' or a number of at least 1"
@@ -64,11 +64,16 @@ class Settings:
 
     algorithm: str | Callable[..., Any] = option(
         "speculative_rejection",
-        "speculative_rejection, best_of_n, a name that a package adds, or module:function.",
-        metavar="NAME",
+        "speculative_rejection, best_of_n, or a name that a package adds.",
+        metavar="NAME|module:function",
     )
     n: int | str = option(
-        "auto", "Candidates to begin with; auto: as many as fit.", expected=_N, ge=1, metavar="auto|INT"
+        "auto",
+        "Candidates to begin with; auto: as many as memory carries to the first decision.",
+        expected=_N,
+        ge=1,
+        choices=("auto",),
+        metavar="auto|INT",
     )
     alpha: float = option(
         0.5,
@@ -79,7 +84,11 @@ class Settings:
         lt=1,
     )
     keep: int | None = option(
-        None, "Keep this many at each decision, in place of a share.", expected="at least 1", ge=1
+        None,
+        "Keep this many at each decision, in place of a share.",
+        expected="at least 1",
+        ge=1,
+        unset="off",
     )
     decide: str = option(
         "budget",
@@ -94,14 +103,15 @@ class Settings:
     )
     policy: str | Policy | None = option(
         None,
-        "When to decide and whom to keep, in place of alpha, keep, decide and min-tokens: module:object, or a name "
-        "that a package adds.",
-        metavar="NAME",
+        "When to decide and whom to keep, in place of alpha, keep, decide and min-tokens: a name that a package adds.",
+        metavar="NAME|module:object",
+        unset="off",
     )
     memory: str | int | None = option(
         None,
-        "KV budget, such as 64MiB; by default 8 full-length candidates on a CPU, 80% of a GPU's free memory.",
+        "KV budget of a prompt and its candidates, such as 64MiB.",
         metavar="SIZE",
+        unset="8 full-length candidates on a CPU, 80% of a GPU's free memory",
     )
     max_new_tokens: int = same_as(SamplingParams, "max_new_tokens")
     temperature: float = same_as(SamplingParams, "temperature")
@@ -130,7 +140,7 @@ class Settings:
     def _check_algorithm(self) -> None:
         """See that the algorithm has a name that is known or can be looked for, and that one thing alone decides."""
         if isinstance(self.algorithm, str):
-            if ":" not in self.algorithm and self.algorithm not in (*ALGORITHMS, *names("algorithm")):
+            if ":" not in self.algorithm and not is_name("algorithm", self.algorithm):
                 raise UnknownNameError("algorithm", self.algorithm, names("algorithm"))
         elif not callable(self.algorithm):
             raise UsageError(f"algorithm must be a name or a function, got {self.algorithm!r}")

@@ -143,9 +143,15 @@ class SamplingParams:
     repetition_penalty: float = option(
         1.0, "Makes tokens seen before less likely; 1.0 is off.", expected="in [1e-9, 1e9]", ge=1e-9, le=1e9
     )
-    stop: tuple[str, ...] = option((), "A string that ends an answer; may be given again.", metavar="TEXT")
+    stop: tuple[str, ...] = option((), "Strings that end an answer, which holds none of them.", metavar="TEXT")
     ignore_eos: bool = option(False, "Go on to the length limit; for measuring.")
-    seed: int = option(0, "Decides every draw, with candidate and position.", expected="in [0, 2^64)", ge=0, lt=2**64)
+    seed: int = option(
+        0,
+        "Decides every draw, with candidate and position: the same seed, the same answer.",
+        expected="in [0, 2^64)",
+        ge=0,
+        lt=2**64,
+    )
 
     def __post_init__(self) -> None:
         check(self)

@@ -21,10 +21,11 @@ from specrej.batch.cluster import ray_rows
 from specrej.batch.description import describe_job
 from specrej.batch.job import read_all, run_batch
 from specrej.batch.output import open_output
-from specrej.batch.ray import Opening
+from specrej.batch.ray import ActorSetup
 from specrej.batch.requests import Request
 from specrej.cli import app
 from specrej.errors import ModelError, SpecrejError, UnknownNameError, UsageError
+from specrej.opening import Opening
 from specrej.rewards import as_reward
 from tiny import save_model
 
@@ -38,9 +39,9 @@ ROWS: list[Any] = [*(plain(number) for number in range(12)), *(openai(number, n=
 LONG: Any = {"id": "long", "prompt": "x" * 500}
 
 
-def opening(**how: Any) -> Opening:
-    given = {"model": FakeEngine(), "reward": FakeReward(), "settings": SETTINGS, "total_memory": "8KiB"}
-    return Opening(**{**given, "in_flight": 4, **how})
+def opening(model: Any = None, reward: Any = None, **how: Any) -> ActorSetup:
+    opened = Opening(model=model or FakeEngine(), reward=reward or FakeReward())
+    return ActorSetup(**{"opening": opened, "settings": SETTINGS, "total_memory": "8KiB", "in_flight": 4, **how})
 
 
 def one(prompt: str = "Why?") -> list[Request]:

@@ -155,11 +155,11 @@ def test_what_cannot_be_read_or_written_is_said(tmp_path: Path) -> None:
         write_pairs(path, tmp_path / "pairs.jsonl")
     path.write_text(json.dumps(row()) + "\n")
     with pytest.raises(UsageError, match="cannot write"):
-        write_pairs(path, tmp_path / "nowhere" / "pairs.jsonl")
-    (tmp_path / "folder").mkdir()
+        write_pairs(path, path / "pairs.jsonl")
+    write_pairs(path, tmp_path / "folder" / "new" / "pairs.jsonl")
     with pytest.raises(UsageError, match="cannot write"):
         write_pairs(path, tmp_path / "folder")
-    assert {each.name for each in tmp_path.iterdir()} == {"out.jsonl", "folder"}
+    assert {each.name for each in tmp_path.rglob("*")} == {"out.jsonl", "folder", "new", "pairs.jsonl"}
 
 
 def test_fine_tuning_data_ends_in_the_best_answer() -> None:

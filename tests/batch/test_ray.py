@@ -16,9 +16,10 @@ from fakes import FakeEngine
 from jobs import without_seconds
 from specrej.api import open_pool
 from specrej.batch.job import local_rows
-from specrej.batch.ray import Opening, Worker, generate_dataset
+from specrej.batch.ray import ActorSetup, Worker, generate_dataset
 from specrej.batch.requests import Request
 from specrej.errors import UsageError
+from specrej.opening import Opening
 from specrej.rewards import as_reward
 from specrej.settings import Settings
 
@@ -174,5 +175,7 @@ def test_a_worker_gives_rows_in_the_order_of_its_requests() -> None:
         Request(id=str(number), prompt=prompt, settings=SETTINGS, num_kept=1, line=number, form="plain")
         for number, prompt in enumerate(PROMPTS)
     ]
-    worker = Worker(Opening(model=FakeEngine(), reward=make_reward(), settings=SETTINGS, total_memory="8KiB"))
+    worker = Worker(
+        ActorSetup(opening=Opening(model=FakeEngine(), reward=make_reward()), settings=SETTINGS, total_memory="8KiB")
+    )
     assert [ended.row["id"] for ended in worker.run(requests)] == [request.id for request in requests]

@@ -45,6 +45,18 @@ def read(tmp_path: Path) -> Read:
     return read
 
 
+def test_a_row_names_no_code(read: Read) -> None:
+    own = {"algorithm": "module:function"}, {"policy": "module:object"}, {"algorithm": "best_of_n"}
+    rows = [openai(str(number), body={**BODY, "specrej": fields}) for number, fields in enumerate(own)]
+    *broken, request = read(*rows)
+    assert [str(row.error) for row in broken if isinstance(row, BrokenRequest)] == [
+        "unknown algorithm 'module:function'",
+        "unknown field of specrej 'policy'",
+    ]
+    assert isinstance(request, Request)
+    assert request.settings.algorithm == "best_of_n"
+
+
 def test_a_plain_row_takes_the_settings_of_the_job(read: Read) -> None:
     common: dict[str, Any] = {"settings": SETTINGS, "num_kept": 2, "form": "plain"}
     assert read({"id": "a", "prompt": "Hello", "source": "web"}, {"id": 7, "messages": [USER]}, {"prompt": "Bye"}) == [

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from specrej import __version__, api
+from specrej import Opening, __version__
 from specrej.cli import app
 from specrej.errors import ModelError
 from specrej.hub import defaults
@@ -43,6 +43,21 @@ def interrupting(prompt, texts):
     return [0.0] * len(texts)
 """
 
+SEARCHES = """
+from specrej.search.policies import every, top
+from specrej.types import Policy
+
+pairs = Policy(when=every(3), keep=top(2), first_tokens=3, name="pairs")
+
+def decide_once(search, n, policy):
+    search.start(n)
+    scores = yield lambda length, last: length >= 5
+    search.keep([score == max(scores) for score in scores])
+    while search.live:
+        scores = yield policy.when
+        search.keep([True] * len(scores))
+"""
+
 Run = Callable[..., Result]
 
 
@@ -58,10 +73,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory with a module of rewards, which is the current one."""
     (tmp_path / "cli_rewards.py").write_text(REWARDS)
+    (tmp_path / "cli_searches.py").write_text(SEARCHES)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
     sys.modules.pop("cli_rewards", None)
+    sys.modules.pop("cli_searches", None)
 
 
 @pytest.fixture
@@ -256,7 +273,7 @@ def test_an_interrupt_before_the_first_token_is_a_short_line(
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "open_engine", interrupted)
+    monkeypatch.setattr(Opening, "open", interrupted)
     done = run(command)
     assert (done.exit_code, done.stdout) == (130, "")
     assert done.stderr.splitlines()[-1] == "interrupted before there was a result"
@@ -299,6 +316,46 @@ def test_help_and_models_come_without_torch(arguments: list[str]) -> None:
         "assert not {'torch', 'transformers', 'numpy', 'onnxruntime'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code, *arguments], env=environment(), check=True, capture_output=True)
+
+
+@pytest.mark.usefixtures("rewards")
+def test_a_policy_and_an_algorithm_of_ones_own_come_by_name(run: Run) -> None:
+    """The reward is a text's length, which the scores at the moments of decision differ by."""
+    options = ["--n", "6", "--seed", "7", "--json"]
+    done = run("generate", "--policy", "cli_searches:pairs", *options, reward="cli_rewards:length")
+    assert done.exit_code == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["settings"]["policy"] == "cli_searches:pairs"
+    assert answer["decisions"][0]["num_tokens"] == 3
+    assert len(answer["decisions"][0]["rejected"]) == 4
+    done = run("generate", "--algorithm", "cli_searches:decide_once", *options, reward="cli_rewards:length")
+    assert done.exit_code == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["settings"]["algorithm"] == "cli_searches:decide_once"
+    assert answer["decisions"][0]["num_tokens"] == 5
+    assert sum(candidate["state"] == "complete" for candidate in answer["candidates"]) < 6
+
+
+@pytest.mark.usefixtures("rewards")
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--policy", "cli_searches:pair", "unknown function of the module 'cli_searches' 'pair'"),
+        ("--policy", "pairs", "unknown policy 'pairs'"),
+        ("--policy", "cli_searches:every", "the policy 'cli_searches:every' cannot be made: TypeError: every()"),
+        ("--policy", "cli_searches:Policy.__doc__", "policy must be a specrej.Policy"),
+        ("--algorithm", "cli_searches:pairs", "algorithm must be a function"),
+        ("--algorithm", "beam", "unknown algorithm 'beam'"),
+    ],
+)
+def test_a_policy_or_an_algorithm_that_is_none_is_an_error(run: Run, option: str, value: str, said: str) -> None:
+    done = run("generate", option, value)
+    assert done.exit_code == 2, done.exception
+    assert said in done.stderr
+    for command in (["serve"], ["batch", "no.jsonl", "--output", "out"]):
+        done = CliRunner().invoke(app, [*command, "--model", "no-model", option, value])
+        assert done.exit_code == 2, done.exception
+        assert said in done.stderr  # before a model is looked for
 
 
 def test_help_knows_the_defaults_of_the_settings() -> None:

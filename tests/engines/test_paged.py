@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import specrej
-from fakes import FakeEngine, FakeReward
+from fakes import FakeEngine, FakeReward, watched
 from paging import PAGE, FakeBackend, paged_engine
 from specrej.engines.paged import Drawn
 from specrej.errors import EngineError, UsageError
@@ -23,7 +23,7 @@ PROMPTS = ["Why?", "Tell me about trees.", "A", "What is the name of the rose?",
 
 def generate(backend: FakeBackend, prompt: str = PROMPTS[1], **options: Any) -> Result:
     given = {"n": 6, "max_new_tokens": 20, "seed": 3, "memory": "1KiB", **options}
-    return specrej.generate(prompt, model=paged_engine(backend, bytes_per_token=1), reward=FakeReward(), **given)
+    return watched(prompt, model=paged_engine(backend, bytes_per_token=1), reward=FakeReward(), **given)
 
 
 @given(
@@ -50,7 +50,7 @@ def test_what_it_says_it_holds_is_what_the_backend_holds(
         assert memory.in_use <= memory.peak <= budget
         foreseen.append(memory.next_step)
 
-    result = specrej.generate(
+    result = watched(
         prompt, model=engine, reward=FakeReward(), observe=observe, n=n, decide=decide, alpha=alpha,
         max_new_tokens=20, memory=budget, seed=1,
     )  # fmt: skip
@@ -116,7 +116,7 @@ def test_many_prompts_keep_within_the_cache_and_are_each_as_alone(
     )  # fmt: skip
     for number, outcome in outcomes:
         assert isinstance(outcome, Result)
-        alone = specrej.generate(PROMPTS[number], model=plain, reward=FakeReward(), memory=memory, **options)
+        alone = watched(PROMPTS[number], model=plain, reward=FakeReward(), memory=memory, **options)
         assert ids(outcome) == ids(alone)
         assert outcome.best.index == alone.best.index
         assert outcome.usage.num_preemptions == 0
@@ -217,7 +217,7 @@ def test_a_prompt_that_the_backend_refuses_leaves_nothing_behind() -> None:
     engine = paged_engine(Choosy(most_requests=2))
     for _ in range(3):
         with pytest.raises(UsageError, match="temperature"):
-            specrej.generate("Why?", model=engine, reward=FakeReward(), temperature=3, max_new_tokens=5)
+            watched("Why?", model=engine, reward=FakeReward(), temperature=3, max_new_tokens=5)
     assert not engine._prompts
     assert not engine._owners
-    assert specrej.generate("Why?", model=engine, reward=FakeReward(), max_new_tokens=5, n=2).is_complete
+    assert watched("Why?", model=engine, reward=FakeReward(), max_new_tokens=5, n=2).is_complete

@@ -9,7 +9,7 @@ import pytest
 
 import specrej
 from fakes import FakeEngine, FakeReward
-from specrej.api import unobserved
+from specrej.api import Observer
 from specrej.errors import UsageError
 from specrej.evaluation.bench import parse_methods, run_bench
 from specrej.evaluation.folder import RESULTS, read_bench
@@ -17,8 +17,7 @@ from specrej.evaluation.prompts import Loaded, load_prompts
 from specrej.evaluation.rows import BenchRow
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward
-from specrej.search.scheduler import Observer
-from specrej.search.search import Search
+from specrej.search.events import Event
 from specrej.settings import Settings
 from specrej.types import as_messages
 
@@ -46,7 +45,7 @@ def bench(
     reward: Reward | None = None,
     settings: Settings = SETTINGS,
     resume: bool = False,
-    observe: Observer = unobserved,
+    observe: Observer | None = None,
 ) -> list[BenchRow]:
     engine = FakeEngine()
     methods = parse_methods(WORDS, settings)
@@ -56,7 +55,7 @@ def bench(
     try:
         return list(rows)
     finally:
-        rows.close()  # type: ignore[attr-defined]
+        rows.close()
         assert not engine.groups
 
 
@@ -149,7 +148,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_rows(loaded: Loaded, tmp_pat
     whole = bench(loaded, tmp_path / "whole")
     num_seen = 0
 
-    def interrupt(_: Search) -> None:
+    def interrupt(_: Event) -> None:
         nonlocal num_seen
         num_seen += 1
         if num_seen == after:
@@ -207,9 +206,13 @@ class _Unmeasured:
     """A reward of somebody else, who knows of no FLOPs."""
 
     name = "foreign"
+    flops_per_token: float | None = None
 
     def open(self, messages: Sequence[Mapping[str, str]]) -> Any:
         return FakeReward().open(messages)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def test_a_reward_that_says_no_flops_has_none(loaded: Loaded, tmp_path: Path) -> None:

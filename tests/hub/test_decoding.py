@@ -169,6 +169,7 @@ class SlowBytes:
     """As a tokenizer in Python that knows bytes but does not say how: two a token."""
 
     chat_template = CHAT_TEMPLATE
+    name_or_path = "slow"
 
     def convert_ids_to_tokens(self, token_id: int) -> str:
         return f"token {token_id}"

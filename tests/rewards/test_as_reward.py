@@ -26,6 +26,9 @@ class Constant:
     def open(self, messages: Sequence[Message]) -> StatelessSession:
         return StatelessSession(messages, lambda messages, candidates: ([1.0] * len(candidates), 0))
 
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 @pytest.fixture(autouse=True)
 def own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

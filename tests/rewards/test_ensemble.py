@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import specrej
-from fakes import FakeEngine, FakeReward, by_hash, in_thirds
+from fakes import FakeEngine, FakeReward, by_hash, in_thirds, watched
 from specrej.errors import RewardError, UsageError
 from specrej.rewards.ensemble import EnsembleReward
 from specrej.search.search import Search
@@ -132,7 +131,7 @@ def test_scores_on_a_scale_are_in_the_order_of_the_raw_ones_whenever_they_were_g
 
 def generate(reward: Any, **options: Any) -> Result:
     options = {"n": 30, "max_new_tokens": 24, "min_tokens": 6, "seed": 5, **options}
-    return specrej.generate("Why?", model=FakeEngine(eos=0.08), reward=reward, **options)
+    return watched("Why?", model=FakeEngine(eos=0.08), reward=reward, **options)
 
 
 def test_in_a_run_all_decisions_share_the_scale_of_the_first_one() -> None:
@@ -374,12 +373,10 @@ def test_flops_are_told_where_all_that_read_have_the_same() -> None:
     assert ensemble(None, None).flops_per_token is None
 
 
-def test_a_member_that_does_not_say_its_flops_serves_as_well() -> None:
-    class Terse:
-        name = "terse"
-        open = FakeReward(length).open
-
-    reward = EnsembleReward([Terse()])
+def test_a_member_that_does_not_know_its_flops_serves_as_well() -> None:
+    member = FakeReward(length)
+    member.flops_per_token = None
+    reward = EnsembleReward([member])
     assert reward.flops_per_token is None
     assert score(reward) == [3.0, 1.0, 6.0]
 

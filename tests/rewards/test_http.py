@@ -4,6 +4,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -54,6 +55,10 @@ def score(reward: Reward, candidates: list[Candidate] = ANSWERS) -> tuple[list[f
         return list(session.score(candidates)), session.num_tokens
     finally:
         session.close()
+
+
+def names_of_new_threads(before: set[threading.Thread]) -> set[str]:
+    return {thread.name for thread in set(threading.enumerate()) - before}
 
 
 def failure(reward: Reward) -> RewardError:
@@ -370,9 +375,11 @@ def test_through_generate(server: Server) -> None:
 
 def test_a_failure_ends_generate(server: Server) -> None:
     server.answer = lambda request: {"scores": [None] * len(request["answers"])}
-    with pytest.raises(RewardError, match="gave 'null' for candidate 0"):
-        specrej.generate("Hi", model=FakeEngine(), reward=f"http:{server.url}", n=4)
-    assert not [thread for thread in threading.enumerate() if thread.name == "specrej-remote"]
+    before = set(threading.enumerate())
+    with closing(HttpReward(server.url)) as reward, pytest.raises(RewardError) as caught:
+        specrej.generate("Hi", model=FakeEngine(), reward=reward, n=4)
+    assert "gave 'null' for candidate 0" in str(caught.value)
+    assert names_of_new_threads(before) == set()
 
 
 def test_ctrl_c_ends_generate_and_keeps_what_there_is(server: Server) -> None:
@@ -383,11 +390,12 @@ def test_ctrl_c_ends_generate_and_keeps_what_there_is(server: Server) -> None:
         outcomes.append(ended.wait(120))
 
     server.answer = answer
-    with pytest.raises(Interrupted) as caught:
-        specrej.generate("Hi", model=FakeEngine(), reward=f"http:{server.url}", n=4)
+    before = set(threading.enumerate())
+    with closing(HttpReward(server.url)) as reward, pytest.raises(Interrupted) as caught:
+        specrej.generate("Hi", model=FakeEngine(), reward=reward, n=4)
     ended.set()
     assert caught.value.result is not None
-    assert not [thread for thread in threading.enumerate() if thread.name == "specrej-remote"]
+    assert "specrej-remote" not in names_of_new_threads(before)
     while not outcomes:
         threading.Event().wait(0.01)
     assert outcomes == [True]

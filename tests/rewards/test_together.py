@@ -50,6 +50,9 @@ class Lengths:
     def open(self, messages: Sequence[Message]) -> StatelessSession:
         return StatelessSession(messages[-1]["content"], alone(self._score))
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def score_together(self, asked: Sequence[tuple[StatelessSession, Sequence[Candidate]]]) -> list[Sequence[float]]:
         return score_jointly(asked, self._score)
 

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import specrej
-from fakes import LETTERS, FakeEngine, FakeReward, alike, by_hash, in_thirds, text_of
+from fakes import LETTERS, FakeEngine, FakeReward, alike, by_hash, in_thirds, text_of, watched
 from specrej.search.search import Search
 from specrej.types import Candidate, Decision, Result, Usage
 
@@ -60,7 +59,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 def reject(case: Case, engine: FakeEngine | None = None, **options: Any) -> Result:
     engine = engine or FakeEngine(eos=case.eos)
-    return specrej.generate(case.prompt, model=engine, reward=FakeReward(case.rate), **{**case.options, **options})
+    return watched(case.prompt, model=engine, reward=FakeReward(case.rate), **{**case.options, **options})
 
 
 def best_of_n(case: Case, **options: Any) -> Result:
@@ -218,7 +217,7 @@ def test_p5_memory_is_under_the_budget_at_every_step(case: Case) -> None:
 def test_p6_usage_adds_up(case: Case) -> None:
     engine, reward, begun = FakeEngine(eos=case.eos), FakeReward(case.rate), time.perf_counter()
     seen: list[Usage] = []
-    result = specrej.generate(
+    result = watched(
         case.prompt, model=engine, reward=reward, observe=lambda s: seen.append(replace(s.usage)), **case.options
     )
     wall_s, usage = time.perf_counter() - begun, result.usage

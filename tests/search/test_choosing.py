@@ -17,10 +17,10 @@ from specrej.errors import EngineError, RewardError
 from specrej.evaluation.bench import _candidate
 from specrej.evaluation.report.stories import _winner
 from specrej.search.choosing import choose, lowest, rank, ranked
+from specrej.search.events import _decided
 from specrej.search.policies import top
 from specrej.search.search import Search
 from specrej.server.protocol import best_answers
-from specrej.server.watching import _decision
 from specrej.settings import Settings
 from specrej.types import Candidate, Decision, SamplingParams
 
@@ -133,7 +133,7 @@ def test_who_goes_for_want_of_memory_is_who_would_be_chosen_last(
     search._budget.fitting = lambda num_tokens: room  # type: ignore[method-assign]
     search.keep([True] * len(rewards))
     assert [candidate.index for candidate in search.live] == sorted(order[:room])
-    assert _decision(search, 0, search.decisions[-1])["best"] == order[0]
+    assert _decided(0, search, 0, search.decisions[-1]).best == order[0]
     search.close()
 
     search = begun()
@@ -156,8 +156,8 @@ def test_when_only_lost_ones_were_scored_nobody_lost_is_told_as_the_leader() -> 
     search.open()
     search.start(2)
     search._decide("filter", search.candidates[:1], search.candidates[:1])
-    assert _decision(search, 0, search.decisions[0])["best"] == 1
+    assert _decided(0, search, 0, search.decisions[0]).best == 1
     search._decide("filter", search.candidates[1:], search.candidates[1:])
-    told = _decision(search, 1, search.decisions[1])
-    assert (told["best"], told["text"]) == (None, "")
+    told = _decided(0, search, 1, search.decisions[1])
+    assert (told.best, told.text) == (None, "")
     search.close()

@@ -13,7 +13,7 @@ from test_algorithms import Case, Rate, best_of_n, cases, fate, some
 from test_search import ALGORITHMS, generate, rows
 
 import specrej
-from fakes import FakeEngine, FakeReward, by_hash, in_thirds
+from fakes import FakeEngine, FakeReward, by_hash, in_thirds, watched
 from specrej.errors import RewardError
 from specrej.search.search import Search
 from specrej.types import Result
@@ -55,7 +55,7 @@ def test_a_prompt_whose_filter_lets_nobody_pass_does_not_stop_the_others() -> No
     prompts = [f"Why {number}?" for number in range(12)]
     outcomes = dict(specrej.generate_batch(prompts, model=engine, reward=reward, in_flight=3, **options))
     for number, prompt in enumerate(prompts):
-        text = specrej.generate(prompt, model=FakeEngine(), reward=FakeReward(), **options).text
+        text = watched(prompt, model=FakeEngine(), reward=FakeReward(), **options).text
         outcome = outcomes[number]
         assert isinstance(outcome, RewardError) if len(text) >= 10 else outcome.text == text  # type: ignore[union-attr]
     assert {type(outcome) for outcome in outcomes.values()} == {Result, RewardError}
@@ -128,9 +128,7 @@ def run_filtered(case: Case, rate: Rate, **options: Any) -> Filtered:
 
     outcome: Result | RewardError
     try:
-        outcome = specrej.generate(
-            case.prompt, model=engine, reward=reward, observe=observe, **{**case.options, **options}
-        )
+        outcome = watched(case.prompt, model=engine, reward=reward, observe=observe, **{**case.options, **options})
     except RewardError as error:
         outcome = error
     return Filtered(outcome, engine, reward, searches[0])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import specrej
-from fakes import BOS, FakeEngine, FakeReward, alike, by_hash, text_of
+from fakes import BOS, FakeEngine, FakeReward, alike, by_hash, text_of, watched
 from specrej.errors import BudgetError, DeviceMemoryError, PromptError, RewardError, UsageError
 from specrej.memory import parse_bytes
 from specrej.rewards.base import StatelessSession
@@ -24,7 +24,7 @@ Observer = Callable[[Search], None]
 
 def generate(engine: FakeEngine | None = None, reward: Any = None, **options: Any) -> Result:
     options = {"max_new_tokens": 24, "min_tokens": 6, **options}
-    return specrej.generate(PROMPT, model=engine or FakeEngine(), reward=reward or FakeReward(), **options)
+    return watched(PROMPT, model=engine or FakeEngine(), reward=reward or FakeReward(), **options)
 
 
 def rows(num: int, length: int = 24) -> int:
@@ -234,6 +234,7 @@ class BrokenReward:
     """Scores what `score` returns; `open` fails where `is_closed`."""
 
     name = "broken"
+    flops_per_token: float | None = None
 
     def __init__(self, score: Callable[[Sequence[Candidate]], Any], *, is_closed: bool = False) -> None:
         self._score = score
@@ -243,6 +244,9 @@ class BrokenReward:
         if self._is_closed:
             raise OSError("no such host")
         return StatelessSession(messages, lambda messages, candidates: (self._score(candidates), 0))
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def failing(candidates: Sequence[Candidate]) -> Any:
@@ -405,12 +409,12 @@ def test_a_reward_reads_the_beginning_that_was_given_and_what_goes_on_with_it_as
             return StatelessSession(messages, score)
 
     options: dict[str, Any] = {"n": 4, "algorithm": "best_of_n", "max_new_tokens": 8}
-    result = specrej.generate(begun, model=FakeEngine(), reward=Recording(), continue_final_message=True, **options)
+    result = watched(begun, model=FakeEngine(), reward=Recording(), continue_final_message=True, **options)
     assert asked == [begun[:1]]
     assert read == {candidate.index: f"Well, {candidate.text}" for candidate in result.candidates}
     assert result.usage.prompt_tokens == len(FakeEngine().encode(begun))
     with pytest.raises(PromptError, match="ends in an assistant's message") as caught:
-        specrej.generate(begun, model=FakeEngine(), reward=FakeReward(), **options)
+        watched(begun, model=FakeEngine(), reward=FakeReward(), **options)
     assert "continue_final_message" in str(caught.value.hint)
 
 

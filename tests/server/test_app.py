@@ -28,9 +28,10 @@ from specrej.errors import (
     SpecrejError,
     UsageError,
 )
+from specrej.search.events import Ended
 from specrej.search.pool import Pool
 from specrej.server.app import make_app
-from specrej.server.service import Ended, Service
+from specrej.server.service import Service
 from specrej.settings import Settings
 from specrej.types import Prompt
 from tiny import make_engine, make_model

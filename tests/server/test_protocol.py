@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 import specrej
 from answers import answer, five, result_of
 from fakes import ByteReader, FakeEngine, FakeReward
+from specrej import registry
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.server.protocol import ENDPOINTS, CompletionRequest, best_answers, parse_chat, parse_text, to_body
 from specrej.settings import Settings
@@ -163,7 +165,7 @@ def test_a_field_of_the_other_endpoint_is_refused(parse: Any, field: str) -> Non
         ({"n": True}, "n must be a number"),
         ({"n": 1.0}, "n must be a number"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "one limit, got 5 and 6"),
-        ({"max_tokens": 0}, "^max_tokens must be at least 1, got 0"),
+        ({"max_tokens": 0}, r"^max_tokens must be at least 1, and below 2\^31, got 0"),
         ({"max_tokens": "5"}, "^max_tokens must be a whole number, got '5'"),
         ({"max_completion_tokens": "5"}, "^max_completion_tokens must be a whole number, got '5'"),
         ({"temperature": -1}, r"temperature must be 0 \(greedy\) or above, and finite, got -1"),
@@ -190,6 +192,40 @@ def test_a_field_of_the_other_endpoint_is_refused(parse: Any, field: str) -> Non
 def test_a_value_out_of_its_range_is_refused(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         chat(**fields)
+
+
+@pytest.mark.parametrize(
+    "own", [{"algorithm": "request_code:run"}, {"algorithm": "request_code:policy"}, {"policy": "request_code:policy"}]
+)
+def test_a_request_makes_the_server_import_nothing(
+    own: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the command line, and so the defaults, may name code."""
+    (tmp_path / "request_code.py").write_text("raise AssertionError('imported')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    defaults = replace(DEFAULTS, algorithm="request_code:run", policy="request_code:policy")
+    [(name, value)] = own.items()
+    said = f"^unknown algorithm '{value}'" if name == "algorithm" else "^unknown field of specrej 'policy'"
+    for body in ({"model": "m", "messages": [USER]}, {"model": "m", "prompt": "Hello"}):
+        parse = parse_chat if "messages" in body else parse_text
+        with pytest.raises(UnknownNameError, match=said):
+            parse({**body, "specrej": own}, defaults)
+        assert parse(body, defaults).settings == defaults
+
+
+def test_a_request_may_name_an_algorithm_that_a_package_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "entry_points", lambda kind: {"beam": None} if kind == "algorithm" else {})
+    assert chat(specrej={"algorithm": "beam"}).settings.algorithm == "beam"
+
+
+def test_where_the_server_has_a_policy_a_request_cannot_say_when_to_decide() -> None:
+    defaults = replace(DEFAULTS, policy="mine:policy")
+    with pytest.raises(UsageError, match=r"^specrej\.alpha must be left out where there is a policy, got 0\.25"):
+        parse_chat({"model": "m", "messages": [USER], "specrej": {"alpha": 0.25}}, defaults)
+    assert (
+        parse_chat({"model": "m", "messages": [USER], "specrej": {"n": 3}}, defaults).settings.policy == "mine:policy"
+    )
 
 
 def test_a_misspelt_field_of_ours_gets_suggestions() -> None:

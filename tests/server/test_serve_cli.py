@@ -242,6 +242,7 @@ def test_a_port_in_use_is_said_before_the_model_is_opened(monkeypatch: pytest.Mo
         (["--max-candidates", "0"], "the limit candidates must be above 0"),
         (["--alpha", "2"], "alpha must be in"),
         (["--max-new-tokens", "50", "--new-tokens-limit", "40"], "exceeds the 40"),
+        (["--n", "50", "--max-candidates", "40"], "n=50 exceeds the 40 candidates"),
         (["--memory", "8MiB", "--total-memory", "4MiB"], "does not hold one request"),
         (["--port", "70000"], "65535"),
     ],

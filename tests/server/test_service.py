@@ -13,9 +13,9 @@ import specrej
 from endpoint import until
 from fakes import FakeEngine, FakeReward, FakeSession, by_hash
 from specrej.errors import BudgetError, DeadlineError, QueueFullError, RewardError, ShutdownError, SpecrejError
+from specrej.search.events import Decided, Ended, Queued, Started, Step, Text, payload_of
 from specrej.search.pool import Pool
-from specrej.server.service import Ended, Event, Service, Ticket
-from specrej.server.watching import Progress, Text
+from specrej.server.service import Event, Service, Ticket
 from specrej.settings import Settings
 from specrej.types import Result
 
@@ -111,7 +111,7 @@ def test_progress_tells_of_every_decision_and_everyone_in_it() -> None:
     end = events[-1]
     assert isinstance(end, Ended)
     assert isinstance(end.outcome, Result)
-    told = [event.payload for event in events if isinstance(event, Progress)]
+    told = [payload_of(event) for event in events if isinstance(event, Queued | Started | Step | Decided)]
     assert [payload["kind"] for payload in told[:2]] == ["queued", "started"]
     assert told[1]["num_candidates"] == 12
     decisions = [payload for payload in told if payload["kind"] == "decision"]

@@ -18,19 +18,19 @@ from answers import answer, five, result_of
 from endpoint import DEFAULTS, Scripted, client, fake_service, lines_of, live
 from fakes import ByteReader, FakeEngine, FakeReward
 from specrej.errors import DeadlineError, RewardError, ShutdownError
+from specrej.search.events import Decided, Ended, Queued, Text, payload_of
 from specrej.search.pool import Pool
 from specrej.server import streaming
 from specrej.server.asked import Limits, read_request
 from specrej.server.protocol import to_body
-from specrej.server.service import Ended, Event, Service
+from specrej.server.service import Event, Service
 from specrej.server.streaming import Head, blocks
-from specrej.server.watching import Progress, Text
 from specrej.types import Result
 
 CHAT: Any = {"model": "bytes", "messages": [{"role": "user", "content": "Why?"}]}
 TEXT: Any = {"model": "bytes", "prompt": "Why?"}
 GOOD = result_of(answer(0, "good", 1.0), best=0)
-QUEUED = Progress({"kind": "queued", "num_ahead": 2})
+QUEUED = Queued(num_ahead=2)
 
 
 def head_of(body: dict[str, Any], path: str = "/v1/chat/completions") -> Head:
@@ -111,11 +111,23 @@ def test_progress_is_a_comment_unless_it_is_asked_for() -> None:
         chunk for chunk in data_of(blocks_for([QUEUED, Ended(GOOD)], specrej={"progress": True})) if "progress" in chunk
     ]
     assert (told["object"], told["id"], told["choices"]) == ("specrej.progress", "c-1", [])
-    assert told["progress"] == QUEUED.payload
+    assert told["progress"] == payload_of(QUEUED)
 
 
 def test_progress_with_lines_in_it_stays_one_event() -> None:
-    told = Progress({"kind": "decision", "text": "a\n\nb\r\u2028"})
+    told = Decided(
+        number=0,
+        cause="schedule",
+        num_tokens=4,
+        cut=None,
+        candidates=(),
+        num_rejected=0,
+        kv_bytes=8,
+        kv_bytes_after=4,
+        best=0,
+        best_reward=1.0,
+        text="a\n\nb\r\u2028",
+    )
     bodies: list[dict[str, Any]] = [{}, {"specrej": {"progress": True}}]
     for body in bodies:
         data_of(blocks_for([told, Ended(GOOD)], **body))

@@ -6,8 +6,6 @@ layout.peak_bytes(num_prompt_tokens=60, num_rows=8, num_slots=128)
 
 from typing import Any, NamedTuple
 
-from specrej.flops import head_dim
-
 PREFILL_CHUNK = 512
 """Prompt tokens per forward pass: bounds what prefilling a long prompt needs beside its KV."""
 
@@ -74,5 +72,7 @@ class Claim(NamedTuple):
 
 def kv_numbers_of_config(config: Any) -> int:
     """Numbers of KV that a token holds, in all layers together, keys and values for themselves."""
+    from specrej.flops import head_dim  # brings numpy along
+
     num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return int(2 * config.num_hidden_layers * num_heads * head_dim(config))

@@ -1,6 +1,6 @@
 """Runs a batch job on a Ray cluster: requests out to the actors of `specrej.batch.ray`, their rows back to one writer.
 
-    rows_of = ray_rows(Opening(model="smollm2", settings=settings), actors=4, gpus_per_actor=1)
+    rows_of = ray_rows(ActorSetup(opening=Opening(model="smollm2")), actors=4, gpus_per_actor=1)
     for ended in run_batch(requests, rows_of, output):
         ...
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specrej.batch.job import FinishedRequest, RowsOf
-from specrej.batch.ray import BATCHES, Opening, Worker, check_counts, default_device, map_on_actors
+from specrej.batch.ray import BATCHES, ActorSetup, Worker, check_counts, map_on_actors, on_actors
 from specrej.batch.requests import Request
 from specrej.errors import SpecrejError, UsageError
 
@@ -36,7 +36,7 @@ _ADDRESS_HINT = (
 
 
 def ray_rows(
-    opening: Opening,
+    setup: ActorSetup,
     *,
     address: str | None = None,
     actors: int = 1,
@@ -46,7 +46,7 @@ def ray_rows(
     """What runs the requests of a batch job on the actors of a cluster; connected while its rows are asked for.
 
     Args:
-        opening: what every actor opens.
+        setup: what every actor opens.
         address: of the cluster's head, such as "10.0.0.1:6379", from one of its nodes; "local" starts a Ray of this
             process. By default the cluster that RAY_ADDRESS names, else one that runs on this machine, else "local".
         actors: see `specrej.ray.generate_dataset`.
@@ -57,14 +57,14 @@ def ray_rows(
         UsageError: an argument that cannot be honoured, no Ray is installed or answers, or no node holds an actor.
         SpecrejError: what was raised in an actor.
     """
-    check_counts(actors=actors, in_flight=opening.in_flight)
-    opening = replace(opening, device=opening.device or default_device(opening.engine, gpus_per_actor))
+    check_counts(actors=actors, in_flight=setup.in_flight)
+    setup = replace(setup, opening=on_actors(setup.opening, gpus_per_actor))
 
     def rows_of(requests: Iterable[Request]) -> Iterator[FinishedRequest]:
         import pyarrow as pa
 
         rows = [pickle.dumps(request) for request in requests]
-        size = min(BATCHES * opening.in_flight, math.ceil(len(rows) / actors))
+        size = min(BATCHES * setup.in_flight, math.ceil(len(rows) / actors))
         with _connected(address):
             import ray.data
 
@@ -77,7 +77,7 @@ def ray_rows(
             done = map_on_actors(
                 ds,
                 _Pickles,
-                (opening,),
+                (setup,),
                 actors=min(actors, len(blocks)),
                 gpus=gpus_per_actor,
                 cpus=cpus_per_actor,
@@ -95,8 +95,8 @@ def ray_rows(
 class _Pickles:
     """The stage of a batch job: requests in, `FinishedRequest` out, each as soon as those before it have ended."""
 
-    def __init__(self, opening: Opening) -> None:
-        self._worker = Worker(opening)
+    def __init__(self, setup: ActorSetup) -> None:
+        self._worker = Worker(setup)
 
     def __call__(self, batch: "pa.Table") -> Iterator["pa.Table"]:
         import pyarrow as pa

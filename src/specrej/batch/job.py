@@ -26,7 +26,7 @@ from specrej.batch.rows import failure_of, row_of
 from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UsageError
 from specrej.flops import FlopsRow, flops_of
-from specrej.rewards.base import Reward, flops_per_token_of
+from specrej.rewards.base import Reward
 from specrej.search.pool import Pool
 from specrej.search.scheduler import Outcome
 from specrej.settings import Settings
@@ -92,7 +92,7 @@ def end(request: Request, outcome: Outcome, engine: Engine, reward: Reward) -> F
         return FinishedRequest(failure_of(request, outcome), None)
     usage = outcome.usage
     lengths = [len(candidate.token_ids) for candidate in outcome.candidates]
-    of_reward = flops_per_token_of(reward)
+    of_reward = reward.flops_per_token
     flops = flops_of(
         engine.flops, usage.prompt_tokens, lengths, of_reward, usage.reward_tokens, usage.shared_prompt_tokens
     )

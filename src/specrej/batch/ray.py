@@ -9,14 +9,16 @@ result. Where actors run, what becomes of one that dies (it is started anew, and
 read ahead is Ray's: nothing of it is done here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from specrej.api import IN_FLIGHT, Model, RewardSpec, open_engine, open_pool
+from specrej.api import IN_FLIGHT, RunOptions, open_pool, read_options
 from specrej.errors import SpecrejError, UsageError
-from specrej.rewards import as_reward
-from specrej.settings import Options, Settings
+from specrej.opening import Opening
+from specrej.settings import Settings
 from specrej.threads import sleep_while_waiting
 
 if TYPE_CHECKING:
@@ -32,31 +34,17 @@ its actor dies."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opening:
-    """What every actor opens, on its own node.
+class ActorSetup:
+    """What every actor opens, on its own node, and what its prompts have in common.
 
     Attributes:
-        model: see `specrej.generate`.
-        reward: see `specrej.generate`.
-        reward_memory: see `specrej.generate`.
-        engine: see `specrej.open_engine`.
-        engine_args: see `specrej.open_engine`.
-        weights: see `specrej.open_engine`.
-        device: see `generate_dataset`.
-        special_tokens: see `specrej.open_engine`.
+        opening: model, engine and reward.
         settings: those of the prompts.
         total_memory: KV of all prompts in flight in one actor.
         in_flight: most prompts side by side in one actor.
     """
 
-    model: Model = "smollm2"
-    reward: RewardSpec = "relevance"
-    reward_memory: str | int | None = None
-    engine: str = "torch"
-    engine_args: Mapping[str, Any] | None = None
-    weights: str | None = None
-    device: str | None = None
-    special_tokens: str = "text"
+    opening: Opening = field(default_factory=Opening)
     settings: Settings = field(default_factory=Settings)
     total_memory: str | int | None = None
     in_flight: int = IN_FLIGHT
@@ -65,14 +53,7 @@ class Opening:
 def generate_dataset(
     ds: "Dataset",
     *,
-    model: Model = "smollm2",
-    reward: RewardSpec = "relevance",
-    reward_memory: str | int | None = None,
-    engine: str = "torch",
-    engine_args: Mapping[str, Any] | None = None,
-    weights: str | None = None,
-    device: str | None = None,
-    special_tokens: str = "text",
+    settings: Settings | None = None,
     total_memory: str | int | None = None,
     in_flight: int = IN_FLIGHT,
     prompt_column: str = "prompt",
@@ -81,7 +62,7 @@ def generate_dataset(
     gpus_per_actor: float = 0,
     cpus_per_actor: float = 1,
     batch_size: int | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[RunOptions],
 ) -> "Dataset":
     """The dataset with the answer to each row's prompt, made as the dataset is consumed.
 
@@ -92,15 +73,7 @@ def generate_dataset(
     Args:
         ds: its prompts are texts, or lists of `{"role", "content"}`. An actor takes whole blocks: cut large ones by
             `ds.repartition(target_num_rows_per_block=64)` to share them out among actors.
-        model: a name, an id or a directory: every actor opens it on its own node. An engine must be one that pickles.
-        reward: see `specrej.generate`. The module of "module:function" must be importable where the actors run: by
-            PYTHONPATH, or `ray.init(runtime_env={"working_dir": "."})`.
-        reward_memory: see `specrej.generate`.
-        engine: see `specrej.open_engine`.
-        engine_args: see `specrej.open_engine`.
-        weights: see `specrej.open_engine`.
-        device: see `specrej.open_engine`; by default the actor's first GPU, a CPU for actors without one.
-        special_tokens: see `specrej.open_engine`.
+        settings: see `specrej.generate`.
         total_memory: KV of all prompts in flight in one actor; see `specrej.generate_batch`. To be given where actors
             share a GPU, with the option `memory`: by default each takes most of what is free.
         in_flight: most prompts side by side in one actor.
@@ -111,31 +84,25 @@ def generate_dataset(
         cpus_per_actor: CPUs that each reserves, which is how many threads it computes with. Reading a file through Ray
             needs a CPU that no actor has reserved: without one Ray waits, and says nothing.
         batch_size: prompts that an actor takes at a time, and runs again when it dies; by default four times in_flight.
-        options: see `specrej.settings.Settings`; the same for all prompts.
+        options: see `specrej.generate`; the same for all prompts. Every actor opens the model on its own node, by
+            default on its first GPU, on a CPU without one; an engine must be one that pickles. The module of
+            "module:function" must be importable where the actors run: by PYTHONPATH, or
+            `ray.init(runtime_env={"working_dir": "."})`.
 
     Raises:
         UsageError: an argument that cannot be honoured, or columns that are missing or there already.
     """
     size = BATCHES * in_flight if batch_size is None else batch_size
-    opening = Opening(
-        model=model,
-        reward=reward,
-        reward_memory=reward_memory,
-        engine=engine,
-        engine_args=engine_args,
-        weights=weights,
-        device=device or default_device(engine, gpus_per_actor),
-        special_tokens=special_tokens,
-        settings=Settings(**options),
-        total_memory=total_memory,
-        in_flight=in_flight,
+    opening, asked = read_options(options, settings)
+    setup = ActorSetup(
+        opening=on_actors(opening, gpus_per_actor), settings=asked, total_memory=total_memory, in_flight=in_flight
     )
     check_counts(actors=actors, in_flight=in_flight, num_kept=num_kept, batch_size=size)
     _check_columns(ds.columns() or [prompt_column], prompt_column)
     return map_on_actors(
         ds,
         _Columns,
-        (opening, prompt_column, num_kept),
+        (setup, prompt_column, num_kept),
         actors=actors,
         gpus=gpus_per_actor,
         cpus=cpus_per_actor,
@@ -173,28 +140,21 @@ class Worker:
     What cannot be opened is said when there is work: an actor that fails to begin is reported by Ray at length.
     """
 
-    def __init__(self, opening: Opening) -> None:
+    def __init__(self, setup: ActorSetup) -> None:
         sleep_while_waiting()  # a node's Ray may not have the environment of the one that asks
         self._failure: SpecrejError | None = None
         try:
-            self._open(opening)
+            self._open(setup)
         except SpecrejError as error:
             self._failure = error
 
-    def _open(self, opening: Opening) -> None:
+    def _open(self, setup: ActorSetup) -> None:
         from specrej.batch.job import local_rows
 
-        reward = as_reward(opening.reward, opening.reward_memory)
-        engine = open_engine(
-            opening.model,
-            engine=opening.engine,
-            engine_args=opening.engine_args,
-            weights=opening.weights,
-            device=opening.device,
-            special_tokens=opening.special_tokens,
-        )
-        pool = open_pool(engine, opening.settings, opening.total_memory)
-        self._rows_of = local_rows(engine, reward, pool, opening.in_flight)
+        engine, reward = setup.opening.open()
+        weakref.finalize(self, setup.opening.close, engine, reward)  # of an actor that ends by itself; nobody tells it
+        pool = open_pool(engine, setup.settings, setup.total_memory)
+        self._rows_of = local_rows(engine, reward, pool, setup.in_flight)
 
     def run(self, requests: Sequence["Request"]) -> Iterator["FinishedRequest"]:
         """One for each request, in their order.
@@ -217,9 +177,9 @@ class Worker:
 class _Columns:
     """The stage of a dataset: a column of prompts in, the columns of their answers out."""
 
-    def __init__(self, opening: Opening, prompt_column: str, num_kept: int) -> None:
-        self._worker = Worker(opening)
-        self._settings = opening.settings
+    def __init__(self, setup: ActorSetup, prompt_column: str, num_kept: int) -> None:
+        self._worker = Worker(setup)
+        self._settings = setup.settings
         self._prompt_column = prompt_column
         self._num_kept = num_kept
 
@@ -294,6 +254,7 @@ def _check_columns(there: Sequence[str], prompt_column: str) -> None:
         raise UsageError(f"the dataset has columns {', '.join(taken)} already", hint="rename them by ds.rename_columns")
 
 
-def default_device(engine: str, gpus_per_actor: float) -> str | None:
-    """An actor without a GPU may see those of others. Engines but ours find their device by themselves."""
-    return "cpu" if engine == "torch" and not gpus_per_actor else None
+def on_actors(opening: Opening, gpus_per_actor: float) -> Opening:
+    """What actors open. One without a GPU may see those of others; engines but ours find their device themselves."""
+    is_ours = opening.engine == "torch" and isinstance(opening.model, str | Path)
+    return replace(opening, device="cpu") if is_ours and opening.device is None and not gpus_per_actor else opening

@@ -47,8 +47,8 @@ def compare(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
             text = _read(prompt)
             try:
                 results = api.compare(text, observe=progress, **given)
-            except api.Interrupted:
-                results = progress.results()
+            except api.Interrupted as interrupt:
+                results = {name: one for name, one in interrupt.results.items() if one.usage.generated_tokens}
                 if not results:
                     raise
                 is_interrupted = True

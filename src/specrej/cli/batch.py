@@ -12,14 +12,15 @@ from typer.core import TyperCommand
 
 from specrej import api
 from specrej.cli.options import (
-    ENGINE_OPTIONS,
     Json,
     end_with,
     exit_codes,
     how_to_resume,
     note_greedy,
     open_given,
+    opening_of,
     settings_of,
+    shown,
     stdout_for_results,
     stoppable,
     takes_options,
@@ -70,12 +71,7 @@ _TotalMemory = Annotated[
     ),
 ]
 _InFlight = Annotated[int, typer.Option(help="Most prompts side by side.", **_MANY)]
-_KeepAtDecisions = Annotated[
-    int | None,
-    typer.Option(
-        help="Keep this many at each decision, in place of a share.", rich_help_panel="How answers are chosen"
-    ),
-]
+_KeepAtDecisions = Annotated[int | None, shown("keep")]
 _CLUSTER: dict[str, Any] = {"rich_help_panel": "Many machines"}
 _Ray = Annotated[
     str | None,
@@ -139,8 +135,8 @@ def batch(
                 f"with --output - there is no {'--resume' if resume else '--json'}", hint="give a file as --output"
             )
         requests = read_all(source, settings, keep, given["model"])
-        names = ("model", "reward", *ENGINE_OPTIONS)
-        job = describe_job(requests, settings, keep, **{name: given[name] for name in names})
+        named = {name: value for name, value in vars(opening_of(given)).items() if name != "reward_memory"}
+        job = describe_job(requests, settings, keep, **named)  # the memory of the reward decides no row
         opening = given, settings, total_memory, in_flight
         open_rows = partial(_open_ray, *opening, cluster) if cluster else partial(_open_local, *opening)
         with stdout_for_results(), _open(output, job, resume=resume) as there, _advising(advice):
@@ -214,33 +210,41 @@ def _open(output: Path, job: "JobInfo", *, resume: bool) -> AbstractContextManag
     return open_stdout() if output == _STDOUT else open_output(output, job, resume=resume)
 
 
+@contextmanager
 def _open_local(
     given: dict[str, Any], settings: Settings, total_memory: str | None, in_flight: int
-) -> tuple["RowsOf", "Pool"]:
+) -> Iterator[tuple["RowsOf", "Pool"]]:
     """What runs requests on an engine of this process, and the memory that they share."""
     from specrej.batch.job import local_rows
 
-    engine, reward = open_given(given)
-    pool = api.open_pool(engine, settings, total_memory)
-    return local_rows(engine, reward, pool, in_flight), pool
+    with open_given(given) as (engine, reward):
+        pool = api.open_pool(engine, settings, total_memory)
+        yield local_rows(engine, reward, pool, in_flight), pool
 
 
+@contextmanager
 def _open_ray(
     given: dict[str, Any], settings: Settings, total_memory: str | None, in_flight: int, cluster: dict[str, Any]
-) -> tuple["RowsOf", None]:
+) -> Iterator[tuple["RowsOf", None]]:
     """What runs requests on the actors of a cluster; no memory here is shared."""
     from specrej.batch.cluster import ray_rows
-    from specrej.batch.ray import Opening
+    from specrej.batch.ray import ActorSetup
 
-    named = {name: given[name] for name in ("model", "reward", "reward_memory", *ENGINE_OPTIONS)}
-    opening = Opening(settings=settings, total_memory=total_memory, in_flight=in_flight, **named)
-    return ray_rows(opening, **cluster), None
+    opening = opening_of(given)
+    setup = ActorSetup(opening=opening, settings=settings, total_memory=total_memory, in_flight=in_flight)
+    yield ray_rows(setup, **cluster), None
+
+
+@contextmanager
+def _open_nothing() -> Iterator[tuple["RowsOf", None]]:
+    """Of a job that is done."""
+    yield (lambda _: iter(())), None
 
 
 def _run(
     requests: list["Request | BrokenRequest"],
     output: "Output",
-    open_rows: Callable[[], tuple["RowsOf", "Pool | None"]],
+    open_rows: Callable[[], AbstractContextManager[tuple["RowsOf", "Pool | None"]]],
 ) -> tuple["Tally", float, "Pool | None"]:
     """Run what is left; what it came to, the seconds it took, and the memory that prompts shared."""
     from specrej.batch.job import num_left, run_batch
@@ -248,8 +252,11 @@ def _run(
     from specrej.cli.progress import RowProgress
 
     now = Tally()
-    with RowProgress(total=len(requests), unit="prompts", num_done=len(output.done)) as progress:
-        rows_of, pool = open_rows() if num_left(requests, output) else ((lambda _: iter(())), None)
+    opening = open_rows if num_left(requests, output) else _open_nothing
+    with (
+        RowProgress(total=len(requests), unit="prompts", num_done=len(output.done)) as progress,
+        opening() as (rows_of, pool),
+    ):
         progress.begin()
         begun_s = time.perf_counter()
         with closing(run_batch(requests, rows_of, output)) as rows:
@@ -258,7 +265,8 @@ def _run(
                 now.add(figures, ended.flops)
                 output.tally.add(figures)
                 progress.advance(figures.id, figures.message, num_tokens=figures.generated_tokens)
-    return now, time.perf_counter() - begun_s, pool
+        seconds = time.perf_counter() - begun_s
+    return now, seconds, pool
 
 
 @contextmanager

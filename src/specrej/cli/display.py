@@ -26,7 +26,7 @@ from rich.text import Text
 from specrej.errors import SpecrejError
 from specrej.hub.defaults import DefaultModel
 from specrej.memory import format_bytes
-from specrej.search.search import Search
+from specrej.search.events import Decided, Event, Started, Step
 from specrej.types import Decision, Result
 
 METHODS = {
@@ -42,7 +42,7 @@ _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code n
 
 
 class Progress:
-    """Shows searches while they run; give it as `observe`.
+    """Shows runs while they go; give it as `observe`.
 
     On a terminal two live lines, redrawn ten times a second at most; elsewhere one line for each decision.
     """
@@ -50,8 +50,9 @@ class Progress:
     def __init__(self, methods: Sequence[str], model: str) -> None:
         self._methods = methods
         self._model = model
-        self._searches: list[Search] = []
-        self._num_noted = 0
+        self._started: Started | None = None
+        self._step: Step | None = None
+        self._decided: Decided | None = None
         self._next_s = 0.0
         self._console = Console(stderr=True)
         self._is_live = self._console.is_interactive and sys.stderr.isatty()
@@ -69,56 +70,45 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def __call__(self, search: Search) -> None:
-        if not self._searches or search is not self._searches[-1]:
-            self._searches.append(search)
-            self._num_noted = 0
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Started():
+                self._started, self._step, self._decided = event, None, None
+            case Step():
+                self._step = event
+            case Decided():
+                self._decided = event
+                if not self._is_live:
+                    line = f"{self._method(event.prompt)}: decision {event.number + 1} {_describe(event)}"
+                    self._console.print(Text(line, style="dim"), soft_wrap=True)
         if self._is_live:
-            self._draw_live(search)
-        else:
-            self._draw_lines(search)
+            self._draw_live()
 
-    def results(self) -> dict[str, Result]:
-        """What each search has come to, by method."""
-        return {
-            method: search.result()
-            for method, search in zip(self._methods, self._searches, strict=False)
-            if search.usage.generated_tokens
-        }
+    def _method(self, number: int) -> str:
+        return METHODS.get(self._methods[number], self._methods[number])
 
-    @property
-    def _method(self) -> str:
-        method = self._methods[len(self._searches) - 1]
-        return METHODS.get(method, method)
-
-    def _draw_live(self, search: Search) -> None:
+    def _draw_live(self) -> None:
         now_s = time.monotonic()
-        if now_s >= self._next_s:
+        if self._started is not None and self._step is not None and now_s >= self._next_s:
             self._next_s = now_s + _REFRESH_S
-            self._live.update(_picture(self._method, search), refresh=True)
-
-    def _draw_lines(self, search: Search) -> None:
-        for decision in search.decisions[self._num_noted :]:
-            self._num_noted += 1
-            line = f"{self._method}: decision {self._num_noted} {_describe(decision)}"
-            self._console.print(Text(line, style="dim"), soft_wrap=True)
+            method = self._method(self._started.prompt)
+            self._live.update(_picture(method, self._started, self._step, self._decided), refresh=True)
 
 
-def _describe(decision: Decision) -> str:
-    cut = "" if decision.cut is None else f", cut {number(decision.cut)}"
+def _describe(decided: Decided) -> str:
+    cut = "" if decided.cut is None else f", cut {number(decided.cut)}"
     return (
-        f"({decision.cause}) at {decision.num_tokens} tokens: scored {len(decision.scored)}, "
-        f"rejected {len(decision.rejected)}{cut}, KV {_kv(decision)}"
+        f"({decided.cause}) at {decided.num_tokens} tokens: scored {len(decided.candidates)}, "
+        f"rejected {decided.num_rejected}{cut}, KV {_kv(decided)}"
     )
 
 
-def _picture(method: str, search: Search) -> Group:
-    usage, in_use = search.usage, search.memory().in_use
-    rewards = [c.reward for c in search.candidates if c.reward is not None and c.state != "rejected"]
+def _picture(method: str, started: Started, step: Step, decided: Decided | None) -> Group:
+    num_decisions, best = (0, None) if decided is None else (decided.number + 1, decided.best_reward)
     fates = Text.assemble(
         (method, "bold"),
-        f"  {len(search.live)} live of {len(search.candidates)} candidates  decisions {len(search.decisions)}  ",
-        f"best reward {number(max(rewards, default=None))}",
+        f"  {step.num_live} live of {started.num_candidates} candidates  decisions {num_decisions}  ",
+        f"best reward {number(best)}",
     )
     fates.no_wrap = True
     costs = Table.grid(padding=(0, 1))
@@ -127,10 +117,14 @@ def _picture(method: str, search: Search) -> Group:
     costs.add_row(
         "KV",
         ProgressBar(
-            total=search.budget_bytes, completed=in_use, width=20, complete_style="cyan", finished_style="cyan"
+            total=started.memory_bytes,
+            completed=step.kv_bytes,
+            width=20,
+            complete_style="cyan",
+            finished_style="cyan",
         ),
-        f"{format_bytes(in_use)} of {format_bytes(search.budget_bytes)}  {usage.generated_tokens:,} tokens  "
-        f"{usage.generated_tokens / max(usage.total_s, 1e-9):.0f} tokens/s  {usage.total_s:.1f} s",
+        f"{format_bytes(step.kv_bytes)} of {format_bytes(started.memory_bytes)}  {step.generated_tokens:,} tokens  "
+        f"{step.generated_tokens / max(step.seconds, 1e-9):.0f} tokens/s  {step.seconds:.1f} s",
     )
     return Group(fates, costs)
 
@@ -348,5 +342,5 @@ def _ratio(part: float, whole: float) -> str:
     return f"{part / whole:.2f}" if whole else "–"
 
 
-def _kv(decision: Decision) -> str:
+def _kv(decision: Decision | Decided) -> str:
     return f"{format_bytes(decision.kv_bytes)} → {format_bytes(decision.kv_bytes_after)}"

@@ -1,6 +1,7 @@
 """Measuring: bench, trace, replay, report, judge, export."""
 
 import os
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +39,7 @@ _Baseline = Annotated[
 ]
 
 
-@takes_options("algorithm", "n", "alpha", "continue_final_message")
+@takes_options("algorithm", "n", "alpha", "policy", "continue_final_message")
 def bench(
     prompts: _Prompts,
     *,
@@ -76,13 +77,17 @@ def bench(
         loaded = load_prompts(prompts, limit)
         _say_broken(loaded.broken)
         total, num_before = len(chosen) * len(loaded.tasks), _num_rows(output) if resume else 0
-        with stdout_for_results(), RowProgress(total=total, unit="rows", num_done=num_before) as progress:
-            engine, reward = open_given(given)
+        with (
+            stdout_for_results(),
+            RowProgress(total=total, unit="rows", num_done=num_before) as progress,
+            open_given(given) as (engine, reward),
+        ):
             progress.begin()
-            rows = run_bench(loaded, chosen, engine, reward, output, settings=settings, resume=resume)
-            for row in rows:
-                error = row["error"]
-                progress.advance(f"{row['prompt_id']} {row['method']}", error and error["message"])
+            run = run_bench(loaded, chosen, engine, reward, output, settings=settings, resume=resume)
+            with closing(run) as rows:
+                for row in rows:
+                    error = row["error"]
+                    progress.advance(f"{row['prompt_id']} {row['method']}", error and error["message"])
         info, done = read_bench(output)
         summary = summarize(done, named, read_verdicts(output))
         num_failed, line = sum(row["error"] is not None for row in done), None
@@ -97,7 +102,7 @@ def bench(
         end_with(line, num_failed=num_failed, num_all=len(done))
 
 
-@takes_options("algorithm", "n", "alpha", "keep", "decide", "min_tokens", "continue_final_message")
+@takes_options("algorithm", "n", "alpha", "keep", "decide", "min_tokens", "policy", "continue_final_message")
 def trace(
     prompts: _Prompts,
     *,
@@ -122,14 +127,19 @@ def trace(
         loaded = load_prompts(prompts, limit)
         _say_broken(loaded.broken)
         num_run = num_failed = 0
-        with stdout_for_results(), RowProgress(total=len(loaded.tasks), unit="prompts") as progress:
-            engine, reward = open_given(given)
+        with (
+            stdout_for_results(),
+            RowProgress(total=len(loaded.tasks), unit="prompts") as progress,
+            open_given(given) as (engine, reward),
+        ):
             progress.begin()
-            for step in record(loaded, engine, reward, output, settings=settings, checkpoints=lengths, resume=resume):
-                num_run += 1
-                num_failed += step.error is not None
-                progress.num_done = step.num_done - 1  # those of an earlier sitting count
-                progress.advance(step.prompt_id, None if step.error is None else str(step.error))
+            run = record(loaded, engine, reward, output, settings=settings, checkpoints=lengths, resume=resume)
+            with closing(run) as steps:
+                for step in steps:
+                    num_run += 1
+                    num_failed += step.error is not None
+                    progress.num_done = step.num_done - 1  # those of an earlier sitting count
+                    progress.advance(step.prompt_id, None if step.error is None else str(step.error))
         end_with(
             f"{len(loaded.tasks)} prompts in {output} ({num_run} run now, {num_failed} of them failed); "
             f"seed {settings.seed}. Next: specrej replay {output}",
@@ -167,11 +177,14 @@ def replay(
         traces = list(load(directory))
         chosen = grid(traces) if policies == "grid" else read_policies(Path(policies))
         rescore = None
-        if exact:
-            with stdout_for_results():
-                codec = load_codec(locate_model(info["engine"]["model"]))
-                rescore = Rescorer(as_reward(info["settings"]["reward"]), codec.decode)
-        summary = replay_folder(directory, chosen, rescore)
+        with ExitStack() as opened:
+            if exact:
+                with stdout_for_results():
+                    codec = load_codec(locate_model(info["engine"]["model"]))
+                    reward = as_reward(info["settings"]["reward"])
+                    opened.callback(reward.close)
+                    rescore = Rescorer(reward, codec.decode)
+            summary = replay_folder(directory, chosen, rescore)
         if json:
             display.print_json(summary)
             return

@@ -10,21 +10,23 @@ import inspect
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import NoneType
+from typing import Annotated, Any, TypeVar, get_origin
 
 import typer
 
-from specrej import api
 from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UsageError
-from specrej.rewards import as_reward
+from specrej.opening import Opening
+from specrej.options import About, kinds_of, options_of
 from specrej.rewards.base import Reward
+from specrej.search.algorithms import algorithm_of
+from specrej.search.policies import policy_of
 from specrej.settings import Settings
-from specrej.types import GREEDY_NOTE
+from specrej.types import GREEDY_NOTE, SamplingParams
 
-_DEFAULTS = {**(api.generate.__kwdefaults__ or {}), **Settings().to_dict()}
 Command = TypeVar("Command", bound=Callable[..., None])
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 
@@ -50,98 +52,54 @@ def _json_object(words: str | dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _option(words: str, **how: Any) -> Any:
-    return typer.Option(help=words, **how)
+def _annotated(field: dataclasses.Field[Any], about: About, panel: str) -> Any:
+    """What typer is told of an option. Bounds are for the dataclass to judge: its words are better."""
+    kind, parser = _read_as(field, about)
+    return Annotated[
+        kind,
+        typer.Option(
+            help=about.words if get_origin(kind) is not list else f"{about.words} May be given again.",
+            metavar=about.metavar,
+            parser=parser,
+            show_default=about.unset if field.default is None and about.unset else True,
+            rich_help_panel=panel,
+        ),
+    ]
 
 
-_MODEL, _SEARCH, _SAMPLING = (
-    {"rich_help_panel": title} for title in ("Model and reward", "How answers are chosen", "How tokens are drawn")
-)
+def _read_as(field: dataclasses.Field[Any], about: About) -> tuple[Any, Callable[[Any], Any] | None]:
+    """The type that typer reads words as, or the parser that does; where a text will do, the words are it."""
+    kinds = kinds_of(field)
+    origins = {get_origin(kind) for kind in kinds}
+    if Mapping in origins:
+        return Any, _json_object
+    if Sequence in origins:
+        return list[str], None
+    if int in kinds and about.choices:
+        return Any, _count
+    kind = str if str in kinds else kinds[0]
+    return (kind | None if NoneType in kinds else kind), None
+
+
+def _panel(owner: Any, name: str) -> str:
+    if owner is not Settings:
+        return "Model and reward"
+    return "How tokens are drawn" if name in options_of(SamplingParams) else "How answers are chosen"
+
+
 _OPTIONS: dict[str, Any] = {
-    "model": Annotated[str, _option("A default model, a Hugging Face id or a directory.", **_MODEL)],
-    "reward": Annotated[
-        str,
-        _option(
-            "relevance, logprob, classifier:MODEL, ensemble:A*0.7+B*0.3, module:function, ...",
-            metavar="REWARD",
-            **_MODEL,
-        ),
-    ],
-    "reward_memory": Annotated[
-        str | None, _option("KV that a classifier may hold for a prompt; by default 1GiB.", metavar="SIZE", **_MODEL)
-    ],
-    "engine": Annotated[
-        str,
-        _option(
-            "torch, vllm, openvino, openai:URL (a server), or auto: the fastest that is installed.",
-            metavar="ENGINE",
-            **_MODEL,
-        ),
-    ],
-    "engine_args": Annotated[
-        Any,
-        _option(
-            'A JSON object that is handed on to the engine, such as {"tensor_parallel_size": 4} to vLLM.',
-            parser=_json_object,
-            metavar="JSON",
-            **_MODEL,
-        ),
-    ],
-    "weights": Annotated[
-        str | None, _option("How a CPU holds the weights: fp16 (default) or fp32.", metavar="fp16|fp32", **_MODEL)
-    ],
-    "device": Annotated[
-        str | None, _option("A torch device; by default the first GPU, else the CPU.", metavar="DEVICE", **_MODEL)
-    ],
-    "special_tokens": Annotated[
-        str,
-        _option(
-            "What becomes of messages that spell special tokens: text, or (allow) these tokens.",
-            metavar="text|allow",
-            **_MODEL,
-        ),
-    ],
-    "algorithm": Annotated[str, _option("speculative_rejection or best_of_n.", metavar="NAME", **_SEARCH)],
-    "n": Annotated[
-        Any,
-        _option("Candidates to begin with; auto: as many as fit.", parser=_count, metavar="auto|INT", **_SEARCH),
-    ],
-    "alpha": Annotated[float, _option("Share of the candidates rejected at each decision, in [0, 1).", **_SEARCH)],
-    "keep": Annotated[int | None, _option("Keep this many at each decision, in place of a share.", **_SEARCH)],
-    "decide": Annotated[
-        str,
-        _option("budget (when memory is full), every:K or at:A,B tokens.", metavar="budget|every:K|at:A,B", **_SEARCH),
-    ],
-    "min_tokens": Annotated[
-        int, _option("Length that all first candidates can reach when the budget alone decides.", **_SEARCH)
-    ],
-    "memory": Annotated[
-        str | None,
-        _option(
-            "KV budget, such as 64MiB; by default 8 full-length candidates on a CPU, 80% of a GPU's free memory.",
-            metavar="SIZE",
-            **_SEARCH,
-        ),
-    ],
-    "max_new_tokens": Annotated[int, _option("Length limit of an answer, in tokens.", **_SAMPLING)],
-    "temperature": Annotated[float, _option("Divides the logits; 0 is greedy: one candidate.", **_SAMPLING)],
-    "top_k": Annotated[int, _option("Draw from the k most likely tokens; 0: from all.", **_SAMPLING)],
-    "top_p": Annotated[float, _option("Draw from the likeliest tokens that reach this probability.", **_SAMPLING)],
-    "min_p": Annotated[float, _option("Drop tokens below this share of the likeliest one.", **_SAMPLING)],
-    "repetition_penalty": Annotated[float, _option("Makes tokens seen before less likely; 1.0 is off.", **_SAMPLING)],
-    "stop": Annotated[
-        list[str], _option("A string that ends an answer; may be given again.", metavar="TEXT", **_SAMPLING)
-    ],
-    "continue_final_message": Annotated[
-        bool,
-        _option("Go on with the assistant's message that a conversation ends in; else it is refused.", **_SAMPLING),
-    ],
-    "seed": Annotated[int, _option("Decides every draw, with candidate and position.", **_SAMPLING)],
+    name: _annotated(field, about, _panel(owner, name))
+    for owner in (Opening, Settings)
+    for name, (field, about) in options_of(owner).items()
 }
 """What `generate` and `compare` take, by the names and with the defaults of the Python interface."""
 
-ENGINE_OPTIONS = ("engine", "engine_args", "weights", "device", "special_tokens")
-"""Those that `open_engine` takes beside the model."""
+_DEFAULTS = vars(Opening()) | Settings().to_dict()
+
+
+def shown(name: str) -> Any:
+    """What typer is told of an option: for a command that calls it otherwise."""
+    return _OPTIONS[name].__metadata__[0]
 
 
 def takes_options(*left_out: str) -> Callable[[Command], Command]:
@@ -162,8 +120,14 @@ def takes_options(*left_out: str) -> Callable[[Command], Command]:
 
 
 def settings_of(given: dict[str, Any]) -> Settings:
-    """The settings among the options given."""
-    return Settings(**{field.name: given[field.name] for field in dataclasses.fields(Settings) if field.name in given})
+    """The settings among the options given. What they name is looked for now: a model takes long to open.
+
+    Raises:
+        UsageError: a value that cannot be honoured, or a name of nothing.
+    """
+    settings = Settings(**{name: given[name] for name in options_of(Settings) if name in given})
+    _ = algorithm_of(settings), policy_of(settings)
+    return settings
 
 
 def note_greedy(settings: Settings) -> None:
@@ -174,10 +138,20 @@ def note_greedy(settings: Settings) -> None:
         display.print_note(GREEDY_NOTE)
 
 
-def open_given(given: dict[str, Any]) -> tuple[Engine, Reward]:
-    """The engine and the reward that the options name; the reward first, which is the cheaper one to be wrong about."""
-    reward = as_reward(given["reward"], given["reward_memory"])
-    return api.open_engine(given["model"], **{name: given[name] for name in ENGINE_OPTIONS}), reward
+def opening_of(given: dict[str, Any]) -> Opening:
+    """What is opened, among the options given."""
+    return Opening(**{name: given[name] for name in options_of(Opening)})
+
+
+@contextlib.contextmanager
+def open_given(given: dict[str, Any]) -> Iterator[tuple[Engine, Reward]]:
+    """The engine and the reward that the options name, until the command needs them no more."""
+    opening = opening_of(given)
+    engine, reward = opening.open()
+    try:
+        yield engine, reward
+    finally:
+        opening.close(engine, reward)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """A server: serve."""
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -133,9 +134,9 @@ def _serve(
 
     settings = settings_of(given)
     is_local = host in LOOPBACK
-    with bound(host, port) as listener, stdout_for_results():
+    with bound(host, port) as listener, stdout_for_results(), contextlib.ExitStack() as opened:
         with stoppable("the server was not up yet"):
-            engine, reward = open_given(given)
+            engine, reward = opened.enter_context(open_given(given))
             service = Service(engine, reward, api.open_pool(engine, settings, total_memory), **shared)
             name = Path(given["model"]).resolve().name if Path(given["model"]).exists() else given["model"]
             hosts = LOOPBACK if is_local else None

@@ -5,6 +5,7 @@ engine.add(prompt, range(8))                         # eight candidates that sha
 output = engine.step()                               # one token for every live candidate of every prompt
 engine.drop(prompt, [1, 4])                          # their KV is free now
 engine.close(prompt)
+engine.shutdown()                                    # the model, too
 """
 
 from collections.abc import Mapping, Sequence
@@ -159,3 +160,9 @@ class Engine(Protocol):
 
     def close(self, prompt: int) -> None:
         """Free a prompt and all its candidates."""
+
+    def shutdown(self) -> None:
+        """Free all that the engine holds: prompts, the model, connections, processes. May be called twice.
+
+        Whoever opened the engine calls it. Nothing can be decoded any more.
+        """

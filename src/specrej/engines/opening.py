@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from specrej.errors import ModelError, UnknownNameError, UsageError
 from specrej.hub.contents import SPECIAL_TOKENS
-from specrej.registry import ENGINES, load
+from specrej.registry import ENGINES, entry_points, load, load_entry_point, names
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -83,8 +83,9 @@ def open_engine(
         ModelError: the model cannot be opened.
     """
     name, _, address = engine.partition(":")
-    if name not in (*ENGINES, "auto"):
-        raise UnknownNameError("engine", name, [*ENGINES, "auto"])
+    theirs = None if name in (*ENGINES, "auto") else entry_points("engine").get(name)
+    if theirs is None and name not in (*ENGINES, "auto"):
+        raise UnknownNameError("engine", name, [*names("engine"), "auto"])
     if special_tokens not in SPECIAL_TOKENS:
         raise UnknownNameError("treatment of special tokens", special_tokens, SPECIAL_TOKENS)
     options = EngineOptions(
@@ -92,6 +93,10 @@ def open_engine(
     )
     if name != "openai":
         options.refuse(name, "address")
+    if theirs is not None:
+        options.refuse(name, "weights", "device")
+        opened: Engine = load_entry_point("engine", theirs)(str(model), **options.arguments)
+        return opened
     if name == "auto" and (fastest := fastest_engine(options)) != "torch":
         try:
             return _open(fastest, model, options)

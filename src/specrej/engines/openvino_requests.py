@@ -1,6 +1,6 @@
 """OpenVINO GenAI's continuous batching as a backend: a candidate is a chain of requests, each for one page of KV.
 
-    backend = OpenVinoBackend(pipeline, measure(pipeline, filler_id), filler_id=filler_id, ...)
+    backend = OpenVinoBackend(pipeline, measure(pipeline, filler_id), filler_id=filler_id, **limits)
     backend.submit(key, prompt_ids, sampling, seed)
     for drawn in backend.step(): ...
 
@@ -142,7 +142,7 @@ class OpenVinoBackend:
         self._known = _KnownPrompts(cache)
         for num_tokens in (1, MOST_PAGE_TOKENS):
             self._known.add((filler_id,) * num_tokens)
-        weakref.finalize(self, _cancel_all, pipeline, self._running)
+        self._end = weakref.finalize(self, _cancel_all, pipeline, self._running)
 
     def describe(self) -> Mapping[str, str]:
         return self._description
@@ -239,6 +239,11 @@ class OpenVinoBackend:
         if not self._running:
             self._has_filler = False
             self._advance()  # with nothing to compute
+
+    def shutdown(self) -> None:
+        """Cancel what is under way, and let the pipeline go."""
+        self._end()
+        self._pipeline = None
 
     def pages_in_use(self) -> int:
         if not self._candidates:

@@ -77,6 +77,9 @@ class Backend(Protocol):
     def abort(self, keys: Sequence[int]) -> None:
         """End requests; their pages are free, and nothing more comes of them."""
 
+    def shutdown(self) -> None:
+        """End all requests, and free the model and what computes it. May be called twice."""
+
     def pages_in_use(self) -> int:
         """As the backend measures it, after its last step."""
 
@@ -315,6 +318,12 @@ class PagedEngine:
         opened = self._prompts[prompt]
         self._abort(key for key in (opened.reading_key, *opened.live) if key in self._owners)
         del self._prompts[prompt]
+
+    def shutdown(self) -> None:
+        """Forget the prompts, and end the backend with its requests."""
+        self._prompts.clear()
+        self._owners.clear()
+        self.backend.shutdown()
 
     def _abort(self, keys: Iterable[int]) -> None:
         aborted = list(keys)

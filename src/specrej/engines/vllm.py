@@ -13,7 +13,16 @@ from typing import Any
 
 from specrej.engines.opening import EngineOptions
 from specrej.engines.paged import Drawn, PagedEngine
-from specrej.engines.vllm_process import check_arguments, defaults, import_vllm, is_cpu, kv_bytes_per_token, quiet
+from specrej.engines.vllm_process import (
+    check_arguments,
+    defaults,
+    end,
+    hold,
+    import_vllm,
+    is_cpu,
+    kv_bytes_per_token,
+    quiet,
+)
 from specrej.errors import EngineError, ModelError, SamplingError
 from specrej.flops import flops_of_config
 from specrej.hub.sources import first_line, load_codec, locate_model
@@ -95,6 +104,7 @@ class VllmBackend:
                 f"vLLM cannot open {name!r}: {first_line(error)}",
                 hint="see its supported models and engine arguments; more is in its log: VLLM_LOGGING_LEVEL=INFO",
             ) from error
+        hold(self._engine)
         self.config = self._engine.vllm_config
         self.page_tokens: int = self.config.cache_config.block_size
         self.num_pages: int = self.config.cache_config.num_gpu_blocks - 1  # one of them stands for nothing
@@ -142,6 +152,12 @@ class VllmBackend:
     def abort(self, keys: Sequence[int]) -> None:
         self._is_new.difference_update(keys)
         self._engine.abort_request([str(key) for key in keys])
+
+    def shutdown(self) -> None:
+        """See `vllm_process.end`."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            end(engine)
 
     def pages_in_use(self) -> int:
         usage: float = self._gauge.usage

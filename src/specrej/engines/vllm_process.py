@@ -8,6 +8,7 @@ with quiet():
 import logging
 import os
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -83,6 +84,28 @@ def check_arguments(arguments: Mapping[str, Any], ours: Mapping[str, str]) -> No
         if name not in known:
             hint = guess(name, known) or "see vLLM's documentation of EngineArgs"
             raise UsageError(f"vLLM has no engine argument {name!r}", hint=hint)
+
+
+_OPEN: "weakref.WeakSet[Any]" = weakref.WeakSet()
+_ENDED: list[Any] = []
+
+
+def hold(engine: Any) -> None:
+    """Take note of an `LLMEngine` that was opened; `end` ends it."""
+    _OPEN.add(engine)
+
+
+def end(engine: Any) -> None:
+    """End an `LLMEngine` and its processes, as soon as none that was opened beside it is in use.
+
+    With the first one that ends, vLLM takes down what all of a process share.
+    """
+    _OPEN.discard(engine)
+    _ENDED.append(engine)
+    if not _OPEN:
+        for one in _ENDED:
+            one.engine_core.shutdown()
+        _ENDED.clear()
 
 
 def kv_bytes_per_token(config: Any) -> int:

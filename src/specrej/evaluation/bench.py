@@ -9,13 +9,13 @@ drift of the machine hits all alike. Rows are on the disk when they are yielded.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, cast
 
-from specrej.api import run_one, unobserved
+from specrej.api import Observer, run_observed, run_one
 from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UnknownNameError, UsageError
 from specrej.evaluation.folder import RESULTS, claim
@@ -24,9 +24,8 @@ from specrej.evaluation.rows import BenchRow, CandidateRow, DecisionRow, RunInfo
 from specrej.flops import flops_of
 from specrej.journal import Journal
 from specrej.registry import ALGORITHMS
-from specrej.rewards.base import Reward, flops_per_token_of
+from specrej.rewards.base import Reward
 from specrej.search.choosing import rank
-from specrej.search.scheduler import Observer
 from specrej.settings import Settings
 from specrej.types import Candidate, Decision, Prompt, Result, as_messages
 from specrej.version import __version__
@@ -107,8 +106,8 @@ def run_bench(
     *,
     settings: Settings,
     resume: bool = False,
-    observe: Observer = unobserved,
-) -> Iterator[BenchRow]:
+    observe: Observer | None = None,
+) -> Generator[BenchRow, None, None]:
     """Run every method on every prompt; yield each row when it is on the disk.
 
     A prompt on which a method fails is a row with the error. Rows that an earlier run has written are not run again,
@@ -122,7 +121,7 @@ def run_bench(
         directory: gets run.json and results.jsonl.
         settings: what the methods have in common.
         resume: go on with the run that the directory holds.
-        observe: called with the running search after each step and decision.
+        observe: called with the events of each run: see `specrej.search.events`.
 
     Raises:
         UsageError: the directory holds something else, or cannot be written.
@@ -144,10 +143,10 @@ def _warm_up(engine: Engine, reward: Reward, settings: Settings) -> None:
     """What is slow only the first time is not to be the cost of the method that comes first."""
     short = replace(settings, algorithm="best_of_n", n=2, max_new_tokens=8, memory=None)
     with contextlib.suppress(SpecrejError):  # what fails here fails on the prompts as well, and is recorded there
-        run_one(engine, reward, "Hello", short, unobserved)
+        run_one(engine, reward, "Hello", short)
 
 
-def _run(task: Task, method: Method, place: int, engine: Engine, reward: Reward, observe: Observer) -> BenchRow:
+def _run(task: Task, method: Method, place: int, engine: Engine, reward: Reward, observe: Observer | None) -> BenchRow:
     row = BenchRow(prompt_id=task.id, category=task.category, method=method.name, place=place, turns=[], error=None)
     try:
         memory = method.settings.memory_bytes or _default_memory(task, method.settings, engine)
@@ -158,7 +157,7 @@ def _run(task: Task, method: Method, place: int, engine: Engine, reward: Reward,
                 answered = row["turns"][-1]
                 answer = {"role": "assistant", "content": answered["text"]}
                 prompt = [*answered["messages"], answer, *as_messages(turn)]
-            result = run_one(engine, reward, prompt, settings, observe)
+            result = run_observed(engine, reward, prompt, settings, observe)
             row["turns"].append(_turn(prompt, result, engine, reward))
     except SpecrejError as error:
         row["error"] = {"kind": type(error).__name__, "message": str(error)}
@@ -191,7 +190,7 @@ def _turn(prompt: Prompt, result: Result, engine: Engine, reward: Reward) -> Tur
             engine.flops,
             result.usage.prompt_tokens,
             [len(candidate.token_ids) for candidate in result.candidates],
-            flops_per_token_of(reward),
+            reward.flops_per_token,
             result.usage.reward_tokens,
         ),
         memory_bytes=result.settings["memory_bytes"],

@@ -22,7 +22,7 @@ from specrej.errors import BudgetError, RewardError, SpecrejError, UsageError
 from specrej.evaluation.policy_grid import ReplayPolicy
 from specrej.evaluation.trace import Trace
 from specrej.memory import format_bytes
-from specrej.rewards.base import Reward
+from specrej.rewards.base import Reward, open_session
 from specrej.search.choosing import rank
 from specrej.types import Candidate, Cause
 
@@ -111,7 +111,7 @@ class Rescorer:
         return Candidate(index, ids, logprobs, self._decode(ids))
 
     def _score(self, trace: Trace, prefixes: Sequence[Candidate]) -> list[float]:
-        session = self._reward.open(trace.messages)
+        session = open_session(self._reward, trace.messages)
         try:
             scores = [float(score) for score in session.score(prefixes)]
         except SpecrejError:

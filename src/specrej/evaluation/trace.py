@@ -14,7 +14,7 @@ Best-of-N. One Parquet file a prompt, there as a whole or not at all; a prompt t
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ from specrej.evaluation.folder import claim, read_info
 from specrej.evaluation.prompts import Loaded, Task
 from specrej.flops import ModelFlops
 from specrej.journal import Journal, read_rows
-from specrej.rewards.base import Reward, flops_per_token_of
+from specrej.rewards.base import Reward
 from specrej.search.search import Search
 from specrej.settings import Settings
 from specrej.types import Result
@@ -136,7 +136,7 @@ def record(
     settings: Settings,
     checkpoints: Sequence[int],
     resume: bool = False,
-) -> Iterator[RecordedPrompt]:
+) -> Generator[RecordedPrompt, None, None]:
     """Record every prompt that the directory does not hold yet; yield when it is on the disk.
 
     Args:
@@ -222,7 +222,7 @@ class _HiddenStates:
 
 
 def _run(engine: Engine, reward: Reward, task: Task, settings: Settings, states: _HiddenStates | None) -> Result:
-    result = run_one(engine, reward, task.turns[0], settings, states or unobserved)
+    result = run_one(engine, reward, task.turns[0], settings, watch=states or unobserved)
     if any(candidate.state == "rejected" for candidate in result.candidates):
         causes = {decision.cause for decision in result.decisions if decision.rejected}
         raise DeviceMemoryError(
@@ -268,7 +268,7 @@ def _table(
         "memory_bytes": result.settings["memory_bytes"],
         "layout": engine.layout._asdict(),
         "flops": None if engine.flops is None else engine.flops.to_dict(),
-        "reward_flops_per_token": flops_per_token_of(reward),
+        "reward_flops_per_token": reward.flops_per_token,
         "settings": dict(result.settings),
         "usage": result.usage.to_dict(),
     }

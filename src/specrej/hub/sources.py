@@ -2,7 +2,7 @@
 
 source = locate_model("smollm2")                  # a path or an id that transformers opens
 codec = load_codec(source)                        # its tokenizer
-flops, kv_numbers = shape_of(source)              # what a token costs and holds
+config = load_config(source)                      # what it is, without its weights
 """
 
 import difflib

@@ -1,14 +1,13 @@
 """What a user may give as a reward, and the one place that turns it into a `Reward`.
 
-    as_reward("relevance")                        # a name of the registry
-    as_reward("logprob:sum")                      # ... with its argument
-    as_reward("classifier:org/model#helpful?partial=open")     # a classifier's output by its label
-    as_reward("org/model")                        # the same from a Hugging Face id or a local
-    directory, also a Path as_reward("ensemble:relevance*0.7+logprob")   # several rewards as one
-    as_reward("theirs:argument")                  # a name that an installed package adds: see
-    `specrej.registry` as_reward("metrics:brevity")                  # a function of a module,
-    looked for in the current directory first as_reward(lambda prompt, texts: [len(text) for text in
-    texts])
+    as_reward("relevance")                  # a name of the registry
+    as_reward("logprob:sum")                # ... with its argument
+    as_reward("org/model")                  # a classifier: an id or a local directory, also a Path
+    as_reward("classifier:org/model#helpful?partial=open")      # ... one of its outputs, by label
+    as_reward("ensemble:relevance*0.7+logprob")                 # several rewards as one
+    as_reward("theirs:argument")            # of a package: see `specrej.registry`
+    as_reward("metrics:brevity")            # a function of a module, in the current directory first
+    as_reward(lambda prompt, texts: [len(text) for text in texts])
 
 A name of the registry goes before one of a package, that before a directory or an id, and these
 before a module.
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from specrej.errors import SpecrejError, UnknownNameError, UsageError
 from specrej.registry import REWARDS, entry_points, import_attribute, load, load_entry_point, names, package_of
-from specrej.rewards.base import Reward
+from specrej.rewards.base import MEMBERS, Reward, missing
 from specrej.rewards.function import FunctionReward
 from specrej.rewards.spec import parse_flag, parse_model
 
@@ -89,6 +88,11 @@ def _given(spec: Any, name: str | None) -> Reward:
             f"a reward must be an object, got the class {spec.__name__}", hint=f"make one first: {spec.__name__}(...)"
         )
     if hasattr(spec, "open"):
+        if lacking := missing(spec, MEMBERS):
+            raise UsageError(
+                f"the reward {spec!r} ({type(spec).__name__}) lacks: {lacking}",
+                hint="docs/extending.md says what they are; a function (prompt, texts) -> numbers needs none of them",
+            )
         return cast("Reward", spec)
     if callable(spec):
         return FunctionReward(spec, name)

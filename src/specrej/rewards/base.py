@@ -4,6 +4,7 @@ session = reward.open(messages)
 session.score(candidates)      # a batch, partial and complete texts alike; higher is better
 session.drop([3, 5])           # these candidates will not come back
 session.close()
+reward.close()                 # by whoever opened it
 
 A reward may also score candidates of several prompts as one batch: see `BatchedReward`.
 """
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from specrej.errors import RewardError
 from specrej.types import Candidate, Message, Reuse
 
 Scores = Sequence[float] | Exception
@@ -48,11 +50,17 @@ class Reward(Protocol):
     flops_per_token: float | None
     """Floating-point operations for each token that a session counts in `num_tokens`; None where it is not known.
 
-    Only reports of compute read it: a reward that lacks it serves as well, and its cost is told in seconds and tokens.
+    Only reports of compute read it: where it is None, the cost is told in seconds and tokens.
     """
 
     def open(self, messages: Sequence[Message]) -> RewardSession:
         """Begin with a prompt; what depends on the prompt alone is computed here, once."""
+
+    def close(self) -> None:
+        """Free all that the reward holds: its model, connections, processes. May be called twice.
+
+        Whoever opened the reward calls it, when its sessions are closed. Nothing can be scored any more.
+        """
 
 
 class BatchedReward(Reward, Protocol):
@@ -95,7 +103,27 @@ class StatelessSession:
         """Nothing is held for a prompt."""
 
 
-def flops_per_token_of(reward: Reward) -> float | None:
-    """What a reward says that reading a token costs it; None where it does not know or does not say."""
-    # A user's own reward may have been written without this figure, which no run depends on.
-    return getattr(reward, "flops_per_token", None)
+MEMBERS = ("name", "flops_per_token", "open", "close")
+"""What every reward has."""
+SESSION_MEMBERS = ("num_tokens", "reuse", "peak_kv_bytes", "score", "drop", "close")
+"""What every session has."""
+
+
+def missing(thing: object, members: Sequence[str]) -> str:
+    """The members that it lacks, in words; empty where it has all."""
+    return ", ".join(name for name in members if not hasattr(thing, name))
+
+
+def open_session(reward: Reward, messages: Sequence[Message]) -> RewardSession:
+    """A session of a reward, whoever wrote it.
+
+    Raises:
+        RewardError: the session lacks a member.
+    """
+    session = reward.open(messages)
+    if lacking := missing(session, SESSION_MEMBERS):
+        raise RewardError(
+            f"a session of the reward {reward.name!r} ({type(session).__name__}) lacks: {lacking}",
+            hint="docs/extending.md says what they are; a StatelessSession has them all",
+        )
+    return session

@@ -136,6 +136,10 @@ class ClassifierReward:
             batch_size=self._batch_size,
         )
 
+    def close(self) -> None:
+        """Let the model go."""
+        self._model = self._scorer = None
+
     def score_together(self, asked: Sequence[tuple[Any, Sequence[Candidate]]]) -> Sequence[Scores]:
         """Answers to several prompts in batches of like length; prompt by prompt where KV is kept for each."""
         return score_jointly(asked, self._score_pairs) if self._scorer is None else score_each(asked)

@@ -103,6 +103,10 @@ class EmbeddingReward:
 
         return StatelessSession(reference, alone(self._score), num_tokens=len(row))
 
+    def close(self) -> None:
+        """Let the model go."""
+        self._network = None
+
     def score_together(self, asked: Sequence[tuple[StatelessSession, Sequence[Candidate]]]) -> list[Sequence[float]]:
         """Answers to several prompts, in batches of like length."""
         return score_jointly(asked, self._score)

@@ -18,7 +18,7 @@ from typing import Any
 
 from specrej.errors import RewardError, SpecrejError, UnknownNameError, UsageError
 from specrej.rewards import as_reward
-from specrej.rewards.base import Reward, RewardSession, Scores, flops_per_token_of
+from specrej.rewards.base import Reward, RewardSession, Scores, open_session
 from specrej.rewards.combining import Scale, combiner
 from specrej.rewards.ensemble_spec import FORM, EnsembleSpec, read_spec, written
 from specrej.rewards.scores import checked_scores
@@ -88,16 +88,33 @@ class EnsembleReward:
         self._check(len(members))
         self.combine = combiner(combine, self.weights, risk=risk, share=share)
         # Last, since a member's model may take long to open.
-        self.members = [as_reward(member) for member in members]
-        self.filter: Reward | None = None if filter is None else as_reward(filter)
+        self._opened: list[Reward] = []
+        try:
+            self.members = [self._open(member) for member in members]
+            self.filter: Reward | None = None if filter is None else self._open(filter)
+        except BaseException:
+            self.close()
+            raise
         options = {"combine": combine, "risk": risk, "share": share, "scale": scale}
         options |= {"length_penalty": length_penalty, "truncated": truncated, "filter_when": filter_when}
         given = {key: value for key, value in options.items() if value != _DEFAULTS[key]}
         names = [member.name for member in self.members]
         self.name = written(EnsembleSpec(names, self.weights, given, self.filter.name if self.filter else None))
         self.judges = [*self.members, *([self.filter] if self.filter else [])]
-        figures = {flops_per_token_of(judge) for judge in self.judges} - {0.0}  # a member of 0 reads no tokens
+        figures = {judge.flops_per_token for judge in self.judges} - {0.0}  # a member of 0 reads no tokens
         self.flops_per_token: float | None = None if len(figures) > 1 else next(iter(figures), 0.0)
+
+    def _open(self, spec: Any) -> Reward:
+        reward = as_reward(spec)
+        if reward is not spec:
+            self._opened.append(reward)
+        return reward
+
+    def close(self) -> None:
+        """Close the members that were given by name; one that was given as an object is its owner's to close."""
+        with ExitStack() as closing:
+            for reward in self._opened:
+                closing.callback(reward.close)
 
     def _check(self, num_members: int) -> None:
         if num_members == 0:
@@ -202,7 +219,7 @@ class EnsembleSession:
         with ExitStack() as opening:
             for judge in reward.judges:
                 with _naming(judge.name, "the prompt"):
-                    session = judge.open(messages)
+                    session = open_session(judge, messages)
                 opening.callback(session.close)
                 self.sessions.append(session)
             self._closing = opening.pop_all()
@@ -258,9 +275,8 @@ class EnsembleSession:
 
     def _count(self) -> None:
         self.num_tokens = sum(session.num_tokens for session in self.sessions)
-        # Sessions of other packages may lack the two figures below.
-        self.peak_kv_bytes = sum(getattr(session, "peak_kv_bytes", 0) for session in self.sessions)
-        kept: list[Reuse] = [getattr(session, "reuse", "none") for session in self.sessions if session.num_tokens]
+        self.peak_kv_bytes = sum(session.peak_kv_bytes for session in self.sessions)
+        kept: list[Reuse] = [session.reuse for session in self.sessions if session.num_tokens]
         self.reuse = min(kept, key=_REUSES.index, default="none")
 
 

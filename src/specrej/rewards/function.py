@@ -42,6 +42,9 @@ class FunctionReward:
         """Begin with a prompt."""
         return StatelessSession(messages, self._score_batch)
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def _score_batch(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> tuple[list[float], int]:
         """Scores, and no tokens: what a function reads is not known.
 

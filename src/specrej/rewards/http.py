@@ -29,7 +29,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal, Unpack, cast, get_args
 
 from specrej.errors import RewardError, UsageError
-from specrej.remote import Remote, RemoteError, Service, ServiceOptions, key_from, without_secrets
+from specrej.remote import Connections, Remote, RemoteError, Service, ServiceOptions, key_from, without_secrets
 from specrej.rewards.base import Scores
 from specrej.rewards.conversations import Partial
 from specrej.rewards.scores import check_count
@@ -57,14 +57,14 @@ class RemoteSession:
     """One prompt's candidates, scored by a service in batches, several at a time.
 
     Attributes:
-        remote: the connections that it opened.
+        remote: what it asks through: the connections are its reward's.
     """
 
-    def __init__(self, name: str, service: Service, messages: Sequence[Message], ask: Ask, batch_size: int = 1) -> None:
+    def __init__(self, name: str, remote: Remote, messages: Sequence[Message], ask: Ask, batch_size: int = 1) -> None:
         self.num_tokens = 0
         self.reuse: Reuse = "none"
         self.peak_kv_bytes = 0
-        self.remote = Remote(service)
+        self.remote = remote
         self._name = name
         self._messages = messages
         self._ask = ask
@@ -82,7 +82,7 @@ class RemoteSession:
         """Nothing is held for a candidate."""
 
     def close(self) -> None:
-        """Close the connections."""
+        """End what is under way for it."""
         self.remote.close()
 
     async def ask_for(self, candidates: Sequence[Candidate], remote: Remote) -> list[float]:
@@ -119,7 +119,7 @@ class RemoteSession:
 def score_concurrently(asked: Sequence[tuple[RemoteSession, Sequence[Candidate]]]) -> list[Scores]:
     """The scores of each prompt's candidates, or what it failed with, from requests of all prompts at once.
 
-    The connections of the first prompt carry them all, so that the service's limit holds for all together.
+    The first prompt's `remote` carries them all, so that the service's limit holds for all together.
     """
     remote = asked[0][0].remote
 
@@ -157,11 +157,17 @@ class HttpReward:
             raise UsageError(f"batch_size must be at least 1, got {batch_size}")
         self.name = f"http:{shown_url(url)}"
         self._service = Service(url=url, **options)
+        self._connections = Connections(self._service)
         self._batch_size = batch_size
 
     def open(self, messages: Sequence[Message]) -> RemoteSession:
         """Begin with a prompt."""
-        return RemoteSession(self.name, self._service, messages, _ask_http, self._batch_size)
+        remote = Remote(self._service, self._connections)
+        return RemoteSession(self.name, remote, messages, _ask_http, self._batch_size)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connections.close()
 
     score_together = staticmethod(score_concurrently)
 
@@ -227,12 +233,17 @@ class VllmReward:
             raise UsageError(f"output must be at least 0, got {output}")
         self.name = f"vllm-{endpoint}:{shown_url(url)}#{model}"
         self._service = Service(url=f"{url.rstrip('/')}/{endpoint}", **options)
+        self._connections = Connections(self._service)
         self._model, self._output, self._partial = model, output, partial
         self._read = _READERS[endpoint]
 
     def open(self, messages: Sequence[Message]) -> RemoteSession:
         """Begin with a prompt."""
-        return RemoteSession(self.name, self._service, messages, self._ask)
+        return RemoteSession(self.name, Remote(self._service, self._connections), messages, self._ask)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connections.close()
 
     score_together = staticmethod(score_concurrently)
 

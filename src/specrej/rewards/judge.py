@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 from specrej.errors import UsageError
-from specrej.remote import Remote, RemoteError, Reply, Service, ServiceOptions
+from specrej.remote import Connections, Remote, RemoteError, Reply, Service, ServiceOptions
 from specrej.rewards.http import SERVICE_OPTIONS, Ask, RemoteSession, as_keywords, score_concurrently, shown_url
 from specrej.rewards.spec import parse_options
 from specrej.types import Candidate, Message
@@ -78,12 +78,17 @@ class JudgeReward:
             )
         self.name = f"judge:{model}" if base_url == OPENAI_URL else f"judge:{shown_url(base_url)}#{model}"
         self._service = Service(url=f"{base_url.rstrip('/')}/chat/completions", **options)
+        self._connections = Connections(self._service)
         self._chat = JsonChat(model)
         self._criteria = criteria
 
     def open(self, messages: Sequence[Message]) -> "JudgeSession":
         """Begin with a prompt."""
-        return JudgeSession(self.name, self._service, messages, self._ask)
+        return JudgeSession(self.name, Remote(self._service, self._connections), messages, self._ask)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connections.close()
 
     score_together = staticmethod(score_concurrently)
 
@@ -105,8 +110,8 @@ class JudgeReward:
 class JudgeSession(RemoteSession):
     """One prompt's candidates; equal texts are rated once."""
 
-    def __init__(self, name: str, service: Service, messages: Sequence[Message], ask: Ask) -> None:
-        super().__init__(name, service, messages, ask)
+    def __init__(self, name: str, remote: Remote, messages: Sequence[Message], ask: Ask) -> None:
+        super().__init__(name, remote, messages, ask)
         self._known: dict[tuple[str, bool], float] = {}
 
     async def ask_for(self, candidates: Sequence[Candidate], remote: Remote) -> list[float]:

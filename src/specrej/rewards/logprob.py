@@ -42,6 +42,9 @@ class LogprobReward:
         """Begin with a prompt, of which nothing is read."""
         return StatelessSession(messages, self._score_batch)
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def _score_batch(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> tuple[list[float], int]:
         return [self._score(candidate) for candidate in candidates], 0
 

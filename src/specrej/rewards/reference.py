@@ -110,6 +110,10 @@ class ReferenceReward:
 
         return StatelessSession(prompt_ids, alone(self._score))
 
+    def close(self) -> None:
+        """Let the model go."""
+        self._network = None
+
     def score_together(self, asked: Sequence[tuple[StatelessSession, Sequence[Candidate]]]) -> list[Sequence[float]]:
         """Answers to several prompts, in batches of like length."""
         return score_jointly(asked, self._score)

@@ -123,6 +123,10 @@ class RelevanceReward:
             _LOG.warning("%s: %d tokens cut off the end of the question, %d read", self.name, num_cut, len(query))
         return StatelessSession(query, alone(self._score))
 
+    def close(self) -> None:
+        """Let the model go."""
+        self._model = None
+
     def score_together(self, asked: Sequence[tuple[StatelessSession, Sequence[Candidate]]]) -> list[Sequence[float]]:
         """Answers to several prompts, through one pool of threads."""
         return score_jointly(asked, self._score)

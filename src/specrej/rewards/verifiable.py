@@ -60,6 +60,9 @@ class RegexReward:
         """Begin with a prompt, of which nothing is read."""
         return StatelessSession(messages, self._score_batch)
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def _score_batch(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> tuple[list[float], int]:
         return [float(self._pattern.search(candidate.text) is not None) for candidate in candidates], 0
 
@@ -98,15 +101,18 @@ class ExactMatchReward:
 
         return StatelessSession(messages, score_batch)
 
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 class MathReward:
     r"""1.0 where math-verify finds the value of the reference in the answer; else, and while unfinished, 0.0.
 
     math-verify takes the final answer from the text by rules of its own: what stands in `\boxed{}`, else what the text
-    calls the answer, else the last expression. It runs in a process beside this one, which lives as long as the reward
-    and is killed when an answer takes longer than `timeout_s`: that works in any thread, and stops a huge power inside
-    the interpreter's C code, where a signal would wait. An answer that takes too long, or on which math-verify fails,
-    is wrong.
+    calls the answer, else the last expression. It runs in a process beside this one, which ends when the reward
+    is closed, and is killed when an answer takes longer than `timeout_s`: that works in any thread,
+    and stops a huge power inside the interpreter's C code, where a signal would wait. An answer that
+    takes too long, or on which math-verify fails, is wrong.
     """
 
     flops_per_token: float | None = 0.0
@@ -145,6 +151,13 @@ class MathReward:
             return _score_finished(candidates, lambda text: self._is_equal(reference, text))
 
         return StatelessSession(messages, score_batch)
+
+    def close(self) -> None:
+        """End the process, after the answer that it checks."""
+        with self._lock:
+            process, self._process = self._process, None
+            if process is not None:
+                _end(process)
 
     def _is_equal(self, reference: str, text: str) -> bool:
         with self._lock:

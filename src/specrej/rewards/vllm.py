@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from specrej.engines.vllm_process import check_arguments, defaults, import_vllm, kv_bytes_per_token, quiet
+from specrej.engines.vllm_process import check_arguments, defaults, end, hold, import_vllm, kv_bytes_per_token, quiet
 from specrej.errors import ModelError, UsageError
 from specrej.flops import flops_of_config
 from specrej.hub.sources import first_line, load_codec
@@ -114,6 +114,12 @@ class VllmClassifierReward:
         self._reader.shortest(messages)
         return StatelessSession(messages, alone(self._score_pairs), reuse=self.reuse, peak_kv_bytes=self.memory_bytes)
 
+    def close(self) -> None:
+        """See `vllm_process.end`."""
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            end(llm.llm_engine)
+
     def score_together(
         self, asked: Sequence[tuple[StatelessSession, Sequence[Candidate]]]
     ) -> Sequence[Sequence[float]]:
@@ -142,6 +148,7 @@ def _open(source: str, arguments: Mapping[str, Any]) -> Any:
     try:
         with quiet():
             llm = LLM(model=source, runner="pooling", **arguments)
+            hold(llm.llm_engine)
             tasks = llm.supported_tasks
     except Exception as error:  # whatever vLLM, torch or a broken file says
         raise ModelError(

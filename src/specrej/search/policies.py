@@ -80,7 +80,7 @@ def policy_of(settings: Settings) -> Policy:
 
     Raises:
         UnknownNameError: no policy has this name.
-        UsageError: what the name stands for is none.
+        UsageError: what the name stands for is none, and makes none.
     """
     given = settings.policy
     if given is None:
@@ -89,7 +89,13 @@ def policy_of(settings: Settings) -> Policy:
         rule = fraction(settings.alpha) if settings.keep is None else top(settings.keep)
         return Policy(_SCHEDULES[decide.kind](decide.lengths), rule, first if rejects else None)
     found = find("policy", given) if isinstance(given, str) else given
-    policy = found() if callable(found) else found  # a function makes it
+    try:
+        policy = found() if callable(found) else found  # a function makes it
+    except Exception as error:
+        raise UsageError(
+            f"the policy {given!r} cannot be made: {type(error).__name__}: {error}",
+            hint="it is called without arguments",
+        ) from error
     if not isinstance(policy, Policy):
         raise UsageError(
             f"policy must be a specrej.Policy, or the name of one or of what makes one; {given!r} is {policy!r}",

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from specrej.errors import RewardError, SpecrejError
-from specrej.rewards.base import Reward, RewardSession
+from specrej.rewards.base import Reward, RewardSession, open_session
 from specrej.rewards.scores import checked_scores
 from specrej.search.clock import Clock
 from specrej.types import Candidate, Message, Usage
@@ -48,7 +48,7 @@ class PromptReward:
             RewardError: the reward failed.
         """
         with self._working("the prompt"):
-            self._session = self._reward.open(self._messages)
+            self._session = open_session(self._reward, self._messages)
 
     def to_score(self, batch: Sequence[Candidate]) -> ToScore:
         """The batch with its texts behind the beginning that was given."""
@@ -69,9 +69,8 @@ class PromptReward:
             scores = checked_scores(self.name, batch, given)
         assert self._session is not None
         self._usage.reward_tokens = self._session.num_tokens
-        # A user's own session may have been written without these figures, which no decision depends on.
-        self._usage.reward_reuse = getattr(self._session, "reuse", "none")
-        self._usage.reward_kv_bytes = getattr(self._session, "peak_kv_bytes", 0)
+        self._usage.reward_reuse = self._session.reuse
+        self._usage.reward_kv_bytes = self._session.peak_kv_bytes
         return scores
 
     def drop(self, indices: Sequence[int]) -> None:

@@ -84,6 +84,8 @@ class Search:
         self._last_length = 0
         self._num_coming = 0
         self._lost = ""
+        self.number = 0
+        """Which prompt of a batch it is of."""
         self.num_planned = 0
         """Candidates of all waves together."""
 

@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from specrej.api import prepare
 from specrej.errors import DeadlineError, PromptError, ServingError, SpecrejError, UsageError
 from specrej.memory import format_bytes
+from specrej.search.events import Ended, Text
 from specrej.search.pool import Pool
 from specrej.server import schema
 from specrej.server.asked import Asked, Limits, parse_json, read_request
@@ -33,9 +34,8 @@ from specrej.server.logs import log_failure
 from specrej.server.metrics import Meters
 from specrej.server.protocol import ENDPOINTS, to_body
 from specrej.server.refusals import CODES, RefusalError, internal_error, refusal_of, refusal_of_body
-from specrej.server.service import Ended, Event, Service, Ticket
+from specrej.server.service import Event, Service, Ticket
 from specrej.server.streaming import Head, blocks
-from specrej.server.watching import Text
 from specrej.settings import Settings
 from specrej.types import Result, as_messages
 from specrej.version import __version__
@@ -74,6 +74,8 @@ def make_app(
         raise UsageError(
             f"max_new_tokens={defaults.max_new_tokens} exceeds the {limits.new_tokens} that a request may ask for"
         )
+    if (defaults.num_candidates or 0) > limits.candidates:
+        raise UsageError(f"n={defaults.n} exceeds the {limits.candidates} candidates that a request may ask for")
     if (defaults.memory_bytes or 0) > service.total_bytes:
         raise UsageError(
             f"the {format_bytes(service.total_bytes)} that requests share does not hold one request with a memory of "

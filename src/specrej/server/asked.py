@@ -3,7 +3,7 @@
     asked = read_request("/v1/chat/completions", parse_json(raw), Settings(), Limits())
     asked.request.settings, asked.is_streamed
 
-What OpenAI's fields mean is the work of `completions`; here are those that it is a server's to honour (`stream`,
+What OpenAI's fields mean is the work of `protocol`; here are those that it is a server's to honour (`stream`,
 `stream_options`, `specrej.progress`, `specrej.deadline_s`), and the limits. No HTTP here.
 """
 
@@ -19,7 +19,7 @@ from specrej.reading import check_characters
 from specrej.server.protocol import ENDPOINTS, CompletionRequest
 from specrej.settings import Settings
 
-_MOST_STOPS, _MOST_STOP_CHARACTERS = 16, 128
+MOST_STOPS, MOST_STOP_CHARACTERS = 16, 128
 _MOST_CHARACTERS = 256
 """Of a text under `specrej`; no schedule or amount of memory is longer."""
 
@@ -80,7 +80,6 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         kind = "it is not UTF-8" if isinstance(error, UnicodeError) else str(error)
         raise UsageError(f"the body is no JSON: {kind}") from error
-    check_characters(body, "")
     if not isinstance(body, dict):
         raise UsageError(f"the body must be an object, got {reprlib.repr(body)}")
     return body
@@ -171,5 +170,5 @@ def _check_limits(request: CompletionRequest, limits: Limits) -> None:
     for name, (value, most) in limited.items():
         if most is not None and value > most:
             raise UsageError(f"{name} must be at most {most} on this server, got {value}")
-    if len(settings.stop) > _MOST_STOPS or any(len(stop) > _MOST_STOP_CHARACTERS for stop in settings.stop):
-        raise UsageError(f"stop must be at most {_MOST_STOPS} strings of {_MOST_STOP_CHARACTERS} characters or fewer")
+    if len(settings.stop) > MOST_STOPS or any(len(stop) > MOST_STOP_CHARACTERS for stop in settings.stop):
+        raise UsageError(f"stop must be at most {MOST_STOPS} strings of {MOST_STOP_CHARACTERS} characters or fewer")

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from specrej.errors import PromptError, UnknownNameError, UsageError
+from specrej.options import options_of
+from specrej.registry import is_name, names
 from specrej.search.choosing import ranked
 from specrej.settings import Settings
 from specrej.types import Candidate, Continuation, Detokenizer, Prompt, Result, as_messages
@@ -22,7 +24,7 @@ from specrej.types import Candidate, Continuation, Detokenizer, Prompt, Result, 
 Detokenizers = Callable[[Prompt], Detokenizer]
 """What reads an answer to a prompt: `Engine.detokenizer`."""
 
-_SAMPLING = {
+SAMPLING = {
     "max_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",
     "temperature": "temperature",
@@ -31,22 +33,15 @@ _SAMPLING = {
     "stop": "stop",
     "continue_final_message": "continue_final_message",
 }
-_OWN = (
-    "algorithm",
-    "n",
-    "alpha",
-    "keep",
-    "decide",
-    "min_tokens",
-    "memory",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-)
-_RETURNABLE = ("rewards", "decisions", "candidates")
+"""OpenAI's own fields that stand for a setting, by the names of bodies."""
+CHAT_ONLY = ("max_completion_tokens", "continue_final_message")
+"""Those of them that /v1/completions does not have."""
+OWN = tuple(name for name in options_of(Settings) if name not in {*SAMPLING.values(), "policy"})
+"""The settings that a body gives under `specrej`. A policy may be code, which a request never names."""
+RETURNABLE = ("rewards", "decisions", "candidates")
 _HONOURED = {
-    "chat": {"model", "messages", "n", "logprobs", "specrej", *_SAMPLING},
-    "text": {"model", "prompt", "n", "specrej", *_SAMPLING} - {"max_completion_tokens", "continue_final_message"},
+    "chat": {"model", "messages", "n", "logprobs", "specrej", *SAMPLING},
+    "text": {"model", "prompt", "n", "specrej", *SAMPLING} - {*CHAT_ONLY},
 }
 _LABELS = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
 _NOTHING: dict[str, tuple[Any, ...]] = {
@@ -140,8 +135,8 @@ ENDPOINTS = {"/v1/chat/completions": parse_chat, "/v1/completions": parse_text}
 
 def in_words_of(body: Mapping[str, Any], message: str) -> str:
     """A message with the body's name for the one setting that OpenAI calls otherwise."""
-    names = [name for name, option in _SAMPLING.items() if option == "max_new_tokens"]
-    return message.replace("max_new_tokens", next((name for name in names if name in body), names[0]))
+    fields = [name for name, option in SAMPLING.items() if option == "max_new_tokens"]
+    return message.replace("max_new_tokens", next((name for name in fields if name in body), fields[0]))
 
 
 def best_answers(result: Result, num_answers: int) -> list[Candidate]:
@@ -266,7 +261,7 @@ def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
             f"max_tokens and max_completion_tokens are one limit, got {limits[0]!r} and {limits[1]!r}",
             hint="give max_completion_tokens alone",
         )
-    options = {option: given[name] for name, option in _SAMPLING.items() if name in given}
+    options = {option: given[name] for name, option in SAMPLING.items() if name in given}
     if isinstance(options.get("stop"), str):
         options["stop"] = [options["stop"]]
     return options
@@ -276,18 +271,22 @@ def _own_options(own: object) -> dict[str, Any]:
     if not isinstance(own, Mapping):
         raise UsageError(f"specrej must be an object, got {reprlib.repr(own)}")
     for name in own:
-        if name not in (*_OWN, "return"):
-            raise UnknownNameError("field of specrej", name, (*_OWN, "return"))
+        if name not in (*OWN, "return"):
+            raise UnknownNameError("field of specrej", name, (*OWN, "return"))
+    algorithm = own.get("algorithm")
+    # On a command line it may be module:function as well; a request makes the server import nothing.
+    if isinstance(algorithm, str) and not is_name("algorithm", algorithm):
+        raise UnknownNameError("algorithm", algorithm, names("algorithm"))
     return {name: value for name, value in own.items() if value is not None}
 
 
-def _returned(names: object) -> tuple[str, ...]:
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UsageError(f"return must be a list of names, got {reprlib.repr(names)}")
-    for name in names:
-        if name not in _RETURNABLE:
-            raise UnknownNameError("thing to return", name, _RETURNABLE)
-    return tuple(names)
+def _returned(wanted: object) -> tuple[str, ...]:
+    if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
+        raise UsageError(f"return must be a list of names, got {reprlib.repr(wanted)}")
+    for name in wanted:
+        if name not in RETURNABLE:
+            raise UnknownNameError("thing to return", name, RETURNABLE)
+    return tuple(wanted)
 
 
 def _chat_choice(answer: Candidate) -> dict[str, Any]:

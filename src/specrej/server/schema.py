@@ -1,46 +1,52 @@
 """What bodies look like, for /docs and /openapi.json.
 
-These models document. What a body asks for is decided by `completions` and `asked` alone, which also say why something
+These models document. What a body asks for is decided by `protocol` and `asked` alone, which also say why something
 is refused; tests hold the two together.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, Union, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.json_schema import models_json_schema
 
+from specrej.options import About, kinds_of, options_of
+from specrej.server.asked import MOST_STOP_CHARACTERS, MOST_STOPS
+from specrej.server.protocol import CHAT_ONLY, OWN, RETURNABLE, SAMPLING
 from specrej.server.refusals import CODES
+from specrej.settings import Settings
 
-Return = Literal["rewards", "decisions", "candidates"]
+_Stop = Annotated[str, Field(min_length=1, max_length=MOST_STOP_CHARACTERS)]
+_Stops = _Stop | Annotated[list[_Stop], Field(max_length=MOST_STOPS)]
 
 
-class Own(BaseModel):
+def _with_settings(names: Iterable[str], base: type[BaseModel] = BaseModel) -> Any:
+    """A model with the fields of a body that stand for settings; null leaves one as the server has it."""
+    return create_model("_WithSettings", __base__=base, **{name: _field(name) for name in names})
+
+
+def _field(name: str) -> Any:
+    field, about = options_of(Settings)[SAMPLING.get(name, name)]
+    kinds = [_json_kind(kind, about) for kind in kinds_of(field)]
+    return Union[(*kinds, None)], Field(None, description=about.words)
+
+
+def _json_kind(kind: Any, about: About) -> Any:
+    """One of the kinds of value that an option has, with all that JSON schema can say of it."""
+    if kind in (int, float):
+        bounds: dict[str, Any] = {**about.bounds}  # for mypy, floats could be any of Field's arguments
+        return Annotated[kind, Field(**bounds)]
+    if kind is str and about.choices:
+        return Literal[about.choices]
+    return _Stops if get_origin(kind) is Sequence else kind
+
+
+class Own(_with_settings(OWN)):  # type: ignore[misc]  # mypy knows no base that is made
     """Ours; OpenAI's Python client sends it as `extra_body={"specrej": {...}}`."""
 
-    algorithm: Annotated[str | None, Field(description="speculative_rejection or best_of_n.")] = None
-    n: Annotated[
-        int | Literal["auto"] | None, Field(description='Candidates to begin with; "auto": as many as memory carries.')
-    ] = None
-    alpha: Annotated[float | None, Field(ge=0, lt=1, description="Share rejected at each decision.")] = None
-    keep: Annotated[int | None, Field(ge=1, description="Keep this many at each decision, in place of a share.")] = None
-    decide: Annotated[str | None, Field(description="budget, every:K or at:A,B,C tokens.")] = None
-    min_tokens: Annotated[
-        int | None, Field(ge=1, description="Length that all first candidates can reach when memory decides.")
-    ] = None
-    memory: Annotated[
-        str | int | None, Field(description="KV of this request, such as 64MiB; at most what all share.")
-    ] = None
-    top_k: Annotated[
-        int | None, Field(ge=0, lt=2**31, description="Draw from the k most likely tokens; 0: from all.")
-    ] = None
-    min_p: Annotated[float | None, Field(ge=0, lt=1, description="Drop tokens below this share of the likeliest.")] = (
-        None
-    )
-    repetition_penalty: Annotated[
-        float | None, Field(ge=1e-9, le=1e9, description="Makes tokens seen before less likely; 1 is off.")
-    ] = None
     return_: Annotated[
-        list[Return] | None, Field(alias="return", description="What the answer's `specrej` holds in addition.")
+        list[Literal[RETURNABLE]] | None,  # type: ignore[valid-type]
+        Field(alias="return", description="What the answer's `specrej` holds in addition."),
     ] = None
     progress: Annotated[
         bool | None, Field(description="In a stream: progress as data events rather than as comments.")
@@ -57,19 +63,12 @@ class StreamOptions(BaseModel):
     include_usage: Annotated[bool | None, Field(description="A last event with the usage.")] = None
 
 
-class _Request(BaseModel):
+class _Named(BaseModel):
     model: Annotated[str, Field(description="As /v1/models names it.", min_length=1)]
     n: Annotated[int | None, Field(ge=1, description="Answers: the n best, best first.")] = None
-    max_tokens: Annotated[int | None, Field(ge=1, lt=2**31, description="Length limit of an answer.")] = None
-    temperature: Annotated[
-        float | None,
-        Field(ge=0, description="Divides the logits; 0 is greedy, with one candidate and one answer."),
-    ] = None
-    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
-    seed: Annotated[
-        int | None, Field(ge=0, lt=2**64, description="The same request with the same seed gets the same answer.")
-    ] = None
-    stop: Annotated[str | list[str] | None, Field(description="Strings that end an answer, at most 16.")] = None
+
+
+class _Request(_with_settings((name for name in SAMPLING if name not in CHAT_ONLY), _Named)):  # type: ignore[misc]
     stream: Annotated[bool | None, Field(description="Server-sent events.")] = None
     stream_options: StreamOptions | None = None
     user: Annotated[Any, Field(description="A label; labels are taken, and change nothing.")] = None
@@ -91,15 +90,11 @@ class Message(BaseModel):
     content: str | list[TextPart]
 
 
-class ChatRequest(_Request):
+class ChatRequest(_with_settings(CHAT_ONLY, _Request)):  # type: ignore[misc]
     """Body of /v1/chat/completions. Any other field gets a 400 that names it, unless it asks for nothing."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int | None, Field(ge=1, lt=2**31, description="Length limit of an answer.")] = None
     logprobs: Annotated[bool | None, Field(description="Tokens with their log-probabilities (nats).")] = None
-    continue_final_message: Annotated[
-        bool | None, Field(description="Go on with the assistant's message that the conversation ends in.")
-    ] = None
 
 
 class TextRequest(_Request):
@@ -250,9 +245,9 @@ class Health(_Response):
 def errors(*codes: str) -> dict[int | str, dict[str, Any]]:
     """What an endpoint documents beside its success: the refusals with these codes, by status."""
     meanings: dict[int, list[str]] = {}
-    for code in codes:
-        status, meaning = CODES[code]
-        meanings.setdefault(status, []).append(meaning)
+    for code, (status, meaning) in CODES.items():
+        if code in codes:
+            meanings.setdefault(status, []).append(meaning)
     return {status: {"model": ErrorBody, "description": " ".join(meanings[status])} for status in sorted(meanings)}
 
 

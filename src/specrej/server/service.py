@@ -3,7 +3,7 @@
     service = Service(engine, reward, Pool(2**30))
     service.start()
     ticket = service.submit("Why is the sky blue?", Settings(n=16), deadline_s=60, is_watched=True)
-    async for event in ticket:                   # Progress, Text, and Ended as the last
+    async for event in ticket:                   # how it stands, its text, and Ended as the last
         ...
     await service.stop(grace_s=30)
 
@@ -30,11 +30,11 @@ from specrej.engines.base import Engine
 from specrej.errors import DeadlineError, EngineError, QueueFullError, ShutdownError, SpecrejError
 from specrej.rewards.base import Reward
 from specrej.search.algorithms import Steps
+from specrej.search.events import Decided, Ended, Queued, Reporter, Started, Step, Text
 from specrej.search.pool import Pool
 from specrej.search.scheduler import Outcome, Scheduler
 from specrej.search.search import Search
 from specrej.server.scorer import TimedScorer
-from specrej.server.watching import Progress, Text, Watcher
 from specrej.settings import Settings
 from specrej.types import Prompt, Result
 
@@ -49,15 +49,10 @@ _LAST_WORDS_S = 10.0
 """For the thread to end, once it was asked to."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The last event. `is_late`: the deadline came, and the outcome is the best complete candidate by then."""
+Event = Queued | Started | Step | Decided | Text | Ended
 
-    outcome: Outcome
-    is_late: bool = False
-
-
-Event = Progress | Text | Ended
+_STEP_S = 0.1
+"""Least seconds between two reports of steps."""
 
 
 class Ticket:
@@ -73,7 +68,7 @@ class Ticket:
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         if self.is_watched:
-            yield Progress({"kind": "queued", "num_ahead": self.num_ahead})
+            yield Queued(num_ahead=self.num_ahead)
         while True:
             event = await self._events.get()
             yield event
@@ -96,7 +91,7 @@ class _Request:
     submitted_s: float
     deadline_s: float
     """When it comes, on the monotonic clock."""
-    watcher: Watcher = field(default_factory=Watcher)
+    reporter: Reporter = field(default_factory=lambda: Reporter(step_s=_STEP_S))
     search: Search | None = None
     """From when it is made."""
     has_begun: bool = False
@@ -184,7 +179,7 @@ class Service:
             prompt: a text or a conversation.
             settings: how to answer it.
             deadline_s: seconds from now that it may take, its waiting included.
-            is_watched: whether Progress and Text are wanted.
+            is_watched: whether events before the last are wanted.
 
         Raises:
             QueueFullError: too many wait already.
@@ -291,7 +286,7 @@ class Service:
     def _observe(self, search: Search) -> None:
         request = self._requests[self._numbers[search]]
         if request.ticket.is_watched:
-            for event in request.watcher.events(search):
+            for event in request.reporter.events(search):
                 request.ticket.tell(event)
 
     def _end(self, number: int, outcome: Outcome, *, is_late: bool = False) -> None:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from specrej.errors import SpecrejError
+from specrej.search.events import Decided, Ended, Queued, Started, Step, Text, payload_of
 from specrej.server.asked import Asked
 from specrej.server.refusals import internal_error, refusal_of
-from specrej.server.service import Ended, Event
-from specrej.server.watching import Progress, Text
+from specrej.server.service import Event
 from specrej.types import Result
 
 KEEP_ALIVE_S = 15.0
@@ -107,8 +107,8 @@ async def _blocks(events: AsyncIterator[Event], head: Head, finish: Finish) -> A
         match event:
             case None:
                 yield _KEEP_ALIVE
-            case Progress(payload):
-                yield head.progress(payload)
+            case Queued() | Started() | Step() | Decided():
+                yield head.progress(payload_of(event))
             case Text(delta):
                 sent.append(delta)
                 yield head.chunk(0, {"content": delta})

@@ -1,14 +1,17 @@
 """Tests for those who write an engine or a reward of their own (the extra `testing`).
 
-class TestMyEngine(EngineSuite):
-@pytest.fixture
-def subject(self):
-return Subject(MyEngine())
+    class TestMyEngine(EngineSuite):
+        @pytest.fixture
+        def subject(self):
+            return Subject(MyEngine())
 
-class TestMyReward(RewardSuite):
-@pytest.fixture
-def reward(self):
-return MyReward()
+
+    class TestMyReward(RewardSuite):
+        @pytest.fixture
+        def reward(self):
+            return MyReward()
+
+docs/extending.md has both in full.
 """
 
 import pytest

@@ -22,7 +22,7 @@ import specrej
 from specrej.engines.base import Engine, Token
 from specrej.engines.paged import PagedEngine
 from specrej.errors import BudgetError, PromptError, SpecrejError, UsageError
-from specrej.search.search import Search
+from specrej.search.events import Decided, Event, Step
 from specrej.types import GREEDY_NOTE, Result, SamplingParams
 
 LENGTH = 32
@@ -126,16 +126,16 @@ class EngineSuite:
         budget, causes = subject.room(3), set()
         peaks = [0]
 
-        def observe(search: Search) -> None:
-            memory = search.memory()
-            assert memory.in_use <= memory.peak <= budget
+        def observe(event: Event) -> None:
+            if isinstance(event, Step):
+                assert event.kv_bytes <= budget
             if subject.measured is not None:
                 assert subject.measured() <= budget
                 peaks.append(subject.measured())
-            if search.decisions and search.decisions[-1].cause == "budget" and search.live:
+            if isinstance(event, Decided) and event.cause == "budget":
                 causes.add("budget")
-                assert search.memory().in_use <= budget
-                assert search.decisions[-1].rejected
+                assert event.kv_bytes_after <= event.kv_bytes <= budget
+                assert event.num_rejected
 
         result = subject.generate(n="auto", memory=budget, min_tokens=6, observe=observe)
         assert causes == {"budget"}

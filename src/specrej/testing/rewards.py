@@ -1,9 +1,11 @@
 """What every reward must do, as a class of tests.
 
-class TestMyReward(RewardSuite):
-@pytest.fixture
-def reward(self):
-return MyReward()
+    class TestMyReward(RewardSuite):
+        @pytest.fixture
+        def reward(self):
+            return MyReward()
+
+Rewards are asked as the search asks them; no model is needed.
 """
 
 import math

@@ -341,7 +341,6 @@ def test_dropping_and_closing_ends_requests_at_the_server(model: str, server: Co
     engine.close(slow)
     _wait_until(lambda: server.num_gone == 3)
     engine.close(fast)
-    assert not [thread for thread in threading.enumerate() if thread.name == "specrej-remote"]
 
 
 def test_ctrl_c_ends_requests_at_the_server(model: str, server: CompletionsServer) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import specrej
 from completions_server import PAGE, CompletionsServer, playing
-from fakes import FakeReward, by_hash, in_thirds
+from fakes import FakeReward, by_hash, in_thirds, watched
 from specrej.engines.openai import OpenAIEngine
 from specrej.search.search import Search
 from specrej.testing import EngineSuite, Subject
@@ -72,7 +72,7 @@ def run(engine: OpenAIEngine, case: dict[str, Any], **options: Any) -> Result:
     if isinstance(given["memory"], int):
         num_prompt = len(engine.encode(PROMPT))
         given["memory"] = engine.kv_bytes(num_prompt, given["memory"], max(given["max_new_tokens"], 2))
-    return specrej.generate(PROMPT, model=engine, **given)
+    return watched(PROMPT, model=engine, **given)
 
 
 @given(cases())

@@ -2,7 +2,7 @@
 
 import pytest
 
-import specrej
+from fakes import watched
 from specrej.types import SamplingParams
 
 pytest.importorskip("openvino_genai")
@@ -35,7 +35,7 @@ def test_speculative_rejection_keeps_its_budget() -> None:
     budget = engine.kv_bytes(len(engine.encode("Is water wet?")), 6, 48)
     page_bytes = engine.layout.page * engine.layout.bytes_per_token
     measured = []
-    result = specrej.generate(
+    result = watched(
         "Is water wet?",
         model=engine,
         reward=lambda prompt, texts: [float(len(text)) for text in texts],

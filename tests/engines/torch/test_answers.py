@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import specrej
+from fakes import watched
 from specrej.search.search import Search
 from specrej.server.protocol import best_answers
 from specrej.types import Candidate
@@ -45,6 +45,6 @@ def test_the_best_so_far_is_never_worse_than_another_nor_the_last_answer_unscore
         seen.add((result.best.state, result.best.reward is None))
 
     options: dict[str, Any] = {"n": 12, "max_new_tokens": 24, "decide": "every:5", "seed": 4, "top_k": 0}
-    result = specrej.generate("Hello", model=engine, reward=few_values, algorithm=algorithm, observe=observe, **options)
+    result = watched("Hello", model=engine, reward=few_values, algorithm=algorithm, observe=observe, **options)
     assert result.reward is not None
     assert {("live", True), ("complete", False)} <= seen

@@ -64,8 +64,23 @@ def open_as_asked(model: str | Path, options: EngineOptions) -> OpenAIEngine:
     place, service = Place(url), _service(arguments)
     listed = _choose(list_models(place, service), served, place)
     server = CompletionsServer(place, service, listed.name, listed.owner)
-    source = locate_model(model)
-    codec = load_codec(source, options.special_tokens)
+    try:
+        return _open(model, options.special_tokens, arguments, server, listed.context_tokens)
+    except BaseException:
+        server.close()
+        raise
+
+
+def _open(
+    model: str | Path,
+    special_tokens: str,
+    arguments: Mapping[str, Any],
+    server: CompletionsServer,
+    context_tokens: int | None,
+) -> OpenAIEngine:
+    """The engine, when the server has answered."""
+    place, source = server.place, locate_model(model)
+    codec = load_codec(source, special_tokens)
     config = _config(source)
     vocabulary = Vocabulary(codec.tokenizer, _ends(source, config), getattr(config, "vocab_size", 0))
     ids = codec.encode(Continuation(_PROBE))
@@ -87,7 +102,7 @@ def open_as_asked(model: str | Path, options: EngineOptions) -> OpenAIEngine:
         name=str(model),
         chunk_tokens=arguments["chunk_tokens"],
         bytes_per_token=1 if config is None else kv_numbers_of_config(config) * _BYTES_A_NUMBER,
-        context_tokens=listed.context_tokens or getattr(config, "max_position_embeddings", None) or _ENDLESS,
+        context_tokens=context_tokens or getattr(config, "max_position_embeddings", None) or _ENDLESS,
         flops=None if config is None else flops_of_config(config, _READ_AT_ONCE),
         capacity=capacity,
         kv_tokens=arguments["kv_tokens"],

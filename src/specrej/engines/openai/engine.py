@@ -346,3 +346,9 @@ class OpenAIEngine:
         if not self._prompts and self._remote is not None:
             self._remote.close()
             self._remote = None
+
+    def shutdown(self) -> None:
+        """Close the prompts and the connections."""
+        for prompt in list(self._prompts):
+            self.close(prompt)
+        self._server.close()

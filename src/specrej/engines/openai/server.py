@@ -1,15 +1,17 @@
 """A server of completions: where it is, what it takes and gives, and one request to it.
 
-    server = CompletionsServer(Place("http://127.0.0.1:8000/v1"), options, name="org/model")
+    server = CompletionsServer(Place("http://127.0.0.1:8000/v1"), options, model="org/model")
     server.probe([1, 2, 3], "some text")                        # one token, to see what it understands
     with server.connect() as remote:
         chunk = remote.wait(server.ask(remote, [1, 2, 3], num_tokens=32, seed=7, sampling=sampling))
+    server.close()
 
 What a server refuses of the first request is left out from then on; what it ignores in silence cannot be seen.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -23,7 +25,7 @@ from specrej.engines.openai.replies import (
     read_models,
 )
 from specrej.errors import EngineError, ModelError, SpecrejError, UsageError
-from specrej.remote import Remote, RemoteError, Service, ServiceOptions, without_secrets
+from specrej.remote import Connections, Remote, RemoteError, Service, ServiceOptions, without_secrets
 from specrej.types import SamplingParams
 
 _REFUSED = (400, 422)
@@ -108,11 +110,16 @@ class CompletionsServer:
         self.takes = set(_FEATURES)
         self.gives_ids = self.gives_logprobs = self.gives_cached = False
         self._service = Service(url=place.of("/completions"), **options)
+        self._connections = Connections(self._service)
         self._penalty = "repeat_penalty" if owner == "llamacpp" else "repetition_penalty"
 
     def connect(self) -> Remote:
-        """Connections to it, to be closed by whoever asked for them."""
-        return Remote(self._service)
+        """What asks it, to be closed by whoever asked for it; all share the connections."""
+        return Remote(self._service, self._connections)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connections.close()
 
     def probe(self, ids: Sequence[int], text: str) -> Chunk:
         """Ask for one token, with fewer and fewer features until the server answers.
@@ -234,7 +241,7 @@ def list_models(place: Place, options: ServiceOptions) -> list[Listed] | None:
         EngineError: it does not answer.
     """
     server = CompletionsServer(place, options, "")
-    with server.connect() as remote:
+    with closing(server), server.connect() as remote:
         try:
             reply = remote.wait(remote.get(place.of("/models")))
         except RemoteError as error:

@@ -271,6 +271,13 @@ class TorchEngine:
         del self._runs[prompt]
         self._settle()
 
+    def shutdown(self) -> None:
+        """Let go of prompts and model; a GPU has its memory back where nobody else holds the model."""
+        self._runs.clear()
+        self.model = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
 
 @torch.inference_mode()
 def prefill(model: Any, group: Group, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -24,10 +24,11 @@ export function asked(model) {
 /** Fills the options with the server's defaults; the seed is the page's own, for both of its requests. */
 export function fillDefaults(defaults) {
   fill({ ...defaults, max_tokens: defaults.max_new_tokens, seed: at("seed").value });
-  if (defaults.keep !== null) {
-    at("alpha").disabled = true;
-    at("alpha-said").textContent = `the server keeps the ${defaults.keep} best`;
-  }
+  const { keep, policy } = defaults;
+  if (keep === null && policy === null) return;
+  at("alpha").disabled = true;
+  at("alpha-said").textContent = policy === null ? `the server keeps the ${keep} best` : `the server decides by ${policy}`;
+  at("decide").disabled = policy !== null;
 }
 
 /** Fills the form with what a run was asked. */

@@ -1,0 +1,120 @@
+"""A thread that runs searches as they come, side by side; how each ended is a future's result.
+
+    driver = Driver(engine, Pool(2**30), in_flight=16)
+    future = driver.submit(maker, unobserved)      # cancel it, and its memory is free within a step
+    future.result()
+    driver.close()
+
+Engine, searches and scheduler belong to the thread. Other threads talk to it through a queue of
+calls, which it makes between two steps.
+"""
+
+import contextlib
+import itertools
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from queue import Empty, SimpleQueue
+from threading import Thread
+
+from specrej.engines.base import Engine
+from specrej.errors import EngineError, SpecrejError
+from specrej.search.algorithms import Steps
+from specrej.search.pool import Pool
+from specrej.search.scheduler import Maker, Observer, Outcome, Scheduler
+from specrej.search.search import Search
+
+_LOG = logging.getLogger("specrej")
+
+
+class Driver:
+    """Runs searches over one engine on a thread of its own.
+
+    Args:
+        engine: that the searches are made for; nobody else uses it meanwhile.
+        pool: the memory that they share.
+        in_flight: most searches side by side; others wait in the order in which they came.
+    """
+
+    def __init__(self, engine: Engine, pool: Pool, *, in_flight: int) -> None:
+        self._scheduler = Scheduler(engine, pool, in_flight=in_flight, observe=self._observe)
+        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._futures: dict[int, Future[Outcome]] = {}
+        self._observers: dict[Search, Observer] = {}
+        self._numbers = itertools.count()
+        self._has_ended = False
+        self._thread = Thread(target=self._run, name="specrej-driver", daemon=True)
+        self._thread.start()
+
+    def submit(self, maker: Maker, observe: Observer) -> "Future[Outcome]":
+        """Run a search when its turn has come; `observe` is called on the thread."""
+        future: Future[Outcome] = Future()
+        number = next(self._numbers)
+        self._calls.put(lambda: self._take(number, maker, observe, future))
+        future.add_done_callback(lambda _: self._calls.put(lambda: self._drop(number)))
+        return future
+
+    def close(self) -> None:
+        """End all searches and the thread. Futures that are not done are cancelled."""
+        self._calls.put(self._end_all)
+        self._thread.join()
+
+    # What the thread does
+
+    def _run(self) -> None:
+        while not self._has_ended:
+            self._make_calls()
+            try:
+                for number, outcome in self._scheduler.tick():
+                    self._end(number, outcome)
+            except Exception as error:  # the engine's: those that come are to be served
+                _LOG.exception("a step failed; the searches in flight fail with it")
+                self._fail_all(error)
+
+    def _make_calls(self) -> None:
+        """What was asked for since the last step; with nothing to run, wait for it."""
+        is_idle = not self._futures
+        with contextlib.suppress(Empty):
+            while True:
+                self._calls.get(block=is_idle)()
+                is_idle = False
+
+    def _take(self, number: int, maker: Maker, observe: Observer, future: "Future[Outcome]") -> None:
+        def make() -> tuple[Search, Steps]:
+            search, steps = maker()
+            self._observers[search] = observe
+            return search, steps
+
+        if not future.cancelled():
+            self._futures[number] = future
+            self._scheduler.submit(number, make)
+
+    def _observe(self, search: Search) -> None:
+        self._observers[search](search)
+
+    def _end(self, number: int, outcome: Outcome) -> None:
+        self._forget_those_that_ended()
+        with contextlib.suppress(InvalidStateError, KeyError):  # cancelled meanwhile
+            self._futures.pop(number).set_result(outcome)
+
+    def _drop(self, number: int) -> None:
+        if self._futures.pop(number, None) is not None:
+            self._scheduler.remove(number)
+            self._forget_those_that_ended()
+
+    def _forget_those_that_ended(self) -> None:
+        self._observers = {search: observe for search, observe in self._observers.items() if search.handle >= 0}
+
+    def _fail_all(self, error: Exception) -> None:
+        self._scheduler.close()
+        outcome = error if isinstance(error, SpecrejError) else EngineError(f"the engine failed: {error!r}")
+        for number in list(self._futures):
+            self._scheduler.remove(number)
+            self._end(number, outcome)
+
+    def _end_all(self) -> None:
+        self._scheduler.close()
+        for future in self._futures.values():
+            future.cancel()
+        self._futures.clear()
+        self._has_ended = True
