@@ -1,6 +1,6 @@
 """JSON over HTTP: the one client of specrej, with deadlines, bounded concurrency, retries, and a key that nobody sees.
 
-    with Remote(Service(url="http://localhost:8000/score", timeout_s=30, concurrency=4)) as remote:
+    with Remote(RemoteService(url="http://localhost:8000/score", timeout_s=30, concurrency=4)) as remote:
         replies = remote.run(remote.post({"text": text}) for text in texts)        # in the order of the texts
         print(replies[0].text)
 
@@ -46,7 +46,7 @@ _LONGEST_QUOTE = 200
 
 
 class ServiceOptions(TypedDict, total=False):
-    """The fields of `Service` that have defaults."""
+    """The fields of `RemoteService` that have defaults."""
 
     api_key: str | None
     timeout_s: float
@@ -55,7 +55,7 @@ class ServiceOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Service:
+class RemoteService:
     """Where requests go, and how.
 
     Attributes:
@@ -151,7 +151,7 @@ class Connections:
     Where another process unpickles them, they are as new.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: RemoteService) -> None:
         self._service = service
         self._lock = threading.Lock()
         self._running: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
@@ -221,7 +221,7 @@ class Remote:
         connections: to the service, which others share; by default it has its own, and closes them.
     """
 
-    def __init__(self, service: Service, connections: Connections | None = None) -> None:
+    def __init__(self, service: RemoteService, connections: Connections | None = None) -> None:
         self.service = service
         self._slots = asyncio.Semaphore(service.concurrency)
         self._has_answered = self._is_stopped = False

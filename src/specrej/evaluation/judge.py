@@ -25,7 +25,7 @@ from typing import Literal, TypedDict, cast
 from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation.rows import BenchRow
 from specrej.journal import Journal, read_rows, write_json
-from specrej.remote import Remote, RemoteError, Service, without_secrets
+from specrej.remote import Remote, RemoteError, RemoteService, without_secrets
 from specrej.rewards.judge import OPENAI_URL, JsonChat, bare, between, mark_of, read_completion, read_object
 
 JUDGEMENTS = "judgements.jsonl"
@@ -104,13 +104,13 @@ class JudgeServer:
         url = without_secrets(self.base_url).rstrip("/")
         return self.model if url == OPENAI_URL else f"{self.model} at {url}"
 
-    def service(self) -> Service:
+    def service(self) -> RemoteService:
         """What is posted to.
 
         Raises:
             UsageError: a value cannot be honoured.
         """
-        return Service(
+        return RemoteService(
             url=f"{self.base_url.rstrip('/')}/chat/completions",
             api_key=self.api_key,
             timeout_s=self.timeout_s,

@@ -29,7 +29,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal, Unpack, cast, get_args
 
 from specrej.errors import RewardError, UsageError
-from specrej.remote import Connections, Remote, RemoteError, Service, ServiceOptions, key_from, without_secrets
+from specrej.remote import Connections, Remote, RemoteError, RemoteService, ServiceOptions, key_from, without_secrets
 from specrej.rewards.base import Scores
 from specrej.rewards.conversations import Partial
 from specrej.rewards.scores import check_count
@@ -148,7 +148,7 @@ class HttpReward:
         Args:
             url: posted to.
             batch_size: answers in a request.
-            options: see `specrej.remote.Service`.
+            options: see `specrej.remote.RemoteService`.
 
         Raises:
             UsageError: no such URL, a value that cannot be honoured.
@@ -156,7 +156,7 @@ class HttpReward:
         if batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {batch_size}")
         self.name = f"http:{shown_url(url)}"
-        self._service = Service(url=url, **options)
+        self._service = RemoteService(url=url, **options)
         self._connections = Connections(self._service)
         self._batch_size = batch_size
 
@@ -220,7 +220,7 @@ class VllmReward:
             output: which of the model's numbers is the score, needed where there are several.
             partial: "closed" shows an unfinished answer as if it were complete, "open" without the template's end of
                 the turn (`continue_final_message`, from vLLM 0.15 on; earlier ones ignore it).
-            options: see `specrej.remote.Service`.
+            options: see `specrej.remote.RemoteService`.
 
         Raises:
             UsageError: no such URL, no model, a value that cannot be honoured.
@@ -232,7 +232,7 @@ class VllmReward:
         if output is not None and output < 0:
             raise UsageError(f"output must be at least 0, got {output}")
         self.name = f"vllm-{endpoint}:{shown_url(url)}#{model}"
-        self._service = Service(url=f"{url.rstrip('/')}/{endpoint}", **options)
+        self._service = RemoteService(url=f"{url.rstrip('/')}/{endpoint}", **options)
         self._connections = Connections(self._service)
         self._model, self._output, self._partial = model, output, partial
         self._read = _READERS[endpoint]
