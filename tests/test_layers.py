@@ -8,7 +8,7 @@ import specrej
 ROOT = Path(specrej.__file__).parent
 LAYERS = [
     {"version", "errors", "memory", "registry", "options", "types", "settings", "flops"},
-    {"journal", "jsonlines", "reading", "remote", "threads"},
+    {"journal", "jsonlines", "reading", "remote", "services", "threads"},
     {"attention", "hub"},
     {"engines"},
     {"rewards"},

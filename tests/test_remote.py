@@ -19,7 +19,8 @@ import pytest
 
 from servers import Server, record_waits, serving
 from specrej.errors import UsageError
-from specrej.remote import Remote, RemoteError, RemoteService, Reply, key_from, without_secrets
+from specrej.remote import Remote, RemoteError, Reply
+from specrej.services import RemoteService, key_from, without_secrets
 
 KEY = "sk-very-secret"
 

@@ -25,8 +25,9 @@ from typing import Literal, TypedDict, cast
 from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation.rows import BenchRow
 from specrej.journal import Journal, read_rows, write_json
-from specrej.remote import Remote, RemoteError, RemoteService, without_secrets
+from specrej.remote import Remote, RemoteError
 from specrej.rewards.judge import OPENAI_URL, JsonChat, bare, between, mark_of, read_completion, read_object
+from specrej.services import RemoteService, without_secrets
 
 JUDGEMENTS = "judgements.jsonl"
 
