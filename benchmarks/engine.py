@@ -32,7 +32,7 @@ from specrej.attention.attention import DecodePass, PrefillPass
 from specrej.attention.groups import Scoring
 from specrej.attention.linear import PackedLinear
 from specrej.engines.torch.engine import TorchEngine
-from specrej.engines.torch.loading import open_engine
+from specrej.engines.torch.loading import load_engine
 from specrej.hub.defaults import locate
 from specrej.hub.quiet import quiet_transformers
 from specrej.types import SamplingParams
@@ -300,9 +300,9 @@ def main() -> None:
     arguments = parser.parse_args()
     path = locate("smollm2")
     begun = time.perf_counter()
-    engines = {"fp16": open_engine(path, weights="fp16")}
+    engines = {"fp16": load_engine(path, weights="fp16")}
     open_s = time.perf_counter() - begun
-    engines["fp32"] = open_engine(path, weights="fp32")
+    engines["fp32"] = load_engine(path, weights="fp32")
     with quiet_transformers():
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     model.eval()

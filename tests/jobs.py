@@ -14,7 +14,7 @@ from typing import Any
 
 from fakes import FakeEngine, FakeReward
 from specrej.batch.description import describe_job
-from specrej.batch.job import Ended, local_rows, read_all, run_batch
+from specrej.batch.job import FinishedRequest, local_rows, read_all, run_batch
 from specrej.batch.output import open_output
 from specrej.batch.rows import row_id
 from specrej.engines.base import Token
@@ -65,7 +65,7 @@ def run_job(
     engine: FakeEngine | None = None,
     reward: Reward | None = None,
     in_flight: int = 4,
-) -> list[Ended]:
+) -> list[FinishedRequest]:
     """Run a job to its end; what was run now."""
     engine = engine or FakeEngine()
     requests = read_all(str(source), settings, num_kept, "bytes")

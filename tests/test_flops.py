@@ -23,7 +23,7 @@ from transformers import LlamaForCausalLM
 from fakes import FLOPS, FakeEngine, FakeReward
 from specrej import generate
 from specrej.attention.layout import kv_numbers_of_config
-from specrej.engines.torch.loading import open_engine, wrap
+from specrej.engines.torch.loading import load_engine, wrap
 from specrej.flops import AttentionFlops, ModelFlops, flops_of, flops_of_config, linear_flops
 from specrej.hub import defaults
 from specrej.rewards import as_reward
@@ -114,7 +114,7 @@ def test_the_engine_executes_what_is_counted(architecture: str, monkeypatch: pyt
 @pytest.mark.slow
 def test_the_real_model() -> None:
     directory = defaults.locate("smollm2")
-    flops = open_engine("smollm2", device="cpu").flops
+    flops = load_engine("smollm2", device="cpu").flops
     make: Any = transformers.AutoModelForCausalLM
     own = make.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
     for num_tokens in (60, 500):

@@ -8,7 +8,7 @@ import specrej
 ROOT = Path(specrej.__file__).parent
 LAYERS = [
     {"version", "errors", "memory", "registry", "options", "types", "settings", "flops"},
-    {"journal", "jsonlines", "reading", "remote", "threads"},
+    {"journal", "jsonlines", "reading", "remote", "services", "threads"},
     {"attention", "hub"},
     {"engines"},
     {"rewards"},
@@ -70,3 +70,13 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     while free := {module for module, imported in left.items() if not imported & left.keys()}:
         left = {module: imported for module, imported in left.items() if module not in free}
     assert sorted(left) == []
+
+
+def test_a_class_has_a_name_of_its_own() -> None:
+    """But for OpenAI's words, which the server's schema takes over."""
+    found: dict[str, list[str]] = {}
+    for module in sorted(MODULES.keys() - {"specrej.server.schema"}):
+        for node in ast.parse(MODULES[module].read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in found.items() if len(modules) > 1} == {}

@@ -21,7 +21,7 @@ from specrej.batch.preferences import write_pairs, write_sft
 from specrej.evaluation.bench import parse_methods, run_bench
 from specrej.evaluation.exports import export
 from specrej.evaluation.folder import read_bench
-from specrej.evaluation.judge import Endpoint, judge, read_verdicts
+from specrej.evaluation.judge import JudgeServer, judge, read_verdicts
 from specrej.evaluation.judge import record as record_verdicts
 from specrej.evaluation.policy_grid import read_policies
 from specrej.evaluation.prompts import load_prompts
@@ -96,7 +96,7 @@ def test_a_bench(path_to: Callable[[str], Any], prompts: Any, tmp_path: Path) ->
     for form in ("alpaca_eval", "mt_bench"):
         assert export(path_to(form), rows, "best_of_n:3", form).answers == 2
     same: dict[str, Any] = {"method": "best_of_n:3", "baseline": "best_of_n:3"}
-    endpoint = Endpoint(base_url="http://127.0.0.1:9", model="nobody")
+    endpoint = JudgeServer(base_url="http://127.0.0.1:9", model="nobody")
     verdicts = judge(rows, **same, endpoint=endpoint, cache=path_to("cache"))
     recorded = record_verdicts(path_to("out/judgements.jsonl"), verdicts)
     assert [verdict["verdict"] for verdict in recorded] == ["tie", "tie"]

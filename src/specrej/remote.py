@@ -1,6 +1,6 @@
 """JSON over HTTP: the one client of specrej, with deadlines, bounded concurrency, retries, and a key that nobody sees.
 
-    with Remote(Service(url="http://localhost:8000/score", timeout_s=30, concurrency=4)) as remote:
+    with Remote(RemoteService(url="http://localhost:8000/score", timeout_s=30, concurrency=4)) as remote:
         replies = remote.run(remote.post({"text": text}) for text in texts)        # in the order of the texts
         print(replies[0].text)
 
@@ -18,23 +18,20 @@ httpx is imported when the first request is made.
 
 import asyncio
 import json
-import os
 import random
-import re
 import ssl
 import threading
 import weakref
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypedDict, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
-from specrej.errors import UsageError
+from specrej.services import RemoteService
 
 T = TypeVar("T")
 
@@ -43,46 +40,6 @@ _PASSING = (408, 409, 425, 429)
 """With 500 and above: the statuses after which asking again may help."""
 _REFUSALS = {401: "check the API key", 403: "check the API key", 404: "check the URL and the model's name"}
 _LONGEST_QUOTE = 200
-
-
-class ServiceOptions(TypedDict, total=False):
-    """The fields of `Service` that have defaults."""
-
-    api_key: str | None
-    timeout_s: float
-    concurrency: int
-    tries: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Service:
-    """Where requests go, and how.
-
-    Attributes:
-        url: posted to, where a request names no other.
-        api_key: sent as a bearer token, never written or shown; None sends none.
-        timeout_s: seconds from sending a request to the end of its reply.
-        concurrency: most requests at a time.
-        tries: how often a request is sent, the first time included, where asking again may help.
-
-    Raises:
-        UsageError: a value cannot be honoured.
-    """
-
-    url: str
-    api_key: str | None = field(default=None, repr=False)
-    timeout_s: float = 60.0
-    concurrency: int = 8
-    tries: int = 6
-
-    def __post_init__(self) -> None:
-        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
-            raise UsageError("the API key holds characters that no key has", hint="a line break, for example")
-        for name, value in (("concurrency", self.concurrency), ("tries", self.tries)):
-            if value < 1:
-                raise UsageError(f"{name} must be at least 1, got {value}")
-        if not self.timeout_s > 0:
-            raise UsageError(f"timeout_s must be above 0, got {self.timeout_s}")
 
 
 class Reply(NamedTuple):
@@ -129,29 +86,13 @@ class RemoteError(Exception):
         return tries + super().__str__()
 
 
-def key_from(variable: str) -> str:
-    """The API key that an environment variable holds.
-
-    Raises:
-        UsageError: it holds none.
-    """
-    if key := os.environ.get(variable):
-        return key
-    raise UsageError(f"the environment variable {variable!r} holds no API key", hint=f"export {variable}=...")
-
-
-def without_secrets(url: str) -> str:
-    """The URL without credentials and query, to be shown."""
-    return re.sub(r"^([^/]*//)?[^/]*@", r"\1", url.partition("?")[0])
-
-
 class Connections:
     """An HTTP client and the event loop that it runs in, on a thread of its own; there from the first use until closed.
 
     Where another process unpickles them, they are as new.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: RemoteService) -> None:
         self._service = service
         self._lock = threading.Lock()
         self._running: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
@@ -221,7 +162,7 @@ class Remote:
         connections: to the service, which others share; by default it has its own, and closes them.
     """
 
-    def __init__(self, service: Service, connections: Connections | None = None) -> None:
+    def __init__(self, service: RemoteService, connections: Connections | None = None) -> None:
         self.service = service
         self._slots = asyncio.Semaphore(service.concurrency)
         self._has_answered = self._is_stopped = False

@@ -92,7 +92,7 @@ def test_auto_takes_the_fastest_of_what_is_there(
 ) -> None:
     monkeypatch.setattr(opening, "_is_installed", lambda module: module in installed)
     monkeypatch.setattr(opening, "_has_gpu", lambda: has_gpu)
-    assert opening.choose(EngineOptions(arguments={}, **asked)) == chosen
+    assert opening.fastest_engine(EngineOptions(arguments={}, **asked)) == chosen
 
 
 def test_auto_takes_torch_for_a_model_that_the_fastest_cannot_open(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from specrej.evaluation.rows import CandidateRow, DecisionRow, Row, RunInfo, TurnRow, UsageRow
+from specrej.evaluation.rows import BenchRow, CandidateRow, DecisionRow, RunInfo, TurnRow, UsageRow
 from specrej.flops import FlopsRow
 from specrej.types import Cause
 
@@ -34,7 +34,7 @@ def make_bench(
     num_failures: int = 1,
     num_turns: int = 1,
     seed: int = 0,
-) -> tuple[RunInfo, list[Row]]:
+) -> tuple[RunInfo, list[BenchRow]]:
     """A run and its rows. The failures fall on the last prompts, one a method in turn."""
     rows = []
     for number in range(num_prompts):
@@ -54,14 +54,14 @@ def make_bench(
     return info, rows
 
 
-def write_bench(directory: Path, info: RunInfo, rows: Sequence[Row]) -> None:
+def write_bench(directory: Path, info: RunInfo, rows: Sequence[BenchRow]) -> None:
     """The folder that `specrej bench` would leave."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "run.json").write_text(json.dumps(info))
     (directory / "results.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-def _row(number: int, method: str, place: int, num_turns: int, has_failed: bool, seed: int) -> Row:
+def _row(number: int, method: str, place: int, num_turns: int, has_failed: bool, seed: int) -> BenchRow:
     turns = [make_turn(number, method, turn, seed) for turn in range(0 if has_failed else num_turns)]
     return {
         "prompt_id": f"p{number:03}",

@@ -14,7 +14,7 @@ from specrej.errors import UsageError
 from specrej.evaluation.bench import parse_methods, run_bench
 from specrej.evaluation.folder import RESULTS, read_bench
 from specrej.evaluation.prompts import Loaded, load_prompts
-from specrej.evaluation.rows import Row
+from specrej.evaluation.rows import BenchRow
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward
 from specrej.search.events import Event
@@ -46,7 +46,7 @@ def bench(
     settings: Settings = SETTINGS,
     resume: bool = False,
     observe: Observer | None = None,
-) -> list[Row]:
+) -> list[BenchRow]:
     engine = FakeEngine()
     methods = parse_methods(WORDS, settings)
     rows = run_bench(
@@ -59,7 +59,7 @@ def bench(
         assert not engine.groups
 
 
-def without_seconds(rows: Sequence[Row]) -> list[Any]:
+def without_seconds(rows: Sequence[BenchRow]) -> list[Any]:
     """Rows as JSON gives them back, sorted, but for what a clock has measured."""
     plain = json.loads(json.dumps(sorted(rows, key=lambda row: (row["prompt_id"], row["method"]))))
     for row in plain:

@@ -9,13 +9,13 @@ import pytest
 from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation.exports import export, to_alpaca_eval, to_mt_bench, write_alpaca_eval, write_mt_bench
 from specrej.evaluation.prompts import Task
-from specrej.evaluation.rows import Row
+from specrej.evaluation.rows import BenchRow
 
 METHOD, OTHER = "speculative_rejection:0.5", "best_of_n:8"
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 
-def row(prompt_id: str, method: str, *texts: str, error: bool = False, category: str | None = None) -> Row:
+def row(prompt_id: str, method: str, *texts: str, error: bool = False, category: str | None = None) -> BenchRow:
     messages = [{"role": "user", "content": f"What is {prompt_id}?"}]
     turns = []
     for text in texts:
@@ -23,7 +23,7 @@ def row(prompt_id: str, method: str, *texts: str, error: bool = False, category:
         messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "And then?"}]
     failure = {"kind": "RewardError", "message": "NaN"} if error else None
     given = {"prompt_id": prompt_id, "category": category, "method": method, "turns": turns, "error": failure}
-    return cast("Row", given)
+    return cast("BenchRow", given)
 
 
 def test_alpaca_eval_takes_one_entry_a_prompt_the_failed_ones_empty() -> None:

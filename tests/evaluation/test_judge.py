@@ -17,14 +17,14 @@ from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation import judge as judge_module
 from specrej.evaluation.judge import (
     JUDGEMENTS,
-    Endpoint,
+    JudgeServer,
     VerdictRow,
     judge,
     read_verdicts,
     record,
     total_calls,
 )
-from specrej.evaluation.rows import Row
+from specrej.evaluation.rows import BenchRow
 
 KEY = "sk-very-secret"
 METHOD, BASELINE = "speculative_rejection:0.5", "best_of_n:8"
@@ -49,14 +49,14 @@ Ask = Callable[..., list[VerdictRow]]
 def ask(server: Server, tmp_path: Path) -> Ask:
     """Judges rows by the server; options are those of the endpoint."""
 
-    def ask(rows: list[Row], **options: Any) -> list[VerdictRow]:
-        endpoint = Endpoint(**{"base_url": f"{server.url}/v1", "model": "some-judge", "api_key": KEY} | options)
+    def ask(rows: list[BenchRow], **options: Any) -> list[VerdictRow]:
+        endpoint = JudgeServer(**{"base_url": f"{server.url}/v1", "model": "some-judge", "api_key": KEY} | options)
         return list(judge(rows, method=METHOD, baseline=BASELINE, endpoint=endpoint, cache=tmp_path / "cache"))
 
     return ask
 
 
-def row(method: str, *texts: str, prompt_id: str = "a", error: bool = False) -> Row:
+def row(method: str, *texts: str, prompt_id: str = "a", error: bool = False) -> BenchRow:
     """A row with the answers to questions number 0, 1, ..."""
     messages = [{"role": "user", "content": f"what 0 of {prompt_id}"}]
     turns = []
@@ -65,10 +65,10 @@ def row(method: str, *texts: str, prompt_id: str = "a", error: bool = False) -> 
         messages.append({"role": "assistant", "content": text})
         messages.append({"role": "user", "content": f"what {number + 1} of {prompt_id}"})
     failure = {"kind": "RewardError", "message": "NaN"} if error else None
-    return cast("Row", {"prompt_id": prompt_id, "method": method, "turns": turns, "error": failure})
+    return cast("BenchRow", {"prompt_id": prompt_id, "method": method, "turns": turns, "error": failure})
 
 
-def pair(mine: str = "good", other: str = "bad", prompt_id: str = "a") -> list[Row]:
+def pair(mine: str = "good", other: str = "bad", prompt_id: str = "a") -> list[BenchRow]:
     return [row(METHOD, mine, prompt_id=prompt_id), row(BASELINE, other, prompt_id=prompt_id)]
 
 
@@ -202,8 +202,8 @@ def test_the_same_model_in_two_places_is_two_judges(server: Server, ask: Ask, tm
         list(record(tmp_path / JUDGEMENTS, ask(pair(), base_url=place)))
     names = [verdict["judge"] for verdict in read_verdicts(tmp_path)]
     assert names == [f"some-judge at {place.rstrip('/')}" for place in places]
-    assert Endpoint(base_url="https://api.openai.com/v1/", model="m").name == "m"
-    assert Endpoint(base_url="https://me:secret@host/v1?key=secret", model="m").name == "m at https://host/v1"
+    assert JudgeServer(base_url="https://api.openai.com/v1/", model="m").name == "m"
+    assert JudgeServer(base_url="https://me:secret@host/v1?key=secret", model="m").name == "m at https://host/v1"
 
 
 def test_a_run_that_was_stopped_asks_for_the_missing_ones_only(server: Server, ask: Ask) -> None:
@@ -442,7 +442,7 @@ def test_the_key_is_nowhere(server: Server, ask: Ask, tmp_path: Path) -> None:
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 3
     assert all(KEY not in path.read_text() for path in files)
-    assert KEY not in repr(Endpoint(base_url="http://h", model="m", api_key=KEY))
+    assert KEY not in repr(JudgeServer(base_url="http://h", model="m", api_key=KEY))
 
 
 def test_without_a_key_none_is_sent(server: Server, ask: Ask) -> None:
@@ -453,7 +453,7 @@ def test_without_a_key_none_is_sent(server: Server, ask: Ask) -> None:
 @pytest.mark.parametrize("key", [f"{KEY}\n", f"{KEY}\N{ZERO WIDTH SPACE}"])
 def test_a_key_that_no_header_takes_is_refused_unseen(key: str) -> None:
     with pytest.raises(UsageError, match="API key") as caught:
-        Endpoint(base_url="http://h", model="m", api_key=key)
+        JudgeServer(base_url="http://h", model="m", api_key=key)
     assert KEY not in str(caught.value)
 
 
@@ -461,12 +461,12 @@ def test_a_key_that_no_header_takes_is_refused_unseen(key: str) -> None:
 def test_endpoints_are_checked(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(UsageError, match=name):
-        Endpoint(base_url="http://h", model="m", **options)
+        JudgeServer(base_url="http://h", model="m", **options)
 
 
 @pytest.mark.parametrize(("method", "baseline"), [("best_of_n:80", BASELINE), (METHOD, "best_of_n:80")])
 def test_an_unknown_method_is_told_before_anything_is_asked(tmp_path: Path, method: str, baseline: str) -> None:
-    endpoint = Endpoint(base_url="http://h", model="m")
+    endpoint = JudgeServer(base_url="http://h", model="m")
     with pytest.raises(UnknownNameError, match="unknown method 'best_of_n:80'") as caught:
         judge(pair(), method=method, baseline=baseline, endpoint=endpoint, cache=tmp_path)
     assert "did you mean 'best_of_n:8'" in str(caught.value.hint)
@@ -495,7 +495,7 @@ def test_a_cache_that_cannot_be_written_is_said(server: Server, ask: Ask, tmp_pa
 
 def test_leaving_early_asks_no_more(server: Server, tmp_path: Path) -> None:
     rows = [row for number in range(50) for row in pair(prompt_id=str(number))]
-    endpoint = Endpoint(base_url=f"{server.url}/v1", model="m", concurrency=1)
+    endpoint = JudgeServer(base_url=f"{server.url}/v1", model="m", concurrency=1)
     verdicts = judge(rows, method=METHOD, baseline=BASELINE, endpoint=endpoint, cache=tmp_path)
     next(iter(verdicts))
     verdicts.close()  # type: ignore[attr-defined]
@@ -515,7 +515,7 @@ def test_leaving_early_ends_what_is_under_way(server: Server, tmp_path: Path) ->
 
     server.answer = answer
     rows = [*pair(prompt_id="0"), *pair(prompt_id="1")]
-    endpoint = Endpoint(base_url=server.url, model="m", concurrency=2)
+    endpoint = JudgeServer(base_url=server.url, model="m", concurrency=2)
     verdicts = judge(rows, method=METHOD, baseline=BASELINE, endpoint=endpoint, cache=tmp_path)
     next(iter(verdicts))
     verdicts.close()  # type: ignore[attr-defined]

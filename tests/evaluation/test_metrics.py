@@ -17,7 +17,7 @@ from specrej.evaluation.comparison import align, improvements, rewards
 from specrej.evaluation.intervals import Estimate, estimate, mean_of
 from specrej.evaluation.judge import VerdictRow
 from specrej.evaluation.metrics import COMPUTES, SCORES, Summary, summarize
-from specrej.evaluation.rows import CandidateRow, Row, TurnRow
+from specrej.evaluation.rows import BenchRow, CandidateRow, TurnRow
 from specrej.evaluation.speedup import needed_compute
 
 BASE, OTHER = "best_of_n:8", "speculative_rejection:0.5"
@@ -72,7 +72,7 @@ def turn(final: Sequence[float], **given: Any) -> TurnRow:
     }
 
 
-def row(prompt_id: str, method: str, *turns: TurnRow) -> Row:
+def row(prompt_id: str, method: str, *turns: TurnRow) -> BenchRow:
     """A method on a prompt; it failed if there are no turns."""
     error = None if turns else {"kind": "RewardError", "message": "as asked for"}
     return {
@@ -85,7 +85,7 @@ def row(prompt_id: str, method: str, *turns: TurnRow) -> Row:
     }
 
 
-def bench(finals: Sequence[Sequence[float]], sizes: Sequence[int] = (1, 2, 4, 8)) -> list[Row]:
+def bench(finals: Sequence[Sequence[float]], sizes: Sequence[int] = (1, 2, 4, 8)) -> list[BenchRow]:
     """Best-of-N on nested candidates: 100 tokens and a second of decoding a candidate."""
     return [
         row(f"p{number}", f"best_of_n:{n}", turn(final[:n], tokens=100 * n, seconds=n - 1.0))

@@ -12,7 +12,7 @@ import specrej
 from fakes import FLOPS, FakeEngine, FakeReward, FakeSession, alike, by_hash, in_thirds
 from specrej.errors import BudgetError, RewardError, UsageError
 from specrej.evaluation.policy_grid import ReplayPolicy
-from specrej.evaluation.replay import Outcome, Replayer, Rescorer
+from specrej.evaluation.replay import ReplayedRun, Replayer, Rescorer
 from specrej.evaluation.trace import Trace
 from specrej.flops import flops_of
 from specrej.rewards import as_reward
@@ -71,7 +71,7 @@ def trace_of_case(case: Case) -> Trace:
     return trace_of(case.prompt, case.checkpoints, engine, FakeReward(case.rate), **options)
 
 
-def assert_same(outcome: Outcome, live: Result) -> None:
+def assert_same(outcome: ReplayedRun, live: Result) -> None:
     assert outcome.best == live.best.index
     assert outcome.reward == live.reward
     assert outcome.num_tokens == tuple(len(candidate.token_ids) for candidate in live.candidates)

@@ -20,8 +20,8 @@ from specrej.evaluation.replay_summary import ReplaySummary, replay_folder
 from specrej.evaluation.report import write_report
 from specrej.evaluation.report.headline import estimated, number, quickened, spoken
 from specrej.evaluation.report.page import picture
-from specrej.evaluation.report.stories import choose, runners_of
-from specrej.evaluation.rows import Row
+from specrej.evaluation.report.stories import runners_of, telling_prompts
+from specrej.evaluation.rows import BenchRow
 from traces import traces_in
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Elements(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def bench(directory: Path, *, hostile: bool = False) -> list[Row]:
+def bench(directory: Path, *, hostile: bool = False) -> list[BenchRow]:
     info, rows = make_bench(num_prompts=6, methods=SOME)
     if hostile:
         info["engine"]["model"] = HOSTILE
@@ -243,7 +243,7 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
 def test_prompts_are_chosen_by_their_gain() -> None:
     _, rows = make_bench(num_prompts=7, num_failures=2)
     comparison = align(rows, "best_of_n:4")
-    chosen = choose(comparison, "speculative_rejection:0.5")
+    chosen = telling_prompts(comparison, "speculative_rejection:0.5")
     by_prompt = {(row["prompt_id"], row["method"]): row["turns"][0]["reward"] for row in rows if not row["error"]}
     gains = sorted(
         reward - by_prompt[prompt_id, "best_of_n:4"]

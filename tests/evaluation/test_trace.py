@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import specrej
 from fakes import FLOPS, FakeEngine, FakeReward, by_hash, in_thirds, text_of
 from specrej.errors import UsageError
-from specrej.evaluation.trace import Progress, load, load_failures, record
+from specrej.evaluation.trace import RecordedPrompt, load, load_failures, record
 from specrej.settings import Settings
 from traces import loaded_of, trace_of, traces_in
 
@@ -29,7 +29,7 @@ SETTINGS = Settings(n=6, max_new_tokens=20, seed=3)
 
 def run(
     directory: Path, engine: Any = None, reward: Any = None, *, settings: Settings = SETTINGS, **options: Any
-) -> list[Progress]:
+) -> list[RecordedPrompt]:
     prompts, checkpoints = options.pop("prompts", PROMPTS), options.pop("checkpoints", (4, 8))
     return list(
         record(

@@ -18,7 +18,7 @@ from specrej.errors import DeviceMemoryError, EngineError, PromptError, RewardEr
 from specrej.search.pool import Pool
 from specrej.search.scheduler import Maker, Observer, Outcome, Scheduler
 from specrej.search.scheduler import run as run_in
-from specrej.search.scoring import Scored, score_batches, score_now
+from specrej.search.scoring import Given, score_batches, score_now
 from specrej.search.search import Search
 from specrej.settings import Settings
 from specrej.types import Candidate, Decision, Message, Piece, Prompt, Result, SamplingParams, Usage
@@ -291,9 +291,9 @@ class SlowScorer:
     """Scores when it is told to: the batches that wait, in the order in which they came."""
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[Sequence[Search], Future[list[Scored]]]] = []
+        self.waiting: list[tuple[Sequence[Search], Future[list[Given]]]] = []
 
-    def __call__(self, searches: Sequence[Search]) -> Future[list[Scored]]:
+    def __call__(self, searches: Sequence[Search]) -> Future[list[Given]]:
         self.waiting.append((searches, Future()))
         return self.waiting[-1][1]
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specrej.batch.job import Ended, RowsOf
+from specrej.batch.job import FinishedRequest, RowsOf
 from specrej.batch.ray import BATCHES, ActorSetup, Worker, check_counts, map_on_actors, on_actors
 from specrej.batch.requests import Request
 from specrej.errors import SpecrejError, UsageError
@@ -60,7 +60,7 @@ def ray_rows(
     check_counts(actors=actors, in_flight=setup.in_flight)
     setup = replace(setup, opening=on_actors(setup.opening, gpus_per_actor))
 
-    def rows_of(requests: Iterable[Request]) -> Iterator[Ended]:
+    def rows_of(requests: Iterable[Request]) -> Iterator[FinishedRequest]:
         import pyarrow as pa
 
         rows = [pickle.dumps(request) for request in requests]
@@ -93,7 +93,7 @@ def ray_rows(
 
 
 class _Pickles:
-    """The stage of a batch job: requests in, `Ended` out, each as soon as those before it have ended."""
+    """The stage of a batch job: requests in, `FinishedRequest` out, each as soon as those before it have ended."""
 
     def __init__(self, setup: ActorSetup) -> None:
         self._worker = Worker(setup)

@@ -32,7 +32,7 @@ from specrej.search.scheduler import Outcome
 from specrej.settings import Settings
 
 
-class Ended(NamedTuple):
+class FinishedRequest(NamedTuple):
     """A request that has come to its end."""
 
     row: dict[str, Any]
@@ -41,7 +41,7 @@ class Ended(NamedTuple):
     """What it cost; None where it failed."""
 
 
-RowsOf = Callable[[Iterable[Request]], Iterator[Ended]]
+RowsOf = Callable[[Iterable[Request]], Iterator[FinishedRequest]]
 """Runs requests, which it takes as it has room for them; yields each as it ends, in any order, every one once."""
 
 
@@ -72,7 +72,7 @@ def _of_this_model(request: Request | BrokenRequest, model: str) -> Request | Br
 def local_rows(engine: Engine, reward: Reward, pool: Pool, in_flight: int) -> RowsOf:
     """Runs requests on one engine of this process, many of them side by side."""
 
-    def rows_of(requests: Iterable[Request]) -> Iterator[Ended]:
+    def rows_of(requests: Iterable[Request]) -> Iterator[FinishedRequest]:
         running: dict[int, Request] = {}
 
         def begin() -> Iterator[tuple[Any, Settings]]:
@@ -86,17 +86,17 @@ def local_rows(engine: Engine, reward: Reward, pool: Pool, in_flight: int) -> Ro
     return rows_of
 
 
-def end(request: Request, outcome: Outcome, engine: Engine, reward: Reward) -> Ended:
+def end(request: Request, outcome: Outcome, engine: Engine, reward: Reward) -> FinishedRequest:
     """The row of a request that an engine and a reward have answered, or failed on, and what that cost."""
     if isinstance(outcome, SpecrejError):
-        return Ended(failure_of(request, outcome), None)
+        return FinishedRequest(failure_of(request, outcome), None)
     usage = outcome.usage
     lengths = [len(candidate.token_ids) for candidate in outcome.candidates]
     of_reward = reward.flops_per_token
     flops = flops_of(
         engine.flops, usage.prompt_tokens, lengths, of_reward, usage.reward_tokens, usage.shared_prompt_tokens
     )
-    return Ended(row_of(request, outcome, engine.detokenizer), flops)
+    return FinishedRequest(row_of(request, outcome, engine.detokenizer), flops)
 
 
 def num_left(requests: Iterable[Request | BrokenRequest], output: Output) -> int:
@@ -104,7 +104,9 @@ def num_left(requests: Iterable[Request | BrokenRequest], output: Output) -> int
     return sum(isinstance(request, Request) and request.id not in output.done for request in requests)
 
 
-def run_batch(requests: list[Request | BrokenRequest], rows_of: RowsOf, output: Output) -> Generator[Ended, None, None]:
+def run_batch(
+    requests: list[Request | BrokenRequest], rows_of: RowsOf, output: Output
+) -> Generator[FinishedRequest, None, None]:
     """Run what has no row yet, and write each row as its prompt ends; yield it when it is written.
 
     Takes the requests out of their list, so that nothing is held of a row that is written. An interrupt lets the write
@@ -127,7 +129,7 @@ def run_batch(requests: list[Request | BrokenRequest], rows_of: RowsOf, output: 
     # A signal's handler runs in the main thread, where it cannot break off what another one writes.
     with ThreadPoolExecutor(1) as writer:
         for request in broken:
-            ended = Ended(failure_of(request, request.error), None)
+            ended = FinishedRequest(failure_of(request, request.error), None)
             writer.submit(output.append, ended.row).result()
             yield ended
         if waiting:

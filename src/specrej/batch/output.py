@@ -28,7 +28,7 @@ from specrej.batch.summary import Tally, figures_of
 from specrej.errors import UsageError
 from specrej.journal import Journal, write_json
 
-Row = Mapping[str, Any]
+OutputRow = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Output:
         tally: what those rows came to; rows appended since are for the caller to add.
     """
 
-    append: Callable[[Row], None]
+    append: Callable[[OutputRow], None]
     done: frozenset[str]
     tally: Tally
 
@@ -125,7 +125,7 @@ def open_stdout() -> Iterator[Output]:
         yield Output(partial(_write, stream), frozenset(), Tally())
 
 
-def _write(stream: FileIO, row: Row) -> None:
+def _write(stream: FileIO, row: OutputRow) -> None:
     """Write one row through.
 
     Raises:

@@ -16,7 +16,7 @@ from specrej.errors import UnknownNameError, UsageError
 from specrej.journal import read_rows, write_rows
 from specrej.types import as_messages, with_answer
 
-Form = Literal["conversational", "standard"]
+PairForm = Literal["conversational", "standard"]
 FORMS = ("conversational", "standard")
 
 

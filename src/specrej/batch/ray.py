@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
 
-    from specrej.batch.job import Ended
+    from specrej.batch.job import FinishedRequest
     from specrej.batch.requests import Request
 
 BATCHES = 4
@@ -156,7 +156,7 @@ class Worker:
         pool = open_pool(engine, setup.settings, setup.total_memory)
         self._rows_of = local_rows(engine, reward, pool, setup.in_flight)
 
-    def run(self, requests: Sequence["Request"]) -> Iterator["Ended"]:
+    def run(self, requests: Sequence["Request"]) -> Iterator["FinishedRequest"]:
         """One for each request, in their order.
 
         What was given before an actor died is not taken from the next one: so the order must be the same both times.
@@ -166,7 +166,7 @@ class Worker:
         if self._failure is not None:
             raise self._failure
         running = self._rows_of(requests)
-        waiting: dict[str, Ended] = {}
+        waiting: dict[str, FinishedRequest] = {}
         for request in requests:
             while request.id not in waiting:
                 ended = next(running)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from specrej.errors import PromptError, SpecrejError, UsageError
-from specrej.evaluation.prompts import check_writable, number_lines, parse_json, read_id
+from specrej.evaluation.prompts import check_writable, number_lines, parse_line, read_id
 from specrej.server.protocol import ENDPOINTS, CompletionRequest
 from specrej.settings import Settings
 from specrej.types import Prompt
@@ -125,7 +125,7 @@ def _parse(
     """A line as a request; `lines` are those of the ids before."""
     row_id = None
     try:
-        row = parse_json(text)
+        row = parse_line(text)
         if not isinstance(row, Mapping):
             raise PromptError(f"expected one JSON object a line, got {reprlib.repr(row)}", hint=f"such as {_PLAIN}")
         form = _form(row)

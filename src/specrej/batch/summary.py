@@ -74,7 +74,7 @@ class SittingSummary(TypedDict):
     """None where no prompt was run here."""
 
 
-class Summary(TypedDict):
+class BatchSummary(TypedDict):
     """What `specrej batch --json` prints. All but `this_run` is of the whole output."""
 
     output: str
@@ -133,7 +133,9 @@ class Tally:
             )
 
 
-def summarize(whole: Tally, now: Tally, *, output: str, seconds: float, pool: Pool | None, job: JobInfo) -> Summary:
+def summarize(
+    whole: Tally, now: Tally, *, output: str, seconds: float, pool: Pool | None, job: JobInfo
+) -> BatchSummary:
     """The summary in JSON's types.
 
     Args:
@@ -147,7 +149,7 @@ def summarize(whole: Tally, now: Tally, *, output: str, seconds: float, pool: Po
     memory = None
     if pool is not None:
         memory = MemorySummary(total_bytes=pool.total_bytes, peak_bytes=pool.peak_bytes, budget_in_use=pool.mean_share)
-    return Summary(
+    return BatchSummary(
         output=output,
         num_rows=whole.num_rows,
         num_failed=whole.failures.total(),

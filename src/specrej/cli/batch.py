@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from specrej.batch.job import RowsOf
     from specrej.batch.output import Output
     from specrej.batch.requests import BrokenRequest, Request
-    from specrej.batch.summary import Summary, Tally
+    from specrej.batch.summary import BatchSummary, Tally
     from specrej.search.pool import Pool
 
 _STDOUT = Path("-")
@@ -281,7 +281,7 @@ def _advising(advice: str) -> Iterator[None]:
         raise typer.Exit(141) from None
 
 
-def _last_line(summary: "Summary", num_kept: int) -> str:
+def _last_line(summary: "BatchSummary", num_kept: int) -> str:
     from specrej.cli.display import number
 
     now, reward, name = summary["this_run"], summary["reward"], summary["output"]

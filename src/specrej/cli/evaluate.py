@@ -224,7 +224,7 @@ def judge(
     cache = directory / "judge_cache"
     with exit_codes(), stoppable(f"the judge's answers are in {cache}: give the same command to go on"):
         _, rows = read_bench(directory)
-        endpoint = judging.Endpoint(
+        endpoint = judging.JudgeServer(
             base_url=base_url, model=judge_model, api_key=os.environ.get(api_key_variable), concurrency=concurrency
         )
         verdicts = judging.judge(rows, method=method, baseline=baseline, endpoint=endpoint, cache=cache)

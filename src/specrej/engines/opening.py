@@ -97,7 +97,7 @@ def open_engine(
         options.refuse(name, "weights", "device")
         opened: Engine = load_entry_point("engine", theirs)(str(model), **options.arguments)
         return opened
-    if name == "auto" and (fastest := choose(options)) != "torch":
+    if name == "auto" and (fastest := fastest_engine(options)) != "torch":
         try:
             return _open(fastest, model, options)
         except ModelError as error:
@@ -110,7 +110,7 @@ def _open(name: str, model: str | Path, options: EngineOptions) -> "Engine":
     return opened
 
 
-def choose(options: EngineOptions) -> str:
+def fastest_engine(options: EngineOptions) -> str:
     """The engine that is expected to be the fastest of those that are installed here.
 
     vLLM where there is a GPU, OpenVINO on a CPU (docs/engines.md has the figures). A device or weights that are asked

@@ -58,7 +58,7 @@ def open_as_asked(model: str | Path, options: EngineOptions) -> PagedEngine:
     """
     options.refuse("openvino", "weights", "device")
     versions = _versions()
-    asked = Asked.of(options.arguments)
+    asked = OpenVINOOptions.of(options.arguments)
     source = find_model(model)
     codec, config = source.codec(options.special_tokens), source.config()
     context_tokens = int(config.max_position_embeddings)
@@ -94,7 +94,7 @@ def _versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class OpenVINOOptions:
     """What a user says of the engine, by whom it is for.
 
     Attributes:
@@ -108,7 +108,7 @@ class Asked:
     properties: Mapping[str, Any]
 
     @classmethod
-    def of(cls, arguments: Mapping[str, Any]) -> "Asked":
+    def of(cls, arguments: Mapping[str, Any]) -> "OpenVINOOptions":
         """Sort the arguments of an engine, by the way they are written.
 
         Raises:
@@ -250,7 +250,7 @@ def _of_gguf(path: Path) -> Source:
     return Source(path, path.parent, None if is_whole else path.name)
 
 
-def _describe(name: str, source: Source, asked: Asked, cache: Cache) -> dict[str, str]:
+def _describe(name: str, source: Source, asked: OpenVINOOptions, cache: Cache) -> dict[str, str]:
     precision = asked.all_properties.get("KV_CACHE_PRECISION", "default precision")
     return {
         "model": name,
@@ -260,7 +260,7 @@ def _describe(name: str, source: Source, asked: Asked, cache: Cache) -> dict[str
     }
 
 
-def _open_pipeline(path: Path, asked: Asked, step_tokens: int) -> Any:
+def _open_pipeline(path: Path, asked: OpenVINOOptions, step_tokens: int) -> Any:
     """The pipeline of a model.
 
     Raises:

@@ -18,9 +18,9 @@ from specrej.engines.vllm_process import (
     defaults,
     end,
     hold,
+    import_vllm,
     is_cpu,
     kv_bytes_per_token,
-    prepare,
     quiet,
 )
 from specrej.errors import EngineError, ModelError, SamplingError
@@ -54,7 +54,7 @@ def open_as_asked(model: str | Path, options: EngineOptions) -> PagedEngine:
         ModelError: vLLM cannot open the model.
     """
     options.refuse("vllm", "weights", "device")
-    versions = prepare()
+    versions = import_vllm()
     source = locate_model(model)
     backend = VllmBackend(source, options.arguments, str(model), versions)
     config = backend.config

@@ -26,7 +26,7 @@ _ON_A_CPU = {
 }
 
 
-def prepare() -> dict[str, str]:
+def import_vllm() -> dict[str, str]:
     """Import vLLM, set up so that nothing is decoded while nobody asks. Returns the versions of what computes.
 
     Raises:

@@ -20,7 +20,7 @@ from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UnknownNameError, UsageError
 from specrej.evaluation.folder import RESULTS, claim
 from specrej.evaluation.prompts import Loaded, Task
-from specrej.evaluation.rows import CandidateRow, DecisionRow, Row, RunInfo, TurnRow, UsageRow
+from specrej.evaluation.rows import BenchRow, CandidateRow, DecisionRow, RunInfo, TurnRow, UsageRow
 from specrej.flops import flops_of
 from specrej.journal import Journal
 from specrej.registry import ALGORITHMS
@@ -107,7 +107,7 @@ def run_bench(
     settings: Settings,
     resume: bool = False,
     observe: Observer | None = None,
-) -> Generator[Row, None, None]:
+) -> Generator[BenchRow, None, None]:
     """Run every method on every prompt; yield each row when it is on the disk.
 
     A prompt on which a method fails is a row with the error. Rows that an earlier run has written are not run again,
@@ -146,8 +146,8 @@ def _warm_up(engine: Engine, reward: Reward, settings: Settings) -> None:
         run_one(engine, reward, "Hello", short)
 
 
-def _run(task: Task, method: Method, place: int, engine: Engine, reward: Reward, observe: Observer | None) -> Row:
-    row = Row(prompt_id=task.id, category=task.category, method=method.name, place=place, turns=[], error=None)
+def _run(task: Task, method: Method, place: int, engine: Engine, reward: Reward, observe: Observer | None) -> BenchRow:
+    row = BenchRow(prompt_id=task.id, category=task.category, method=method.name, place=place, turns=[], error=None)
     try:
         memory = method.settings.memory_bytes or _default_memory(task, method.settings, engine)
         settings = replace(method.settings, memory=memory)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from specrej.errors import UnknownNameError
 from specrej.evaluation.intervals import Array
-from specrej.evaluation.rows import Row, TurnRow
+from specrej.evaluation.rows import BenchRow, TurnRow
 from specrej.flops import FLOPS_PARTS, total_of
 
 Compute = Literal["seconds", "tokens", "flops"]
@@ -46,18 +46,18 @@ class Comparison:
 
     baseline: str
     prompt_ids: tuple[str, ...]
-    rows: Mapping[str, Sequence[Row]]
+    rows: Mapping[str, Sequence[BenchRow]]
     num_unfinished: int
     num_without_baseline: int
 
 
-def align(rows: Iterable[Row], baseline: str) -> Comparison:
+def align(rows: Iterable[BenchRow], baseline: str) -> Comparison:
     """Prompts that all methods have ended and the baseline has not failed on.
 
     Raises:
         UnknownNameError: the run has no such method.
     """
-    by_method: dict[str, dict[str, Row]] = {}
+    by_method: dict[str, dict[str, BenchRow]] = {}
     for row in rows:
         by_method.setdefault(row["method"], {})[row["prompt_id"]] = row
     if baseline not in by_method:
@@ -184,7 +184,7 @@ def _by_turn(
     return np.array(means, dtype=np.float64)
 
 
-def _texts(row: Row) -> list[str]:
+def _texts(row: BenchRow) -> list[str]:
     return [turn["text"] for turn in row["turns"]]
 
 

@@ -25,7 +25,7 @@ from typing import NamedTuple, TypedDict
 
 from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation.prompts import Task
-from specrej.evaluation.rows import Row
+from specrej.evaluation.rows import BenchRow
 from specrej.journal import write_json, write_rows
 from specrej.types import as_messages
 
@@ -57,7 +57,7 @@ class MtBenchAnswer(TypedDict):
     choices: list[Choice]
 
 
-def to_alpaca_eval(rows: Sequence[Row], method: str, tasks: Iterable[Task] = ()) -> list[AlpacaOutput]:
+def to_alpaca_eval(rows: Sequence[BenchRow], method: str, tasks: Iterable[Task] = ()) -> list[AlpacaOutput]:
     """The answers of one method, in the order of its rows. The row's category is the entry's dataset.
 
     Args:
@@ -84,7 +84,7 @@ def to_alpaca_eval(rows: Sequence[Row], method: str, tasks: Iterable[Task] = ())
     ]
 
 
-def to_mt_bench(rows: Sequence[Row], method: str, model_id: str) -> list[MtBenchAnswer]:
+def to_mt_bench(rows: Sequence[BenchRow], method: str, model_id: str) -> list[MtBenchAnswer]:
     """The answers of one method, as many turns each as the longest conversation of the rows.
 
     Args:
@@ -118,7 +118,7 @@ class Exported(NamedTuple):
     """What the bench holds and the format does not, in words; "" where nothing was left out."""
 
 
-def export(path: str | Path, rows: Sequence[Row], method: str, to: str, tasks: Iterable[Task] = ()) -> Exported:
+def export(path: str | Path, rows: Sequence[BenchRow], method: str, to: str, tasks: Iterable[Task] = ()) -> Exported:
     """Write a method's answers in the format of `FORMATS` that `to` names. The file's folder is made.
 
     Raises:
@@ -136,7 +136,7 @@ def export(path: str | Path, rows: Sequence[Row], method: str, to: str, tasks: I
     return Exported(len(chosen), sum(row["error"] is not None for row in chosen), _flattened(chosen, to))
 
 
-def _flattened(rows: Sequence[Row], to: str) -> str:
+def _flattened(rows: Sequence[BenchRow], to: str) -> str:
     """What of these rows the format has no place for."""
     if to == "alpaca_eval":
         return "ids, which alpaca_eval does not have"
@@ -182,7 +182,7 @@ def write_mt_bench(path: str | Path, answers: Sequence[MtBenchAnswer]) -> None:
     write_rows(path, answers)
 
 
-def _rows_of(rows: Sequence[Row], method: str) -> list[Row]:
+def _rows_of(rows: Sequence[BenchRow], method: str) -> list[BenchRow]:
     chosen = [row for row in rows if row["method"] == method]
     if not chosen:
         raise UnknownNameError("method", method, {row["method"] for row in rows})
@@ -209,7 +209,7 @@ def _instruction(prompt_id: str, asked: Mapping[str, list[list[dict[str, str]]]]
     return first[0]["content"]
 
 
-def _texts(row: Row, num_turns: int) -> list[str]:
+def _texts(row: BenchRow, num_turns: int) -> list[str]:
     """An answer a turn; the ones that a failed row has are left out as well, for its conversation has no end."""
     texts = [] if row["error"] else [turn["text"] for turn in row["turns"]]
     return texts + [""] * (num_turns - len(texts))

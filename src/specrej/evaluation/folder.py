@@ -15,7 +15,7 @@ from typing import cast
 from filelock import FileLock, Timeout
 
 from specrej.errors import UsageError
-from specrej.evaluation.rows import Row, RunInfo
+from specrej.evaluation.rows import BenchRow, RunInfo
 from specrej.journal import read_rows, write_json
 
 RUN = "run.json"
@@ -90,7 +90,7 @@ def read_info(directory: str | Path) -> RunInfo:
         ) from error
 
 
-def read_bench(directory: str | Path) -> tuple[RunInfo, list[Row]]:
+def read_bench(directory: str | Path) -> tuple[RunInfo, list[BenchRow]]:
     """What a bench has written so far.
 
     Raises:
@@ -99,4 +99,4 @@ def read_bench(directory: str | Path) -> tuple[RunInfo, list[Row]]:
     info = read_info(directory)
     if info["kind"] != "bench":
         raise UsageError(f"{directory} holds a {info['kind']}, not a bench")
-    return info, cast("list[Row]", read_rows(Path(directory) / RESULTS))
+    return info, cast("list[BenchRow]", read_rows(Path(directory) / RESULTS))

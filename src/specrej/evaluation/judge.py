@@ -1,6 +1,6 @@
 """A judge over any OpenAI-compatible chat endpoint: which of two methods' answers is better, asked in both orders.
 
-    endpoint = Endpoint(base_url="http://localhost:8000/v1", model="some-judge", api_key=None)
+    endpoint = JudgeServer(base_url="http://localhost:8000/v1", model="some-judge", api_key=None)
     verdicts = judge(rows, method="speculative_rejection:0.5", baseline="best_of_n:120", endpoint=endpoint, cache=cache)
     for verdict in record(directory / JUDGEMENTS, verdicts):
         print(verdict["prompt_id"], verdict["verdict"], verdict["calls"])
@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Literal, TypedDict, cast
 
 from specrej.errors import UnknownNameError, UsageError
-from specrej.evaluation.rows import Row
+from specrej.evaluation.rows import BenchRow
 from specrej.journal import Journal, read_rows, write_json
-from specrej.remote import Remote, RemoteError, Service, without_secrets
+from specrej.remote import Remote, RemoteError
 from specrej.rewards.judge import OPENAI_URL, JsonChat, bare, between, mark_of, read_completion, read_object
+from specrej.services import RemoteService, without_secrets
 
 JUDGEMENTS = "judgements.jsonl"
 
@@ -65,7 +66,7 @@ class VerdictRow(TypedDict):
     method: str
     baseline: str
     judge: str
-    """See `Endpoint.name`."""
+    """See `JudgeServer.name`."""
     verdict: Literal["win", "tie", "loss", "failed"]
     """For the method; failed: the judge gave no answer that can be read. Stays in the denominator."""
     first: Preference | None
@@ -78,7 +79,7 @@ class VerdictRow(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Endpoint:
+class JudgeServer:
     """Where the judge is.
 
     Attributes:
@@ -104,13 +105,13 @@ class Endpoint:
         url = without_secrets(self.base_url).rstrip("/")
         return self.model if url == OPENAI_URL else f"{self.model} at {url}"
 
-    def service(self) -> Service:
+    def service(self) -> RemoteService:
         """What is posted to.
 
         Raises:
             UsageError: a value cannot be honoured.
         """
-        return Service(
+        return RemoteService(
             url=f"{self.base_url.rstrip('/')}/chat/completions",
             api_key=self.api_key,
             timeout_s=self.timeout_s,
@@ -119,7 +120,7 @@ class Endpoint:
 
 
 def judge(
-    rows: Sequence[Row], *, method: str, baseline: str, endpoint: Endpoint, cache: str | Path
+    rows: Sequence[BenchRow], *, method: str, baseline: str, endpoint: JudgeServer, cache: str | Path
 ) -> Iterator[VerdictRow]:
     """Verdicts in the order of the method's rows, as they come; one for each prompt that both methods have a row of.
 
@@ -136,7 +137,7 @@ def judge(
         UnknownNameError: no row is of the method or of the baseline.
         UsageError: the endpoint cannot be reached, or refuses the key or the model.
     """
-    by_method: dict[str, dict[str, Row]] = {}
+    by_method: dict[str, dict[str, BenchRow]] = {}
     for row in rows:
         by_method.setdefault(row["method"], {})[row["prompt_id"]] = row
     for name in (method, baseline):
@@ -182,7 +183,7 @@ def total_calls(verdicts: Iterable[VerdictRow]) -> CallsRow:
     )
 
 
-def _judge_all(pairs: Sequence[tuple[Row, Row]], client: "_Client") -> Iterator[VerdictRow]:
+def _judge_all(pairs: Sequence[tuple[BenchRow, BenchRow]], client: "_Client") -> Iterator[VerdictRow]:
     with client.remote, ThreadPoolExecutor(client.endpoint.concurrency) as pool:
         try:
             yield from pool.map(partial(_judge_pair, client), pairs)
@@ -190,7 +191,7 @@ def _judge_all(pairs: Sequence[tuple[Row, Row]], client: "_Client") -> Iterator[
             client.remote.stop()
 
 
-def _judge_pair(client: "_Client", pair: tuple[Row, Row]) -> VerdictRow:
+def _judge_pair(client: "_Client", pair: tuple[BenchRow, BenchRow]) -> VerdictRow:
     row, other = pair
     verdict = VerdictRow(
         prompt_id=row["prompt_id"],
@@ -218,7 +219,7 @@ def _judge_pair(client: "_Client", pair: tuple[Row, Row]) -> VerdictRow:
     return verdict
 
 
-def _messages(row: Row, other: Row) -> list[dict[str, str]]:
+def _messages(row: BenchRow, other: BenchRow) -> list[dict[str, str]]:
     """What the judge reads: the question once, then what followed it, as A in `row` and as B in `other`."""
     question = row["turns"][0]["messages"]
     shown = {"question": question, "A": _answers(row), "B": _answers(other)}
@@ -233,7 +234,7 @@ def _messages(row: Row, other: Row) -> list[dict[str, str]]:
     ]
 
 
-def _answers(row: Row) -> list[dict[str, str]]:
+def _answers(row: BenchRow) -> list[dict[str, str]]:
     """The conversation from the first answer on."""
     last = row["turns"][-1]
     since = last["messages"][len(row["turns"][0]["messages"]) :]
@@ -251,7 +252,7 @@ class _Reply(TypedDict):
 class _Client:
     """Asks one endpoint. A reply that could be read is never asked for again."""
 
-    def __init__(self, endpoint: Endpoint, cache: Path) -> None:
+    def __init__(self, endpoint: JudgeServer, cache: Path) -> None:
         self.endpoint = endpoint
         self.remote = Remote(endpoint.service())
         self._chat = JsonChat(endpoint.model)

@@ -30,7 +30,7 @@ from specrej.evaluation.comparison import (
 )
 from specrej.evaluation.intervals import Array, Estimate, estimate, mean_of, median_of
 from specrej.evaluation.judge import VerdictRow
-from specrej.evaluation.rows import Row, TurnRow
+from specrej.evaluation.rows import BenchRow, TurnRow
 from specrej.evaluation.speedup import Score, Speedup, largest_best_of_n, relative_compute, speedup
 from specrej.flops import FLOPS_PARTS, total_of
 
@@ -132,7 +132,7 @@ class Summary(TypedDict):
     """In the order in which the run has them."""
 
 
-def summarize(rows: Iterable[Row], baseline: str, verdicts: Iterable[VerdictRow] = ()) -> Summary:
+def summarize(rows: Iterable[BenchRow], baseline: str, verdicts: Iterable[VerdictRow] = ()) -> Summary:
     """All figures of a run, in JSON's types.
 
     Args:
@@ -217,7 +217,7 @@ def _risk(own: Array, widest: NDArray[np.intp]) -> Risk:
     }
 
 
-def _cost(rows: list[Row]) -> Cost:
+def _cost(rows: list[BenchRow]) -> Cost:
     turns: list[TurnRow] = [turn for row in rows for turn in row["turns"]]
     usages = [turn["usage"] for turn in turns]
     flops: dict[str, float | None] = {part: total_of(turn["flops"][part] for turn in turns) for part in FLOPS_PARTS}

@@ -182,7 +182,7 @@ def _rows(source: str) -> Iterator[tuple[int, Callable[[], Any]]]:
             yield number, partial(named.to_row, row)
         return
     for number, line in number_lines(_lines(source), "stdin" if source == "-" else source):
-        yield number, partial(parse_json, line)
+        yield number, partial(parse_line, line)
 
 
 def number_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, bytes]]:
@@ -217,7 +217,7 @@ def _lines(source: str) -> Iterator[bytes]:
         raise UsageError(f"cannot read prompts from {source!r}: {error.strerror}", hint=hint) from error
 
 
-def parse_json(line: bytes) -> Any:
+def parse_line(line: bytes) -> Any:
     """What a line holds.
 
     Raises:

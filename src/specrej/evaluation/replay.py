@@ -37,7 +37,7 @@ class ReplayedDecision(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class ReplayedRun:
     """One policy on one prompt.
 
     Attributes:
@@ -145,7 +145,7 @@ class Replayer:
         self._finals: list[float] = trace.final_rewards.tolist()
         self._by_checkpoint: list[list[float]] = trace.rewards.T.tolist()
 
-    def run(self, policy: ReplayPolicy) -> Outcome:
+    def run(self, policy: ReplayPolicy) -> ReplayedRun:
         """What this policy would have done.
 
         Raises:
@@ -157,7 +157,7 @@ class Replayer:
         log = self._play(policy)
         num_begun = log.num_begun
         best = min((i for i in range(num_begun) if not log.is_rejected[i]), key=lambda i: rank(self._finals[i], i))
-        return Outcome(
+        return ReplayedRun(
             best=best,
             reward=self._finals[best],
             num_tokens=tuple(log.num_tokens[:num_begun]),

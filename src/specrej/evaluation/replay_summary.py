@@ -25,7 +25,7 @@ from specrej.evaluation.correlation import (
 )
 from specrej.evaluation.intervals import Estimate
 from specrej.evaluation.policy_grid import ReplayPolicy
-from specrej.evaluation.replay import Outcome, Replayer, Rescore
+from specrej.evaluation.replay import ReplayedRun, Replayer, Rescore
 from specrej.evaluation.trace import Trace, load, load_failures
 from specrej.journal import write_json
 
@@ -69,7 +69,7 @@ FIGURES = (
     "flops",
 )
 """Means over prompts: `loss_chance` is the share of prompts whose best candidate was lost, `stale_share` that of the
-rewards which were older than the decision they served; the others are named as in `Outcome`."""
+rewards which were older than the decision they served; the others are named as in `ReplayedRun`."""
 
 LOSS_ALPHAS = (0.1, 0.25, 0.5, 0.75, 0.9)
 REPLAY = "replay.json"
@@ -130,7 +130,7 @@ def _replay_all(
     return figures, errors
 
 
-def _figures(outcome: Outcome) -> tuple[float, ...]:
+def _figures(outcome: ReplayedRun) -> tuple[float, ...]:
     """In the order of `FIGURES`."""
     num_rewards = sum(len(decision.scored) for decision in outcome.decisions)
     return (

@@ -51,7 +51,7 @@ def speedup(comparison: Comparison, method: str, score: Score, measure: Compute)
     kept = np.flatnonzero(~np.isnan(scores[comparison.baseline]))
     base = compute(comparison, comparison.baseline, measure)
     ratios = {name: _ratio(compute(comparison, name, measure)[kept], base[kept]) for name in comparison.rows}
-    points = [name for name in best_of_n(comparison) if value_of(ratios[name], len(kept)) is not None]
+    points = [name for name in best_of_n_methods(comparison) if value_of(ratios[name], len(kept)) is not None]
     if not points or value_of(ratios[method], len(kept)) is None:
         return None
 
@@ -112,10 +112,10 @@ def _ratio(costs: Array, others: Array) -> Callable[[NDArray[np.intp]], Array]:
 
 def largest_best_of_n(comparison: Comparison) -> str | None:
     """The `best_of_n` method that drew most tokens; None where there is none."""
-    drawn = {method: np.nansum(compute(comparison, method, "tokens")) for method in best_of_n(comparison)}
+    drawn = {method: np.nansum(compute(comparison, method, "tokens")) for method in best_of_n_methods(comparison)}
     return max(drawn, key=drawn.__getitem__, default=None)
 
 
-def best_of_n(comparison: Comparison) -> list[str]:
+def best_of_n_methods(comparison: Comparison) -> list[str]:
     """The methods that are Best-of-N."""
     return [method for method in comparison.rows if method.partition(":")[0] == "best_of_n"]

@@ -44,7 +44,7 @@ _STATES = ("hidden_states", "final_hidden_states")
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
-class Progress(NamedTuple):
+class RecordedPrompt(NamedTuple):
     """One prompt that was recorded, or that failed."""
 
     num_done: int
@@ -136,7 +136,7 @@ def record(
     settings: Settings,
     checkpoints: Sequence[int],
     resume: bool = False,
-) -> Generator[Progress, None, None]:
+) -> Generator[RecordedPrompt, None, None]:
     """Record every prompt that the directory does not hold yet; yield when it is on the disk.
 
     Args:
@@ -171,7 +171,7 @@ def record(
                 journal.append({"prompt_id": task.id, "kind": type(error).__name__, "message": str(error)})
             else:
                 _write(path, _table(task, result, lengths, states, engine, reward))
-            yield Progress(num_done, len(paths), task.id, error)
+            yield RecordedPrompt(num_done, len(paths), task.id, error)
 
 
 def load(directory: str | Path) -> Iterator[Trace]:

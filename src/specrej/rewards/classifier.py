@@ -25,7 +25,7 @@ from specrej.flops import linear_flops
 from specrej.hub.pretrained import LoadedModel
 from specrej.rewards.base import RewardSession, Scores, StatelessSession
 from specrej.rewards.causal import CausalScorer
-from specrej.rewards.conversations import ConversationReader, Partial, Row, check_options, name_of, until_pooled
+from specrej.rewards.conversations import ConversationReader, Encoded, Partial, check_options, name_of, until_pooled
 from specrej.rewards.incremental import Conversations, IncrementalSession
 from specrej.rewards.labels import choose_outputs, weigh
 from specrej.rewards.pretrained import open_network, score_by_length, token_limit
@@ -149,7 +149,7 @@ class ClassifierReward:
     ) -> tuple[Sequence[float], Sequence[int]]:
         return self._score_rows([candidate for _, candidate in pairs], self.reader.rows_of_prompts(pairs))
 
-    def _score_rows(self, candidates: Sequence[Candidate], rows: Sequence[Row]) -> tuple[list[float], list[int]]:
+    def _score_rows(self, candidates: Sequence[Candidate], rows: Sequence[Encoded]) -> tuple[list[float], list[int]]:
         """Scores from transformers' own pass over whole rows, and the tokens of each."""
         lengths = [len(row["input_ids"]) for row in rows]
 
@@ -159,7 +159,7 @@ class ClassifierReward:
         return score_by_length(self.name, candidates, lengths, self._batch_size, forward), lengths
 
     @torch.inference_mode()
-    def _forward(self, rows: Sequence[Row]) -> list[float]:
+    def _forward(self, rows: Sequence[Encoded]) -> list[float]:
         """The chosen logit of each row, whatever the other rows are."""
         given = self._text_config.pad_token_id
         padding = choose_padding(given, self._text_config.vocab_size, [row["input_ids"][-1] for row in rows])

@@ -23,7 +23,7 @@ from specrej.types import Candidate, Message
 
 _log = logging.getLogger("specrej")
 
-Row = dict[str, list[int]]
+Encoded = dict[str, list[int]]
 """One conversation as the model reads it: `input_ids`, and `token_type_ids` where the model takes them."""
 Partial = Literal["open", "closed"]
 """How an unfinished answer is shown: with nothing behind it, as while it is being written, or as if it were complete.
@@ -96,7 +96,7 @@ class ConversationReader:
             )
         return shortest
 
-    def rows(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> list[Row]:
+    def rows(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> list[Encoded]:
         """Each candidate's conversation; what is cut off is said in the log.
 
         Raises:
@@ -105,14 +105,14 @@ class ConversationReader:
         rows = self._encode(messages, candidates)
         return [self._cut(messages, candidate, row) for candidate, row in zip(candidates, rows, strict=True)]
 
-    def rows_of_prompts(self, pairs: Sequence[tuple[Sequence[Message], Candidate]]) -> list[Row]:
+    def rows_of_prompts(self, pairs: Sequence[tuple[Sequence[Message], Candidate]]) -> list[Encoded]:
         """The same for candidates of several prompts, those of one prompt side by side."""
-        rows: list[Row] = []
+        rows: list[Encoded] = []
         for messages, of_prompt in groupby(pairs, itemgetter(0)):
             rows += self.rows(messages, [candidate for _, candidate in of_prompt])
         return rows
 
-    def _encode(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> list[Row]:
+    def _encode(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> list[Encoded]:
         """Token ids of each conversation, uncut."""
         texts = [candidate.text for candidate in candidates]
         if not self.has_template:
@@ -151,7 +151,7 @@ class ConversationReader:
             hint="give partial='closed'",
         )
 
-    def _as_rows(self, encoding: Any) -> list[Row]:
+    def _as_rows(self, encoding: Any) -> list[Encoded]:
         names = ["input_ids"]
         if self.takes_types and "token_type_ids" in encoding:
             names.append("token_type_ids")
@@ -159,7 +159,7 @@ class ConversationReader:
             dict(zip(names, columns, strict=True)) for columns in zip(*(encoding[name] for name in names), strict=True)
         ]
 
-    def _cut(self, messages: Sequence[Message], candidate: Candidate, row: Row) -> Row:
+    def _cut(self, messages: Sequence[Message], candidate: Candidate, row: Encoded) -> Encoded:
         """The row, without the end of its answer where it is too long."""
         num_cut = len(row["input_ids"]) - (self.max_tokens or len(row["input_ids"]))
         if num_cut <= 0:

@@ -21,9 +21,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 from specrej.errors import UsageError
-from specrej.remote import Connections, Remote, RemoteError, Reply, Service, ServiceOptions
-from specrej.rewards.http import SERVICE_OPTIONS, Ask, RemoteSession, as_keywords, score_concurrently, shown_url
+from specrej.remote import Connections, Remote, RemoteError, Reply
+from specrej.rewards.asking import SERVICE_OPTIONS, Ask, RemoteSession, as_keywords, score_concurrently, shown_url
 from specrej.rewards.spec import parse_options
+from specrej.services import RemoteService, ServiceOptions
 from specrej.types import Candidate, Message
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -66,7 +67,7 @@ class JudgeReward:
             model: the judge's name at the endpoint.
             base_url: up to the version, such as "https://api.openai.com/v1".
             criteria: what the rating is about, the rest of the sentence "What counts: ...".
-            options: see `specrej.remote.Service`.
+            options: see `specrej.services.RemoteService`.
 
         Raises:
             UsageError: no model, no such URL, a value that cannot be honoured.
@@ -77,7 +78,7 @@ class JudgeReward:
                 hint="judge:MODEL, or judge:URL#MODEL for an endpoint that is not OpenAI's",
             )
         self.name = f"judge:{model}" if base_url == OPENAI_URL else f"judge:{shown_url(base_url)}#{model}"
-        self._service = Service(url=f"{base_url.rstrip('/')}/chat/completions", **options)
+        self._service = RemoteService(url=f"{base_url.rstrip('/')}/chat/completions", **options)
         self._connections = Connections(self._service)
         self._chat = JsonChat(model)
         self._criteria = criteria

@@ -48,7 +48,7 @@ REDUCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class SteppedAnswer:
     """An answer as the model reads it: token ids, the prompt's included, and the positions where steps end."""
 
     token_ids: list[int]
@@ -166,13 +166,13 @@ class ProcessReward:
         candidates = [candidate for _, candidate in pairs]
         return score_by_length(self.name, candidates, lengths, self._batch_size, forward), lengths
 
-    def _lay_out(self, prompt_ids: list[int], candidate: Candidate) -> Steps:
+    def _lay_out(self, prompt_ids: list[int], candidate: Candidate) -> SteppedAnswer:
         token_ids, ends = list(prompt_ids), []
         for step in split_steps(candidate.text, self._step, is_finished=candidate.finish_reason is not None):
             token_ids += [*self._tokenize(step), *self._separator_ids]
             ends.append(len(token_ids) - 1)
         if self.max_tokens is None or len(token_ids) <= self.max_tokens:
-            return Steps(token_ids, ends)
+            return SteppedAnswer(token_ids, ends)
         _LOG.warning(
             "reward %r reads %d tokens: the last %d of candidate %d are cut off",
             self.name,
@@ -182,10 +182,10 @@ class ProcessReward:
         )
         # A first step that is too long by itself is judged where the cut is.
         inside = [end for end in ends if end < self.max_tokens] or [self.max_tokens - 1]
-        return Steps(token_ids[: self.max_tokens], inside)
+        return SteppedAnswer(token_ids[: self.max_tokens], inside)
 
     @torch.inference_mode()
-    def _step_scores(self, rows: Sequence[Steps]) -> list[list[float]]:
+    def _step_scores(self, rows: Sequence[SteppedAnswer]) -> list[list[float]]:
         """Probability of the good label for every step of each row."""
         ids, mask = pad_right([row.token_ids for row in rows], self._network)
         logits = self._network(input_ids=ids, attention_mask=mask).logits.float()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from specrej.engines.vllm_process import check_arguments, defaults, end, hold, kv_bytes_per_token, prepare, quiet
+from specrej.engines.vllm_process import check_arguments, defaults, end, hold, import_vllm, kv_bytes_per_token, quiet
 from specrej.errors import ModelError, UsageError
 from specrej.flops import flops_of_config
 from specrej.hub.sources import first_line, load_codec
@@ -80,7 +80,7 @@ class VllmClassifierReward:
         """
         check_options(partial=partial, memory_bytes=memory_bytes, max_tokens=max_tokens)
         source, arguments = str(model), engine_args or {}
-        prepare()
+        import_vllm()
         check_arguments(arguments, _OURS)
         given = {**defaults(_CPU_KV_BYTES), **arguments}
         if memory_bytes is not None:

@@ -16,7 +16,7 @@ from specrej.engines.base import Engine, Token
 from specrej.errors import DeviceMemoryError, SpecrejError
 from specrej.search.algorithms import Steps
 from specrej.search.pool import Pool
-from specrej.search.scoring import Scored, Scoring, score_now
+from specrej.search.scoring import Given, Scorer, score_now
 from specrej.search.search import Search
 from specrej.types import Result, Schedule
 
@@ -55,7 +55,7 @@ class Scheduler:
     """
 
     def __init__(
-        self, engine: Engine, pool: Pool, *, in_flight: int, observe: Observer, score: Scoring = score_now
+        self, engine: Engine, pool: Pool, *, in_flight: int, observe: Observer, score: Scorer = score_now
     ) -> None:
         self._engine = engine
         self._pool = pool
@@ -65,7 +65,7 @@ class Scheduler:
         self._next: tuple[int, Search, Steps] | None = None
         self._active: list[_Run] = []
         self._score = score
-        self._scoring: list[tuple[list[_Run], Future[list[Scored]]]] = []
+        self._scoring: list[tuple[list[_Run], Future[list[Given]]]] = []
 
     @property
     def num_waiting(self) -> int:

@@ -15,7 +15,7 @@ from threading import Thread
 
 from specrej.errors import RewardError
 from specrej.search.rewarding import ToScore
-from specrej.search.scoring import Scored, ask
+from specrej.search.scoring import Given, ask
 from specrej.search.search import Search
 
 
@@ -24,7 +24,7 @@ class _OutOfTimeError(Exception):
 
 
 class TimedScorer:
-    """Implements `specrej.search.scoring.Scoring`.
+    """Implements `specrej.search.scoring.Scorer`.
 
     Args:
         timeout_s: patience with one call of the reward.
@@ -32,14 +32,14 @@ class TimedScorer:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._line: SimpleQueue[tuple[list[ToScore], Future[list[Scored]]] | None] = SimpleQueue()
+        self._line: SimpleQueue[tuple[list[ToScore], Future[list[Given]]] | None] = SimpleQueue()
         # Daemons: a reward that hangs does not keep the process from ending.
         Thread(target=self._work, name="specrej-scoring", daemon=True).start()
 
-    def __call__(self, searches: Sequence[Search]) -> Future[list[Scored]]:
+    def __call__(self, searches: Sequence[Search]) -> Future[list[Given]]:
         # Their texts are made already, on the thread that owns the searches.
         batches: list[ToScore] = [search.to_score() for search in searches]
-        future: Future[list[Scored]] = Future()
+        future: Future[list[Given]] = Future()
         self._line.put((batches, future))
         return future
 
@@ -62,7 +62,7 @@ class TimedScorer:
             future.set_exception(error)
         return True
 
-    def _score(self, batches: list[ToScore]) -> list[Scored]:
+    def _score(self, batches: list[ToScore]) -> list[Given]:
         begun_s = time.perf_counter()
         try:
             return self._ask(batches)
@@ -78,14 +78,14 @@ class TimedScorer:
             failure.__cause__ = error
             return [(failure, time.perf_counter() - begun_s)]
 
-    def _ask(self, batches: list[ToScore]) -> list[Scored]:
+    def _ask(self, batches: list[ToScore]) -> list[Given]:
         """What the rewards say.
 
         Raises:
             _OutOfTimeError: nothing in time.
             BaseException: whatever ended their thread.
         """
-        future: Future[list[Scored]] = Future()
+        future: Future[list[Given]] = Future()
 
         def work() -> None:
             try:

@@ -148,7 +148,9 @@ class EngineSuite:
         complete = [candidate for candidate in result.candidates if candidate.state == "complete"]
         assert result.best in complete
         assert result.best.finish_reason in ("eos", "length")
-        assert result.reward == max(candidate.reward or 0.0 for candidate in complete)
+        rewards = [candidate.reward for candidate in complete if candidate.reward is not None]
+        assert len(rewards) == len(complete)
+        assert result.reward == max(rewards)
         assert {candidate.state for candidate in result.candidates} <= {"complete", "rejected"}
 
     def test_p6_usage_adds_up(self, subject: Subject) -> None:

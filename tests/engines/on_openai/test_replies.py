@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from specrej.engines.openai.answers import Answer, Vocabulary
+from specrej.engines.openai.answers import PartialAnswer, Vocabulary
 from specrej.engines.openai.replies import (
     Capacity,
     Chunk,
@@ -90,8 +90,8 @@ def test_capacities() -> None:
     assert read_capacity("") is None
 
 
-def take(chunk: Chunk, *, by_text: bool = False, num_asked: int = 4, vocabulary: Vocabulary = WORDS) -> Answer:
-    answer = Answer(0)
+def take(chunk: Chunk, *, by_text: bool = False, num_asked: int = 4, vocabulary: Vocabulary = WORDS) -> PartialAnswer:
+    answer = PartialAnswer(0)
     answer.take(chunk, num_asked=num_asked, vocabulary=vocabulary, by_text=by_text)
     return answer
 

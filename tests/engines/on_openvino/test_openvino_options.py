@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from specrej.engines.openvino import Asked, find_model
+from specrej.engines.openvino import OpenVINOOptions, find_model
 from specrej.errors import ModelError, UnknownNameError, UsageError
 
 
 def test_arguments_are_sorted_by_whom_they_are_for() -> None:
-    asked = Asked.of(
+    asked = OpenVINOOptions.of(
         {"cache_size": 4, "max_num_seqs": 32, "device": "CPU", "INFERENCE_NUM_THREADS": 1, "sampler_num_threads": 2}
     )
     assert asked.device == "CPU"
@@ -21,11 +21,11 @@ def test_arguments_are_sorted_by_whom_they_are_for() -> None:
 
 
 def test_what_is_exact_on_a_cpu_is_the_default_there() -> None:
-    by_default = Asked.of({}).all_properties
+    by_default = OpenVINOOptions.of({}).all_properties
     assert by_default["KV_CACHE_PRECISION"] == by_default["INFERENCE_PRECISION_HINT"] == "f32"
     assert by_default["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == "0"
-    assert Asked.of({"KV_CACHE_PRECISION": "f16"}).all_properties["KV_CACHE_PRECISION"] == "f16"
-    assert Asked.of({"device": "GPU.0"}).all_properties == {}
+    assert OpenVINOOptions.of({"KV_CACHE_PRECISION": "f16"}).all_properties["KV_CACHE_PRECISION"] == "f16"
+    assert OpenVINOOptions.of({"device": "GPU.0"}).all_properties == {}
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_what_is_exact_on_a_cpu_is_the_default_there() -> None:
 )
 def test_bad_arguments_are_told(arguments: dict[str, Any], message: str, hint: str | None) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        Asked.of(arguments)
+        OpenVINOOptions.of(arguments)
     assert hint is None or hint in (caught.value.hint or "")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from specrej.attention import groups
 from specrej.engines.torch import engine as engine_module
 from specrej.engines.torch.engine import TorchEngine
-from specrej.engines.torch.loading import open_engine, wrap
+from specrej.engines.torch.loading import load_engine, wrap
 from specrej.engines.torch.sampling import sample
 from specrej.errors import UsageError
 from specrej.hub import defaults
@@ -358,7 +358,7 @@ PROMPTS = [
 @pytest.mark.slow
 def test_smollm2_in_float32_is_the_model_of_transformers(smollm2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    engine = open_engine("smollm2", weights="fp32", device="cpu")
+    engine = load_engine("smollm2", weights="fp32", device="cpu")
     sampling = SamplingParams(max_new_tokens=groups.GRANULE + 16, top_k=0, seed=1)
     prompts = {engine.open(engine.encode(text), sampling, 2**28): text for text in PROMPTS}
     for prompt in prompts:
@@ -378,7 +378,7 @@ def test_smollm2_in_float32_is_the_model_of_transformers(smollm2: Any, monkeypat
 @pytest.mark.slow
 def test_smollm2_in_float16_is_nearly_the_model_of_transformers(smollm2: Any) -> None:
     """Over its own answers: the most likely token at every position, and the divergence."""
-    engine = open_engine("smollm2", weights="fp16", device="cpu")
+    engine = load_engine("smollm2", weights="fp16", device="cpu")
     divergences, num_equal = [], 0
     for text in PROMPTS:
         prompt_ids = engine.encode(text)

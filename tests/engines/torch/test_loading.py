@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from specrej.engines.torch.loading import open_engine, wrap
+from specrej.engines.torch.loading import load_engine, wrap
 from specrej.errors import ModelError, UnknownNameError, UsageError
 from specrej.hub import defaults
 from specrej.types import SamplingParams
@@ -96,7 +96,7 @@ def test_a_directory_opens_in_silence(
 ) -> None:
     model = make_model("llama")
     directory = save(model)
-    engine = open_engine(directory, weights=weights, device="cpu")
+    engine = load_engine(directory, weights=weights, device="cpu")
     assert capfd.readouterr() == ("", "")
     described = engine.describe()
     assert described["engine"] == "torch"
@@ -117,13 +117,13 @@ def test_a_directory_opens_in_silence(
 def test_a_relative_directory_opens(save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     directory = save(make_model("gpt2"))
     monkeypatch.chdir(directory.parent)
-    assert open_engine("model", device="cpu").describe()["model"] == "model"
+    assert load_engine("model", device="cpu").describe()["model"] == "model"
 
 
 def test_a_cpu_never_computes_in_bfloat16(save: Callable[..., Path]) -> None:
     directory = save(make_model("llama", dtype=torch.bfloat16))
     assert json.loads((directory / "config.json").read_text())["dtype"] == "bfloat16"
-    engine = open_engine(directory, weights="fp32", device="cpu")
+    engine = load_engine(directory, weights="fp32", device="cpu")
     assert engine.model.dtype == torch.float32
     assert {parameter.dtype for parameter in engine.model.parameters()} == {torch.float32}
 
@@ -144,46 +144,46 @@ def test_unknown_weights_are_refused() -> None:
 @pytest.mark.parametrize("device", ["warp", "cuda:99"])
 def test_an_unknown_device_is_refused(device: str, save: Callable[..., Path]) -> None:
     with pytest.raises(UsageError, match=f"cannot compute on the device '{device}'"):
-        open_engine(save(make_model("llama")), device=device)
+        load_engine(save(make_model("llama")), device=device)
 
 
 @pytest.mark.parametrize(("name", "guess"), [("smolm2", "did you mean 'smollm2'? "), ("xyzzy", "")])
 def test_an_unknown_name_is_refused_with_a_guess(name: str, guess: str) -> None:
     with pytest.raises(UnknownNameError, match=f"unknown model '{name}'") as caught:
-        open_engine(name)
+        load_engine(name)
     assert caught.value.hint == f"{guess}known: smollm2; or a Hugging Face id, or a local directory"
 
 
 def test_a_reward_is_no_generator() -> None:
     (name, *_) = [key for key, entry in defaults.DEFAULT_MODELS.items() if entry.kind == "reward"]
     with pytest.raises(UsageError, match=f"'{name}' is a reward, not a generator"):
-        open_engine(name)
+        load_engine(name)
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "./nothing/here", "/nowhere/at/all"])
 def test_an_id_or_path_that_is_not_there(name: str) -> None:
     with pytest.raises(ModelError, match=f"cannot open the model '{name}'"):
-        open_engine(name)
+        load_engine(name)
 
 
 def test_a_directory_that_holds_no_model(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing here")
     with pytest.raises(ModelError, match=r"holds no model: neither config\.json nor a GGUF file"):
-        open_engine(tmp_path)
+        load_engine(tmp_path)
 
 
 def test_two_gguf_files_in_a_directory(tmp_path: Path) -> None:
     for name in ("b.gguf", "a.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
     with pytest.raises(ModelError, match=r"holds 2 GGUF files: a\.gguf, b\.gguf") as caught:
-        open_engine(tmp_path)
+        load_engine(tmp_path)
     assert caught.value.hint == "keep one of them there"
 
 
 def test_a_broken_gguf_file(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF then nothing")
     with pytest.raises(ModelError, match="is not a causal language model"):
-        open_engine(tmp_path)
+        load_engine(tmp_path)
 
 
 def cut_weights(directory: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_broken_directory_is_refused(
     directory = save(make_model("llama"))
     break_it(directory)
     with pytest.raises(ModelError, match=message):
-        open_engine(directory)
+        load_engine(directory)
     assert capfd.readouterr() == ("", "")
 
 
@@ -229,7 +229,7 @@ def test_code_of_a_checkpoint_is_never_run(save: Callable[..., Path], capfd: pyt
     )
     (directory / "own.py").write_text("raise SystemExit('this ran')")
     with pytest.raises(ModelError, match="custom code"):
-        open_engine(directory)
+        load_engine(directory)
     assert capfd.readouterr() == ("", "")
 
 
@@ -251,7 +251,7 @@ def test_another_kind_of_model_is_refused(
 ) -> None:
     directory = save(make())
     with pytest.raises(ModelError, match=message):
-        open_engine(directory)
+        load_engine(directory)
     assert capfd.readouterr() == ("", "")
 
 
@@ -264,7 +264,7 @@ def test_eos_ids_of_the_generation_config_are_honoured(
 ) -> None:
     directory = save(make_model("llama", eos_token_id=None))
     edit_json(directory / "generation_config.json", eos_token_id=eos)
-    engine = open_engine(directory, weights="fp32")
+    engine = load_engine(directory, weights="fp32")
     prompt = engine.open(make_ids(10), SamplingParams(max_new_tokens=120, top_k=0, temperature=3.0), 2**24)
     engine.add(prompt, range(12))
     answers = decode(engine)

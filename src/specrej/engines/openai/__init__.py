@@ -25,7 +25,7 @@ from specrej.engines.opening import EngineOptions
 from specrej.errors import ModelError, UnknownNameError, UsageError, guess
 from specrej.flops import flops_of_config
 from specrej.hub.sources import load_codec, load_config, locate_model
-from specrej.remote import ServiceOptions, key_from
+from specrej.services import ServiceOptions, key_from
 from specrej.types import Continuation
 
 __all__ = ["OpenAIEngine", "open_as_asked"]

@@ -1,6 +1,6 @@
 """What a server has written of one answer, as tokens: with its ids, or with ours where it gives only text.
 
-answer = Answer(index=3)
+answer = PartialAnswer(index=3)
 answer.take(chunk, num_asked=32, vocabulary=vocabulary, by_text=False)
 answer.ids, answer.finish, answer.lost
 """
@@ -61,7 +61,7 @@ class Vocabulary:
 
 
 @dataclass(slots=True)
-class Answer:
+class PartialAnswer:
     """One candidate's answer, as far as the server has written it.
 
     Attributes:

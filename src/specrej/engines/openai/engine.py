@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from specrej.attention.layout import Claim, KvLayout
 from specrej.engines.base import PROMPTS_IN_TOTAL, Memory, Overhead, Token
-from specrej.engines.openai.answers import Answer, Vocabulary
+from specrej.engines.openai.answers import PartialAnswer, Vocabulary
 from specrej.engines.openai.prompts import OpenPrompt
 from specrej.engines.openai.replies import Capacity, Chunk, UnreadableReplyError
 from specrej.engines.openai.server import CompletionsServer
@@ -183,7 +183,7 @@ class OpenAIEngine:
         opened = self._prompts[prompt]
         if opened.live:
             raise UsageError("candidates of a prompt advance together: these begin when those before them have ended")
-        opened.live = {index: Answer(index) for index in indices}
+        opened.live = {index: PartialAnswer(index) for index in indices}
         opened.position = opened.target = 0
 
     def step(self, limits: Mapping[int, int] | None = None) -> list[Token]:
@@ -212,7 +212,7 @@ class OpenAIEngine:
                 answer.lost = str(prompt.failure)
             self._go_on(handle, prompt, answer)
 
-    def _go_on(self, handle: int, prompt: OpenPrompt, answer: Answer) -> None:
+    def _go_on(self, handle: int, prompt: OpenPrompt, answer: PartialAnswer) -> None:
         """Ask for the rest of an answer's chunk, if there is a rest."""
         missing = prompt.target - len(answer.ids)
         if answer.is_done or missing <= 0:
@@ -224,7 +224,7 @@ class OpenAIEngine:
         self,
         handle: int,
         prompt: OpenPrompt,
-        answer: Answer | None,
+        answer: PartialAnswer | None,
         sent: str | list[int],
         *,
         num_tokens: int,
@@ -283,7 +283,9 @@ class OpenAIEngine:
         prompt.unused_tokens += answer.cut(prompt.sampling.max_new_tokens)
         self._go_on(handle, prompt, answer)
 
-    def _fail(self, prompt: OpenPrompt, answer: Answer | None, error: RemoteError | UnreadableReplyError) -> None:
+    def _fail(
+        self, prompt: OpenPrompt, answer: PartialAnswer | None, error: RemoteError | UnreadableReplyError
+    ) -> None:
         """Take note of a request that failed: a candidate is lost, or all of a prompt that could not be read."""
         if isinstance(error, RemoteError):
             failure = self._server.failure(error, prompt.sampling)
@@ -296,7 +298,7 @@ class OpenAIEngine:
         else:
             answer.request, answer.lost = 0, str(failure)
 
-    def _count(self, prompt: OpenPrompt, answer: Answer, chunk: Chunk) -> None:
+    def _count(self, prompt: OpenPrompt, answer: PartialAnswer, chunk: Chunk) -> None:
         """Count what was read again, as far as the server tells."""
         if chunk.num_cached is None:
             return

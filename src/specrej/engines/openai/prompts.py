@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from specrej.engines.base import Token
-from specrej.engines.openai.answers import Answer
+from specrej.engines.openai.answers import PartialAnswer
 from specrej.engines.openai.replies import Chunk
 from specrej.errors import SpecrejError
 from specrej.types import FinishReason, SamplingParams
@@ -22,8 +22,8 @@ class OpenPrompt:
     sampling: SamplingParams
     sent: str | list[int]
     """As it is sent."""
-    live: dict[int, Answer] = field(default_factory=dict)
-    running: dict[int, tuple[Answer | None, Future[Chunk]]] = field(default_factory=dict)
+    live: dict[int, PartialAnswer] = field(default_factory=dict)
+    running: dict[int, tuple[PartialAnswer | None, Future[Chunk]]] = field(default_factory=dict)
     """Requests under way by number: that for a part of an answer, or that which has the prompt read."""
     position: int = 0
     """Tokens that each live candidate was given."""

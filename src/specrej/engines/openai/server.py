@@ -25,7 +25,8 @@ from specrej.engines.openai.replies import (
     read_models,
 )
 from specrej.errors import EngineError, ModelError, SpecrejError, UsageError
-from specrej.remote import Connections, Remote, RemoteError, Service, ServiceOptions, without_secrets
+from specrej.remote import Connections, Remote, RemoteError
+from specrej.services import RemoteService, ServiceOptions, without_secrets
 from specrej.types import SamplingParams
 
 _REFUSED = (400, 422)
@@ -95,7 +96,7 @@ class CompletionsServer:
 
     Args:
         place: where it is.
-        options: of `specrej.remote.Service`.
+        options: of `specrej.services.RemoteService`.
         model: what the server calls the model.
         owner: what the server calls itself.
 
@@ -109,7 +110,7 @@ class CompletionsServer:
         self.place, self.model = place, model
         self.takes = set(_FEATURES)
         self.gives_ids = self.gives_logprobs = self.gives_cached = False
-        self._service = Service(url=place.of("/completions"), **options)
+        self._service = RemoteService(url=place.of("/completions"), **options)
         self._connections = Connections(self._service)
         self._penalty = "repeat_penalty" if owner == "llamacpp" else "repetition_penalty"
 

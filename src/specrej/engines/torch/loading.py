@@ -32,7 +32,7 @@ from specrej.hub.tokenizers import TextCodec
 _PROBE_PROMPT, _PROBE_NEW = 9, 4
 
 
-def open_engine(
+def load_engine(
     model: str | Path, *, weights: str | None = None, device: str | None = None, special_tokens: str = "text"
 ) -> TorchEngine:
     """Load a causal LM with its tokenizer.
@@ -58,7 +58,7 @@ def open_engine(
 def open_as_asked(model: str | Path, options: EngineOptions) -> TorchEngine:
     """See `specrej.engines.opening`."""
     options.refuse("torch", "arguments")
-    return open_engine(model, weights=options.weights, device=options.device, special_tokens=options.special_tokens)
+    return load_engine(model, weights=options.weights, device=options.device, special_tokens=options.special_tokens)
 
 
 def wrap(

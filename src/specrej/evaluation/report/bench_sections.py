@@ -29,9 +29,9 @@ from specrej.evaluation.report.headline import (
     titled,
 )
 from specrej.evaluation.report.page import Cell, Page, Section, Table, TableRow, Terms, picture
-from specrej.evaluation.report.stories import Chosen, choose, runners_of, story
+from specrej.evaluation.report.stories import Chosen, runners_of, story, telling_prompts
 from specrej.evaluation.report.tables import method_tables
-from specrej.evaluation.rows import Row
+from specrej.evaluation.rows import BenchRow
 
 _UNITS: dict[Compute, str] = {"seconds": "seconds", "tokens": "generated tokens", "flops": "FLOPs"}
 _PARTS = ("decode", "reward", "prefill", "other")
@@ -44,7 +44,7 @@ def bench_page(directory: Path, baseline: str | None) -> Page:
         raise UsageError(f"{directory} holds no results yet", hint="run specrej bench with --resume to go on with it")
     summary = summarize(rows, baseline or default_baseline(info["methods"]), read_verdicts(directory))
     chief = chief_method(summary)
-    chosen = choose(align(rows, summary["baseline"]), chief)
+    chosen = telling_prompts(align(rows, summary["baseline"]), chief)
     plots = directory / "plots"
     plots.mkdir(exist_ok=True)
     sections = [
@@ -186,7 +186,7 @@ def _on_tables(summary: Summary) -> str:
     ])  # fmt: skip
 
 
-def _answers(chosen: Sequence[Chosen], rows: Sequence[Row], chief: str, summary: Summary) -> Section:
+def _answers(chosen: Sequence[Chosen], rows: Sequence[BenchRow], chief: str, summary: Summary) -> Section:
     prose = (
         f"The prompts on which {spoken(chief)} gains most, the median and least against {spoken(summary['baseline'])}. "
         "On the left what each method chose, on the right the lowest of its complete candidates."
@@ -195,7 +195,7 @@ def _answers(chosen: Sequence[Chosen], rows: Sequence[Row], chief: str, summary:
     return Section("answers", "Answers side by side", prose, stories=stories)
 
 
-def _failures(rows: Sequence[Row]) -> Section:
+def _failures(rows: Sequence[BenchRow]) -> Section:
     failed = [(row, row["error"]) for row in rows if row["error"]]
     lines = [
         TableRow(
@@ -210,7 +210,7 @@ def _failures(rows: Sequence[Row]) -> Section:
     return Section("failures", "Failures", prose, tables=[table] if failed else [])
 
 
-def _totals(rows: Sequence[Row]) -> Terms:
+def _totals(rows: Sequence[BenchRow]) -> Terms:
     """What the run has cost so far, all methods and prompts together."""
     usages = [turn["usage"] for row in rows for turn in row["turns"]]
     seconds = sum(usage["total_s"] for usage in usages)

@@ -61,7 +61,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StoryAnswer:
     """What a method chose, beside the lowest of its complete candidates.
 
     Attributes:
@@ -84,7 +84,7 @@ class Story:
 
     title: str
     question: str
-    answers: Sequence[Answer]
+    answers: Sequence[StoryAnswer]
 
 
 @dataclass(frozen=True, slots=True)

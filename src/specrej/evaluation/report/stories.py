@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from specrej.evaluation.comparison import Comparison, failed, rewards
 from specrej.evaluation.plots import Fate, Runner
 from specrej.evaluation.report.headline import is_rejecting, number, spoken
-from specrej.evaluation.report.page import Answer, Story
-from specrej.evaluation.rows import CandidateRow, Row, TurnRow
+from specrej.evaluation.report.page import Story, StoryAnswer
+from specrej.evaluation.rows import BenchRow, CandidateRow, TurnRow
 from specrej.search.choosing import rank
 
 
@@ -22,14 +22,14 @@ class Chosen:
 
     why: str
     gain: float
-    row: Row
+    row: BenchRow
 
     @property
     def title(self) -> str:
         return f"{self.why.capitalize()}, {'+' if self.gain > 0 else ''}{number(self.gain, 3)}"
 
 
-def choose(comparison: Comparison, method: str) -> list[Chosen]:
+def telling_prompts(comparison: Comparison, method: str) -> list[Chosen]:
     """The prompts of the largest, the median and the smallest gain; of equal ones the first in the bench.
 
     Fewer where the method has fewer answers.
@@ -80,11 +80,11 @@ def _fate(candidate: CandidateRow, winner: int) -> Fate:
     return "rejected" if candidate["state"] == "rejected" else "complete"
 
 
-def story(chosen: Chosen, rows: Sequence[Row], methods: Sequence[str]) -> Story:
+def story(chosen: Chosen, rows: Sequence[BenchRow], methods: Sequence[str]) -> Story:
     """The prompt's question, and every method's answer to its last turn."""
     prompt_id = chosen.row["prompt_id"]
     by_method = {row["method"]: row for row in rows if row["prompt_id"] == prompt_id and not row["error"]}
-    answers: list[Answer] = []
+    answers: list[StoryAnswer] = []
     seen: dict[str, str] = {}
     for method in (method for method in methods if method in by_method):
         turn = by_method[method]["turns"][-1]
@@ -94,10 +94,10 @@ def story(chosen: Chosen, rows: Sequence[Row], methods: Sequence[str]) -> Story:
     return Story(f"{chosen.title}: prompt {prompt_id}", question, answers)
 
 
-def _answer(method: str, turn: TurnRow, twin: str) -> Answer:
+def _answer(method: str, turn: TurnRow, twin: str) -> StoryAnswer:
     """`twin` is the first method with the same answer."""
     is_alone = sum(candidate["state"] == "complete" for candidate in turn["candidates"]) == 1
-    return Answer(
+    return StoryAnswer(
         method=spoken(method),
         rejects=is_rejecting(method),
         reward=number(turn["reward"], 3),

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from specrej.evaluation.metrics import COMPUTES, RISK_AVERSION, SCORES, MethodSummary, Summary
 from specrej.evaluation.report.headline import NONE, estimated, is_rejecting, quickened, share, spoken
 from specrej.evaluation.report.page import Cell, Table, TableRow
-from specrej.evaluation.rows import Row
+from specrej.evaluation.rows import BenchRow
 from specrej.memory import format_bytes
 
 Cells = Callable[[str, MethodSummary], Sequence[Cell]]
 
 
-def method_tables(summary: Summary, rows: Sequence[Row]) -> list[Table]:
+def method_tables(summary: Summary, rows: Sequence[BenchRow]) -> list[Table]:
     """Gain and compute, speedups, wins, those by each judge, perplexity, risk."""
     return [
         _gain(summary, rows),
@@ -35,7 +35,7 @@ def _lines(summary: Summary, cells: Cells) -> list[TableRow]:
     ]
 
 
-def _gain(summary: Summary, rows: Sequence[Row]) -> Table:
+def _gain(summary: Summary, rows: Sequence[BenchRow]) -> Table:
     def cells(name: str, method: MethodSummary) -> list[Cell]:
         relative = [estimated(method["relative"][measure], 2) for measure in COMPUTES]
         return [
@@ -69,7 +69,7 @@ def _gain(summary: Summary, rows: Sequence[Row]) -> Table:
     return Table("Gain and compute", columns, _lines(summary, cells), note)
 
 
-def _begun(rows: Sequence[Row], method: str) -> str:
+def _begun(rows: Sequence[BenchRow], method: str) -> str:
     """Candidates at the start, from the fewest to the most of any turn."""
     counts = [len(turn["candidates"]) for row in rows if row["method"] == method for turn in row["turns"]]
     if not counts:
