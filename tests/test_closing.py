@@ -201,8 +201,9 @@ def test_members_are_closed_where_another_one_cannot_be_opened(monkeypatch: pyte
 
 def test_a_server_of_completions_is_let_go(tmp_path: Path) -> None:
     with playing() as server:
+        model = save_model(tmp_path)  # whose progress bar leaves a thread
         before = held()
-        engine = specrej.open_engine(save_model(tmp_path), engine=f"openai:{server.base}")
+        engine = specrej.open_engine(model, engine=f"openai:{server.base}")
         ids = engine.encode("Why?")
         for _ in range(2):
             prompt = engine.open(ids, SamplingParams(max_new_tokens=4), 2**20)
