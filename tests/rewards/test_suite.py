@@ -67,9 +67,17 @@ class TestReward(RewardSuite):
     def reward(self, make: Callable[[], Reward]) -> Reward:
         return make()
 
+    @pytest.fixture
+    def opening(self, make: Callable[[], Reward]) -> Callable[[], Reward]:
+        return make
+
 
 @pytest.mark.slow
 class TestRelevance(RewardSuite):
     @pytest.fixture
     def reward(self) -> Reward:
         return relevance()
+
+    @pytest.fixture
+    def opening(self) -> Callable[[], Reward]:
+        return lambda: as_reward("relevance")

@@ -23,6 +23,7 @@ from specrej.engines.base import Engine, Token
 from specrej.engines.paged import PagedEngine
 from specrej.errors import BudgetError, PromptError, SpecrejError, UsageError
 from specrej.search.events import Decided, Event, Step
+from specrej.testing.held import held
 from specrej.types import GREEDY_NOTE, Result, SamplingParams
 
 LENGTH = 32
@@ -102,7 +103,15 @@ def ids(result: Result) -> list[list[int]]:
 
 
 class EngineSuite:
-    """Tests of an engine; a subclass gives the fixture `subject`."""
+    """Tests of an engine.
+
+    A subclass gives the fixture `subject`, and `opening` for the test that shuts an engine down.
+    """
+
+    @pytest.fixture
+    def opening(self) -> Callable[[], Engine] | None:
+        """What opens another engine of the kind; None skips the test that shuts it down."""
+        return None
 
     def test_p1_with_alpha_zero_the_candidates_are_those_of_best_of_n(self, subject: Subject) -> None:
         expected = subject.generate(algorithm="best_of_n")
@@ -294,6 +303,20 @@ class EngineSuite:
         )
         assert isinstance(outcomes[0], SpecrejError)
         assert all(isinstance(outcomes[number], Result) for number in (1, 2))
+
+    def test_shutdown_leaves_nothing_and_may_be_called_twice(self, opening: Callable[[], Engine] | None) -> None:
+        if opening is None:
+            pytest.skip("the fixture `opening` gives nothing that opens an engine")
+        opening().shutdown()  # what a library starts once for the process stays
+        before = held()
+        engine = opening()
+        prompt_ids = engine.encode("Why?")
+        prompt = engine.open(prompt_ids, SamplingParams(max_new_tokens=8), engine.kv_bytes(len(prompt_ids), 2, 8))
+        engine.add(prompt, range(2))
+        engine.step()
+        engine.shutdown()
+        engine.shutdown()
+        assert held() <= before
 
 
 def _decode(
