@@ -18,13 +18,15 @@ from servers import Server, completion, serving
 from specrej.cli import options
 from specrej.engines.base import Engine
 from specrej.errors import ModelError, RewardError, UsageError
-from specrej.remote import Connections, Remote, RemoteError, Service
+from specrej.opening import Opening
+from specrej.remote import Connections, Remote, RemoteError
 from specrej.rewards import as_reward
 from specrej.rewards.base import MEMBERS, SESSION_MEMBERS, Reward, RewardSession, StatelessSession, open_session
 from specrej.rewards.ensemble import EnsembleReward
 from specrej.rewards.http import HttpReward
 from specrej.rewards.together import score_together
 from specrej.rewards.verifiable import MathReward
+from specrej.services import RemoteService
 from specrej.testing.held import held
 from specrej.types import Candidate, SamplingParams
 from tiny import save_model
@@ -122,8 +124,8 @@ def test_what_is_closed_under_way_ends_and_nothing_begins_any_more(server: Serve
         return {}
 
     server.answer = hang
-    connections = Connections(Service(url=server.url))
-    remote = Remote(Service(url=server.url), connections)
+    connections = Connections(RemoteService(url=server.url))
+    remote = Remote(RemoteService(url=server.url), connections)
 
     def wait_for_it() -> None:
         try:
@@ -234,9 +236,9 @@ def test_a_command_closes_what_it_opened(monkeypatch: pytest.MonkeyPatch, *, fai
             raise ModelError("no such model")
         return engine
 
-    monkeypatch.setattr(options, "as_reward", lambda *_: reward)
-    monkeypatch.setattr("specrej.api.open_engine", open_engine)
-    given = {"model": "m", "reward": "r", "reward_memory": None, **dict.fromkeys(options.ENGINE_OPTIONS)}
+    monkeypatch.setattr("specrej.opening.as_reward", lambda *_: reward)
+    monkeypatch.setattr("specrej.engines.opening.open_engine", open_engine)
+    given = {**vars(Opening()), "model": "m", "reward": "r"}
     if fails:
         with pytest.raises(ModelError), options.open_given(given):
             pass
