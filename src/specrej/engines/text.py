@@ -41,8 +41,8 @@ class TextCodec:
         special tokens that it spells are tokens, behind the BOS that the tokenizer adds, once.
 
         Raises:
-            PromptError: the prompt is empty, a conversation meets a model without a chat template, or the template
-                refuses it.
+            PromptError: the prompt is empty, a conversation meets a model without a chat template, the template refuses
+                it, or special tokens cannot be kept out of its contents.
         """
         messages = as_messages(prompt)
         if self.tokenizer.chat_template is None or isinstance(prompt, Continuation):
@@ -56,6 +56,8 @@ class TextCodec:
         how = {"continue_final_message": True} if is_begun else {"add_generation_prompt": True}
         try:
             written = self._chat.write(messages, **how)
+        except PromptError:
+            raise
         except Exception as error:
             raise PromptError(f"the model's chat template refuses this conversation: {error}") from error
         return self._chat.ids(written)
