@@ -61,11 +61,15 @@ class ChatFormat:
     special: tuple[str, ...]
 
 
-def _wrap(core: Tokenizer, template: str, special: Sequence[str], **named: str) -> ChatFormat:
-    core.add_special_tokens([AddedToken(text, normalized=False) for text in special])
+def _wrap(
+    core: Tokenizer, template: str, special: Sequence[str], is_normalized: bool = False, **named: str
+) -> ChatFormat:
+    tokens = {text: AddedToken(text, normalized=is_normalized, special=True) for text in special}
+    core.add_special_tokens(list(tokens.values()))
     make: Any = transformers.PreTrainedTokenizerFast
-    rest = [text for text in special if text not in named.values()]
-    tokenizer = make(tokenizer_object=core, additional_special_tokens=rest, chat_template=template, **named)
+    rest = [token for text, token in tokens.items() if text not in named.values()]
+    names = {name: tokens.get(text, text) for name, text in named.items()}
+    tokenizer = make(tokenizer_object=core, additional_special_tokens=rest, chat_template=template, **names)
     return ChatFormat(tokenizer, tuple(special))
 
 
@@ -101,9 +105,12 @@ def _sentencepiece(special: Sequence[str]) -> Tokenizer:
     return core
 
 
-def chatml() -> ChatFormat:
+def chatml(normalizer: Any = None, *, is_normalized: bool = False) -> ChatFormat:
     special = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-    return _wrap(_byte_level(None), CHATML, special, eos_token="<|im_end|>", bos_token="<|im_start|>")
+    core = _byte_level(None)
+    if normalizer is not None:
+        core.normalizer = normalizer
+    return _wrap(core, CHATML, special, is_normalized, eos_token="<|im_end|>", bos_token="<|im_start|>")
 
 
 def llama3() -> ChatFormat:
@@ -122,11 +129,15 @@ def gemma() -> ChatFormat:
     return _wrap(core, GEMMA, special, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>")
 
 
-def llama2() -> ChatFormat:
-    """As it came first: every part between special tokens begins with a bar."""
+def llama2(*, is_normalized: bool = False) -> ChatFormat:
+    """As it came first: every part between special tokens begins with a bar.
+
+    Early files say that special tokens are normalized: then only those behind a blank are found.
+    """
     core = _sentencepiece(("<s>", "</s>"))
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    return _wrap(core, LLAMA2, ("<s>", "</s>"), bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    special = ("<s>", "</s>")
+    return _wrap(core, LLAMA2, special, is_normalized, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def mistral() -> ChatFormat:

@@ -42,8 +42,8 @@ class TextCodec:
         that the tokenizer adds, once.
 
         Raises:
-            PromptError: the prompt is empty, a conversation meets a model without a chat template, or the template
-                refuses it.
+            PromptError: the prompt is empty, a conversation meets a model without a chat template, the template refuses
+                it, or special tokens cannot be kept out of its contents.
         """
         messages = as_messages(prompt)
         if self.tokenizer.chat_template is None or isinstance(prompt, Continuation):
@@ -57,6 +57,8 @@ class TextCodec:
         how = {"continue_final_message": True} if is_begun else {"add_generation_prompt": True}
         try:
             written = self._chat.write(messages, **how)
+        except PromptError:
+            raise
         except Exception as error:
             raise PromptError(f"the model's chat template refuses this conversation: {error}") from error
         return self._chat.ids(written)
