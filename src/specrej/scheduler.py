@@ -8,15 +8,16 @@ at the same time are scored in one reward batch. A search begins as soon as the 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
 from specrej.algorithms import Steps
 from specrej.engines.base import Engine, Token
-from specrej.errors import DeviceMemoryError, SpecrejError
+from specrej.errors import DeviceMemoryError, SpecrejError, named
 from specrej.policies import Schedule
 from specrej.pool import Pool
+from specrej.rewards.base import Scores
 from specrej.scoring import Scored, Scoring, score_now
 from specrej.search import Search
 from specrej.types import Result
@@ -247,7 +248,7 @@ def _open(number: int, search: Search, steps: Steps) -> _Run:
         raise
 
 
-def _resume(member: _Run, given: Sequence[float] | Exception, seconds: float, observe: Observer) -> Outcome | None:
+def _resume(member: _Run, given: Scores, seconds: float, observe: Observer) -> Outcome | None:
     """Take one decision. The search's outcome if that was its end."""
     search = member.search
     begun, reward_s = time.perf_counter(), search.usage.reward_s
@@ -278,6 +279,6 @@ def _as_outcome(error: Exception) -> SpecrejError:
     if isinstance(error, SpecrejError):
         return error
     _LOG.error("a prompt failed, the others go on", exc_info=error)
-    outcome = SpecrejError(f"the prompt failed: {error!r}", hint="the log says where")
+    outcome = SpecrejError(f"the prompt failed: {named(error)}", hint="the log says where")
     outcome.__cause__ = error
     return outcome

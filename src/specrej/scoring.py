@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from specrej.rewards.base import Reward, RewardSession
+from specrej.rewards.base import Reward, RewardSession, Scores
 from specrej.rewards.together import score_together
 from specrej.search import Search
 from specrej.types import Candidate
@@ -16,7 +16,7 @@ from specrej.types import Candidate
 Asked = tuple[Reward, RewardSession, Sequence[Candidate]]
 """A search's batch, as it goes to its reward."""
 
-Scored = tuple[Sequence[float] | Exception, float]
+Scored = tuple[Scores, float]
 """What a reward gave for a search's batch, or raised, and the search's share of the seconds it took."""
 
 Scoring = Callable[[Sequence[Search]], Future[list[Scored]]]

@@ -16,11 +16,11 @@ from typing import Any
 
 from specrej.choosing import choose, ranked
 from specrej.engines.base import Claim, Engine, Memory, Token
-from specrej.errors import BudgetError, PromptError, RewardError, SpecrejError, UsageError
+from specrej.errors import BudgetError, PromptError, SpecrejError, UsageError
 from specrej.memory import format_bytes
 from specrej.policies import Schedule
-from specrej.rewards.base import Reward, RewardSession
-from specrej.rewards.scores import checked_scores
+from specrej.rewards.base import Reward, RewardSession, Scores
+from specrej.rewards.scores import checked_scores, failing_as
 from specrej.stopping import AnswerText
 from specrej.types import GREEDY_NOTE, Candidate, Cause, Decision, Prompt, Result, SamplingParams, Usage, as_messages
 from specrej.version import __version__
@@ -171,7 +171,7 @@ class Search:
             return self._session, self.batch
         return self._session, [replace(candidate, text=self._beginning + candidate.text) for candidate in self.batch]
 
-    def take_scores(self, given: Sequence[float] | Exception) -> list[float]:
+    def take_scores(self, given: Scores) -> list[float]:
         """The scores of the batch, in its order; `given` is what the reward gave or raised.
 
         Candidates that score minus infinity are rejected at once, and are no longer part of the batch.
@@ -181,15 +181,15 @@ class Search:
         """
         if not self.batch:
             return []
+        assert self._session is not None
         with self._rewarding(f"candidates {self.batch[0].index} to {self.batch[-1].index}"):
-            if isinstance(given, Exception):
+            if isinstance(given, BaseException):
                 raise given
             scores = checked_scores(self._reward.name, self.batch, given)
-        assert self._session is not None
-        self.usage.reward_tokens = self._session.num_tokens
-        # A user's own session may have been written without these figures, which no decision depends on.
-        self.usage.reward_reuse = getattr(self._session, "reuse", "none")
-        self.usage.reward_kv_bytes = getattr(self._session, "peak_kv_bytes", 0)
+            self.usage.reward_tokens = self._session.num_tokens
+            # A user's own session may have been written without these figures, which no decision depends on.
+            self.usage.reward_reuse = getattr(self._session, "reuse", "none")
+            self.usage.reward_kv_bytes = getattr(self._session, "peak_kv_bytes", 0)
         failed = [candidate for candidate, score in zip(self.batch, scores, strict=True) if score == -math.inf]
         if failed:
             self._decide("filter", failed, failed)
@@ -206,6 +206,8 @@ class Search:
         self.usage.shared_prompt_tokens = self._engine.num_shared(self._handle)
         with self._rewarding("the prompt"):
             self._session = self._reward.open(self.messages)
+            if self._session is None:  # of a reward that nobody checked the types of
+                raise TypeError("it opened no session")
 
     def is_due(self, schedule: Schedule) -> bool:
         """Whether the algorithm must decide before the next step; remembers why."""
@@ -364,11 +366,8 @@ class Search:
         """Count the seconds of the reward's work, and name what it failed on."""
         begun = time.perf_counter()
         try:
-            yield
-        except (SpecrejError, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # also SystemExit, of a reward that ends programs
-            raise RewardError(f"the reward {self._reward.name!r} failed on {subject}: {error!r}") from error
+            with failing_as(f"the reward {self._reward.name!r} failed on {subject}"):
+                yield
         finally:
             self.usage.reward_s += time.perf_counter() - begun
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from specrej.types import Candidate, Message, Reuse
 
-Scores = Sequence[float] | Exception
+Scores = Sequence[float] | BaseException
 """Of one prompt's candidates, or why there are none."""
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from threading import Lock, Thread
 from typing import Any, TypeVar
 
-from specrej.errors import SpecrejError
+from specrej.errors import SpecrejError, named
 from specrej.server.refusals import RefusalError
 
 _SMALL_BYTES = 2**16
@@ -113,7 +113,7 @@ class Line:
             except (SpecrejError, RefusalError) as error:
                 future.set_exception(error)
             except BaseException as error:  # an event loop takes some for its own end, and StopIteration not at all
-                failure = SpecrejError(f"what reads requests failed: {error!r}")
+                failure = SpecrejError(f"what reads requests failed: {named(error)}")
                 failure.__cause__ = error
                 future.set_exception(failure)
         return True
