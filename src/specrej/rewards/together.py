@@ -42,7 +42,7 @@ def score_together(reward: Reward, asked: Sequence[tuple[RewardSession, Sequence
     together = getattr(reward, "score_together", None)
     if together is not None and len(asked) > 1:
         try:
-            return [given for _, given in zip(asked, together(asked), strict=True)]
+            return [_listed(given) for _, given in zip(asked, together(asked), strict=True)]
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -58,11 +58,16 @@ def score_each(asked: Sequence[tuple[RewardSession, Sequence[Candidate]]]) -> li
 
 def _score(session: RewardSession, candidates: Sequence[Candidate]) -> Scores:
     try:
-        return session.score(candidates)
+        return _listed(session.score(candidates))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # also SystemExit, of a reward that ends programs
         return error
+
+
+def _listed(given: Scores) -> Scores:
+    """What was given, computed to its end here, where a reward's time is taken: it may be a generator."""
+    return given if isinstance(given, BaseException) else list(given)
 
 
 def alone(score_pairs: ScorePairs) -> Callable[[Any, Sequence[Candidate]], tuple[Sequence[float], int]]:
