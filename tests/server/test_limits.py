@@ -17,6 +17,7 @@ from specrej.completions import _HONOURED
 from specrej.errors import PromptError, UsageError
 from specrej.server.asked import Limits, parse_json, read_request
 from specrej.server.guard import Gate
+from specrej.settings import Settings
 
 CHAT: Any = {"model": "bytes", "messages": [{"role": "user", "content": "Why?"}]}
 TEXT: Any = {"model": "bytes", "prompt": "Why?"}
@@ -251,8 +252,9 @@ def test_what_is_no_json_object_is_refused(raw: bytes) -> None:
 
 
 def test_half_a_character_is_named_by_its_place() -> None:
+    raw = b'{"model": "bytes", "messages": [{"role": "user", "content": "a\\ud800"}]}'
     with pytest.raises(PromptError, match=r"messages\[0\]\.content holds half a surrogate pair"):
-        parse_json(b'{"messages": [{"role": "user", "content": "a\\ud800"}]}')
+        read_request("/v1/chat/completions", parse_json(raw), Settings(), LIMITS)
 
 
 def test_junk_gets_a_bad_request(url: str) -> None:

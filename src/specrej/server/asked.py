@@ -73,7 +73,6 @@ def parse_json(raw: bytes) -> dict[str, Any]:
 
     Raises:
         UsageError: no JSON, or no object.
-        PromptError: a text holds half a surrogate pair, which no tokenizer takes; names it.
     """
     try:
         body = json.loads(raw, parse_constant=_refuse_constant)
