@@ -17,8 +17,18 @@ SpecrejError
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+
+def named(error: BaseException, show: Callable[[Any], str] = repr) -> str:
+    """An exception as `repr` or `str` shows it, and by its class where that raises: a user's own may."""
+    try:
+        return show(error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return f"{type(error).__name__} (its message cannot be shown)"
 
 
 def guess(given: str, known: Iterable[str]) -> str:

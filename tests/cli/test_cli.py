@@ -35,6 +35,9 @@ def undefined(prompt, texts):
 def broken(prompt, texts):
     raise ValueError("no [bold]score[/bold]")
 
+def exiting(prompt, texts):
+    raise SystemExit(0)
+
 def interrupting(prompt, texts):
     global calls
     calls += 1
@@ -215,6 +218,7 @@ def test_compare_shows_the_three_side_by_side_and_says_what_happened(run: Run) -
         (["--top-k", "few"], 2, ["--top-k"]),
         (["--nonsense"], 2, ["--nonsense"]),
         (["--reward", "cli_rewards:undefined"], 1, ["gave nan for candidate 0"]),
+        (["--reward", "cli_rewards:exiting"], 1, ["failed on candidates 0 to ", "SystemExit(0)"]),
         (["--reward", "cli_rewards:broken"], 1, ["ValueError: no [bold]score[/bold]", "hint: "]),
     ],
 )

@@ -101,6 +101,19 @@ def test_a_batch_ends_with_one_line_that_says_it_all(run: Run, tmp_path: Path) -
         assert words in line
 
 
+def test_a_reward_that_ends_programs_fails_its_row(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ending.py").write_text(
+        "import sys\ndef rate(prompt, texts):\n    return sys.exit() if '2' in prompt else [1.0] * len(texts)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    done = run(tmp_path / "out.jsonl", "--reward", "ending:rate")
+    assert done.exit_code == 0, done.stderr
+    assert "5 rows in" in done.stdout
+    errors = {row_id(row): row["error"] for row in read_rows(tmp_path / "out.jsonl") if row["error"]}
+    assert errors.keys() == {"p2", "line-5"}
+    assert "SystemExit" in str(errors["p2"])
+
+
 def test_a_row_is_what_generate_gives_with_the_same_options(run: Run, tiny_model: str, tmp_path: Path) -> None:
     run(tmp_path / "out.jsonl", "--seed", "3", "--decide", "every:4", "--total-memory", "1GiB", "--in-flight", "2")
     for row in read_rows(tmp_path / "out.jsonl"):

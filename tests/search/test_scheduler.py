@@ -207,6 +207,118 @@ def test_a_reward_that_fails_to_open_frees_the_engine(error: BaseException) -> N
     assert not engine.groups
 
 
+class UnnameableError(ValueError):
+    def __repr__(self) -> str:
+        raise UnnameableError
+
+    __str__ = __repr__
+
+
+class UnnameableStop(Stop):
+    def __repr__(self) -> str:
+        raise SystemExit
+
+
+KINDS = [ValueError, SystemExit, GeneratorExit, StopIteration, Stop, UnnameableError, UnnameableStop]
+
+
+class Faulty(FakeReward):
+    """Raises at one prompt: as it is opened, scored, its scores read ("within"), or candidates dropped."""
+
+    def __init__(self, place: str, kind: type[BaseException]) -> None:
+        super().__init__()
+        self._place, self._kind = place, kind
+
+    def open(self, messages: Sequence[Message]) -> FakeSession:
+        is_bad = messages[-1]["content"] == PROMPTS[1]
+        if is_bad and self._place == "open":
+            raise self._kind
+        session = super().open(messages)
+        if is_bad and self._place in ("score", "drop"):
+            setattr(session, self._place, self._fail)
+        if is_bad and self._place == "within":
+            session.score = self._give  # type: ignore[method-assign, assignment]
+        return session
+
+    def _fail(self, *given: object) -> Any:
+        raise self._kind
+
+    def _give(self, candidates: Sequence[Candidate]) -> Iterator[float]:
+        yield 1.0
+        # A generator that raises this has ended.
+        raise ValueError if self._kind is StopIteration else self._kind
+
+
+@pytest.mark.parametrize("place", ["open", "score", "within", "drop"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_a_reward_raises_fails_that_prompt_alone(kind: type[BaseException], place: str) -> None:
+    engine, reward = FakeEngine(), Faulty(place, kind)
+    outcomes = dict(run(engine, makers(engine, reward, PROMPTS[:4]), in_flight=3))
+    failed = {number: outcome for number, outcome in outcomes.items() if isinstance(outcome, SpecrejError)}
+    assert (sorted(outcomes), [*failed]) == ([0, 1, 2, 3], [1])
+    assert isinstance(failed[1], RewardError)
+    assert ("ValueError" if (place, kind) == ("within", StopIteration) else kind.__name__) in str(failed[1])
+    assert is_freed(engine, reward)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_a_joint_batch_raises_has_prompts_scored_one_by_one(kind: type[BaseException]) -> None:
+    class Joint(FakeReward):
+        def score_together(self, asked: object) -> Any:
+            raise kind
+
+    engine, reward = FakeEngine(), Joint()
+    outcomes = dict(run(engine, makers(engine, reward, PROMPTS[:4]), in_flight=3))
+    assert [type(outcome) for outcome in outcomes.values()] == [Result] * 4
+
+
+@pytest.mark.parametrize("kind", [UnnameableError, StopIteration])
+def test_an_error_that_nobody_foresaw_is_named_as_well_as_it_can_be(kind: type[Exception]) -> None:
+    class Closed(FakeEngine):
+        def encode(self, prompt: Prompt) -> list[int]:
+            raise kind
+
+    engine, reward = Closed(), FakeReward()
+    outcomes = dict(run(engine, makers(engine, reward, PROMPTS[:2])))
+    assert all(f"the prompt failed: {kind.__name__}" in str(outcome) for outcome in outcomes.values())
+
+
+def test_a_reward_that_opens_no_session_fails_that_prompt_alone() -> None:
+    class Forgetting(FakeReward):
+        def open(self, messages: Sequence[Message]) -> Any:
+            return None if messages[-1]["content"] == PROMPTS[1] else super().open(messages)
+
+    engine, reward = FakeEngine(), Forgetting()
+    outcomes = dict(run(engine, makers(engine, reward, PROMPTS[:4]), in_flight=3))
+    assert [number for number, outcome in outcomes.items() if isinstance(outcome, RewardError)] == [1]
+    assert is_freed(engine, reward)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_session_that_cannot_tell_its_tokens_fails_its_prompt_alone(kind: type[BaseException]) -> None:
+    class Uncounted(FakeSession):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "num_tokens" and self.scored:
+                raise kind
+            return super().__getattribute__(name)
+
+        def score(self, candidates: Sequence[Candidate]) -> list[float]:
+            self.scored.append([])
+            return [1.0] * len(candidates)
+
+    class Silent(FakeReward):
+        def open(self, messages: Sequence[Message]) -> FakeSession:
+            session = super().open(messages)
+            if messages[-1]["content"] == PROMPTS[1]:
+                session = self.sessions[-1] = Uncounted(by_hash)
+            return session
+
+    engine, reward = FakeEngine(), Silent()
+    outcomes = dict(run(engine, makers(engine, reward, PROMPTS[:4]), in_flight=3))
+    assert [number for number, outcome in outcomes.items() if isinstance(outcome, RewardError)] == [1]
+    assert is_freed(engine, reward)
+
+
 def test_a_caller_that_stops_listening_frees_all() -> None:
     engine, reward = FakeEngine(), FakeReward()
     outcomes = run(engine, makers(engine, reward, PROMPTS), in_flight=3)

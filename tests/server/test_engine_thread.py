@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -18,7 +18,7 @@ from specrej.server import running
 from specrej.server.app import make_app
 from specrej.server.running import bound, run
 from specrej.server.service import Service
-from specrej.types import Message, Prompt
+from specrej.types import Candidate, Message, Prompt
 
 
 class Panic(BaseException):
@@ -67,6 +67,29 @@ def test_whatever_a_reward_raises_fails_its_own_request_alone(place: str, kind: 
             assert (await served.client.get("/health")).status_code == 200
 
     asyncio.run(go())
+
+
+def test_scores_that_come_lazily_are_computed_where_the_rewards_time_is_taken() -> None:
+    threads: list[str] = []
+
+    class Lazy(ForgetfulReward):
+        def open(self, messages: Sequence[Message]) -> FakeSession:
+            session = super().open(messages)
+            score = session.score
+
+            def scored(candidates: Sequence[Candidate]) -> Iterator[float]:
+                threads.append(threading.current_thread().name)
+                yield from score(candidates)
+
+            session.score = scored  # type: ignore[method-assign, assignment]
+            return session
+
+    async def go() -> None:
+        async with serving(FakeEngine(), Lazy()) as served:
+            assert (await served.ask({"prompt": "Why?"})).status_code == 200
+
+    asyncio.run(go())
+    assert set(threads) == {"specrej-reward"}
 
 
 class Sick(FakeEngine):

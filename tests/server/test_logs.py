@@ -148,3 +148,13 @@ def test_what_is_left_out_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert JsonLines(has_texts=False).format(late).endswith('"left_out": 3}')
     ours = [logging.makeLogRecord({"name": "specrej.server", "msg": "request"}) for _ in range(100)]
     assert all(map(sparing.filter, ours))
+
+
+def test_an_error_whose_message_cannot_be_shown_is_a_line_all_the_same() -> None:
+    class UnnameableError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    record = logging.makeLogRecord({"exc_info": (UnnameableError, UnnameableError(), None)})
+    [shown] = json.loads(JsonLines(has_texts=True).format(record))["exception"]
+    assert shown["says"] == "UnnameableError (its message cannot be shown)"

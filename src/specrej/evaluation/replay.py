@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from specrej.errors import BudgetError, RewardError, SpecrejError, UsageError
+from specrej.errors import BudgetError, RewardError, UsageError
 from specrej.evaluation.policy_grid import ReplayPolicy
 from specrej.evaluation.trace import Trace
 from specrej.memory import format_bytes
 from specrej.rewards.base import Reward, open_session
+from specrej.rewards.scores import failing_as
 from specrej.search.choosing import rank
 from specrej.types import Candidate, Cause
 
@@ -113,13 +114,8 @@ class Rescorer:
     def _score(self, trace: Trace, prefixes: Sequence[Candidate]) -> list[float]:
         session = open_session(self._reward, trace.messages)
         try:
-            scores = [float(score) for score in session.score(prefixes)]
-        except SpecrejError:
-            raise
-        except Exception as error:
-            raise RewardError(
-                f"the reward {self._reward.name!r} failed on partial answers to {trace.prompt_id!r}: {error!r}"
-            ) from error
+            with failing_as(f"the reward {self._reward.name!r} failed on partial answers to {trace.prompt_id!r}"):
+                scores = [float(score) for score in session.score(prefixes)]
         finally:
             session.close()
         if len(scores) != len(prefixes) or not all(map(math.isfinite, scores)):

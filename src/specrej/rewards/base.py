@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from specrej.errors import RewardError
 from specrej.types import Candidate, Message, Reuse
 
-Scores = Sequence[float] | Exception
+Scores = Sequence[float] | BaseException
 """Of one prompt's candidates, or why there are none."""
 
 

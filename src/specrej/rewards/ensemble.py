@@ -12,16 +12,16 @@ prompts, methods or runs, and spreads found on short texts may differ from those
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
-from specrej.errors import RewardError, SpecrejError, UnknownNameError, UsageError
+from specrej.errors import UnknownNameError, UsageError
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward, RewardSession, Scores, open_session
 from specrej.rewards.combining import Scale, combiner
 from specrej.rewards.ensemble_spec import FORM, EnsembleSpec, read_spec, written
-from specrej.rewards.scores import checked_scores
+from specrej.rewards.scores import checked_scores, failing_as
 from specrej.rewards.together import score_together
 from specrej.types import Candidate, Message, Reuse
 
@@ -236,7 +236,7 @@ class EnsembleSession:
             RewardError: a member failed; names it and the candidate.
         """
         [scores] = self._reward.score_together([(self, candidates)])
-        if isinstance(scores, Exception):
+        if isinstance(scores, BaseException):
             raise scores
         return list(scores)
 
@@ -283,20 +283,14 @@ class EnsembleSession:
 def _checked(name: str, candidates: Sequence[Candidate], scores: Scores) -> list[float]:
     """What a judge gave, if it can be used; raises what it failed with."""
     with _naming(name, f"candidates {candidates[0].index} to {candidates[-1].index}"):
-        if isinstance(scores, Exception):
+        if isinstance(scores, BaseException):
             raise scores
         return checked_scores(name, candidates, scores)
 
 
-@contextmanager
-def _naming(name: str, subject: str) -> Iterator[None]:
+def _naming(name: str, subject: str) -> AbstractContextManager[None]:
     """Say which member failed, on what."""
-    try:
-        yield
-    except SpecrejError:
-        raise
-    except Exception as error:
-        raise RewardError(f"the member {name!r} of the ensemble failed on {subject}: {error!r}") from error
+    return failing_as(f"the member {name!r} of the ensemble failed on {subject}")
 
 
 def parse_ensemble(argument: str = "") -> EnsembleReward:

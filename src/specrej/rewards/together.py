@@ -21,6 +21,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from specrej.errors import named
 from specrej.rewards.base import Reward, RewardSession, Scores, StatelessSession
 from specrej.types import Candidate
 
@@ -41,9 +42,12 @@ def score_together(reward: Reward, asked: Sequence[tuple[RewardSession, Sequence
     together = getattr(reward, "score_together", None)
     if together is not None and len(asked) > 1:
         try:
-            return [scores for _, scores in zip(asked, together(asked), strict=True)]
-        except Exception as error:
-            _LOG.warning("reward %r failed on %d prompts together, now one by one: %r", reward.name, len(asked), error)
+            return [_listed(given) for _, given in zip(asked, together(asked), strict=True)]
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            what = "reward %r failed on %d prompts together, now one by one: %s"
+            _LOG.warning(what, reward.name, len(asked), named(error))
     return score_each(asked)
 
 
@@ -54,9 +58,16 @@ def score_each(asked: Sequence[tuple[RewardSession, Sequence[Candidate]]]) -> li
 
 def _score(session: RewardSession, candidates: Sequence[Candidate]) -> Scores:
     try:
-        return session.score(candidates)
-    except Exception as error:
+        return _listed(session.score(candidates))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also SystemExit, of a reward that ends programs
         return error
+
+
+def _listed(given: Scores) -> Scores:
+    """What was given, computed to its end here, where a reward's time is taken: it may be a generator."""
+    return given if isinstance(given, BaseException) else list(given)
 
 
 def alone(score_pairs: ScorePairs) -> Callable[[Any, Sequence[Candidate]], tuple[Sequence[float], int]]:

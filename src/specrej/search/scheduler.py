@@ -8,12 +8,13 @@ at the same time are scored in one reward batch. A search begins as soon as the 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
 from specrej.engines.base import Engine, Token
-from specrej.errors import DeviceMemoryError, SpecrejError
+from specrej.errors import DeviceMemoryError, SpecrejError, named
+from specrej.rewards.base import Scores
 from specrej.search.algorithms import Steps
 from specrej.search.pool import Pool
 from specrej.search.scoring import Given, Scorer, score_now
@@ -247,7 +248,7 @@ def _open(number: int, search: Search, steps: Steps) -> _Run:
         raise
 
 
-def _resume(member: _Run, given: Sequence[float] | Exception, seconds: float, observe: Observer) -> Outcome | None:
+def _resume(member: _Run, given: Scores, seconds: float, observe: Observer) -> Outcome | None:
     """Take one decision. The search's outcome if that was its end."""
     search = member.search
     search.clock.add("reward_s", seconds)
@@ -276,6 +277,6 @@ def _as_outcome(error: Exception) -> SpecrejError:
     if isinstance(error, SpecrejError):
         return error
     _LOG.error("a prompt failed, the others go on", exc_info=error)
-    outcome = SpecrejError(f"the prompt failed: {error!r}", hint="the log says where")
+    outcome = SpecrejError(f"the prompt failed: {named(error)}", hint="the log says where")
     outcome.__cause__ = error
     return outcome

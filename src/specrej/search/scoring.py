@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+from specrej.rewards.base import Scores
 from specrej.rewards.together import score_together
 from specrej.search.rewarding import ToScore
 from specrej.search.search import Search
 
-Given = tuple[Sequence[float] | Exception, float]
+Given = tuple[Scores, float]
 """What a reward gave for a search's batch, or raised, and the search's share of the seconds it took."""
 
 Scorer = Callable[[Sequence[Search]], Future[list[Given]]]

@@ -13,7 +13,7 @@ from typing import Any
 from specrej.attention.layout import Claim
 from specrej.engines.base import Engine, Memory, Token
 from specrej.errors import SpecrejError
-from specrej.rewards.base import Reward
+from specrej.rewards.base import Reward, Scores
 from specrej.search.budget import Budget
 from specrej.search.choosing import choose, ranked
 from specrej.search.clock import Clock
@@ -170,7 +170,7 @@ class Search:
         """The batch, and the session that is to score it."""
         return self._reward.to_score(self.batch)
 
-    def take_scores(self, given: Sequence[float] | Exception) -> list[float]:
+    def take_scores(self, given: Scores) -> list[float]:
         """The scores of the batch, in its order; `given` is what the reward gave or raised.
 
         Candidates that score minus infinity are rejected at once, and are no longer part of the batch.

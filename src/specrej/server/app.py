@@ -173,8 +173,8 @@ class _Desk:
         most = self._limits.body_bytes
         declared = declared_bytes(request, most)
         lane = self._lanes.of(most if declared is None else declared)
-        with lane.holding(most if declared is None else declared):
-            raw = await read_body(request, most)
+        with lane.holding() as room:
+            raw = await read_body(request, most, room)
             return await unless_gone(request.receive, self._understand(lane, raw, request.url.path, entry))
 
     async def _understand(self, lane: Lane, raw: bytes, path: str, entry: Entry) -> tuple[Mapping[str, Any], Asked]:

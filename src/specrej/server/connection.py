@@ -1,6 +1,6 @@
 """A client that may go at any time: bodies read up to a limit, and work that ends when nobody waits for it.
 
-raw = await read_body(request, most_bytes)
+raw = await read_body(request, most_bytes, room)
 outcome = await unless_gone(request.receive, work)
 return EventStream(blocks, at_end=ticket.cancel)
 """
@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from specrej.server.guard import ClientGoneError
+from specrej.server.lanes import Room
 from specrej.server.refusals import RefusalError
 
 _BODY_S = 30.0
@@ -42,23 +43,27 @@ def declared_bytes(request: Request, most_bytes: int) -> int | None:
     return int(given)
 
 
-async def read_body(request: Request, most_bytes: int) -> bytes:
+async def read_body(request: Request, most_bytes: int, room: Room) -> bytes:
     """The body of a request, whether it says its length or comes in chunks.
 
     Raises:
-        RefusalError: it is longer than that, or takes too long to come.
+        RefusalError: it is longer than that, takes too long to come, or has no room.
         ClientGoneError: the client went before its end.
     """
     body, num_bytes = bytearray(), 0
     try:
-        async with asyncio.timeout(_BODY_S):
+        async with asyncio.timeout(_BODY_S) as patience:
+            room.begin(lambda: None if patience.expired() else patience.reschedule(0))
             async for piece in request.stream():
                 num_bytes += len(piece)
                 if num_bytes <= most_bytes:
+                    room.grow(num_bytes)
                     body += piece
                 elif num_bytes > _DRAINED * most_bytes:
                     break
+        room.end()
     except TimeoutError:
+        room.check()
         raise RefusalError("slow_body", f"the body did not come within {_BODY_S:g} s") from None
     except ClientDisconnect:
         raise ClientGoneError from None

@@ -25,6 +25,8 @@ from datetime import UTC, datetime
 from queue import Full, Queue
 from typing import Any
 
+from specrej.errors import named
+
 LOG = logging.getLogger("specrej.server")
 
 _OURS = ("specrej.server", "uvicorn", "py.warnings", "stdout")
@@ -60,7 +62,7 @@ class JsonLines(logging.Formatter):
     def _describe(self, error: BaseException) -> dict[str, Any]:
         frames = traceback.extract_tb(error.__traceback__)
         places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-        said = {"says": str(error)} if self._has_texts else {}
+        said = {"says": named(error, str)} if self._has_texts else {}
         return {"type": type(error).__name__, **said, "at": places}
 
 

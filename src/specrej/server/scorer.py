@@ -13,7 +13,7 @@ from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from threading import Thread
 
-from specrej.errors import RewardError
+from specrej.errors import RewardError, named
 from specrej.search.rewarding import ToScore
 from specrej.search.scoring import Given, ask
 from specrej.search.search import Search
@@ -70,7 +70,7 @@ class TimedScorer:
             if len(batches) > 1:
                 return [one for batch in batches for one in self._score([batch])]
             [(reward, _, candidates)] = batches
-            said = f"in {self._timeout_s:g} s" if isinstance(error, _OutOfTimeError) else f"but {error!r}"
+            said = f"in {self._timeout_s:g} s" if isinstance(error, _OutOfTimeError) else f"but {named(error)}"
             failure = RewardError(
                 f"the reward {reward.name!r} gave no scores for {len(candidates)} candidates {said}",
                 hint="give the server a longer --reward-timeout, or the reward more to compute with",

@@ -27,7 +27,7 @@ from threading import Lock, Thread
 
 from specrej.api import IN_FLIGHT, prepare
 from specrej.engines.base import Engine
-from specrej.errors import DeadlineError, EngineError, QueueFullError, ShutdownError, SpecrejError
+from specrej.errors import DeadlineError, EngineError, QueueFullError, ShutdownError, SpecrejError, named
 from specrej.rewards.base import Reward
 from specrej.search.algorithms import Steps
 from specrej.search.events import Decided, Ended, Queued, Reporter, Started, Step, Text
@@ -326,7 +326,7 @@ class Service:
         self._end(number, outcome, is_late=True)
 
     def _fail_active(self, error: BaseException) -> None:
-        outcome = error if isinstance(error, SpecrejError) else SpecrejError(f"the engine failed: {error!r}")
+        outcome = error if isinstance(error, SpecrejError) else SpecrejError(f"the engine failed: {named(error)}")
         for number in [number for number, request in self._requests.items() if request.has_begun]:
             self._free(number)
             self._end(number, outcome)
