@@ -1,4 +1,5 @@
-"""Who opens closes: after it no thread, process or connection is left, and one client serves all prompts."""
+"""Who opens closes: after it no thread, process or connection is left, and one client serves all
+prompts."""
 
 import gc
 import json
@@ -21,7 +22,14 @@ from specrej.errors import ModelError, RewardError, UsageError
 from specrej.opening import Opening
 from specrej.remote import Connections, Remote, RemoteError
 from specrej.rewards import as_reward
-from specrej.rewards.base import MEMBERS, SESSION_MEMBERS, Reward, RewardSession, StatelessSession, open_session
+from specrej.rewards.base import (
+    MEMBERS,
+    SESSION_MEMBERS,
+    Reward,
+    RewardSession,
+    StatelessSession,
+    open_session,
+)
 from specrej.rewards.ensemble import EnsembleReward
 from specrej.rewards.http import HttpReward
 from specrej.rewards.together import score_together
@@ -153,7 +161,9 @@ def test_connections_that_nobody_closed_end_with_their_reward(server: Server) ->
     assert set(threading.enumerate()) - threads
     del reward, session
     gc.collect()
-    wait_until(lambda: "specrej-remote" not in {t.name for t in set(threading.enumerate()) - threads})
+    wait_until(
+        lambda: "specrej-remote" not in {t.name for t in set(threading.enumerate()) - threads}
+    )
     wait_until(lambda: server.connected == 0)
 
 
@@ -193,9 +203,14 @@ def test_an_ensemble_closes_what_it_opened_and_leaves_what_it_was_given() -> Non
     assert not given.is_closed
 
 
-def test_members_are_closed_where_another_one_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_members_are_closed_where_another_one_cannot_be_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     member = FakeReward()
-    monkeypatch.setattr("specrej.rewards.ensemble.as_reward", lambda spec: member if spec == "one" else as_reward(spec))
+    monkeypatch.setattr(
+        "specrej.rewards.ensemble.as_reward",
+        lambda spec: member if spec == "one" else as_reward(spec),
+    )
     with pytest.raises(UsageError):
         EnsembleReward(["one", "regex"])
     assert member.is_closed
@@ -253,7 +268,9 @@ def test_a_command_closes_what_it_opened(monkeypatch: pytest.MonkeyPatch, *, fai
 
 def test_what_is_asked_of_a_reward_is_what_the_protocols_say() -> None:
     for protocol, members in ((Reward, MEMBERS), (RewardSession, SESSION_MEMBERS)):
-        methods = {name for name, value in vars(protocol).items() if callable(value) and name[0] != "_"}
+        methods = {
+            name for name, value in vars(protocol).items() if callable(value) and name[0] != "_"
+        }
         assert methods | set(protocol.__annotations__) == set(members)
 
 
@@ -265,7 +282,9 @@ class Terse:
 
 
 def test_a_reward_that_lacks_members_is_told_which() -> None:
-    with pytest.raises(UsageError, match=r"\(Terse\) lacks: name, flops_per_token, close") as caught:
+    with pytest.raises(
+        UsageError, match=r"\(Terse\) lacks: name, flops_per_token, close"
+    ) as caught:
         as_reward(Terse())
     assert "docs/extending.md" in str(caught.value.hint)
 
@@ -284,7 +303,9 @@ def test_a_session_that_lacks_members_is_told_which() -> None:
         def open(self, messages: Any) -> Any:
             return Session()
 
-    with pytest.raises(RewardError, match=r"'by_hash' \(Session\) lacks: reuse, peak_kv_bytes, drop$") as caught:
+    with pytest.raises(
+        RewardError, match=r"'by_hash' \(Session\) lacks: reuse, peak_kv_bytes, drop$"
+    ) as caught:
         open_session(Own(), PROMPT)
     assert "StatelessSession" in str(caught.value.hint)
     engine = FakeEngine()

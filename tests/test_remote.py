@@ -143,7 +143,9 @@ def test_retry_after_is_honoured_up_to_a_minute(server: Server, waits: list[floa
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=40), usegmt=True)
     past = format_datetime(datetime.now(UTC) - timedelta(seconds=40), usegmt=True)
     asked = iter(["7", " 0 ", soon, past, "never"])
-    server.answer = lambda request: (429, {"Retry-After": value}, b"") if (value := next(asked, None)) else 1
+    server.answer = lambda request: (
+        (429, {"Retry-After": value}, b"") if (value := next(asked, None)) else 1
+    )
     assert post(server, {}) == [("1", 6)]
     backoffs = [wait - 2.0**n for n, wait in enumerate(waits)]
     assert 6.5 <= backoffs[0] <= 7
@@ -159,13 +161,21 @@ def test_a_wait_that_is_too_long_is_a_failure_at_once(server: Server, waits: lis
     assert (len(server.requests), waits) == (1, [])
 
 
-@pytest.mark.parametrize(("status", "is_common"), [(400, False), (422, False), (401, True), (403, True), (404, True)])
-def test_what_will_not_pass_is_not_asked_again(server: Server, status: int, is_common: bool) -> None:
+@pytest.mark.parametrize(
+    ("status", "is_common"), [(400, False), (422, False), (401, True), (403, True), (404, True)]
+)
+def test_what_will_not_pass_is_not_asked_again(
+    server: Server, status: int, is_common: bool
+) -> None:
     server.answer = lambda request: (status, {}, b"no")
     error = failure(server)
     assert f"status {status}: 'no'" in str(error)
     assert error.status == status
-    assert (len(server.requests), error.is_common, error.hint is not None) == (1, is_common, is_common)
+    assert (len(server.requests), error.is_common, error.hint is not None) == (
+        1,
+        is_common,
+        is_common,
+    )
 
 
 def test_a_reply_that_does_not_come_is_a_failure(server: Server) -> None:
@@ -213,7 +223,9 @@ def test_a_connection_that_breaks_is_tried_again(server: Server, broken: set[int
     assert [reply.text for reply in post(server, {}, {}, {}, concurrency=1)] == ["1"] * 3
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "localhost:8000", "ftp://host", "http://[", ""])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1", "localhost:8000", "ftp://host", "http://[", ""]
+)
 def test_what_is_not_there_is_a_failure_at_once(url: str, waits: list[float]) -> None:
     error = failure(url)
     assert str(error).startswith("cannot be reached, no reply: ")
@@ -269,7 +281,9 @@ def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
             key_from(variable)
 
 
-@pytest.mark.parametrize("options", [{"concurrency": 0}, {"tries": 0}, {"timeout_s": 0.0}, {"timeout_s": float("nan")}])
+@pytest.mark.parametrize(
+    "options", [{"concurrency": 0}, {"tries": 0}, {"timeout_s": 0.0}, {"timeout_s": float("nan")}]
+)
 def test_services_are_checked(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(UsageError, match=name):
@@ -280,7 +294,9 @@ def test_httpx_is_loaded_late() -> None:
     names = "specrej.remote, specrej.rewards.http, specrej.rewards.judge, specrej.evaluation.judge"
     script = f"import sys, {names}; sys.exit('httpx' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    assert subprocess.run([sys.executable, "-c", script], check=False, env=environment).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", script], check=False, env=environment).returncode == 0
+    )
 
 
 def test_the_first_failure_ends_the_others(server: Server) -> None:

@@ -1,8 +1,10 @@
-"""JSON over HTTP: the one client of specrej, with deadlines, bounded concurrency, retries, and a key that nobody sees.
+"""JSON over HTTP: the one client of specrej, with deadlines, bounded concurrency, retries, and a
+key that nobody sees.
 
-    with Remote(RemoteService(url="http://localhost:8000/score", timeout_s=30, concurrency=4)) as remote:
-        replies = remote.run(remote.post({"text": text}) for text in texts)        # in the order of the texts
-        print(replies[0].text)
+    with Remote(RemoteService(url="http://localhost:8000/score", timeout_s=30, concurrency=4)) as
+    remote:
+        replies = remote.run(remote.post({"text": text}) for text in texts)        # in the order of
+        the texts print(replies[0].text)
 
 It knows neither rewards nor judges. Requests run in an event loop on a thread of its own, so that
 waiting can end at any moment (Ctrl-C, the first failure, `close`). So it serves as well where a
@@ -38,7 +40,11 @@ T = TypeVar("T")
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
 _PASSING = (408, 409, 425, 429)
 """With 500 and above: the statuses after which asking again may help."""
-_REFUSALS = {401: "check the API key", 403: "check the API key", 404: "check the URL and the model's name"}
+_REFUSALS = {
+    401: "check the API key",
+    403: "check the API key",
+    404: "check the URL and the model's name",
+}
 _LONGEST_QUOTE = 200
 
 
@@ -58,7 +64,8 @@ class RemoteError(Exception):
     """No reply that can be used. The message holds no key.
 
     Attributes:
-        wait_s: seconds that the service asks to wait before the next try; None where another try will not help.
+        wait_s: seconds that the service asks to wait before the next try; None where another try
+            will not help.
         hint: what to do, or None.
         is_common: every other request would fail in the same way.
         status: of the reply, where there was one.
@@ -87,7 +94,8 @@ class RemoteError(Exception):
 
 
 class Connections:
-    """An HTTP client and the event loop that it runs in, on a thread of its own; there from the first use until closed.
+    """An HTTP client and the event loop that it runs in, on a thread of its own; there from the
+    first use until closed.
 
     Where another process unpickles them, they are as new.
     """
@@ -122,16 +130,22 @@ class Connections:
         headers = {"Content-Type": "application/json"}
         if self._service.api_key:
             headers["Authorization"] = f"Bearer {self._service.api_key}"
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._service.concurrency)
+        limits = httpx.Limits(
+            max_connections=None, max_keepalive_connections=self._service.concurrency
+        )
         self.http = httpx.AsyncClient(headers=headers, timeout=None, limits=limits, verify=_tls())
         loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=_run, args=(loop, self.http), name="specrej-remote", daemon=True)
+        thread = threading.Thread(
+            target=_run, args=(loop, self.http), name="specrej-remote", daemon=True
+        )
         thread.start()
         weakref.finalize(self, _stop, loop)  # of those that nobody closed
         return loop, thread
 
     def close(self) -> None:
-        """End what is under way, the connections and the thread. Nothing can be started any more."""
+        """End what is under way, the connections and the thread. Nothing can be started any
+        more.
+        """
         with self._lock:
             self._is_closed = True
             running, self._running = self._running, None
@@ -174,12 +188,16 @@ class Remote:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
     def run(self, coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-        """Their results, in order; the first failure ends the others and is raised. May be called on any thread.
+        """Their results, in order; the first failure ends the others and is raised. May be called
+        on any thread.
 
         From a generator, none is made where another thread stops all before it comes to that.
         """
@@ -194,14 +212,17 @@ class Remote:
             future.cancel()  # after Ctrl-C nothing goes on that nobody waits for
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Begin without waiting. Cancelling the future closes the connection of a request that is under way."""
+        """Begin without waiting. Cancelling the future closes the connection of a request that
+        is under way.
+        """
         future = self._connections.start(coroutine)
         self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
         return future
 
     async def post(self, body: object, url: str | None = None) -> Reply:
-        """Post `body` as JSON; again where asking again may help, with longer and longer waits in between.
+        """Post `body` as JSON; again where asking again may help, with longer and longer waits in
+        between.
 
         Raises:
             RemoteError: no reply within the tries, or one that says that there will be none.
@@ -259,13 +280,17 @@ class Remote:
         status = response.status_code
         problem = f"status {status}: {self.quote(response.text)}"
         if hint := _REFUSALS.get(status):
-            raise RemoteError(f"refuses to answer, {problem}", hint=hint, is_common=True, status=status)
+            raise RemoteError(
+                f"refuses to answer, {problem}", hint=hint, is_common=True, status=status
+            )
         is_passing = status in _PASSING or status >= 500
         asked_s = _retry_after_s(response.headers.get("retry-after", ""))
         raise RemoteError(problem, wait_s=asked_s if is_passing else None, status=status)
 
     def quote(self, text: str) -> str:
-        """The beginning of what the service said, without the key: some quote it when they complain."""
+        """The beginning of what the service said, without the key: some quote it when they
+        complain.
+        """
         key = self.service.api_key
         return repr((text.replace(key, "***") if key else text)[:_LONGEST_QUOTE])
 
@@ -273,7 +298,9 @@ class Remote:
         """End what is under way; what is posted from now on fails."""
         self._is_stopped = True
         if self._under_way:
-            with suppress(RemoteError, CancelledError):  # closed meanwhile, and all has ended with that
+            with suppress(
+                RemoteError, CancelledError
+            ):  # closed meanwhile, and all has ended with that
                 self._connections.start(_cancel(self._under_way)).result()
 
     def close(self) -> None:

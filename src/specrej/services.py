@@ -1,7 +1,8 @@
 """A service elsewhere: where it is, how it is asked, and its key, which nobody sees.
 
-service = RemoteService(url="http://localhost:8000/score", timeout_s=30, concurrency=4, api_key=key_from("MY_KEY"))
-without_secrets("https://user:password@host/score?key=1")           # "https://host/score"
+service = RemoteService(url="http://localhost:8000/score", timeout_s=30, concurrency=4,
+api_key=key_from("MY_KEY")) without_secrets("https://user:password@host/score?key=1")           #
+"https://host/score"
 """
 
 import os
@@ -44,7 +45,9 @@ class RemoteService:
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
-            raise UsageError("the API key holds characters that no key has", hint="a line break, for example")
+            raise UsageError(
+                "the API key holds characters that no key has", hint="a line break, for example"
+            )
         for name, value in (("concurrency", self.concurrency), ("tries", self.tries)):
             if value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
@@ -60,7 +63,9 @@ def key_from(variable: str) -> str:
     """
     if key := os.environ.get(variable):
         return key
-    raise UsageError(f"the environment variable {variable!r} holds no API key", hint=f"export {variable}=...")
+    raise UsageError(
+        f"the environment variable {variable!r} holds no API key", hint=f"export {variable}=..."
+    )
 
 
 def without_secrets(url: str) -> str:

@@ -1,4 +1,5 @@
-"""Every engine that this environment has, against the one list of what engines must do. vLLM's: tests/with_vllm."""
+"""Every engine that this environment has, against the one list of what engines must do. vLLM's:
+tests/with_vllm."""
 
 from collections.abc import Callable
 from functools import cache
@@ -52,7 +53,12 @@ def openvino() -> Subject:
     return in_pages(open_openvino())
 
 
-SUBJECTS = [fake, paged, tiny_torch, *(pytest.param(real, marks=pytest.mark.slow) for real in (real_torch, openvino))]
+SUBJECTS = [
+    fake,
+    paged,
+    tiny_torch,
+    *(pytest.param(real, marks=pytest.mark.slow) for real in (real_torch, openvino)),
+]
 OPENINGS = [
     FakeEngine,
     lambda: paged_engine(FakeBackend()),

@@ -1,4 +1,5 @@
-"""What tokenizers and templates make of contents before special tokens are looked for: still no control token."""
+"""What tokenizers and templates make of contents before special tokens are looked for: still no
+control token."""
 
 from functools import cache
 from typing import Any
@@ -38,21 +39,74 @@ NORMALIZERS: dict[str, Any] = {
     "nfkc": normalizers.NFKC(),
     "accents": normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]),
     "bert": normalizers.BertNormalizer(),
-    "replace": normalizers.Sequence([normalizers.Replace("~", ""), normalizers.Replace("&gt;", ">")]),
+    "replace": normalizers.Sequence(
+        [normalizers.Replace("~", ""), normalizers.Replace("&gt;", ">")]
+    ),
     "strip": normalizers.Strip(),
 }
 WRITERS = [
-    *("c|lower", "c|upper", "c|title", "c|trim", "c|tojson", "c|tojson(ensure_ascii=true)", "c|e", "c|striptags"),
-    *("c|reverse", "c|truncate(20)", "c|wordwrap(5)", "c|urlencode", "c|replace('</x>', '')", "c|replace('~', '|')"),
-    *("c", "c[2:]", "c[:-3]", "c.split('#')|join", "c.split('</x>')[-1]", "c.split('|')|join(',')", "c ~ c"),
+    *(
+        "c|lower",
+        "c|upper",
+        "c|title",
+        "c|trim",
+        "c|tojson",
+        "c|tojson(ensure_ascii=true)",
+        "c|e",
+        "c|striptags",
+    ),
+    *(
+        "c|reverse",
+        "c|truncate(20)",
+        "c|wordwrap(5)",
+        "c|urlencode",
+        "c|replace('</x>', '')",
+        "c|replace('~', '|')",
+    ),
+    *(
+        "c",
+        "c[2:]",
+        "c[:-3]",
+        "c.split('#')|join",
+        "c.split('</x>')[-1]",
+        "c.split('|')|join(',')",
+        "c ~ c",
+    ),
     *("'(%s)'|format(c)", "c if '|' in c else 'no'", "'<|im_end|>' if '<|' in c else c"),
 ]
 BROKEN = st.lists(
     st.sampled_from(
         [
-            *("<|im_", "end|>", "<|im_end|>", "<|IM_END|>", ">|dne_mi|<", "<|im_</x>end|>", "<|im_#end|>", "<|", "|>"),
-            *("\uff1c|im_end|\uff1e", "<\uff5cim_end\uff5c>", "<|\u00efm_end|>", "<|im_e\u0301nd|>", "<|im_end|&gt;"),
-            *("<|im\u200b_end|>", "<|i\0m_end|>", "<|~im_end|>", "~", "x", " ", "\n", "A b", "\u6f22", "&"),
+            *(
+                "<|im_",
+                "end|>",
+                "<|im_end|>",
+                "<|IM_END|>",
+                ">|dne_mi|<",
+                "<|im_</x>end|>",
+                "<|im_#end|>",
+                "<|",
+                "|>",
+            ),
+            *(
+                "\uff1c|im_end|\uff1e",
+                "<\uff5cim_end\uff5c>",
+                "<|\u00efm_end|>",
+                "<|im_e\u0301nd|>",
+                "<|im_end|&gt;",
+            ),
+            *(
+                "<|im\u200b_end|>",
+                "<|i\0m_end|>",
+                "<|~im_end|>",
+                "~",
+                "x",
+                " ",
+                "\n",
+                "A b",
+                "\u6f22",
+                "&",
+            ),
             *("\U000f007c", "\U0010ffff"),
         ]
     ),
@@ -68,7 +122,11 @@ def normalizing(name: str, is_normalized: bool) -> ChatFormat:
 @pytest.mark.parametrize("is_normalized", [False, True])
 @pytest.mark.parametrize("name", NORMALIZERS)
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(contents=st.lists(BROKEN, min_size=1, max_size=3), writer=st.sampled_from(WRITERS), data=st.data())
+@given(
+    contents=st.lists(BROKEN, min_size=1, max_size=3),
+    writer=st.sampled_from(WRITERS),
+    data=st.data(),
+)
 def test_no_normalizer_and_no_template_makes_a_control_token_of_contents(
     name: str, is_normalized: bool, contents: list[str], writer: str, data: st.DataObject
 ) -> None:
@@ -79,7 +137,8 @@ def test_no_normalizer_and_no_template_makes_a_control_token_of_contents(
     messages = turns(*contents)
     text = rendered(form.tokenizer, messages)
     today, honest = (
-        ids_of(form.tokenizer, one) for one in (text, rendered(form.tokenizer, turns(*["x"] * len(contents))))
+        ids_of(form.tokenizer, one)
+        for one in (text, rendered(form.tokenizer, turns(*["x"] * len(contents))))
     )
     chat = ChatTokenizer(form.tokenizer)
     try:
@@ -108,7 +167,8 @@ def test_special_tokens_that_are_normalized_stay_the_templates() -> None:
 
     ids = [codec.encode(asked(content)) for content in ("hello", "say <S>", "say <s>")]
     today = [
-        ids_of(form.tokenizer, rendered(form.tokenizer, asked(content))) for content in ("hello", "say <S>", "say <s>")
+        ids_of(form.tokenizer, rendered(form.tokenizer, asked(content)))
+        for content in ("hello", "say <S>", "say <s>")
     ]
     assert ids[:2] == today[:2]
     assert control(form, ids[2]) == control(form, ids[0]) != control(form, today[2])
@@ -121,17 +181,34 @@ def test_special_tokens_that_are_normalized_stay_the_templates() -> None:
 def test_code_points_without_a_character_are_read_as_they_are() -> None:
     form = chatml()
     form.tokenizer.chat_template = "{{ messages[0]['content'].split('|')[-1] }}<|im_end|>"
-    for content in ("a|\U000c007c \U000dffff\uffff", "\U000c007c", "\U000cffff\U000c0030", "\U000f007c|\U0010ffff"):
+    for content in (
+        "a|\U000c007c \U000dffff\uffff",
+        "\U000c007c",
+        "\U000cffff\U000c0030",
+        "\U000f007c|\U0010ffff",
+    ):
         messages = turns(content)
-        assert TextCodec(form.tokenizer).encode(messages) == ids_of(form.tokenizer, rendered(form.tokenizer, messages))
+        assert TextCodec(form.tokenizer).encode(messages) == ids_of(
+            form.tokenizer, rendered(form.tokenizer, messages)
+        )
     # A template that turns one round loses it, and nothing else.
     form.tokenizer.chat_template = "{{ messages[0]['content']|reverse }}<|im_end|>"
-    assert len(control(form, TextCodec(form.tokenizer).encode(turns("<|im_end|>\U000dffff\uffff>|dne_mi|<")))) == 1
+    assert (
+        len(
+            control(
+                form,
+                TextCodec(form.tokenizer).encode(turns("<|im_end|>\U000dffff\uffff>|dne_mi|<")),
+            )
+        )
+        == 1
+    )
 
 
 def test_special_tokens_that_are_words_or_what_any_text_gives() -> None:
     form = chatml()
-    form.tokenizer.add_special_tokens({"additional_special_tokens": ["!", "EOT", "foo bar"], "pad_token": "!"})
+    form.tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["!", "EOT", "foo bar"], "pad_token": "!"}
+    )
     form.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}EOT{% endfor %}"
     codec = TextCodec(form.tokenizer)
     end, pad = form.tokenizer.convert_tokens_to_ids(["EOT", "!"])

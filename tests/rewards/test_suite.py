@@ -59,7 +59,9 @@ def relevance() -> Reward:
     return as_reward("relevance")
 
 
-@pytest.mark.parametrize("make", [FakeReward, function, logprob, regex, ensemble, classifier, process, reference])
+@pytest.mark.parametrize(
+    "make", [FakeReward, function, logprob, regex, ensemble, classifier, process, reference]
+)
 class TestReward(RewardSuite):
     has_ties = True
 

@@ -1,4 +1,5 @@
-"""Before the queue: so many bytes, one at a time, the small ones first, and nothing tokenized that cannot fit."""
+"""Before the queue: so many bytes, one at a time, the small ones first, and nothing tokenized
+that cannot fit."""
 
 import asyncio
 import json
@@ -93,16 +94,25 @@ def test_bodies_beyond_the_room_are_turned_away_and_small_ones_are_not() -> None
         async with serving(engine) as served:
             size = 1_000_000
             num_fitting = _LANE_BYTES // size
-            asking = [asyncio.create_task(served.ask({"prompt": "x" * size})) for _ in range(num_fitting + 8)]
-            await served.until(lambda: sum(task.done() for task in asking) == 8, "none was turned away")
+            asking = [
+                asyncio.create_task(served.ask({"prompt": "x" * size}))
+                for _ in range(num_fitting + 8)
+            ]
+            await served.until(
+                lambda: sum(task.done() for task in asking) == 8, "none was turned away"
+            )
             refused = [task.result() for task in asking if task.done()]
-            assert {(response.status_code, response.headers["Retry-After"]) for response in refused} == {(429, "1")}
+            assert {
+                (response.status_code, response.headers["Retry-After"]) for response in refused
+            } == {(429, "1")}
             assert {response.json()["error"]["code"] for response in refused} == {"too_many_bodies"}
             assert (await served.ask({"prompt": "a"})).status_code == 200
             engine.go_on.set()
             statuses = await wait_for_all(served, asking)
             assert sorted(statuses) == [400] * num_fitting + [429] * 8
-            assert (await served.ask({"prompt": "x" * size})).status_code == 400, "there is room again"
+            assert (await served.ask({"prompt": "x" * size})).status_code == 400, (
+                "there is room again"
+            )
 
     asyncio.run(go())
 
@@ -113,7 +123,9 @@ def test_the_time_before_the_queue_is_the_requests_own() -> None:
         async with serving(engine) as served:
             first = asyncio.create_task(served.ask({"prompt": "x" * LARGE}))
             await served.until(engine.is_there.is_set, "none was tokenized")
-            late = await served.ask({"prompt": "x" * LARGE, "stream": True, "specrej": {"deadline_s": 0.2}})
+            late = await served.ask(
+                {"prompt": "x" * LARGE, "stream": True, "specrej": {"deadline_s": 0.2}}
+            )
             assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline")
             assert "all spent before the queue" in late.json()["error"]["message"]
             engine.go_on.set()
@@ -190,7 +202,8 @@ def test_many_small_bodies_are_too_many_at_some_number() -> None:
     most=st.integers(1, 8),
 )
 def test_room_is_what_came_and_the_silent_make_way(steps: list[tuple[int, int]], most: int) -> None:
-    """Against a list of who sent when. A body begins as it is first named; then so many 4 KiB more come, or its end."""
+    """Against a list of who sent when. A body begins as it is first named; then so many 4 KiB
+    more come, or its end."""
     lane = Lane(most * _LEAST_BYTES)
     with ExitStack() as held:
         rooms: dict[int, Room] = {}
@@ -231,17 +244,30 @@ def test_room_is_what_came_and_the_silent_make_way(steps: list[tuple[int, int]],
                 others = sum(max(one, _LEAST_BYTES) for one in came.values())
                 assert others + wanted > most * _LEAST_BYTES, "there was room"
                 return
-            assert lane.free_bytes == most * _LEAST_BYTES - sum(max(one, _LEAST_BYTES) for one in came.values())
+            assert lane.free_bytes == most * _LEAST_BYTES - sum(
+                max(one, _LEAST_BYTES) for one in came.values()
+            )
             assert lane.free_bytes >= 0
     assert lane.free_bytes == most * _LEAST_BYTES
 
 
 @pytest.mark.parametrize(
     ("framing", "number"),
-    [("Transfer-Encoding: chunked", 20), ("Content-Length: 1048576", 20), ("Content-Length: 65536", 280)],
+    [
+        ("Transfer-Encoding: chunked", 20),
+        ("Content-Length: 1048576", 20),
+        ("Content-Length: 65536", 280),
+    ],
 )
 def test_connections_that_only_declare_a_body_keep_nobody_out(framing: str, number: int) -> None:
-    lines = ["POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json", framing, "", ""]
+    lines = [
+        "POST /v1/completions HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/json",
+        framing,
+        "",
+        "",
+    ]
 
     async def chunks(content: bytes) -> AsyncIterator[bytes]:
         yield content
@@ -262,7 +288,9 @@ def test_connections_that_only_declare_a_body_keep_nobody_out(framing: str, numb
                 content = json.dumps(body).encode()
                 for sent in (content, chunks(content)):
                     headers = {"Content-Type": "application/json"}
-                    answer = await served.client.post("/v1/completions", content=sent, headers=headers)
+                    answer = await served.client.post(
+                        "/v1/completions", content=sent, headers=headers
+                    )
                     assert answer.status_code == 200, answer.text
             for writer in writers:
                 writer.close()
@@ -273,9 +301,13 @@ def test_connections_that_only_declare_a_body_keep_nobody_out(framing: str, numb
 def test_who_has_been_silent_for_longest_is_told_so() -> None:
     head = ["POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
 
-    async def begin(served: Served, num_bytes: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def begin(
+        served: Served, num_bytes: int
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection(*served.address)
-        writer.write("\r\n".join([*head, f"Content-Length: {2**20}", "", ""]).encode() + b" " * num_bytes)
+        writer.write(
+            "\r\n".join([*head, f"Content-Length: {2**20}", "", ""]).encode() + b" " * num_bytes
+        )
         await writer.drain()
         return reader, writer
 

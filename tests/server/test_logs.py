@@ -71,13 +71,24 @@ def test_every_line_is_json_whoever_says_it(has_texts: bool) -> None:
     assert not ended.stdout
     lines = [json.loads(line) for line in ended.stderr.splitlines()]
     events = [line["event"] for line in lines]
-    for event in ("ours", "a library says", "Invalid HTTP request received.", "a reward prints 5 %s %d", "two lines"):
+    for event in (
+        "ours",
+        "a library says",
+        "Invalid HTTP request received.",
+        "a reward prints 5 %s %d",
+        "two lines",
+    ):
         assert [said for said in events if said.startswith(event)], (event, events)
-    assert {"UserWarning: this is wrong", "failure", "a thread ended", "an error that nobody could be told"} <= {
-        *events
-    }
+    assert {
+        "UserWarning: this is wrong",
+        "failure",
+        "a thread ended",
+        "an error that nobody could be told",
+    } <= {*events}
     assert ("SECRET" in ended.stderr) == has_texts
-    assert sum(event.startswith("socket.accept()") for event in events) == 5, "the others are left out"
+    assert sum(event.startswith("socket.accept()") for event in events) == 5, (
+        "the others are left out"
+    )
 
 
 @pytest.fixture

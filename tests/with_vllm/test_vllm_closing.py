@@ -1,4 +1,5 @@
-"""Two models of vLLM in one process: the first one that ends must not take down what both stand on."""
+"""Two models of vLLM in one process: the first one that ends must not take down what both stand
+on."""
 
 import subprocess
 import sys
@@ -20,7 +21,8 @@ before = held()
 one, other = (
     VllmClassifierReward(sys.argv[1], label=0, max_tokens=256, memory_bytes=2**26) for _ in range(2)
 )
-score = lambda reward: reward.open([{"role": "user", "content": "Why?"}]).score([Candidate(0, text="So.")])
+asked = [{"role": "user", "content": "Why?"}]
+score = lambda reward: reward.open(asked).score([Candidate(0, text="So.")])
 expected = score(other)
 assert score(one) == expected
 one.close()

@@ -42,10 +42,13 @@ class FinishedRequest(NamedTuple):
 
 
 RowsOf = Callable[[Iterable[Request]], Iterator[FinishedRequest]]
-"""Runs requests, which it takes as it has room for them; yields each as it ends, in any order, every one once."""
+"""Runs requests, which it takes as it has room for them; yields each as it ends, in any order,
+every one once."""
 
 
-def read_all(source: str | Path, settings: Settings, num_kept: int, model: str | Path) -> list[Request | BrokenRequest]:
+def read_all(
+    source: str | Path, settings: Settings, num_kept: int, model: str | Path
+) -> list[Request | BrokenRequest]:
     """All rows of the input, so that what is wrong with them is known before the model is opened.
 
     A row in OpenAI's form that asks for another model is broken.
@@ -53,14 +56,23 @@ def read_all(source: str | Path, settings: Settings, num_kept: int, model: str |
     Raises:
         UsageError: the input cannot be read, or holds no row.
     """
-    requests = [_of_this_model(request, str(model)) for request in read_requests(source, settings, num_kept)]
+    requests = [
+        _of_this_model(request, str(model)) for request in read_requests(source, settings, num_kept)
+    ]
     if not requests:
-        raise UsageError(f"{str(source)!r} holds no row", hint='expected rows such as {"id": "a", "prompt": "Why?"}')
+        raise UsageError(
+            f"{str(source)!r} holds no row",
+            hint='expected rows such as {"id": "a", "prompt": "Why?"}',
+        )
     return requests
 
 
 def _of_this_model(request: Request | BrokenRequest, model: str) -> Request | BrokenRequest:
-    if isinstance(request, BrokenRequest) or request.completion is None or request.completion.model == model:
+    if (
+        isinstance(request, BrokenRequest)
+        or request.completion is None
+        or request.completion.model == model
+    ):
         return request
     error = UsageError(
         f"the row asks for the model {request.completion.model!r}, the job runs {model!r}",
@@ -87,21 +99,30 @@ def local_rows(engine: Engine, reward: Reward, pool: Pool, in_flight: int) -> Ro
 
 
 def end(request: Request, outcome: Outcome, engine: Engine, reward: Reward) -> FinishedRequest:
-    """The row of a request that an engine and a reward have answered, or failed on, and what that cost."""
+    """The row of a request that an engine and a reward have answered, or failed on, and what
+    that cost.
+    """
     if isinstance(outcome, SpecrejError):
         return FinishedRequest(failure_of(request, outcome), None)
     usage = outcome.usage
     lengths = [len(candidate.token_ids) for candidate in outcome.candidates]
     of_reward = reward.flops_per_token
     flops = flops_of(
-        engine.flops, usage.prompt_tokens, lengths, of_reward, usage.reward_tokens, usage.shared_prompt_tokens
+        engine.flops,
+        usage.prompt_tokens,
+        lengths,
+        of_reward,
+        usage.reward_tokens,
+        usage.shared_prompt_tokens,
     )
     return FinishedRequest(row_of(request, outcome, engine.detokenizer), flops)
 
 
 def num_left(requests: Iterable[Request | BrokenRequest], output: Output) -> int:
     """Prompts to run: where there are none, no model is needed."""
-    return sum(isinstance(request, Request) and request.id not in output.done for request in requests)
+    return sum(
+        isinstance(request, Request) and request.id not in output.done for request in requests
+    )
 
 
 def run_batch(
@@ -109,8 +130,8 @@ def run_batch(
 ) -> Generator[FinishedRequest, None, None]:
     """Run what has no row yet, and write each row as its prompt ends; yield it when it is written.
 
-    Takes the requests out of their list, so that nothing is held of a row that is written. An interrupt lets the write
-    in progress end; closing the generator frees what is in flight.
+    Takes the requests out of their list, so that nothing is held of a row that is written. An
+    interrupt lets the write in progress end; closing the generator frees what is in flight.
 
     Raises:
         UsageError: the output took no more.

@@ -1,15 +1,17 @@
-"""A judge over any OpenAI-compatible chat endpoint: which of two methods' answers is better, asked in both orders.
+"""A judge over any OpenAI-compatible chat endpoint: which of two methods' answers is better, asked
+in both orders.
 
     endpoint = JudgeServer(base_url="http://localhost:8000/v1", model="some-judge", api_key=None)
-    verdicts = judge(rows, method="speculative_rejection:0.5", baseline="best_of_n:120", endpoint=endpoint, cache=cache)
-    for verdict in record(directory / JUDGEMENTS, verdicts):
+    verdicts = judge(rows, method="speculative_rejection:0.5", baseline="best_of_n:120",
+    endpoint=endpoint, cache=cache) for verdict in record(directory / JUDGEMENTS, verdicts):
         print(verdict["prompt_id"], verdict["verdict"], verdict["calls"])
 
-A method wins where both orders prefer it, loses where both prefer the baseline, and ties otherwise: a judge that always
-names the first answer gives ties (Zheng et al. 2023, MT-Bench, section 3.4, "conservative").
+A method wins where both orders prefer it, loses where both prefer the baseline, and ties otherwise:
+a judge that always names the first answer gives ties (Zheng et al. 2023, MT-Bench, section 3.4,
+"conservative").
 
-Questions and answers stand between marks, and are data to the judge. A mark is a hash of all that is shown, so no
-answer can close its own. Rates are the work of `metrics`.
+Questions and answers stand between marks, and are data to the judge. A mark is a hash of all that
+is shown, so no answer can close its own. Rates are the work of `metrics`.
 """
 
 import hashlib
@@ -26,7 +28,15 @@ from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation.rows import BenchRow
 from specrej.journal import Journal, read_rows, write_json
 from specrej.remote import Remote, RemoteError
-from specrej.rewards.judge import OPENAI_URL, JsonChat, bare, between, mark_of, read_completion, read_object
+from specrej.rewards.judge import (
+    OPENAI_URL,
+    JsonChat,
+    bare,
+    between,
+    mark_of,
+    read_completion,
+    read_object,
+)
 from specrej.services import RemoteService, without_secrets
 
 JUDGEMENTS = "judgements.jsonl"
@@ -56,7 +66,8 @@ class CallsRow(TypedDict):
     cached: int
     """Replies that the cache held."""
     prompt_tokens: int
-    """Of all replies, the cached ones included, as the endpoint counted them; 0 where it does not count."""
+    """Of all replies, the cached ones included, as the endpoint counted them; 0 where it does
+    not count."""
     completion_tokens: int
 
 
@@ -69,9 +80,11 @@ class VerdictRow(TypedDict):
     judge: str
     """See `JudgeServer.name`."""
     verdict: Literal["win", "tie", "loss", "failed"]
-    """For the method; failed: the judge gave no answer that can be read. Stays in the denominator."""
+    """For the method; failed: the judge gave no answer that can be read. Stays in the
+    denominator."""
     first: Preference | None
-    """What the judge said with the method shown first, None where it did not say or was not asked."""
+    """What the judge said with the method shown first, None where it did not say or was not
+    asked."""
     second: Preference | None
     """With the method shown second."""
     error: str | None
@@ -102,7 +115,9 @@ class JudgeServer:
 
     @property
     def name(self) -> str:
-        """What tells one judge from another: the model, and where it is unless that is OpenAI's own endpoint."""
+        """What tells one judge from another: the model, and where it is unless that is OpenAI's
+        own endpoint.
+        """
         url = without_secrets(self.base_url).rstrip("/")
         return self.model if url == OPENAI_URL else f"{self.model} at {url}"
 
@@ -121,9 +136,15 @@ class JudgeServer:
 
 
 def judge(
-    rows: Sequence[BenchRow], *, method: str, baseline: str, endpoint: JudgeServer, cache: str | Path
+    rows: Sequence[BenchRow],
+    *,
+    method: str,
+    baseline: str,
+    endpoint: JudgeServer,
+    cache: str | Path,
 ) -> Iterator[VerdictRow]:
-    """Verdicts in the order of the method's rows, as they come; one for each prompt that both methods have a row of.
+    """Verdicts in the order of the method's rows, as they come; one for each prompt that both
+    methods have a row of.
 
     Not asked: the same texts tie, and a failed row loses against one that did not fail.
 
@@ -132,7 +153,8 @@ def judge(
         method: as the rows call it.
         baseline: what it is compared with.
         endpoint: the judge.
-        cache: a directory for the judge's replies; a run that was stopped asks for the missing ones only.
+        cache: a directory for the judge's replies; a run that was stopped asks for the missing ones
+            only.
 
     Raises:
         UnknownNameError: no row is of the method or of the baseline.
@@ -145,7 +167,11 @@ def judge(
         if name not in by_method:
             raise UnknownNameError("method", name, by_method)
     others = by_method[baseline]
-    pairs = [(row, others[prompt_id]) for prompt_id, row in by_method[method].items() if prompt_id in others]
+    pairs = [
+        (row, others[prompt_id])
+        for prompt_id, row in by_method[method].items()
+        if prompt_id in others
+    ]
     return _judge_all(pairs, _Client(endpoint, Path(cache)))
 
 
@@ -162,7 +188,8 @@ def record(path: str | Path, verdicts: Iterable[VerdictRow]) -> Iterator[Verdict
 
 
 def read_verdicts(directory: str | Path) -> list[VerdictRow]:
-    """What was recorded in a run's folder, of all judges; of a pair that a judge was asked about again, the last.
+    """What was recorded in a run's folder, of all judges; of a pair that a judge was asked about
+    again, the last.
 
     Raises:
         UsageError: what is there cannot be read.
@@ -184,7 +211,9 @@ def total_calls(verdicts: Iterable[VerdictRow]) -> CallsRow:
     )
 
 
-def _judge_all(pairs: Sequence[tuple[BenchRow, BenchRow]], client: "_Client") -> Iterator[VerdictRow]:
+def _judge_all(
+    pairs: Sequence[tuple[BenchRow, BenchRow]], client: "_Client"
+) -> Iterator[VerdictRow]:
     with client.remote, ThreadPoolExecutor(client.endpoint.concurrency) as pool:
         try:
             yield from pool.map(partial(_judge_pair, client), pairs)
@@ -221,7 +250,9 @@ def _judge_pair(client: "_Client", pair: tuple[BenchRow, BenchRow]) -> VerdictRo
 
 
 def _messages(row: BenchRow, other: BenchRow) -> list[dict[str, str]]:
-    """What the judge reads: the question once, then what followed it, as A in `row` and as B in `other`."""
+    """What the judge reads: the question once, then what followed it, as A in `row` and as B in
+    `other`.
+    """
     question = row["turns"][0]["messages"]
     shown = {"question": question, "A": _answers(row), "B": _answers(other)}
     mark = mark_of(shown)
@@ -231,7 +262,12 @@ def _messages(row: BenchRow, other: BenchRow) -> list[dict[str, str]]:
     ]
     return [
         {"role": "system", "content": _INSTRUCTION.format(mark=mark)},
-        {"role": "user", "content": "\n\n".join([*parts, "Which is better, A or B? Reply with the JSON object."])},
+        {
+            "role": "user",
+            "content": "\n\n".join(
+                [*parts, "Which is better, A or B? Reply with the JSON object."]
+            ),
+        },
     ]
 
 
@@ -293,7 +329,8 @@ class _Client:
             calls["requests"] += error.num_requests
             if error.is_common:
                 raise UsageError(
-                    f"the judge at {without_secrets(self.endpoint.base_url)!r} {error}", hint=error.hint
+                    f"the judge at {without_secrets(self.endpoint.base_url)!r} {error}",
+                    hint=error.hint,
                 ) from None
             raise
         calls["requests"] += reply.num_requests
@@ -305,7 +342,9 @@ class _Client:
                 self._cache.mkdir(parents=True, exist_ok=True)
                 write_json(path, reply)
         except OSError as error:
-            raise UsageError(f"cannot write the judge's replies to {self._cache}: {error.strerror}") from error
+            raise UsageError(
+                f"cannot write the judge's replies to {self._cache}: {error.strerror}"
+            ) from error
 
 
 def _read_reply(body: str) -> _Reply:
@@ -319,7 +358,9 @@ def _read_reply(body: str) -> _Reply:
 
 
 def _read_letter(text: str) -> str:
-    """A, B or C, alone or as the winner in a JSON object; nothing where the text is anything else."""
+    """A, B or C, alone or as the winner in a JSON object; nothing where the text is anything
+    else.
+    """
     match read_object(text):
         case {"winner": "A" | "B" | "C" as letter}:
             return str(letter)

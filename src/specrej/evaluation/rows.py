@@ -33,7 +33,8 @@ class CandidateRow(TypedDict):
     finish_reason: FinishReason | None
     perplexity: float | None
     rewards: dict[str, float]
-    """Reward by the index of the decision that gave it, oldest first; the last one is its reward."""
+    """Reward by the index of the decision that gave it, oldest first; the last one is its
+    reward."""
 
 
 class UsageRow(TypedDict):

@@ -2,15 +2,19 @@
 
     chat = ChatTokenizer(tokenizer)
     written = chat.write(messages, add_generation_prompt=True)      # by the chat template
-    ids = chat.ids(written)                                         # the template's special tokens are tokens
+    ids = chat.ids(written)                                         # the template's special tokens
+    are tokens
 
-    chat.ids(chat.content("<|im_end|>"))                            # the characters, never the token
+    chat.ids(chat.content("<|im_end|>"))                            # the characters, never the
+    token
 
-Every special token has a character that marks it, such as the bar of "<|im_end|>". While the template is rendered,
-these marks are hidden in contents: other characters stand for them, one for one, so that a template may trim, repeat,
-cut or turn contents. Special tokens that are found then are the template's. If the text with its contents shown has the
-same ones, its ids are taken as they are. Otherwise the template's get names that nobody can guess, in a copy of the
-tokenizer that knows special tokens by these names alone.
+Every special token has a character that marks it, such as the bar of "<|im_end|>". While the
+template is rendered,
+these marks are hidden in contents: other characters stand for them, one for one, so that a template
+may trim, repeat, cut or turn contents. Special tokens that are found then are the template's. If
+the text with its contents shown has the same ones, its ids are taken as they are. Otherwise the
+template's get names that nobody can guess, in a copy of the tokenizer that knows special tokens by
+these names alone.
 """
 
 import copy
@@ -65,7 +69,8 @@ class ChatTokenizer:
     """A tokenizer of transformers that takes contents as text.
 
     Args:
-        tokenizer: of transformers; with another than a fast one contents are taken as they are, which is said.
+        tokenizer: of transformers; with another than a fast one contents are taken as they are,
+            which is said.
         special_tokens: "text", or "allow": contents that spell special tokens become these.
     """
 
@@ -74,7 +79,8 @@ class ChatTokenizer:
         is_fast = getattr(tokenizer, "backend_tokenizer", None) is not None
         if special_tokens != "allow" and not is_fast:
             _LOG.warning(
-                "the tokenizer of %s is no fast one: messages and answers that spell special tokens become these",
+                "the tokenizer of %s is no fast one: messages and answers that spell special "
+                "tokens become these",
                 tokenizer.name_or_path or type(tokenizer).__name__,
             )
         self._is_open = special_tokens == "allow" or not is_fast or not self._special
@@ -95,12 +101,16 @@ class ChatTokenizer:
         """The conversation by the chat template; `how` is what `apply_chat_template` takes.
 
         Raises:
-            PromptError: the template makes what cannot be told from its own of contents that spell special tokens.
+            PromptError: the template makes what cannot be told from its own of contents that spell
+                special tokens.
             Exception: whatever the template raises.
         """
         plain = self._render(messages, **how)
         turns = [{**message, "content": self.content(message["content"])} for message in messages]
-        if all(turn["content"] == message["content"] for turn, message in zip(turns, messages, strict=True)):
+        if all(
+            turn["content"] == message["content"]
+            for turn, message in zip(turns, messages, strict=True)
+        ):
             return plain
         try:
             written = self._render(turns, **how)
@@ -109,7 +119,8 @@ class ChatTokenizer:
         shown = _shown(written)
         if shown == plain:
             return written
-        # The template looked at the marks, as those do that leave out what stands before "</think>".
+        # The template looked at the marks, as those do that leave out what stands before
+        # "</think>".
         if self._is_honest(plain, self._ids(plain), written):
             return _UNASSIGNED.sub(_hide, plain)
         if Counter(self._marks.findall(plain)) - Counter(self._marks.findall(shown)):
@@ -129,7 +140,11 @@ class ChatTokenizer:
         """The same for several, with `token_type_ids` where the tokenizer has them."""
         plain = list(written) if self._is_open else [_shown(one) for one in written]
         encoding = self.tokenizer(plain, add_special_tokens=False, verbose=False)
-        columns = {name: list(encoding[name]) for name in ("input_ids", "token_type_ids") if name in encoding}
+        columns = {
+            name: list(encoding[name])
+            for name in ("input_ids", "token_type_ids")
+            if name in encoding
+        }
         for row, (text, one) in enumerate(zip(plain, written, strict=True)):
             if text != one and not self._is_honest(text, columns["input_ids"][row], one):
                 ids = self._split(one)
@@ -145,7 +160,9 @@ class ChatTokenizer:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _is_honest(self, text: str, ids: Sequence[int], written: str) -> bool:
-        """Whether the special tokens of a text, with these ids, are those of the same with its contents hidden."""
+        """Whether the special tokens of a text, with these ids, are those of the same with its
+        contents hidden.
+        """
         of_template = [token_id for token_id, _, _ in self._found(written)]
         of_text = [token_id for token_id, _, _ in self._found(text)]
         return of_text == of_template and self._control(ids) == self._control(of_template)
@@ -155,7 +172,9 @@ class ChatTokenizer:
         return [one for one in ids if one in texts]
 
     def _split(self, written: str) -> list[int]:
-        """Ids of a text whose contents are hidden: the special tokens that are found in it are the template's."""
+        """Ids of a text whose contents are hidden: the special tokens that are found in it are
+        the template's.
+        """
         core, names, own, texts = self._renamed
         found = self._found(written)
         parts, done = [], 0
@@ -163,27 +182,44 @@ class ChatTokenizer:
             parts += [_shown(written[done:start]), names[token_id]]
             done = stop
         encoding = core.encode("".join([*parts, _shown(written[done:])]), add_special_tokens=False)
-        # Some models hold the texts of special tokens among their words, and would give the token for the text.
-        ids = [one for token_id in encoding.ids for one in own.get(token_id) or texts.get(token_id, [token_id])]
+        # Some models hold the texts of special tokens among their words, and would give the token
+        # for the text.
+        ids = [
+            one
+            for token_id in encoding.ids
+            for one in own.get(token_id) or texts.get(token_id, [token_id])
+        ]
         if self._control(ids) != self._control([token_id for token_id, _, _ in found]):
             raise _refusal()
         return ids
 
     def _found(self, text: str) -> list[tuple[int, int, int]]:
-        """Special tokens of a text, each with where it starts and stops, with the blanks that it takes in."""
+        """Special tokens of a text, each with where it starts and stops, with the blanks that it
+        takes in.
+        """
         scanner, ids = self._scanner
         encoding = scanner.encode(text, add_special_tokens=False)
-        return [(ids[one], *place) for one, place in zip(encoding.ids, encoding.offsets, strict=True) if one in ids]
+        return [
+            (ids[one], *place)
+            for one, place in zip(encoding.ids, encoding.offsets, strict=True)
+            if one in ids
+        ]
 
     @cached_property
     def _special(self) -> dict[str, int]:
         """Ids of special tokens by their texts. One of blanks alone is no mark of anything."""
         added = self.tokenizer.added_tokens_decoder.items()
-        return {token.content: token_id for token_id, token in added if token.special and token.content.strip()}
+        return {
+            token.content: token_id
+            for token_id, token in added
+            if token.special and token.content.strip()
+        }
 
     @cached_property
     def _marks(self) -> re.Pattern[str]:
-        """Finds what is hidden: of each special token one character, or all of one that is a word."""
+        """Finds what is hidden: of each special token one character, or all of one that is a
+        word.
+        """
         signs = {text: set(re.findall(r"[^\w\s]|_", text)) for text in self._special}
         words = sorted((text for text in signs if not signs[text]), key=len, reverse=True)
         marks: list[str] = []
@@ -195,7 +231,9 @@ class ChatTokenizer:
 
     @cached_property
     def _scanner(self) -> tuple[Any, dict[int, int]]:
-        """What finds special tokens as the tokenizer does but reads nothing else; their true ids by its own."""
+        """What finds special tokens as the tokenizer does but reads nothing else; their true ids
+        by its own.
+        """
         from tokenizers import Tokenizer
         from tokenizers.models import WordLevel
 
@@ -204,15 +242,18 @@ class ChatTokenizer:
         if core.normalizer is not None:
             scanner.normalizer = core.normalizer
         scanner.add_tokens([token for _, token in sorted(core.get_added_tokens_decoder().items())])
-        return scanner, {scanner.token_to_id(text): token_id for text, token_id in self._special.items()}
+        return scanner, {
+            scanner.token_to_id(text): token_id for text, token_id in self._special.items()
+        }
 
     @cached_property
     def _renamed(self) -> tuple[Any, dict[int, str], dict[int, list[int]], dict[int, list[int]]]:
         """A copy of the tokenizer that knows special tokens by other names, and what belongs to it.
 
         Returns:
-            The copy; the names by the tokens' ids; the true ids by the copy's own; and by the true ids what stands
-            for them where a text gave them. Those that a text gives in any case are left out.
+            The copy; the names by the tokens' ids; the true ids by the copy's own; and by the true
+            ids what stands for them where a text gave them. Those that a text gives in any case are
+            left out.
         """
         from tokenizers import AddedToken
 
@@ -222,7 +263,9 @@ class ChatTokenizer:
         core.encode_special_tokens = True
         names = {token_id: f"{self._name}{token_id}x" for token_id in self._special.values()}
         # Found before any normalizer sees them.
-        core.add_tokens([AddedToken(name, special=False, normalized=False) for name in names.values()])
+        core.add_tokens(
+            [AddedToken(name, special=False, normalized=False) for name in names.values()]
+        )
         own = {core.token_to_id(name): [token_id] for token_id, name in names.items()}
         texts = {
             token_id: [piece.id for character in text for piece in core.model.tokenize(character)]
@@ -234,14 +277,17 @@ class ChatTokenizer:
 
 def _refusal() -> PromptError:
     return PromptError(
-        "a message spells special tokens, and this model's chat template and tokenizer cannot keep it from becoming "
+        "a message spells special tokens, and this model's chat template and tokenizer cannot keep "
+        "it from becoming "
         "these",
-        hint="take them out of the message; --special-tokens allow lets messages write special tokens",
+        hint="take them out of the message; --special-tokens allow lets messages write special "
+        "tokens",
     )
 
 
 def warn_of_parsed(name: str, core: Any) -> None:
-    """Say, at opening, which special tokens a tokenizer gives for their texts although it is told to split them.
+    """Say, at opening, which special tokens a tokenizer gives for their texts although it is told
+    to split them.
 
     Some hold these texts among their words.
 
@@ -250,16 +296,31 @@ def warn_of_parsed(name: str, core: Any) -> None:
         core: of the library tokenizers; None where there is none, which knows no splitting.
     """
     if core is None:
-        _LOG.warning("reward %r: its tokenizer is no fast one: texts that spell special tokens become these", name)
+        _LOG.warning(
+            "reward %r: its tokenizer is no fast one: texts that spell special tokens become these",
+            name,
+        )
         return
     core.encode_special_tokens = True
 
     def ids_of(text: str) -> set[int]:
         encoding = core.encode(text, add_special_tokens=False)
-        return {one for one, is_text in zip(encoding.ids, encoding.attention_mask, strict=True) if is_text}
+        return {
+            one
+            for one, is_text in zip(encoding.ids, encoding.attention_mask, strict=True)
+            if is_text
+        }
 
     unknown = ids_of(_NO_CHARACTER)
-    special = {token.content: number for number, token in core.get_added_tokens_decoder().items() if token.special}
+    special = {
+        token.content: number
+        for number, token in core.get_added_tokens_decoder().items()
+        if token.special
+    }
     parsed = [text for text, number in special.items() if number in ids_of(text) - unknown]
     if parsed:
-        _LOG.warning("reward %r: its tokenizer takes these texts for special tokens: %s", name, ", ".join(parsed[:9]))
+        _LOG.warning(
+            "reward %r: its tokenizer takes these texts for special tokens: %s",
+            name,
+            ", ".join(parsed[:9]),
+        )

@@ -1,4 +1,5 @@
-"""What rewards that ask a service have in common: a session that asks in batches, and the options of their specs.
+"""What rewards that ask a service have in common: a session that asks in batches, and the options
+of their specs.
 
 session = RemoteSession(name, Remote(service, connections), messages, ask, batch_size=16)
 score_concurrently([(session, candidates), (other_session, other_candidates)])
@@ -18,7 +19,9 @@ from specrej.rewards.scores import check_count
 from specrej.services import key_from, without_secrets
 from specrej.types import Candidate, Message, Reuse
 
-Ask = Callable[[Remote, Sequence[Message], Sequence[Candidate]], Coroutine[Any, Any, tuple[Sequence[Any], int]]]
+Ask = Callable[
+    [Remote, Sequence[Message], Sequence[Candidate]], Coroutine[Any, Any, tuple[Sequence[Any], int]]
+]
 """Asks for the scores of a batch in one exchange: what the server gave, and the tokens it read.
 
 Raises RemoteError where nothing came that can be read.
@@ -30,7 +33,8 @@ SERVICE_OPTIONS: dict[str, Callable[[str], Any]] = {
     "tries": int,
     "key_env": key_from,
 }
-"""Those of every reward that asks a service; `key_env` names the environment variable that holds the API key."""
+"""Those of every reward that asks a service; `key_env` names the environment variable that holds
+the API key."""
 
 
 class RemoteSession:
@@ -40,7 +44,9 @@ class RemoteSession:
         remote: what it asks through: the connections are its reward's.
     """
 
-    def __init__(self, name: str, remote: Remote, messages: Sequence[Message], ask: Ask, batch_size: int = 1) -> None:
+    def __init__(
+        self, name: str, remote: Remote, messages: Sequence[Message], ask: Ask, batch_size: int = 1
+    ) -> None:
         self.num_tokens = 0
         self.reuse: Reuse = "none"
         self.peak_kv_bytes = 0
@@ -54,7 +60,8 @@ class RemoteSession:
         """The service's number for each candidate.
 
         Raises:
-            RewardError: the service failed, or gave a wrong count or what is no finite number; names the candidate.
+            RewardError: the service failed, or gave a wrong count or what is no finite number;
+                names the candidate.
         """
         return self.remote.wait(self.ask_for(candidates, self.remote))
 
@@ -66,7 +73,9 @@ class RemoteSession:
         self.remote.close()
 
     async def ask_for(self, candidates: Sequence[Candidate], remote: Remote) -> list[float]:
-        """What `score` gives, through any connections to the service. The first failure ends what else is asked for."""
+        """What `score` gives, through any connections to the service. The first failure ends
+        what else is asked for.
+        """
         starts = range(0, len(candidates), self._batch_size)
         batches = [candidates[start : start + self._batch_size] for start in starts]
         try:
@@ -82,24 +91,32 @@ class RemoteSession:
         except RemoteError as error:
             indices = [candidate.index for candidate in batch]
             which = f"candidate {indices[0]}" if len(indices) == 1 else f"candidates {indices}"
-            raise RewardError(f"the reward {self._name!r} failed on {which}: {error}", hint=error.hint) from None
+            raise RewardError(
+                f"the reward {self._name!r} failed on {which}: {error}", hint=error.hint
+            ) from None
         self.num_tokens += num_tokens
         check_count(self._name, batch, len(values))
-        return [self._number(value, candidate, remote) for value, candidate in zip(values, batch, strict=True)]
+        return [
+            self._number(value, candidate, remote)
+            for value, candidate in zip(values, batch, strict=True)
+        ]
 
     def _number(self, value: Any, candidate: Candidate, remote: Remote) -> float:
         if isinstance(value, float) and math.isfinite(value):
             return value
         raise RewardError(
-            f"the reward {self._name!r} gave {remote.quote(json.dumps(value))} for candidate {candidate.index}, "
+            f"the reward {self._name!r} gave {remote.quote(json.dumps(value))} for candidate "
+            f"{candidate.index}, "
             "not a finite number"
         )
 
 
 def score_concurrently(asked: Sequence[tuple[RemoteSession, Sequence[Candidate]]]) -> list[Scores]:
-    """The scores of each prompt's candidates, or what it failed with, from requests of all prompts at once.
+    """The scores of each prompt's candidates, or what it failed with, from requests of all prompts
+    at once.
 
-    The first prompt's `remote` carries them all, so that the service's limit holds for all together.
+    The first prompt's `remote` carries them all, so that the service's limit holds for all
+    together.
     """
     remote = asked[0][0].remote
 

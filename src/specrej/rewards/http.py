@@ -6,17 +6,20 @@
     http:URL    http:URL#?batch_size=16&timeout_s=30&key_env=MY_KEY
     vllm-classify:URL#MODEL    vllm-pooling:URL#MODEL?output=1&partial=open
 
-In a spec string the "#" ends the URL, which may have a "?" of its own; what follows a "#" never travels to a server.
+In a spec string the "#" ends the URL, which may have a "?" of its own; what follows a "#" never
+travels to a server.
 
 The protocol. Each request is a POST of
 
     {"messages": [{"role": "user", "content": "..."}],
      "answers": [{"index": 3, "text": "...", "is_complete": false}]}
 
-where `index` names the candidate and `is_complete` says that nothing will be added to the text. The reply holds one
-finite number for each answer, in order, higher is better: `{"scores": [0.7]}`, and, where the server counts them, the
-tokens it read: `{"scores": [0.7], "num_tokens": 412}`. A score may depend on the conversation and the answer, not on
-what else is in the request.
+where `index` names the candidate and `is_complete` says that nothing will be added to the text. The
+reply holds one
+finite number for each answer, in order, higher is better: `{"scores": [0.7]}`, and, where the
+server counts them, the
+tokens it read: `{"scores": [0.7], "num_tokens": 412}`. A score may depend on the conversation and
+the answer, not on what else is in the request.
 
 All requests go through `specrej.remote`. A failure is a RewardError that names the candidate.
 """
@@ -53,7 +56,9 @@ class HttpReward:
 
     flops_per_token: float | None = None
 
-    def __init__(self, url: str, *, batch_size: int = 16, **options: Unpack[ServiceOptions]) -> None:
+    def __init__(
+        self, url: str, *, batch_size: int = 16, **options: Unpack[ServiceOptions]
+    ) -> None:
         """Nothing is sent yet.
 
         Args:
@@ -87,14 +92,22 @@ async def _ask_http(
     remote: Remote, messages: Sequence[Message], candidates: Sequence[Candidate]
 ) -> tuple[list[Any], int]:
     answers = [
-        {"index": candidate.index, "text": candidate.text, "is_complete": candidate.finish_reason is not None}
+        {
+            "index": candidate.index,
+            "text": candidate.text,
+            "is_complete": candidate.finish_reason is not None,
+        }
         for candidate in candidates
     ]
-    reply = await remote.post({"messages": [dict(message) for message in messages], "answers": answers})
+    reply = await remote.post(
+        {"messages": [dict(message) for message in messages], "answers": answers}
+    )
     match read_json(remote, reply.text):
         case {"scores": [*scores]} as given:
             return scores, num_tokens(given)
-    raise RemoteError(f'its reply is not of the form {{"scores": [...]}}: {remote.quote(reply.text)}')
+    raise RemoteError(
+        f'its reply is not of the form {{"scores": [...]}}: {remote.quote(reply.text)}'
+    )
 
 
 class VllmReward:
@@ -106,7 +119,8 @@ class VllmReward:
     the last token.
 
     Attributes:
-        name: `vllm-classify:URL#MODEL` or `vllm-pooling:URL#MODEL`, without the URL's credentials and query.
+        name: `vllm-classify:URL#MODEL` or `vllm-pooling:URL#MODEL`, without the URL's credentials
+            and query.
         flops_per_token: None: what a server computes is not known.
     """
 
@@ -127,18 +141,21 @@ class VllmReward:
         Args:
             url: the server's, up to the endpoint: "http://localhost:8000".
             model: its name there.
-            endpoint: "classify" for sequence classifiers; "pooling" serves them too, and models that give numbers for
-                each token, of which the last token's count.
+            endpoint: "classify" for sequence classifiers; "pooling" serves them too, and models
+                that give numbers for each token, of which the last token's count.
             output: which of the model's numbers is the score, needed where there are several.
-            partial: "closed" shows an unfinished answer as if it were complete, "open" without the template's end of
-                the turn (`continue_final_message`, from vLLM 0.15 on; earlier ones ignore it).
+            partial: "closed" shows an unfinished answer as if it were complete, "open" without the
+                template's end of the turn (`continue_final_message`, from vLLM 0.15 on; earlier
+                ones ignore it).
             options: see `specrej.services.RemoteService`.
 
         Raises:
             UsageError: no such URL, no model, a value that cannot be honoured.
         """
         if not model:
-            raise UsageError(f"the reward 'vllm-{endpoint}' needs a model", hint=f"vllm-{endpoint}:URL#MODEL")
+            raise UsageError(
+                f"the reward 'vllm-{endpoint}' needs a model", hint=f"vllm-{endpoint}:URL#MODEL"
+            )
         if partial not in get_args(Partial):
             raise UsageError(f"partial must be 'closed' or 'open', got {partial!r}")
         if output is not None and output < 0:
@@ -151,7 +168,9 @@ class VllmReward:
 
     def open(self, messages: Sequence[Message]) -> RemoteSession:
         """Begin with a prompt."""
-        return RemoteSession(self.name, Remote(self._service, self._connections), messages, self._ask)
+        return RemoteSession(
+            self.name, Remote(self._service, self._connections), messages, self._ask
+        )
 
     def close(self) -> None:
         """Close the connections."""
@@ -173,9 +192,13 @@ class VllmReward:
         if outputs is None:
             raise RemoteError(f"its reply holds no scores: {remote.quote(reply.text)}")
         if self._output is None and len(outputs) != 1:
-            raise RemoteError(f"the model gives {len(outputs)} numbers", hint="choose one with output=NUMBER")
+            raise RemoteError(
+                f"the model gives {len(outputs)} numbers", hint="choose one with output=NUMBER"
+            )
         if (output := self._output or 0) >= len(outputs):
-            raise RemoteError(f"the model gives {len(outputs)} numbers, none with the number {output}")
+            raise RemoteError(
+                f"the model gives {len(outputs)} numbers, none with the number {output}"
+            )
         return [outputs[output]], num_tokens(given.get("usage"), "prompt_tokens")
 
 
@@ -209,7 +232,10 @@ def parse_http(argument: str = "") -> HttpReward:
     url, _, rest = argument.partition("#")
     model, options = parse_options(rest, {"batch_size": int, **SERVICE_OPTIONS})
     if model:
-        raise UsageError(f"{model!r} in the reward 'http:{argument}' is no option", hint="http:URL#?batch_size=16")
+        raise UsageError(
+            f"{model!r} in the reward 'http:{argument}' is no option",
+            hint="http:URL#?batch_size=16",
+        )
     return HttpReward(url, **as_keywords(options))
 
 

@@ -1,6 +1,8 @@
-"""Candidates of several prompts that are due at the same moment, scored as one batch where the reward can.
+"""Candidates of several prompts that are due at the same moment, scored as one batch where the
+reward can.
 
-    score_together(reward, [(session, candidates), (other_session, other_candidates)])     # scores or an error for each
+    score_together(reward, [(session, candidates), (other_session, other_candidates)])     # scores
+    or an error for each
 
     class MyReward:
         def open(self, messages):
@@ -9,12 +11,13 @@
         def score_together(self, asked):
             return score_jointly(asked, self._score)
 
-        def _score(self, pairs):          # [(what it made of the prompt, candidate), ...] of any number of prompts
+        def _score(self, pairs):          # [(what it made of the prompt, candidate), ...] of any
+        number of prompts
             ...
             return scores, num_tokens     # one of each for every pair
 
-Whoever calls `score_together` need not know what the reward can: it is asked session by session where it cannot, and
-after a joint batch that failed, so that a prompt fails by its own fault only.
+Whoever calls `score_together` need not know what the reward can: it is asked session by session
+where it cannot, and after a joint batch that failed, so that a prompt fails by its own fault only.
 """
 
 import logging
@@ -28,10 +31,13 @@ from specrej.types import Candidate
 _LOG = logging.getLogger("specrej")
 
 ScorePairs = Callable[[Sequence[tuple[Any, Candidate]]], tuple[Sequence[float], Sequence[int]]]
-"""From pairs of what the reward made of a prompt, and a candidate: the score of each and the tokens read for it."""
+"""From pairs of what the reward made of a prompt, and a candidate: the score of each and the
+tokens read for it."""
 
 
-def score_together(reward: Reward, asked: Sequence[tuple[RewardSession, Sequence[Candidate]]]) -> list[Scores]:
+def score_together(
+    reward: Reward, asked: Sequence[tuple[RewardSession, Sequence[Candidate]]]
+) -> list[Scores]:
     """The scores of each prompt's candidates, or the exception that the prompt failed with.
 
     Args:
@@ -66,11 +72,15 @@ def _score(session: RewardSession, candidates: Sequence[Candidate]) -> Scores:
 
 
 def _listed(given: Scores) -> Scores:
-    """What was given, computed to its end here, where a reward's time is taken: it may be a generator."""
+    """What was given, computed to its end here, where a reward's time is taken: it may be a
+    generator.
+    """
     return given if isinstance(given, BaseException) else list(given)
 
 
-def alone(score_pairs: ScorePairs) -> Callable[[Any, Sequence[Candidate]], tuple[Sequence[float], int]]:
+def alone(
+    score_pairs: ScorePairs,
+) -> Callable[[Any, Sequence[Candidate]], tuple[Sequence[float], int]]:
     """The `score_batch` of a `StatelessSession`, for one prompt."""
 
     def score_batch(prompt: Any, candidates: Sequence[Candidate]) -> tuple[Sequence[float], int]:
@@ -83,8 +93,12 @@ def alone(score_pairs: ScorePairs) -> Callable[[Any, Sequence[Candidate]], tuple
 def score_jointly(
     asked: Sequence[tuple[StatelessSession, Sequence[Candidate]]], score_pairs: ScorePairs
 ) -> list[Sequence[float]]:
-    """The scores of each prompt's candidates from one batch; every session counts its own tokens."""
-    scores, num_tokens = score_pairs([(session.prompt, candidate) for session, batch in asked for candidate in batch])
+    """The scores of each prompt's candidates from one batch; every session counts its own
+    tokens.
+    """
+    scores, num_tokens = score_pairs(
+        [(session.prompt, candidate) for session, batch in asked for candidate in batch]
+    )
     parts, start = [], 0
     for session, batch in asked:
         end = start + len(batch)

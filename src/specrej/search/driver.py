@@ -80,7 +80,9 @@ class Driver:
                 self._calls.get(block=is_idle)()
                 is_idle = False
 
-    def _take(self, number: int, maker: Maker, observe: Observer, future: "Future[Outcome]") -> None:
+    def _take(
+        self, number: int, maker: Maker, observe: Observer, future: "Future[Outcome]"
+    ) -> None:
         def make() -> tuple[Search, Steps]:
             search, steps = maker()
             self._searches[number], self._observers[search] = search, observe
@@ -109,7 +111,11 @@ class Driver:
 
     def _fail_all(self, error: Exception) -> None:
         self._scheduler.close()
-        outcome = error if isinstance(error, SpecrejError) else EngineError(f"the engine failed: {named(error)}")
+        outcome = (
+            error
+            if isinstance(error, SpecrejError)
+            else EngineError(f"the engine failed: {named(error)}")
+        )
         for number in list(self._futures):
             self._scheduler.remove(number)
             self._end(number, outcome)

@@ -29,11 +29,14 @@ class PromptReward:
         clock: takes how long it took.
     """
 
-    def __init__(self, reward: Reward, messages: Sequence[Message], usage: Usage, clock: Clock) -> None:
+    def __init__(
+        self, reward: Reward, messages: Sequence[Message], usage: Usage, clock: Clock
+    ) -> None:
         self.name = reward.name
         self._reward = reward
         self._messages = list(messages)
-        # To a reward, the beginning of an answer that was given and what continues it are one answer.
+        # To a reward, the beginning of an answer that was given and what continues it are one
+        # answer.
         is_begun = self._messages[-1]["role"] == "assistant"
         self._beginning = self._messages.pop()["content"] if is_begun else ""
         self._usage = usage
@@ -53,7 +56,9 @@ class PromptReward:
         """The batch with its texts behind the beginning that was given."""
         assert self._session is not None
         if self._beginning:
-            batch = [replace(candidate, text=self._beginning + candidate.text) for candidate in batch]
+            batch = [
+                replace(candidate, text=self._beginning + candidate.text) for candidate in batch
+            ]
         return ToScore(self._reward, self._session, batch)
 
     def checked(self, batch: Sequence[Candidate], given: Scores) -> list[float]:
@@ -95,5 +100,8 @@ class PromptReward:
     @contextmanager
     def _working(self, subject: str) -> Iterator[None]:
         """Count the seconds of the reward's work, and name what it failed on."""
-        with self._clock.span("reward_s"), failing_as(f"the reward {self.name!r} failed on {subject}"):
+        with (
+            self._clock.span("reward_s"),
+            failing_as(f"the reward {self.name!r} failed on {subject}"),
+        ):
             yield

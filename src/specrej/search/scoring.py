@@ -1,7 +1,8 @@
 """The candidates of several searches before the reward, in one batch where the reward can.
 
 for given, seconds in score_batches(searches):
-    ...                                             # scores of one search's batch, or why there are none
+    ...                                             # scores of one search's batch, or why there are
+    none
 """
 
 import time
@@ -14,10 +15,12 @@ from specrej.search.rewarding import ToScore
 from specrej.search.search import Search
 
 Given = tuple[Scores, float]
-"""What a reward gave for a search's batch, or raised, and the search's share of the seconds it took."""
+"""What a reward gave for a search's batch, or raised, and the search's share of the seconds it
+took."""
 
 Scorer = Callable[[Sequence[Search]], Future[list[Given]]]
-"""Scores the batches of searches that decide at the same time; done at once, or later by a thread."""
+"""Scores the batches of searches that decide at the same time; done at once, or later by a
+thread."""
 
 
 def score_batches(searches: Sequence[Search]) -> list[Given]:
@@ -28,14 +31,22 @@ def score_batches(searches: Sequence[Search]) -> list[Given]:
 def ask(batches: Sequence[ToScore]) -> list[Given]:
     """What the rewards say of these batches. Seconds are shared out by numbers of candidates."""
     # Of a search that lost all its candidates there is nothing to ask.
-    scored: dict[int, Given] = {place: ([], 0.0) for place, batch in enumerate(batches) if not batch.candidates}
+    scored: dict[int, Given] = {
+        place: ([], 0.0) for place, batch in enumerate(batches) if not batch.candidates
+    }
     rewards = {id(batch.reward): batch.reward for batch in batches}
     for reward in rewards.values():
-        places = [place for place, batch in enumerate(batches) if batch.reward is reward and batch.candidates]
+        places = [
+            place
+            for place, batch in enumerate(batches)
+            if batch.reward is reward and batch.candidates
+        ]
         if not places:
             continue
         begun = time.perf_counter()
-        given = score_together(reward, [(batches[place].session, batches[place].candidates) for place in places])
+        given = score_together(
+            reward, [(batches[place].session, batches[place].candidates) for place in places]
+        )
         seconds = time.perf_counter() - begun
         num_candidates = sum(len(batches[place].candidates) for place in places)
         for place, scores in zip(places, given, strict=True):

@@ -1,4 +1,5 @@
-"""A client that may go at any time: bodies read up to a limit, and work that ends when nobody waits for it.
+"""A client that may go at any time: bodies read up to a limit, and work that ends when nobody waits
+for it.
 
 raw = await read_body(request, most_bytes, room)
 outcome = await unless_gone(request.receive, work)
@@ -20,8 +21,8 @@ from specrej.server.refusals import RefusalError
 
 _BODY_S = 30.0
 _DRAINED = 8
-"""A body this many times as long as it may be is read to its end, and the client hears why it was refused: most do not
-listen before they have sent everything."""
+"""A body this many times as long as it may be is read to its end, and the client hears why it
+was refused: most do not listen before they have sent everything."""
 
 PROBE = b":\n\n"
 """A comment in a stream, which clients skip: to see whether one is still there (`protocol`)."""
@@ -73,7 +74,9 @@ async def read_body(request: Request, most_bytes: int, room: Room) -> bytes:
 
 
 def _too_large(most_bytes: int) -> RefusalError:
-    return RefusalError("body_too_large", f"the body has more than the {most_bytes:,} bytes that it may have")
+    return RefusalError(
+        "body_too_large", f"the body has more than the {most_bytes:,} bytes that it may have"
+    )
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -114,7 +117,13 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope.setdefault("state", {})["probe"] = PROBE
         try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
             await unless_gone(receive, self._send_all(send))
         finally:
             self._at_end()

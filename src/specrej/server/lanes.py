@@ -1,16 +1,18 @@
-"""What is done for a request before the queue, within bounds: bodies that will be refused do not hold up the others.
+"""What is done for a request before the queue, within bounds: bodies that will be refused do not
+hold up the others.
 
     lane = lanes.of(num_bytes)
     with lane.holding() as room:
-        raw = await read_body(request, most_bytes, room)    # 429 where too many bytes are there already
-        asked = await lane.parsing.do(len(raw), parse)
+        raw = await read_body(request, most_bytes, room)    # 429 where too many bytes are there
+        already asked = await lane.parsing.do(len(raw), parse)
         await lane.tokenizing.do(len(raw), check)    # one at a time, the smallest first
 
-Small bodies and large ones go by lanes of their own, so a small one never waits for a large one; and what is tokenized
-does not hold up what is parsed, which tells how long it may take.
+Small bodies and large ones go by lanes of their own, so a small one never waits for a large one;
+and what is tokenized does not hold up what is parsed, which tells how long it may take.
 
-A body takes room as its bytes come, whatever length it declares. Where room is short, the body that is not whole and
-has sent nothing for the longest time is refused, so connections that only wait keep nobody out.
+A body takes room as its bytes come, whatever length it declares. Where room is short, the body that
+is not whole and has sent nothing for the longest time is refused, so connections that only wait
+keep nobody out.
 """
 
 import asyncio
@@ -64,7 +66,8 @@ class Lane:
         self.parsing, self.tokenizing = Line(), Line()
         self.free_bytes = most_bytes
         self._reading: dict[Room, None] = {}
-        """Of bodies that are not whole, the one first that has sent nothing for the longest time."""
+        """Of bodies that are not whole, the one first that has sent nothing for the longest
+        time."""
 
     @contextmanager
     def holding(self) -> Iterator["Room"]:
@@ -121,7 +124,8 @@ class Room:
         """Before the first byte comes.
 
         Args:
-            give_up: ends the reading, which then calls `check`. Called at most once, when others need the room.
+            give_up: ends the reading, which then calls `check`. Called at most once, when others
+                need the room.
 
         Raises:
             RefusalError: there is no room.
@@ -163,7 +167,10 @@ class Room:
 
 
 def _no_room() -> RefusalError:
-    message = "there is no room for this body beside others that came sooner or faster; send it again in 1 s"
+    message = (
+        "there is no room for this body beside others that came sooner or faster; send it again in "
+        "1 s"
+    )
     return RefusalError("too_many_bodies", message, headers={"Retry-After": "1"})
 
 
@@ -177,7 +184,9 @@ class Line:
         self._is_running = False
 
     async def do(self, num_bytes: int, work: Callable[[], T]) -> T:
-        """What the work comes to; that for fewer bytes goes first. Cancelled before its turn, it is not begun."""
+        """What the work comes to; that for fewer bytes goes first. Cancelled before its turn, it
+        is not begun.
+        """
         future: Future[T] = Future()
         with self._lock:
             heapq.heappush(self._jobs, (num_bytes, next(self._numbering), work, future))
@@ -202,7 +211,9 @@ class Line:
                 future.set_result(work())
             except (SpecrejError, RefusalError) as error:
                 future.set_exception(error)
-            except BaseException as error:  # an event loop takes some for its own end, and StopIteration not at all
+            except (
+                BaseException
+            ) as error:  # an event loop takes some for its own end, and StopIteration not at all
                 failure = SpecrejError(f"what reads requests failed: {named(error)}")
                 failure.__cause__ = error
                 future.set_exception(failure)

@@ -1,10 +1,12 @@
-"""Scoring on a thread of its own, with patience for so long only: a reward that hangs fails its own request.
+"""Scoring on a thread of its own, with patience for so long only: a reward that hangs fails its own
+request.
 
     scheduler = Scheduler(engine, pool, in_flight=16, observe=observe, score=TimedScorer(30.0))
 
-Batches are scored one after another, since a reward model need not be safe to call from two threads. One that is not
-done in time is given up, and its thread left to itself. The searches that were in it, or in one that ended its thread
-(`SystemExit`, say), are tried again one by one, so that those at fault fail and the others are only late.
+Batches are scored one after another, since a reward model need not be safe to call from two
+threads. One that is not done in time is given up, and its thread left to itself. The searches that
+were in it, or in one that ended its thread (`SystemExit`, say), are tried again one by one, so that
+those at fault fail and the others are only late.
 """
 
 import time
@@ -52,7 +54,9 @@ class TimedScorer:
             pass
 
     def _score_next(self) -> bool:
-        """Score what is next in line; False at its end. While it waits, nothing is held of the last batch."""
+        """Score what is next in line; False at its end. While it waits, nothing is held of the
+        last batch.
+        """
         if (one := self._line.get()) is None:
             return False
         batches, future = one
@@ -70,10 +74,16 @@ class TimedScorer:
             if len(batches) > 1:
                 return [one for batch in batches for one in self._score([batch])]
             [(reward, _, candidates)] = batches
-            said = f"in {self._timeout_s:g} s" if isinstance(error, _OutOfTimeError) else f"but {named(error)}"
+            said = (
+                f"in {self._timeout_s:g} s"
+                if isinstance(error, _OutOfTimeError)
+                else f"but {named(error)}"
+            )
             failure = RewardError(
-                f"the reward {reward.name!r} gave no scores for {len(candidates)} candidates {said}",
-                hint="give the server a longer --reward-timeout, or the reward more to compute with",
+                f"the reward {reward.name!r} gave no scores for {len(candidates)} candidates "
+                f"{said}",
+                hint="give the server a longer --reward-timeout, or the reward more to compute "
+                "with",
             )
             failure.__cause__ = error
             return [(failure, time.perf_counter() - begun_s)]

@@ -18,11 +18,19 @@ from specrej.testing.held import held
 from specrej.types import Candidate, Message
 
 QUESTION: list[Message] = [{"role": "user", "content": "Give three tips for staying healthy."}]
-TEXTS = ("Sleep", "Sleep well, eat well, and walk every day.", "", "Eat\u00a0well \U0001f34e.", "No idea, sorry.")
+TEXTS = (
+    "Sleep",
+    "Sleep well, eat well, and walk every day.",
+    "",
+    "Eat\u00a0well \U0001f34e.",
+    "No idea, sorry.",
+)
 
 
 def candidates(texts: Sequence[str] = TEXTS) -> list[Candidate]:
-    """Live candidates with these texts; each word is a token, and a text without words has one all the same."""
+    """Live candidates with these texts; each word is a token, and a text without words has one
+    all the same.
+    """
     counts = [max(len(text.split()), 1) for text in texts]
     return [
         Candidate(index, token_ids=[5] * count, logprobs=[-1.5] * count, text=text)
@@ -92,7 +100,9 @@ class RewardSuite:
         left = [candidate for candidate in candidates() if candidate.index not in (0, 2)]
         after = session.score(left)
         session.close()
-        assert after == pytest.approx([before[candidate.index] for candidate in left], abs=self.tolerance)
+        assert after == pytest.approx(
+            [before[candidate.index] for candidate in left], abs=self.tolerance
+        )
 
     def test_prompts_side_by_side_do_not_touch_each_other(self, reward: Reward) -> None:
         other: list[Message] = [{"role": "user", "content": "Name a tree."}]
@@ -117,7 +127,9 @@ class RewardSuite:
         assert session.peak_kv_bytes >= 0
         session.close()
 
-    def test_closing_leaves_nothing_and_may_be_done_twice(self, opening: Callable[[], Reward] | None) -> None:
+    def test_closing_leaves_nothing_and_may_be_done_twice(
+        self, opening: Callable[[], Reward] | None
+    ) -> None:
         if opening is None:
             pytest.skip("the fixture `opening` gives nothing that opens a reward")
         opening().close()  # what a library starts once for the process stays

@@ -52,15 +52,25 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 def seq2seq() -> Any:
     make: Any = transformers.T5ForConditionalGeneration
-    return make(transformers.T5Config(vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4))
+    return make(
+        transformers.T5Config(
+            vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4
+        )
+    )
 
 
 def bart() -> Any:
     make: Any = transformers.BartForConditionalGeneration
     sizes: dict[str, Any] = {
-        f"{side}_{what}": size for side in ("encoder", "decoder") for what, size in BART_SIZES.items()
+        f"{side}_{what}": size
+        for side in ("encoder", "decoder")
+        for what, size in BART_SIZES.items()
     }
-    return make(transformers.BartConfig(vocab_size=VOCABULARY, d_model=32, max_position_embeddings=64, **sizes))
+    return make(
+        transformers.BartConfig(
+            vocab_size=VOCABULARY, d_model=32, max_position_embeddings=64, **sizes
+        )
+    )
 
 
 BART_SIZES = {"layers": 1, "attention_heads": 2, "ffn_dim": 32}
@@ -114,7 +124,9 @@ def test_a_directory_opens_in_silence(
     assert abs(token.logprob - expected) < (1e-4 if weights == "fp32" else 1e-1)
 
 
-def test_a_relative_directory_opens(save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_directory_opens(
+    save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory = save(make_model("gpt2"))
     monkeypatch.chdir(directory.parent)
     assert load_engine("model", device="cpu").describe()["model"] == "model"
@@ -199,10 +211,19 @@ def remove_tokenizer(directory: Path) -> None:
 BREAKAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut weights": (cut_weights, "is not a causal language model"),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "no file named model.safetensors"),
-    "a layer too few": (lambda d: edit_json(d / "config.json", num_hidden_layers=3), "weights are missing, model.lay"),
-    "another width": (lambda d: edit_json(d / "config.json", hidden_size=64), "is not a causal language model"),
+    "a layer too few": (
+        lambda d: edit_json(d / "config.json", num_hidden_layers=3),
+        "weights are missing, model.lay",
+    ),
+    "another width": (
+        lambda d: edit_json(d / "config.json", hidden_size=64),
+        "is not a causal language model",
+    ),
     "broken config": (lambda d: (d / "config.json").write_text("{"), "not a valid JSON file"),
-    "broken tokenizer": (lambda d: (d / "tokenizer.json").write_text("{}"), "is not a causal language model"),
+    "broken tokenizer": (
+        lambda d: (d / "tokenizer.json").write_text("{}"),
+        "is not a causal language model",
+    ),
     "no tokenizer": (remove_tokenizer, "tokenizer"),
     "unknown type": (lambda d: edit_json(d / "config.json", model_type="nosuch"), "`nosuch`"),
 }
@@ -220,7 +241,9 @@ def test_a_broken_directory_is_refused(
     assert capfd.readouterr() == ("", "")
 
 
-def test_code_of_a_checkpoint_is_never_run(save: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+def test_code_of_a_checkpoint_is_never_run(
+    save: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
     directory = save(make_model("llama"))
     edit_json(
         directory / "config.json",
@@ -247,7 +270,10 @@ def test_code_of_a_checkpoint_is_never_run(save: Callable[..., Path], capfd: pyt
     ],
 )
 def test_another_kind_of_model_is_refused(
-    make: Callable[[], Any], message: str, save: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+    make: Callable[[], Any],
+    message: str,
+    save: Callable[..., Path],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     directory = save(make())
     with pytest.raises(ModelError, match=message):
@@ -265,12 +291,16 @@ def test_eos_ids_of_the_generation_config_are_honoured(
     directory = save(make_model("llama", eos_token_id=None))
     edit_json(directory / "generation_config.json", eos_token_id=eos)
     engine = load_engine(directory, weights="fp32")
-    prompt = engine.open(make_ids(10), SamplingParams(max_new_tokens=120, top_k=0, temperature=3.0), 2**24)
+    prompt = engine.open(
+        make_ids(10), SamplingParams(max_new_tokens=120, top_k=0, temperature=3.0), 2**24
+    )
     engine.add(prompt, range(12))
     answers = decode(engine)
     tokens = [token for answer in answers.values() for token in answer]
     assert {token.token_id for token in tokens if token.finish_reason == "eos"} == expected
-    assert not [token for token in tokens if token.token_id in expected and token.finish_reason != "eos"]
+    assert not [
+        token for token in tokens if token.token_id in expected and token.finish_reason != "eos"
+    ]
 
 
 def test_a_model_without_eos_ends_at_the_limit() -> None:
