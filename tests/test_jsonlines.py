@@ -3,7 +3,7 @@ theirs may be."""
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specrej.batch.requests import read_requests
+from specrej.batch.requests import Request, read_requests
 from specrej.errors import UsageError
 from specrej.evaluation.prompts import load_prompts
 from specrej.jsonlines import check_lines
@@ -80,7 +80,7 @@ JSON = st.recursive(
     | JSON.map(json.dumps)
 )
 def test_a_line_of_json_is_never_named_as_something_else(line: str) -> None:
-    check_lines(line.encode(), "in")
+    check_lines([line.encode()], "in")
 
 
 @pytest.mark.parametrize(
@@ -98,4 +98,60 @@ def test_a_line_of_json_is_never_named_as_something_else(line: str) -> None:
     ],
 )
 def test_a_broken_line_is_left_to_whoever_reads_it(line: bytes) -> None:
-    check_lines(line, "in")
+    check_lines([line], "in")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"# prompt, id",
+        b"question",
+        b'[{"role": "user", "content": "Why?"}]',
+        b"[",
+        b"PAR1",
+        b'{"id": "a", "prompt": "a\0b"}',
+        b'{ \0"id": "a", "prompt": "b"}',
+    ],
+)
+@pytest.mark.parametrize("num_between", [0, 1])
+def test_a_broken_first_line_leaves_the_rows_that_follow(
+    tmp_path: Path, line: bytes, num_between: int
+) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(
+        b"\n\n".join([line, *[b"and so on"] * num_between, *LINES.encode().splitlines()])
+    )
+    assert [task.id for task in load_prompts(path).tasks] == ["a", "b"]
+    assert [type(request) for request in read_requests(path, Settings(), 1)][-2:] == [
+        Request,
+        Request,
+    ]
+
+
+def test_only_as_much_is_read_ahead_as_is_looked_at() -> None:
+    taken = []
+
+    def lines() -> Iterator[bytes]:
+        for line in (b'{"prompt": "Why?"}', b"[", b"prompt, id"):
+            taken.append(line)
+            yield line
+
+    check_lines(lines(), "in")
+    assert taken == [b'{"prompt": "Why?"}']
+    check_lines([], "in")
+
+
+@pytest.mark.parametrize("line", [b'{ \0"id": 1}', b"{\0", b'{"a": "\0"}', b"a\0bc"])
+def test_a_zero_byte_alone_is_no_encoding(line: bytes) -> None:
+    check_lines([line], "in")
+
+
+def test_a_mark_may_begin_any_line_of_files_that_were_put_together(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    mark = b"\xef\xbb\xbf"
+    path.write_bytes(
+        b"\n" + b"".join(mark + line + b"\n" for line in [b"", *LINES.encode().splitlines()])
+    )
+    assert [request.id for request in read_requests(path, Settings(), 1)] == ["a", "b"]
+    assert [task.id for task in load_prompts(path).tasks] == ["a", "b"]
+    assert read_references(f"@{path}")([{"role": "user", "content": "How?"}]) == "thus"

@@ -1,13 +1,16 @@
 r"""A source of JSON lines that is something else, named before its first line fails.
 
-    check_lines(first_line, "prompts.csv")        # UsageError: prompts.csv is CSV, expected JSON
-    lines
+    check_lines(lines, "prompts.csv")        # UsageError: prompts.csv is CSV, expected JSON lines
 
-Looked at is the first line that is not blank: what cannot begin any JSONL file, and is well known
-as the beginning of another one. A single line that is broken passes; whoever reads it says so.
+Looked at is the first line that is not blank: what is well known as the beginning of another form.
+Where an object follows soon, it is one line that is broken, such as a comment; whoever reads it
+says so.
 """
 
+import json
 import re
+from collections.abc import Iterable
+from itertools import islice
 
 from specrej.errors import UsageError
 
@@ -44,39 +47,55 @@ _COLUMNS = {
     b"answer",
 }
 
+_ZEROS = {(0, 1, 0, 1), (1, 0, 1, 0), (0, 1, 1, 1), (1, 1, 1, 0)}
+"""Which of the first four bytes are zero in UTF-16 and UTF-32: JSON begins with two characters
+of ASCII."""
+_NUM_FOLLOWING = 2
 
-def check_lines(line: bytes, name: str) -> None:
+Form = tuple[str, str]
+"""What a source is, and how it becomes JSON lines."""
+
+
+def check_lines(lines: Iterable[bytes], name: str) -> None:
     """See that a source can be JSON lines.
 
     Args:
-        line: its first line that is not blank, without a byte-order mark and without blanks around
-            it.
+        lines: those that are not blank, without a byte-order mark and without blanks around them.
+            The first one is taken, and the next two where it looks like another form's.
         name: of the source, for the message.
 
     Raises:
         UsageError: it is of another form; says which, and how it becomes JSON lines.
     """
-    for magic, (kind, hint) in _MAGIC.items():
+    lines = iter(lines)
+    form = _other_form(next(lines, b""))
+    if form is not None and not any(map(_is_object, islice(lines, _NUM_FOLLOWING))):
+        kind, hint = form
+        raise UsageError(f"{name} is {kind}, expected JSON lines: one object a line", hint=hint)
+
+
+def _other_form(line: bytes) -> Form | None:
+    """What well-known form begins like this."""
+    for magic, form in _MAGIC.items():
         if line.startswith(magic):
-            raise _other(name, kind, hint)
-    if b"\0" in line[:4]:
-        raise _other(name, "UTF-16 or UTF-32 without a mark", "save it as UTF-8")
+            return form
+    if tuple(int(byte == 0) for byte in line[:4]) in _ZEROS:
+        return "UTF-16 or UTF-32 without a mark", "save it as UTF-8"
     if _ARRAY.match(line):
-        raise _other(
-            name,
-            "one JSON array",
-            "write each of its objects on a line of its own: jq -c '.[]' FILE",
-        )
+        return "one JSON array", "write each of its objects on a line of its own: jq -c '.[]' FILE"
     if not line.startswith((b"{", b"[")) and not _JSON_TEXT.fullmatch(line):
         for separator, kind in _SEPARATORS.items():
             cells = {cell.strip(b' "') for cell in line.split(separator)}
             if cells & _COLUMNS:
-                raise _other(
-                    name,
+                return (
                     kind,
                     "convert it: pandas.read_csv(FILE).to_json(OUT, orient='records', lines=True)",
                 )
+    return None
 
 
-def _other(name: str, kind: str, hint: str) -> UsageError:
-    return UsageError(f"{name} is {kind}, expected JSON lines: one object a line", hint=hint)
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line.decode()), dict)
+    except (ValueError, RecursionError):
+        return False

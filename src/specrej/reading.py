@@ -11,7 +11,7 @@ are found here too.
 """
 
 import codecs
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from specrej.errors import PromptError, UsageError
@@ -77,19 +77,28 @@ def check_characters(content: object, name: str, error: type[UsageError] = Promp
     Raises:
         UsageError: of this kind; names the text, such as messages[0].content.
     """
+    for one, where in places(content, name):
+        if isinstance(one, str):
+            _check(one, where, error)
+
+
+def places(content: object, name: str) -> Iterator[tuple[object, str]]:
+    """What JSON's lists and objects are made of, names included, each with its place, such as
+    messages[0].content.
+    """
     left = [(content, name)]
     while left:
         one, where = left.pop()
-        if isinstance(one, str):
-            _check(one, where, error)
-        elif isinstance(one, Mapping):
+        if isinstance(one, Mapping):
             for key in one:
-                _check(str(key), f"a name in {where or 'the object'}", error)
+                yield str(key), f"a name in {where or 'the object'}"
             left += [
                 (value, f"{where}.{key!s:.40}".removeprefix(".")) for key, value in one.items()
             ]
         elif isinstance(one, list | tuple):
             left += [(value, f"{where}[{number}]") for number, value in enumerate(one)]
+        else:
+            yield one, where
 
 
 def _check(text: str, name: str, error: type[UsageError]) -> None:

@@ -143,14 +143,33 @@ def test_a_row_in_openais_form_says_its_own(read: Read) -> None:
             "ends in an assistant's message",
         ),
         ({"id": "b", "prompt": "\ud83d"}, "b", "plain", "half a surrogate pair"),
-        ({"id": "\ud83d", "prompt": "Hello"}, "line-2", "plain", "half a surrogate pair"),
+        ({"id": "\ud83d", "prompt": "Hello"}, "line-2", "plain", "id holds half a surrogate pair"),
+        (
+            {"question_id": "\ud83d", "prompt": "a"},
+            "line-2",
+            "plain",
+            "question_id holds half a surrogate pair",
+        ),
+        (openai("\ud83d"), "line-2", "openai", "custom_id holds half a surrogate pair"),
+        (
+            b'{"id": "b", "prompt": "a", "score": NaN}',
+            "b",
+            "plain",
+            "score must be a finite number, got nan",
+        ),
+        (
+            b'{"id": "b", "prompt": "a", "x": {"y": [1, -1e999]}}',
+            "b",
+            "plain",
+            "x.y[1] must be a finite number",
+        ),
         (
             b'{"id": "b", "messages": [{"role": "user", "content": "a", "w": 1e999}]}',
             "b",
             "plain",
-            "infinite",
+            "messages[0].w must be a",
         ),
-        (b'{"id": "b", "prompt": "a", "w": NaN}', "b", "plain", "none at all"),
+        (b'{"id": "b", "prompt": "a", "w": NaN}', "b", "plain", "w must be a finite number"),
         ({"id": True, "prompt": "Hello"}, "line-2", "plain", "an id must be"),
         ({"id": "", "prompt": "Hello"}, "line-2", "plain", "an id must be"),
         ({"prompt": " "}, "2", "plain", "the prompt is empty"),
@@ -246,6 +265,23 @@ def test_an_id_that_a_broken_row_had_is_taken(read: Read) -> None:
     assert all("the id 'a' is that of line 1" in str(request.error) for request in (second, third))  # type: ignore[union-attr]
 
 
+def test_the_name_of_a_broken_line_is_no_other_rows(read: Read) -> None:
+    rows = [
+        b"{",
+        {"id": "line-1", "prompt": "Hello"},
+        b"{",
+        {"id": "line-1-broken", "prompt": "Bye"},
+    ]
+    taken = read(*rows)
+    assert [request.id for request in taken] == [
+        "line-1-broken-broken",
+        "line-1",
+        "line-3",
+        "line-1-broken",
+    ]
+    assert [type(request) for request in taken] == [BrokenRequest, Request] * 2
+
+
 def test_a_lines_number_may_be_the_id_of_another(read: Read) -> None:
     taken = read(
         {"id": "2", "prompt": "Hello"}, {"prompt": "Bye"}, {"id": "line-4", "prompt": "Hello"}, b"{"
@@ -315,18 +351,14 @@ def test_a_source_that_cannot_be_read_is_said_before_a_row_is_asked_for(source: 
     assert not isinstance(caught.value, PromptError)
 
 
-def test_rows_are_read_as_they_are_asked_for_until_the_source_breaks_off(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_source_that_breaks_off_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def lines() -> Any:
         yield b'{"prompt": "Hello"}\n'
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=lines()))
-    requests = read_requests("-", SETTINGS, 1)
-    assert next(requests).id == "1"
     with pytest.raises(UsageError, match="cannot read '-': Input/output error"):
-        next(requests)
+        read_requests("-", SETTINGS, 1)
 
 
 def test_at_least_one_answer_is_kept(read: Read) -> None:

@@ -134,8 +134,12 @@ def test_the_form_of_the_file_does_not_matter(load: Load, mark: bytes, end: byte
     assert formed.broken == ()
 
 
-def test_a_byte_order_mark_is_left_out_only_where_the_file_begins(load: Load) -> None:
-    assert load({"prompt": "Hello"}, b'\xef\xbb\xbf{"prompt": "Bye"}').broken[0][0] == 2
+def test_a_byte_order_mark_is_left_out_where_a_line_begins(load: Load) -> None:
+    loaded = load(
+        {"prompt": "Hello"}, b'\xef\xbb\xbf{"prompt": "Bye"}', b'{"prompt":\xef\xbb\xbf "Bye"}'
+    )
+    assert [task.line for task in loaded.tasks] == [1, 2]
+    assert loaded.broken[0][0] == 3
 
 
 @pytest.mark.parametrize(

@@ -7,22 +7,22 @@
     for request in read_requests("in.jsonl", Settings(seed=1), num_kept=1):          # or "-"
         ...
 
-A row that cannot be honoured is a `BrokenRequest`, and the next ones go on. Rows are read as they
-are asked for. No two
-have the same id, broken ones included: it names their row in the output. Nothing is asked of a
-model here.
+A row that cannot be honoured is a `BrokenRequest`, and the next ones go on. No two have the same
+id, broken ones included: it names their row in the output. A broken row without one is named when
+those of all others are known, so that it takes none from them. Nothing is asked of a model here.
 """
 
 import reprlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from specrej.errors import PromptError, SpecrejError, UsageError
 from specrej.evaluation.prompts import check_writable, number_lines, parse_line, read_id
+from specrej.reading import check_characters
 from specrej.server.protocol import ENDPOINTS, CompletionRequest
 from specrej.settings import Settings
 from specrej.types import Prompt
@@ -61,7 +61,8 @@ class BrokenRequest:
     """A row that cannot be answered.
 
     Attributes:
-        id: its own, where it has one that no row before it had; else "line-" and its number.
+        id: its own, where it has one that no row before it had; else "line-" and its number, and
+            "-broken" behind it where a row anywhere has that.
         line: where it came from, counted from 1.
         error: what is wrong with it.
         form: that of the row; of a line that cannot be read, that of the row before.
@@ -75,14 +76,14 @@ class BrokenRequest:
 
 def read_requests(
     source: str | Path, settings: Settings, num_kept: int
-) -> Iterator[Request | BrokenRequest]:
+) -> list[Request | BrokenRequest]:
     """The rows of a JSONL file, or of stdin ("-"), in order; blank lines are skipped.
 
     A plain row holds `prompt` or `messages`, and an id by one of the names that `specrej bench`
     knows; without one it is called by its line's number. Other columns of it are left alone.
 
     Args:
-        source: a path, or "-". It is opened here, and read while the rows are asked for.
+        source: a path, or "-".
         settings: of the job.
         num_kept: answers that the row out of a plain row holds; a row in OpenAI's form says it by
             its `n`.
@@ -93,7 +94,23 @@ def read_requests(
     if num_kept < 1:
         raise UsageError(f"the number of answers kept must be at least 1, got {num_kept}")
     source = str(source)
-    return _read(_open(source), source, settings, num_kept)
+    requests: list[Request | BrokenRequest] = []
+    lines: dict[str, int] = {}  # by id
+    form: Form = "plain"
+    with _open(source) as file:
+        try:
+            for line, text in number_lines(file, "stdin" if source == "-" else source):
+                request = _parse(text, line, form, settings, num_kept, lines)
+                form = request.form
+                if request.id:
+                    lines[request.id] = line
+                requests.append(request)
+        except OSError as error:
+            raise _unreadable(source, error) from error
+    return [
+        request if request.id else replace(request, id=_free_id(request.line, lines))
+        for request in requests
+    ]
 
 
 def _open(source: str) -> AbstractContextManager[BinaryIO]:
@@ -111,27 +128,13 @@ def _unreadable(source: str, error: OSError) -> UsageError:
     )
 
 
-def _read(
-    opened: AbstractContextManager[BinaryIO], source: str, settings: Settings, num_kept: int
-) -> Iterator[Request | BrokenRequest]:
-    lines: dict[str, int] = {}  # by id
-    form: Form = "plain"
-    with opened as file:
-        try:
-            for line, text in number_lines(file, "stdin" if source == "-" else source):
-                request = _parse(text, line, form, settings, num_kept, lines)
-                form = request.form
-                lines[request.id] = line
-                yield request
-        except OSError as error:
-            raise _unreadable(source, error) from error
-
-
 def _parse(
     text: bytes, line: int, form: Form, settings: Settings, num_kept: int, lines: Mapping[str, int]
 ) -> Request | BrokenRequest:
-    """A line as a request; `lines` are those of the ids before."""
-    row_id = None
+    """A line as a request; `lines` are those of the ids before. A broken one may have an empty
+    id.
+    """
+    row_id = ""
     try:
         row = parse_line(text)
         if not isinstance(row, Mapping):
@@ -141,7 +144,6 @@ def _parse(
             )
         form = _form(row)
         given = _custom_id(row) if form == "openai" else read_id(row, line)
-        check_writable(given)
         if given in lines:
             raise UsageError(
                 f"the id {given!r} is that of line {lines[given]}",
@@ -153,7 +155,7 @@ def _parse(
             return _parse_openai(row, settings, line)
         return _parse_plain(row, settings, num_kept, line)
     except SpecrejError as error:
-        return BrokenRequest(id=row_id or _free_id(line, lines), line=line, error=error, form=form)
+        return BrokenRequest(id=row_id, line=line, error=error, form=form)
 
 
 def _form(row: Mapping[str, Any]) -> Form:
@@ -172,6 +174,7 @@ def _custom_id(row: Mapping[str, Any]) -> str:
     custom_id = row.get("custom_id")
     if not isinstance(custom_id, str) or not custom_id:
         raise UsageError(f"custom_id must be a text, got {reprlib.repr(custom_id)}")
+    check_characters(custom_id, "custom_id")
     return custom_id
 
 

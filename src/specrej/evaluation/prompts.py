@@ -12,8 +12,10 @@ A row holds `prompt` (a text), `messages` (a conversation) or `turns` (a user's 
 after the other as in MT-Bench). Nothing is asked of a model here.
 """
 
+import codecs
 import hashlib
 import json
+import math
 import os
 import reprlib
 import sys
@@ -21,13 +23,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.jsonlines import check_lines
 from specrej.messages import as_messages
-from specrej.reading import check_characters, without_mark
+from specrej.reading import check_characters, places, without_mark
 from specrej.types import Prompt
 
 _FORM = 'one JSON object a line, such as {"id": "a", "prompt": "Why is the sky blue?"}'
@@ -215,20 +218,29 @@ def _rows(source: str) -> Iterator[tuple[int, Callable[[], Any]]]:
 
 
 def number_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers, counted from 1, without a byte order mark; blank ones are left out.
+    """Lines with their numbers, counted from 1; blank ones are left out.
+
+    A byte-order mark may begin any line, of files that were put one behind the other.
 
     Raises:
         UsageError: the source, of this name, is not UTF-8 by its mark, or no JSON lines by its
-            first line.
+            first ones.
     """
-    is_checked = False
-    for number, line in enumerate(lines, 1):
-        text = without_mark(line, name).strip() if number == 1 else line.strip()
-        if text and not is_checked:
-            check_lines(text, name)
-            is_checked = True
-        if text:
-            yield number, text
+
+    def numbered() -> Iterator[tuple[int, bytes]]:
+        for number, line in enumerate(lines, 1):
+            text = (
+                (without_mark(line, name) if number == 1 else line)
+                .removeprefix(codecs.BOM_UTF8)
+                .strip()
+            )
+            if text:
+                yield number, text
+
+    ahead, texts = tee(numbered())
+    check_lines((text for _, text in ahead), name)
+    del ahead  # which would keep all that is read from here on
+    yield from texts
 
 
 def _lines(source: str) -> Iterator[bytes]:
@@ -306,11 +318,13 @@ def read_id(row: Mapping[str, Any], line: int) -> str:
     """The id that a row gives under one of several names; the line's number where it gives none.
 
     Raises:
-        PromptError: it is no text and no whole number.
+        PromptError: it is no text and no whole number, or holds half a surrogate pair.
     """
-    given = next((row[name] for name in _IDS if row.get(name) is not None), line)
+    name = next((name for name in _IDS if row.get(name) is not None), "")
+    given = row[name] if name else line
     if not isinstance(given, str | int) or isinstance(given, bool) or given == "":
         raise PromptError(f"an id must be a text or a whole number, got {reprlib.repr(given)}")
+    check_characters(given, name)
     return str(given)
 
 
@@ -318,13 +332,12 @@ def check_writable(content: object, name: str = "") -> None:
     r"""See that a file can take what JSON could spell: half a character ("\ud83d"), or 1e999.
 
     Raises:
-        PromptError: it cannot.
+        PromptError: it cannot; names the field.
     """
     check_characters(content, name)
-    try:
-        json.dumps(content, ensure_ascii=False, allow_nan=False)
-    except ValueError as error:
-        raise PromptError("a number is infinite, or none at all") from error
+    for one, where in places(content, name):
+        if isinstance(one, float) and not math.isfinite(one):
+            raise PromptError(f"{where} must be a finite number, got {one}")
 
 
 def _hash(tasks: Iterable[Task]) -> str:

@@ -67,13 +67,16 @@ def _read(path: Path) -> dict[str, str]:
         raise UsageError(
             f"cannot read the references in {path}: {error}", hint=f"expected {_FORM}"
         ) from error
-    check_lines(without_mark(content, str(path)).lstrip().partition(b"\n")[0].rstrip(), str(path))
-    lines = decode(content, str(path)).split("\n")  # no splitlines: JSON may hold U+2028 as it is
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
+    # No splitlines: JSON may hold U+2028 as it is. A mark begins each of files that were put one
+    # behind the other.
+    begun = (line.strip() for line in without_mark(content, str(path)).split(b"\n"))
+    check_lines((line for line in begun if line), str(path))
+    for number, line in enumerate(decode(content, str(path)).split("\n"), 1):
+        text = line.removeprefix("\ufeff").strip()
+        if not text:
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(text)
             check_characters(row, "", UsageError)
             question, answer = _question(row), _answer(row)
         except UsageError as error:
