@@ -1,8 +1,8 @@
 """`specrej serve` under load on loopback: clients that leave, and that talk nonsense. The last line
 is one JSON object.
 
-    python benchmarks/server.py                              # a tiny model with random weights,
-    about four minutes python benchmarks/server.py --model smollm2 --reward relevance --requests 40
+    python benchmarks/server.py  # a tiny model with random weights, about four minutes
+    python benchmarks/server.py --model smollm2 --reward relevance --requests 40
     --clients 8 --n 8
 
 A real server in a process of its own; every tenth request is malformed, every tenth client leaves

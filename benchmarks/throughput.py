@@ -1,8 +1,7 @@
 """Prompts per second with many in flight, one at a time, and through transformers. The last line is
 one JSON object.
 
-    python benchmarks/throughput.py prompts.jsonl                    # 16 prompts, about fifteen
-    minutes on two cores
+    python benchmarks/throughput.py prompts.jsonl  # 16 prompts, about fifteen minutes on two cores
 
 Three ways through the same prompts, with the same reward, in turns over the prompts so that a drift
 of the machine hits all alike:

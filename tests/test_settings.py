@@ -14,6 +14,8 @@ from specrej.settings import Options, Settings
     ("name", "value"),
     [
         ("n", 0),
+        ("n", 2**31),
+        ("n", 10**400),
         ("n", -1),
         ("n", "8"),
         ("n", 1.0),

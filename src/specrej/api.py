@@ -90,7 +90,10 @@ def generate(
     opening, asked = read_options(options, settings)
     asked.check(prompt)  # a model takes long to open only to hear that the prompt is empty
     engine, reward = opening.open()
-    return run_observed(engine, reward, prompt, asked, observe)
+    try:
+        return run_observed(engine, reward, prompt, asked, observe)
+    finally:
+        opening.close(engine, reward)
 
 
 def generate_batch(
@@ -152,7 +155,10 @@ def compare(
     opening, asked = read_options(options, settings)
     asked.check(prompt)
     engine, reward = opening.open()
-    return run_three(engine, reward, prompt, asked, observe)
+    try:
+        return run_three(engine, reward, prompt, asked, observe)
+    finally:
+        opening.close(engine, reward)
 
 
 def read_options(options: RunOptions, settings: Settings | None = None) -> tuple[Opening, Settings]:

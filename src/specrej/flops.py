@@ -2,9 +2,9 @@
 it.
 
     flops = engine.flops                                     # what one token costs this model
-    flops.prefill(60)                                        # one prompt of 60 tokens, read once
-    for all candidates flops.decode(60, [128, 16, 16])                          # three answers to
-    it, of which two were rejected early row = flops_of(flops, 60, [128, 16, 16],
+    flops.prefill(60)  # one prompt of 60 tokens, read once for all candidates
+    flops.decode(60, [128, 16, 16])  # three answers to it, of which two were rejected early
+    row = flops_of(flops, 60, [128, 16, 16],
     reward.flops_per_token, usage.reward_tokens)
 
 Counted are matrix products, a multiplication and an addition as two operations, as the torch engine

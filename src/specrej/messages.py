@@ -49,12 +49,16 @@ def _as_message(given: object, name: str) -> dict[str, str]:
             f"{name} must be an object with role and content, got {reprlib.repr(given)}"
         )
     role, content = given.get("role"), given.get("content")
-    if role not in list(ROLES):
+    if not isinstance(role, str) or role not in ROLES:
         raise PromptError(
             f"{name}.role must be one of {', '.join(ROLES)}, got {reprlib.repr(role)}"
         )
     for field_name, value in given.items():
-        asks_nothing = value in (None, "", [], {}) or (field_name, value) == ("type", "text")
+        check_characters(str(field_name), f"a name in {name}")
+        # By its type first: what an array of numpy compares to is no truth.
+        is_plain = isinstance(value, str | list | dict)
+        is_label = field_name == "type" and value == "text" if is_plain else False
+        asks_nothing = value is None or (is_plain and not value) or is_label
         if field_name not in ("role", "content") and not asks_nothing:
             raise PromptError(
                 f"{name}.{field_name!s:.40} cannot be honoured, got {reprlib.repr(value)}"
@@ -66,7 +70,10 @@ def _as_message(given: object, name: str) -> dict[str, str]:
         )
     for number, part in enumerate(parts):
         is_text = (
-            isinstance(part, Mapping) and set(part) == {"type", "text"} and part["type"] == "text"
+            isinstance(part, Mapping)
+            and all(isinstance(value, str) for value in part.values())
+            and set(part) == {"type", "text"}
+            and part["type"] == "text"
         )
         if not is_text or not isinstance(part["text"], str):
             raise PromptError(

@@ -106,13 +106,15 @@ def check(record: Any) -> None:
         if field.type in _KINDS:
             kinds, words = _KINDS[field.type]
             if not isinstance(value, kinds) or (isinstance(value, bool) and field.type is not bool):
-                raise UsageError(f"{name} must be {words}, got {value!r}", hint=about.hint)
+                raise UsageError(f"{name} must be {words}, got {shown(value)}", hint=about.hint)
         if (
             isinstance(value, int | float)
             and not isinstance(value, bool)
             and not _is_within(value, about.bounds)
         ):
-            raise UsageError(f"{name} must be {about.expected}, got {value!r}", hint=about.hint)
+            raise UsageError(
+                f"{name} must be {about.expected}, got {shown(value)}", hint=about.hint
+            )
 
 
 _COMPARISONS = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
@@ -122,3 +124,11 @@ def _is_within(value: float, bounds: Mapping[str, float]) -> bool:
     # Compared as it is: a whole number beyond all floats is out of bounds, not an OverflowError
     # later. NaN is in none.
     return all(_COMPARISONS[kind](value, bound) for kind, bound in bounds.items())
+
+
+def shown(value: object) -> str:
+    """A value for a message; Python writes no whole number of more than 4,300 digits."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "a number of thousands of digits"

@@ -16,7 +16,7 @@ from specrej.reading import check_characters
 from specrej.registry import is_name, names
 from specrej.types import Policy, Prompt, SamplingParams
 
-_N = "'auto' or a number of at least 1"
+_N = "'auto' or a number of at least 1, and below 2^31"
 
 
 class Options(TypedDict, total=False):
@@ -79,6 +79,7 @@ class Settings:
         "Candidates to begin with; auto: as many as memory carries to the first decision.",
         expected=_N,
         ge=1,
+        lt=2**31,
         choices=("auto",),
         metavar="auto|INT",
     )

@@ -282,7 +282,7 @@ def test_compare_shows_the_three_side_by_side_and_says_what_happened(run: Run) -
             2,
             ["unknown algorithm 'best_of'", "did you mean 'best_of_n'?"],
         ),
-        (["--n", "0"], 2, ["n must be 'auto' or a number of at least 1, got 0"]),
+        (["--n", "0"], 2, ["n must be 'auto' or a number of at least 1, and below 2^31, got 0"]),
         (["--n", "[red]many[/red]"], 2, ["got '[red]many[/red]'"]),
         (["--alpha", "1"], 2, ["alpha must be in [0, 1), got 1.0", "hint: alpha is the share"]),
         (

@@ -3,8 +3,8 @@
 
     counts = write_pairs("out.jsonl", "pairs.jsonl", form="conversational", min_margin=0.5)
 
-    num_written, num_failed = write_sft("out.jsonl", "sft.jsonl")   # {"messages": [..., the best
-    answer]}
+    # {"messages": [..., the best answer]}
+    num_written, num_failed = write_sft("out.jsonl", "sft.jsonl")
 
 A pair sets the best answer to a prompt against the finished one of the lowest reward. The batch
 must have kept at least

@@ -1,7 +1,7 @@
 """Shows runs while they go, on stderr: two live lines on a terminal, else a line for each decision.
 
 with LiveProgress(["speculative_rejection"], "smollm2") as progress:
-result = specrej.generate(prompt, observe=progress)
+    result = specrej.generate(prompt, observe=progress)
 """
 
 import sys

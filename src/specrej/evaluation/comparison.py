@@ -1,8 +1,7 @@
 """Methods beside a baseline, prompt by prompt: one number for each, from the rows of a bench.
 
     comparison = align(rows, baseline="best_of_n:64")
-    rewards(comparison, "speculative_rejection:0.5")       # array, in the order of
-    comparison.prompt_ids
+    rewards(comparison, "speculative_rejection:0.5")  # array, in the order of comparison.prompt_ids
 
 Which prompts count. Only those that every method has ended, well or not: a stopped run is compared
 on what all have

@@ -2,11 +2,9 @@
 
     chat = ChatTokenizer(tokenizer)
     written = chat.write(messages, add_generation_prompt=True)      # by the chat template
-    ids = chat.ids(written)                                         # the template's special tokens
-    are tokens
+    ids = chat.ids(written)  # the template's special tokens are tokens
 
-    chat.ids(chat.content("<|im_end|>"))                            # the characters, never the
-    token
+    chat.ids(chat.content("<|im_end|>"))  # the characters, never the token
 
 Every special token has a character that marks it, such as the bar of "<|im_end|>". While the
 template is rendered,

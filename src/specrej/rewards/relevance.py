@@ -1,9 +1,9 @@
 """How well an answer fits the question: a small cross-encoder reads both and gives one logit, about
 -12 to 10.
 
-    reward = RelevanceReward()                       # the default model, pulled where the cache
-    does not hold it session = reward.open([{"role": "user", "content": "Give three tips for staying
-    healthy."}]) session.score(candidates)                        # higher is more relevant
+    reward = RelevanceReward()  # the default model, pulled where the cache does not hold it
+    session = reward.open([{"role": "user", "content": "Give three tips for staying healthy."}])
+    session.score(candidates)  # higher is more relevant
 
 It measures relevance to the last message of the user, not what people prefer; earlier turns are not
 read. The directory of another cross-encoder serves as well, if it holds a `model.onnx` that takes
