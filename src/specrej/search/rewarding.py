@@ -71,10 +71,10 @@ class PromptReward:
             if isinstance(given, BaseException):
                 raise given
             scores = checked_scores(self.name, batch, given)
-        assert self._session is not None
-        self._usage.reward_tokens = self._session.num_tokens
-        self._usage.reward_reuse = self._session.reuse
-        self._usage.reward_kv_bytes = self._session.peak_kv_bytes
+            assert self._session is not None
+            self._usage.reward_tokens = self._session.num_tokens
+            self._usage.reward_reuse = self._session.reuse
+            self._usage.reward_kv_bytes = self._session.peak_kv_bytes
         return scores
 
     def drop(self, indices: Sequence[int]) -> None:
