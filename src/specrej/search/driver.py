@@ -103,7 +103,7 @@ class Driver:
             self._forget_those_that_ended()
 
     def _forget_those_that_ended(self) -> None:
-        self._observers = {search: observe for search, observe in self._observers.items() if search.handle >= 0}
+        self._observers = {search: observe for search, observe in self._observers.items() if search.is_open}
 
     def _fail_all(self, error: Exception) -> None:
         self._scheduler.close()
