@@ -19,7 +19,7 @@ demo: $(VENV)/.ready
 # Two at a time: one alone leaves a core idle, since tests wait for processes, signals and servers.
 test: $(VENV)/.ready
 	$(VENV)/bin/specrej models pull
-	$(MAKE) --jobs=2 test-rest test-vllm check test-engines test-torch
+	$(MAKE) --jobs=2 --keep-going test-rest test-vllm check test-engines test-torch
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check .

@@ -38,7 +38,9 @@ def decode(engine: Any, candidates: int, tokens: int) -> float:
 
     begun = time.perf_counter()
     ids = [100 + 613 * place % 40_000 for place in range(PROMPT_TOKENS)]
-    prompt = engine.open(ids, SamplingParams(max_new_tokens=tokens, ignore_eos=True, seed=SEED), 2**30)
+    prompt = engine.open(
+        ids, SamplingParams(max_new_tokens=tokens, ignore_eos=True, seed=SEED), 2**30
+    )
     engine.add(prompt, range(candidates))
     num_tokens = 0
     while num_tokens < candidates * tokens:
@@ -66,7 +68,9 @@ def decode_when_asked(candidates: int, tokens: int) -> None:
 @contextlib.contextmanager
 def decoder(waiting: str, *options: str) -> Iterator["subprocess.Popen[str]"]:
     """A process that decodes when it is asked, whose threads wait in this way."""
-    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | WAITING[waiting]
+    environment = {
+        name: value for name, value in os.environ.items() if name not in VARIABLES
+    } | WAITING[waiting]
     command = [sys.executable, __file__, "--asked", *options]
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -103,9 +107,13 @@ def busy(count: int) -> Iterator[None]:
             process.wait()
 
 
-def measure(processes: dict[str, "subprocess.Popen[str]"], neighbours: list[int], rounds: int) -> dict[str, Any]:
+def measure(
+    processes: dict[str, "subprocess.Popen[str]"], neighbours: list[int], rounds: int
+) -> dict[str, Any]:
     """Seconds of each round, by how threads wait and how many processes are busy beside them."""
-    seconds: dict[str, Any] = {waiting: {str(count): [] for count in neighbours} for waiting in processes}
+    seconds: dict[str, Any] = {
+        waiting: {str(count): [] for count in neighbours} for waiting in processes
+    }
     for number in range(rounds):
         for count in neighbours:
             with busy(count):
@@ -113,7 +121,10 @@ def measure(processes: dict[str, "subprocess.Popen[str]"], neighbours: list[int]
                 for waiting in sorted(processes, reverse=bool(number % 2)):
                     took = ask(processes[waiting])
                     seconds[waiting][str(count)].append(took)
-                    say(f"round {number + 1}, beside {count} busy processes, {waiting}: {took:.2f} s")
+                    say(
+                        f"round {number + 1}, beside {count} busy processes, {waiting}: {took:.2f} "
+                        "s"
+                    )
     return seconds
 
 
@@ -122,27 +133,40 @@ def figures_of(seconds: dict[str, Any]) -> dict[str, Any]:
     alone = seconds["spinning"]["0"]
     medians, ratios = (
         {
-            waiting: {count: round(statistics.median(of(took)), 3) for count, took in by_count.items()}
+            waiting: {
+                count: round(statistics.median(of(took)), 3) for count, took in by_count.items()
+            }
             for waiting, by_count in seconds.items()
         }
-        for of in (list, lambda took: [ours / theirs for ours, theirs in zip(took, alone, strict=True)])
+        for of in (
+            list,
+            lambda took: [ours / theirs for ours, theirs in zip(took, alone, strict=True)],
+        )
     )
     return {"median_s": medians, "to_spinning_alone": ratios}
 
 
 def print_table(figures: dict[str, Any]) -> None:
-    print(f"{'busy processes beside it':<26}" + "".join(f"{waiting:>12}{'×':>7}" for waiting in WAITING))
+    print(
+        f"{'busy processes beside it':<26}"
+        + "".join(f"{waiting:>12}{'×':>7}" for waiting in WAITING)
+    )
     for count in figures["median_s"]["spinning"]:
         cells = (
-            f"{figures['median_s'][waiting][count]:>10.2f} s{figures['to_spinning_alone'][waiting][count]:>7.2f}"
+            f"{figures['median_s'][waiting][count]:>10.2f} "
+            f"s{figures['to_spinning_alone'][waiting][count]:>7.2f}"
             for waiting in WAITING
         )
         print(f"{count:<26}" + "".join(cells))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="rounds; in each everyone decodes beside everything")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds; in each everyone decodes beside everything"
+    )
     parser.add_argument("--neighbours", type=int, default=2, help="most busy processes")
     parser.add_argument("--candidates", type=int, default=16, help="candidates that decode")
     parser.add_argument("--tokens", type=int, default=48, help="tokens of each")
@@ -153,12 +177,19 @@ def main() -> None:
         return
     options = ["--candidates", str(given.candidates), "--tokens", str(given.tokens)]
     with contextlib.ExitStack() as stack:
-        processes = {waiting: stack.enter_context(decoder(waiting, *options)) for waiting in WAITING}
+        processes = {
+            waiting: stack.enter_context(decoder(waiting, *options)) for waiting in WAITING
+        }
         about, _ = (answer(process) for process in processes.values())
         seconds = measure(processes, list(range(given.neighbours + 1)), given.rounds)
     figures = figures_of(seconds)
     print_table(figures)
-    asked = {"rounds": given.rounds, "candidates": given.candidates, "tokens": given.tokens, "seed": SEED}
+    asked = {
+        "rounds": given.rounds,
+        "candidates": given.candidates,
+        "tokens": given.tokens,
+        "seed": SEED,
+    }
     machine = {"cores": os.cpu_count(), "python": platform.python_version()}
     print(json.dumps({"benchmark": "contention", **figures, **asked, **about, **machine}))
 

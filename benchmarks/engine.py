@@ -1,15 +1,18 @@
-"""Speed and memory of the torch engine, as ratios taken in one run. The last line is one JSON object.
+"""Speed and memory of the torch engine, as ratios taken in one run. The last line is one JSON
+object.
 
-    python benchmarks/engine.py                      # all batch sizes, about ten minutes on two cores
-    python benchmarks/engine.py --batches 1,64       # some of them
+    python benchmarks/engine.py                      # all batch sizes, about ten minutes on two
+    cores python benchmarks/engine.py --batches 1,64       # some of them
 
-What bounds a step: every linear layer reads its weights once for all rows (538 MB a step in float32 for SmolLM2, half
-of that in float16) and multiplies 0.27 GFLOP a row. At one row the memory decides, from about 64 rows on the
-arithmetic. `linear_bound_*` runs those layers and the head alone, with the kernels that the engine uses: nothing that
-decodes with them can be faster. `transformers_generate` is `model.generate(num_return_sequences=B)`.
+What bounds a step: every linear layer reads its weights once for all rows (538 MB a step in float32
+for SmolLM2, half of that in float16) and multiplies 0.27 GFLOP a row. At one row the memory
+decides, from about 64 rows on the arithmetic. `linear_bound_*` runs those layers and the head
+alone, with the kernels that the engine uses: nothing that decodes with them can be faster.
+`transformers_generate` is `model.generate(num_return_sequences=B)`.
 
-Everyone decodes 64 new tokens after the same 60, top_k 50, temperature 1, prefill inside the clock, in rounds
-(A B C D, A B C D, ...) so that a drift of the machine hits all alike; the best round of each counts.
+Everyone decodes 64 new tokens after the same 60, top_k 50, temperature 1, prefill inside the clock,
+in rounds (A B C D, A B C D, ...) so that a drift of the machine hits all alike; the best round of
+each counts.
 """
 
 import argparse
@@ -32,7 +35,7 @@ from specrej.attention.attention import DecodePass, PrefillPass
 from specrej.attention.groups import Scoring
 from specrej.attention.linear import PackedLinear
 from specrej.engines.torch.engine import TorchEngine
-from specrej.engines.torch.loading import open_engine
+from specrej.engines.torch.loading import load_engine
 from specrej.hub.defaults import locate
 from specrej.hub.quiet import quiet_transformers
 from specrej.types import SamplingParams
@@ -84,11 +87,15 @@ def generate(model: Any, batch: int, ids: list[int]) -> float:
 
 
 def linear_layers(engine: TorchEngine) -> tuple[list[tuple[PackedLinear, int]], PackedLinear]:
-    """The engine's packed layers with the widths of their inputs, found by one step; the head apart."""
+    """The engine's packed layers with the widths of their inputs, found by one step; the head
+    apart.
+    """
     widths: dict[PackedLinear, int] = {}
     layers = [module for module in engine.model.modules() if isinstance(module, PackedLinear)]
     hooks = [
-        layer.register_forward_pre_hook(lambda module, given: widths.__setitem__(module, given[0].shape[-1]))
+        layer.register_forward_pre_hook(
+            lambda module, given: widths.__setitem__(module, given[0].shape[-1])
+        )
         for layer in layers
     ]
     decode(engine, 1, prompt_ids(4), 2)
@@ -113,7 +120,9 @@ def linear_bound(engine: TorchEngine, batch: int, steps: int) -> float:
     return (time.perf_counter() - begun) / steps * NEW_TOKENS
 
 
-def measure_speed(engines: dict[str, TorchEngine], model: Any, batches: list[int], rounds: int) -> dict[str, Any]:
+def measure_speed(
+    engines: dict[str, TorchEngine], model: Any, batches: list[int], rounds: int
+) -> dict[str, Any]:
     """Tokens per second by contender and batch size."""
     ids = prompt_ids(PROMPT_TOKENS)
     contenders: dict[str, Callable[[int], float]] = {
@@ -132,7 +141,10 @@ def measure_speed(engines: dict[str, TorchEngine], model: Any, batches: list[int
                 seconds[name].append(run(batch))
         for name, taken in seconds.items():
             speeds[name][str(batch)] = round(batch * NEW_TOKENS / min(taken), 1)
-            say(f"B={batch:<4} {name:22} {speeds[name][str(batch)]:7.1f} tokens/s   all rounds: {rounded(taken)} s")
+            say(
+                f"B={batch:<4} {name:22} {speeds[name][str(batch)]:7.1f} tokens/s   all rounds: "
+                f"{rounded(taken)} s"
+            )
     return speeds
 
 
@@ -146,12 +158,16 @@ def resident_bytes() -> int:
 
 
 def measure_shared_prompt(engine: TorchEngine) -> dict[str, float]:
-    """KV of 128 candidates on a 1,024-token prompt, and attention to that prompt against KV copied per row."""
+    """KV of 128 candidates on a 1,024-token prompt, and attention to that prompt against KV
+    copied per row.
+    """
     candidates, prompt_tokens, new_tokens = 128, 1024, 8
     ids = prompt_ids(prompt_tokens)
     decode(engine, candidates, prompt_ids(4), 2)  # what logits and activations need is there before
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed; the KV would come from there, unseen
+    ctypes.CDLL(None).malloc_trim(
+        0
+    )  # glibc keeps what was freed; the KV would come from there, unseen
     before = resident_bytes()
     prompt = engine.open(ids, SamplingParams(max_new_tokens=new_tokens, ignore_eos=True), UNLIMITED)
     engine.add(prompt, range(candidates))
@@ -159,7 +175,9 @@ def measure_shared_prompt(engine: TorchEngine) -> dict[str, float]:
         engine.step()
     measured, accounted = resident_bytes() - before, engine.memory(prompt).peak
     once = engine.kv_bytes(prompt_tokens, candidates, new_tokens)
-    copied = candidates * engine.kv_bytes(prompt_tokens, 0, 1) + engine.kv_bytes(0, candidates, new_tokens)
+    copied = candidates * engine.kv_bytes(prompt_tokens, 0, 1) + engine.kv_bytes(
+        0, candidates, new_tokens
+    )
     group = engine._runs[prompt].group
     shared_s, copied_s = attention_seconds(group)
     engine.close(prompt)
@@ -175,7 +193,9 @@ def measure_shared_prompt(engine: TorchEngine) -> dict[str, float]:
 
 
 def attention_seconds(group: Any) -> tuple[float, float]:
-    """Seconds of one layer's attention with the prompt shared, and by torch's own kernel with it copied per row."""
+    """Seconds of one layer's attention with the prompt shared, and by torch's own kernel with it
+    copied per row.
+    """
     rows, (heads, _, dim) = group.num_rows, group.prompt_keys[0].shape
     shared_heads = 3
     query = torch.randn(rows, heads * shared_heads, 1, dim)
@@ -184,7 +204,10 @@ def attention_seconds(group: Any) -> tuple[float, float]:
     own = slice(0, group.length)
     keys, values = (
         torch.cat([prompt[0].expand(rows, -1, -1, -1), block[0][:rows, :, own], new], 2)
-        for prompt, block, new in ((group.prompt_keys, group.keys, key), (group.prompt_values, group.values, value))
+        for prompt, block, new in (
+            (group.prompt_keys, group.keys, key),
+            (group.prompt_values, group.values, value),
+        )
     )
     attend = torch.nn.functional.scaled_dot_product_attention
     with torch.inference_mode():
@@ -205,7 +228,9 @@ def best(run: Callable[[], Any], rounds: int = 7) -> float:
 
 def measure_rejection(engine: TorchEngine) -> dict[str, float]:
     """Seconds of dropping half of 256 candidates, 64 tokens each, against the step before."""
-    prompt = engine.open(prompt_ids(PROMPT_TOKENS), SamplingParams(max_new_tokens=128, ignore_eos=True), UNLIMITED)
+    prompt = engine.open(
+        prompt_ids(PROMPT_TOKENS), SamplingParams(max_new_tokens=128, ignore_eos=True), UNLIMITED
+    )
     engine.add(prompt, range(256))
     for _ in range(64):
         engine.step()
@@ -216,23 +241,37 @@ def measure_rejection(engine: TorchEngine) -> dict[str, float]:
     dropped = time.perf_counter()
     engine.close(prompt)
     step_s, drop_s = stepped - begun, dropped - stepped
-    return {"step_s": round(step_s, 4), "drop_half_s": round(drop_s, 4), "ratio": round(drop_s / step_s, 3)}
+    return {
+        "step_s": round(step_s, 4),
+        "drop_half_s": round(drop_s, 4),
+        "ratio": round(drop_s / step_s, 3),
+    }
 
 
 def measure_fp16_error(engines: dict[str, TorchEngine], num_tokens: int = 656) -> dict[str, float]:
-    """Next-token distributions with float16 weights against exact ones, on a text that the exact engine wrote."""
+    """Next-token distributions with float16 weights against exact ones, on a text that the exact
+    engine wrote.
+    """
     exact = engines["fp32"]
     prompt = exact.open(
-        prompt_ids(PROMPT_TOKENS), SamplingParams(max_new_tokens=num_tokens, seed=SEED, ignore_eos=True), UNLIMITED
+        prompt_ids(PROMPT_TOKENS),
+        SamplingParams(max_new_tokens=num_tokens, seed=SEED, ignore_eos=True),
+        UNLIMITED,
     )
     exact.add(prompt, [0])
     text = prompt_ids(PROMPT_TOKENS) + [exact.step()[0].token_id for _ in range(num_tokens)]
     exact.close(prompt)
-    logprobs = {name: all_logprobs(engine, text)[PROMPT_TOKENS:] for name, engine in engines.items()}
+    logprobs = {
+        name: all_logprobs(engine, text)[PROMPT_TOKENS:] for name, engine in engines.items()
+    }
     fp32, fp16 = logprobs["fp32"], logprobs["fp16"]
     kl = (fp32.exp() * (fp32 - fp16)).sum(-1).mean().item()
     agree = (fp32.argmax(-1) == fp16.argmax(-1)).float().mean().item()
-    return {"positions": len(fp32), "top1_equal": round(agree, 5), "mean_kl_nats": float(f"{kl:.2e}")}
+    return {
+        "positions": len(fp32),
+        "top1_equal": round(agree, 5),
+        "mean_kl_nats": float(f"{kl:.2e}"),
+    }
 
 
 @torch.inference_mode()
@@ -243,17 +282,21 @@ def all_logprobs(engine: TorchEngine, ids: list[int]) -> torch.Tensor:
     group = Group(ids, UNLIMITED, engine.layout, 1)
     positions = torch.arange(len(ids))[None]
     output = engine.model(
-        input_ids=torch.tensor([ids]), position_ids=positions, use_cache=False, kv=PrefillPass(group, 0)
+        input_ids=torch.tensor([ids]),
+        position_ids=positions,
+        use_cache=False,
+        kv=PrefillPass(group, 0),
     )
     logits: torch.Tensor = output.logits[0]
     return logits.double().log_softmax(-1)
 
 
 def measure_flips(engine: TorchEngine) -> dict[str, float]:
-    """How often a candidate's token changes because others were rejected: the order of float sums depends on the batch.
+    """How often a candidate's token changes because others were rejected: the order of float sums
+    depends on the batch.
 
-    64 candidates of 64 tokens, once all to the end and once with half of them dropped after 16 tokens. Only the first
-    change of a candidate counts; what follows it follows from it.
+    64 candidates of 64 tokens, once all to the end and once with half of them dropped after 16
+    tokens. Only the first change of a candidate counts; what follows it follows from it.
     """
     ids = engine.encode("Give three tips for staying healthy.")
     everyone, survivors = (written(engine, ids, num_dropped) for num_dropped in (0, 32))
@@ -267,7 +310,9 @@ def measure_flips(engine: TorchEngine) -> dict[str, float]:
 
 def written(engine: TorchEngine, ids: list[int], num_dropped: int) -> dict[int, list[int]]:
     """Tokens of 64 candidates by index, without the first num_dropped, which go after 16 tokens."""
-    prompt = engine.open(ids, SamplingParams(max_new_tokens=64, ignore_eos=True, seed=SEED), UNLIMITED)
+    prompt = engine.open(
+        ids, SamplingParams(max_new_tokens=64, ignore_eos=True, seed=SEED), UNLIMITED
+    )
     engine.add(prompt, range(64))
     tokens: dict[int, list[int]] = {index: [] for index in range(64)}
     for step in range(64):
@@ -288,26 +333,36 @@ def ratios(speeds: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         "fp16w_vs_linear_bound": ("specrej_fp16w", "linear_bound_fp16w"),
     }
     return {
-        name: {batch: round(speeds[ours][batch] / speeds[theirs][batch], 2) for batch in speeds[ours]}
+        name: {
+            batch: round(speeds[ours][batch] / speeds[theirs][batch], 2) for batch in speeds[ours]
+        }
         for name, (ours, theirs) in pairs.items()
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batches", default="1,16,64,256", help="batch sizes, with commas")
-    parser.add_argument("--rounds", type=int, default=2, help="rounds; the best of each contender counts")
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="rounds; the best of each contender counts"
+    )
     arguments = parser.parse_args()
     path = locate("smollm2")
     begun = time.perf_counter()
-    engines = {"fp16": open_engine(path, weights="fp16")}
+    engines = {"fp16": load_engine(path, weights="fp16")}
     open_s = time.perf_counter() - begun
-    engines["fp32"] = open_engine(path, weights="fp32")
+    engines["fp32"] = load_engine(path, weights="fp32")
     with quiet_transformers():
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     model.eval()
-    shared_prompt = measure_shared_prompt(engines["fp32"])  # first: later, memory would come from what was freed
-    speeds = measure_speed(engines, model, [int(batch) for batch in arguments.batches.split(",")], arguments.rounds)
+    shared_prompt = measure_shared_prompt(
+        engines["fp32"]
+    )  # first: later, memory would come from what was freed
+    speeds = measure_speed(
+        engines, model, [int(batch) for batch in arguments.batches.split(",")], arguments.rounds
+    )
     figures = {
         "benchmark": "engine",
         "tokens_per_s": speeds,

@@ -1,15 +1,18 @@
-"""Engines side by side on one machine, our overhead over a bare vLLM, and both algorithms on vLLM. One JSON line last.
+"""Engines side by side on one machine, our overhead over a bare vLLM, and both algorithms on vLLM.
+One JSON line last.
 
-    python benchmarks/engines.py                             # all that is installed: about 30 minutes on two cores
-    python benchmarks/engines.py --batches 1,64 --engines torch-fp16,vllm
+    python benchmarks/engines.py                             # all that is installed: about 30
+    minutes on two cores python benchmarks/engines.py --batches 1,64 --engines torch-fp16,vllm
 
-To have all of them in one run, install vLLM for CPUs and OpenVINO in one environment (docs/engines.md). Every engine
-has a process of its own, since vLLM binds the threads of the one it lives in; they take turns, one after the other.
+To have all of them in one run, install vLLM for CPUs and OpenVINO in one environment
+(docs/engines.md). Every engine has a process of its own, since vLLM binds the threads of the one it
+lives in; they take turns, one after the other.
 
-Everyone decodes 64 new tokens after the same 60, top_k 50, temperature 1, prompt inside the clock, with a
-log-probability for each token; the best of two rounds counts. `overhead` alternates our engine with `LLM.generate` of
-the same requests, seeds and block size, each on an engine of its own, in one process. `algorithms` runs what
-`specrej compare` runs, on vLLM, with the relevance reward, at one KV budget.
+Everyone decodes 64 new tokens after the same 60, top_k 50, temperature 1, prompt inside the clock,
+with a log-probability for each token; the best of two rounds counts. `overhead` alternates our
+engine with `LLM.generate` of the same requests, seeds and block size, each on an engine of its own,
+in one process. `algorithms` runs what `specrej compare` runs, on vLLM, with the relevance reward,
+at one KV budget.
 """
 
 import argparse
@@ -54,7 +57,9 @@ def decode(engine: Any, batch: int) -> float:
 
     begun = time.perf_counter()
     budget = min(engine.capacity_bytes or UNLIMITED, UNLIMITED)
-    prompt = engine.open(prompt_ids(), SamplingParams(max_new_tokens=NEW_TOKENS, ignore_eos=True, seed=SEED), budget)
+    prompt = engine.open(
+        prompt_ids(), SamplingParams(max_new_tokens=NEW_TOKENS, ignore_eos=True, seed=SEED), budget
+    )
     engine.add(prompt, range(batch))
     num_tokens = 0
     while num_tokens < batch * NEW_TOKENS:
@@ -77,7 +82,11 @@ def measure_speed(name: str, batches: list[int]) -> dict[str, Any]:
         seconds = min(decode(engine, batch) for _ in range(2))
         speeds[str(batch)] = round(batch * NEW_TOKENS / seconds, 1)
         say(f"{name}, batch of {batch}: {speeds[str(batch)]} tokens/s")
-    about = {"describe": dict(engine.describe()), "versions": dict(engine.versions()), "open_s": round(open_s, 1)}
+    about = {
+        "describe": dict(engine.describe()),
+        "versions": dict(engine.versions()),
+        "open_s": round(open_s, 1),
+    }
     return {"tokens_per_s": speeds, **about}
 
 
@@ -106,7 +115,13 @@ def measure_overhead(batch: int, rounds: int) -> dict[str, Any]:
         )
     asked = [
         SamplingParams(
-            max_tokens=NEW_TOKENS, ignore_eos=True, top_k=50, seed=seed, temperature=1.0, logprobs=0, detokenize=False
+            max_tokens=NEW_TOKENS,
+            ignore_eos=True,
+            top_k=50,
+            seed=seed,
+            temperature=1.0,
+            logprobs=0,
+            detokenize=False,
         )
         for seed in seeds(SEED, range(batch))
     ]
@@ -116,7 +131,10 @@ def measure_overhead(batch: int, rounds: int) -> dict[str, Any]:
         bare.generate([{"prompt_token_ids": prompt_ids()} for _ in asked], asked, use_tqdm=False)
         return time.perf_counter() - begun
 
-    contenders: dict[str, Callable[[], float]] = {"specrej": lambda: decode(engine, batch), "vllm_generate": generate}
+    contenders: dict[str, Callable[[], float]] = {
+        "specrej": lambda: decode(engine, batch),
+        "vllm_generate": generate,
+    }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, run in contenders.items():
@@ -126,7 +144,12 @@ def measure_overhead(batch: int, rounds: int) -> dict[str, Any]:
                 say(f"overhead, {name}: {took:.2f} s")
     ratios = [ours / theirs for ours, theirs in zip(*seconds.values(), strict=True)]
     medians = {name: round(statistics.median(values), 3) for name, values in seconds.items()}
-    return {"batch": batch, "rounds": rounds, "median_s": medians, "median_ratio": round(statistics.median(ratios), 4)}
+    return {
+        "batch": batch,
+        "rounds": rounds,
+        "median_s": medians,
+        "median_ratio": round(statistics.median(ratios), 4),
+    }
 
 
 def measure_algorithms() -> dict[str, Any]:
@@ -138,20 +161,31 @@ def measure_algorithms() -> dict[str, Any]:
     for prompt in PROMPTS:
         results = specrej.compare(prompt, model=engine, max_new_tokens=128, seed=SEED)
         for name, result in results.items():
-            sums = totals.setdefault(name, dict.fromkeys(("n", "tokens", "seconds", "reward", "preemptions"), 0.0))
+            sums = totals.setdefault(
+                name, dict.fromkeys(("n", "tokens", "seconds", "reward", "preemptions"), 0.0)
+            )
             usage = result.usage
             sums["n"] += len(result.candidates) / len(PROMPTS)
             sums["tokens"] += usage.generated_tokens
             sums["seconds"] += usage.total_s
             sums["reward"] += (result.reward or 0.0) / len(PROMPTS)
             sums["preemptions"] += usage.num_preemptions
-            say(f"{name}: {len(result.candidates)} candidates, {usage.generated_tokens} tokens, {usage.total_s:.1f} s")
-    return {name: {key: round(value, 3) for key, value in sums.items()} for name, sums in totals.items()}
+            say(
+                f"{name}: {len(result.candidates)} candidates, {usage.generated_tokens} tokens, "
+                f"{usage.total_s:.1f} s"
+            )
+    return {
+        name: {key: round(value, 3) for key, value in sums.items()} for name, sums in totals.items()
+    }
 
 
 def in_a_process(*arguments: str) -> Any:
-    """What this program prints when it is given these; None where what it needs is not installed."""
-    done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    """What this program prints when it is given these; None where what it needs is not
+    installed.
+    """
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=False
+    )
     if done.returncode:
         say(f"left out: {' '.join(arguments)} (exit code {done.returncode})")
         return None
@@ -159,7 +193,9 @@ def in_a_process(*arguments: str) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batches", default="1,16,64,256", help="batch sizes, with commas")
     parser.add_argument("--engines", default=",".join(OPENINGS), help="engines, with commas")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of the overhead")
@@ -180,9 +216,16 @@ def main() -> None:
     names = given.engines.split(",")
     engines = {name: in_a_process("--only", name, "--batches", given.batches) for name in names}
     has_vllm = "vllm" in names
-    overhead = in_a_process("--only", "overhead", "--rounds", str(given.rounds)) if has_vllm else None
+    overhead = (
+        in_a_process("--only", "overhead", "--rounds", str(given.rounds)) if has_vllm else None
+    )
     algorithms = in_a_process("--only", "algorithms") if has_vllm else None
-    about = {"prompt_tokens": PROMPT_TOKENS, "new_tokens": NEW_TOKENS, "seed": SEED, "cores": os.cpu_count()}
+    about = {
+        "prompt_tokens": PROMPT_TOKENS,
+        "new_tokens": NEW_TOKENS,
+        "seed": SEED,
+        "cores": os.cpu_count(),
+    }
     figures = {"engines": engines, "overhead": overhead, "algorithms": algorithms, **about}
     print(json.dumps({"benchmark": "engines", **figures, "python": platform.python_version()}))
 

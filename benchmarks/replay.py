@@ -1,10 +1,12 @@
 """Speed of the replay: a grid of policies on synthetic traces. The last line is one JSON object.
 
-    python benchmarks/replay.py                      # 1,000 policies, 100 prompts, 64 candidates; under a minute
+    python benchmarks/replay.py                      # 1,000 policies, 100 prompts, 64 candidates;
+    under a minute
 
-Traces are random numbers in the shape of real ones: lengths up to 128 tokens, a third of them cut off there, partial
-rewards that approach the final one, the KV layout of SmolLM2. Half of the policies decide when their memory is full.
-One process, reading traces and writing the summary left out. `ms_per_replay` is of its CPU time.
+Traces are random numbers in the shape of real ones: lengths up to 128 tokens, a third of them cut
+off there, partial rewards that approach the final one, the KV layout of SmolLM2. Half of the
+policies decide when their memory is full. One process, reading traces and writing the summary left
+out. `ms_per_replay` is of its CPU time.
 """
 
 import argparse
@@ -59,7 +61,9 @@ def make_trace(number: int, num_candidates: int) -> Trace:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--policies", type=int, default=1000)
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--candidates", type=int, default=64)
@@ -83,7 +87,10 @@ def main() -> None:
             num_rewards += sum(len(decision.scored) for decision in decisions)
     seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu_begun
     num_runs = len(policies) * len(traces)
-    print(f"{num_runs} replays in {seconds:.1f} s, {num_decisions / num_runs:.1f} decisions each", file=sys.stderr)
+    print(
+        f"{num_runs} replays in {seconds:.1f} s, {num_decisions / num_runs:.1f} decisions each",
+        file=sys.stderr,
+    )
     figures = {
         "policies": len(policies),
         "prompts": len(traces),
@@ -95,7 +102,11 @@ def main() -> None:
         "rewards_per_replay": round(num_rewards / num_runs, 1),
         "seed": SEED,
         "cores": os.cpu_count(),
-        "versions": {"specrej": __version__, "python": platform.python_version(), "numpy": np.__version__},
+        "versions": {
+            "specrej": __version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+        },
     }
     print(json.dumps(figures))
 

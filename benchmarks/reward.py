@@ -1,13 +1,15 @@
-"""What a reward model saves by reading each token once, as ratios taken in one run. The last line is one JSON object.
+"""What a reward model saves by reading each token once, as ratios taken in one run. The last line
+is one JSON object.
 
-    python benchmarks/reward.py                      # both prompts, about a quarter of an hour on one core
-    python benchmarks/reward.py --prompts 256        # the short one
+    python benchmarks/reward.py                      # both prompts, about a quarter of an hour on
+    one core python benchmarks/reward.py --prompts 256        # the short one
 
-A causal reward model of SmolLM2's shape scores 64 candidates at 16, 32, 64, 128 and 256 tokens; half of them leave
-after each decision. `fresh` reads every conversation whole at each decision, in batches sorted by length, through
-transformers' own pass; `incremental` reads the prompt once and of each answer what is new. Both run on the same packed
-linear layers with the same batch size. `time_ratio` and `token_ratio` are incremental over fresh: tokenizing, prefill
-and rejections are inside the clock. `new_tokens` is what no method can leave out: prompt and answers, each once, and
+A causal reward model of SmolLM2's shape scores 64 candidates at 16, 32, 64, 128 and 256 tokens;
+half of them leave after each decision. `fresh` reads every conversation whole at each decision, in
+batches sorted by length, through transformers' own pass; `incremental` reads the prompt once and of
+each answer what is new. Both run on the same packed linear layers with the same batch size.
+`time_ratio` and `token_ratio` are incremental over fresh: tokenizing, prefill and rejections are
+inside the clock. `new_tokens` is what no method can leave out: prompt and answers, each once, and
 the template's ending at each decision.
 """
 
@@ -39,7 +41,9 @@ def open_model() -> tuple[Any, Any]:
     """A classifier on SmolLM2's weights with a random head, and its tokenizer."""
     directory = locate("smollm2")
     given: dict[str, Any] = (
-        {} if (directory / "config.json").exists() else {"gguf_file": next(directory.glob("*.gguf")).name}
+        {}
+        if (directory / "config.json").exists()
+        else {"gguf_file": next(directory.glob("*.gguf")).name}
     )
     with quiet_transformers():
         tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **given)
@@ -47,17 +51,27 @@ def open_model() -> tuple[Any, Any]:
         model: Any = transformers.LlamaForSequenceClassification.from_pretrained(
             directory, dtype=torch.float32, num_labels=1, **given
         )
-    torch.nn.init.normal_(model.score.weight, std=0.02, generator=torch.Generator().manual_seed(SEED))
+    torch.nn.init.normal_(
+        model.score.weight, std=0.02, generator=torch.Generator().manual_seed(SEED)
+    )
     return model, tokenizer
 
 
 def random_text(tokenizer: Any, num_tokens: int, generator: torch.Generator) -> str:
     """Words that take about so many tokens."""
-    words = [word for word in map(tokenizer.decode, range(1000, 20_000)) if word[1:].isalpha() and word[0] == " "]
-    return "".join(words[i] for i in torch.randint(len(words), (num_tokens,), generator=generator).tolist())
+    words = [
+        word
+        for word in map(tokenizer.decode, range(1000, 20_000))
+        if word[1:].isalpha() and word[0] == " "
+    ]
+    return "".join(
+        words[i] for i in torch.randint(len(words), (num_tokens,), generator=generator).tolist()
+    )
 
 
-def score_all(reward: ClassifierReward, prompt: str, answers: Sequence[Sequence[str]]) -> dict[str, Any]:
+def score_all(
+    reward: ClassifierReward, prompt: str, answers: Sequence[Sequence[str]]
+) -> dict[str, Any]:
     """Seconds, tokens and scores of all decisions: `answers[decision][candidate]`."""
     scores: list[float] = []
     begun, cpu_begun = time.perf_counter(), time.process_time()
@@ -83,11 +97,15 @@ def score_all(reward: ClassifierReward, prompt: str, answers: Sequence[Sequence[
     }
 
 
-def tokenizing_seconds(reward: ClassifierReward, prompt: str, answers: Sequence[Sequence[str]]) -> float:
+def tokenizing_seconds(
+    reward: ClassifierReward, prompt: str, answers: Sequence[Sequence[str]]
+) -> float:
     """What writing out and tokenizing all conversations takes."""
     begun = time.perf_counter()
     for number, texts in enumerate(answers):
-        batch = [Candidate(index, text=text) for index, text in enumerate(texts[: len(texts) >> number])]
+        batch = [
+            Candidate(index, text=text) for index, text in enumerate(texts[: len(texts) >> number])
+        ]
         reward.reader.rows([{"role": "user", "content": prompt}], batch)
     return time.perf_counter() - begun
 
@@ -121,11 +139,17 @@ def measure(
     generator = torch.Generator().manual_seed(SEED)
     prompt = random_text(tokenizer, num_prompt_tokens, generator)
     full = [random_text(tokenizer, DECISIONS[-1], generator) for _ in range(num_candidates)]
-    answers = [["".join(f" {word}" for word in text.split()[:length]) for text in full] for length in DECISIONS]
+    answers = [
+        ["".join(f" {word}" for word in text.split()[:length]) for text in full]
+        for length in DECISIONS
+    ]
     runs: dict[str, dict[str, Any]] = {}
     for name in ("incremental", "fresh"):
         runs[name] = score_all(reward[name], prompt, answers)
-        say(f"prompt {num_prompt_tokens}: {name} {runs[name]['seconds']:.1f} s, {runs[name]['tokens']} tokens")
+        say(
+            f"prompt {num_prompt_tokens}: {name} {runs[name]['seconds']:.1f} s, "
+            f"{runs[name]['tokens']} tokens"
+        )
     pairs = zip(runs["incremental"].pop("scores"), runs["fresh"].pop("scores"), strict=True)
     return {
         **runs,
@@ -138,7 +162,9 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", default="256,1024", help="lengths of the prompts in tokens")
     parser.add_argument("--candidates", type=int, default=64, help="candidates to begin with")
     arguments = parser.parse_args()
@@ -148,7 +174,8 @@ def main() -> None:
         for name, memory in (("incremental", None), ("fresh", 0))
     }
     figures = {
-        f"prompt_{n}": measure(reward, tokenizer, int(n), arguments.candidates) for n in arguments.prompts.split(",")
+        f"prompt_{n}": measure(reward, tokenizer, int(n), arguments.candidates)
+        for n in arguments.prompts.split(",")
     }
     print(
         json.dumps(

@@ -1,14 +1,18 @@
-"""`specrej serve` under load on loopback: clients that leave, and that talk nonsense. The last line is one JSON object.
+"""`specrej serve` under load on loopback: clients that leave, and that talk nonsense. The last line
+is one JSON object.
 
-    python benchmarks/server.py                              # a tiny model with random weights, about four minutes
-    python benchmarks/server.py --model smollm2 --reward relevance --requests 40 --clients 8 --n 8
+    python benchmarks/server.py                              # a tiny model with random weights,
+    about four minutes python benchmarks/server.py --model smollm2 --reward relevance --requests 40
+    --clients 8 --n 8
 
-A real server in a process of its own; every tenth request is malformed, every tenth client leaves half-way, the others
-are chats and texts, streamed and not. First all requests come one at a time, with nobody else there: that gives the
-texts which the same requests must get under load, and the seconds that they take alone. Then they come all at once,
+A real server in a process of its own; every tenth request is malformed, every tenth client leaves
+half-way, the others are chats and texts, streamed and not. First all requests come one at a time,
+with nobody else there: that gives the texts which the same requests must get under load, and the
+seconds that they take alone. Then they come all at once,
 several times over: the first round warms up, the memory of the server's process is read after each.
 
-Seconds under load are mostly waiting: a machine that decodes so many tokens a second serves that many, whoever asks.
+Seconds under load are mostly waiting: a machine that decodes so many tokens a second serves that
+many, whoever asks.
 """
 
 import argparse
@@ -31,7 +35,16 @@ from typing import Any
 import httpx
 
 _START_S, _REQUEST_S = 300.0, 300.0
-_MALFORMED = (b"", b"{", b"[]", b'{"model": "x"}', b'{"n": 1e999}', b'{"prompt": "\\ud800"}', b"\xff", b"[" * 50_000)
+_MALFORMED = (
+    b"",
+    b"{",
+    b"[]",
+    b'{"model": "x"}',
+    b'{"n": 1e999}',
+    b'{"prompt": "\\ud800"}',
+    b"\xff",
+    b"[" * 50_000,
+)
 
 
 @dataclass
@@ -66,13 +79,19 @@ def make_model(directory: Path) -> None:
     talk.disable_progress_bar()
     specials = ["<bos>", "<eos>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate([*specials, *alphabet])}, merges=[]))
+    core = Tokenizer(
+        models.BPE(
+            vocab={token: index for index, token in enumerate([*specials, *alphabet])}, merges=[]
+        )
+    )
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(specials)
     make: Any = transformers.PreTrainedTokenizerFast
     template = "{% for message in messages %}{{ message['content'] }}{{ eos_token }}{% endfor %}"
-    make(tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", chat_template=template).save_pretrained(directory)
+    make(
+        tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", chat_template=template
+    ).save_pretrained(directory)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=len(specials) + len(alphabet),
@@ -98,7 +117,9 @@ def serving(arguments: Sequence[str], log: Path) -> Iterator[tuple[str, int]]:
         process = subprocess.Popen(command, stderr=stderr)
     try:
         until_s = time.monotonic() + _START_S
-        while (found := re.search(r"^serving .* at (http://\S+?)(;|$)", log.read_text(), re.MULTILINE)) is None:
+        while (
+            found := re.search(r"^serving .* at (http://\S+?)(;|$)", log.read_text(), re.MULTILINE)
+        ) is None:
             if process.poll() is not None or time.monotonic() > until_s:
                 raise SystemExit(f"the server did not start:\n{log.read_text()[-2000:]}")
             time.sleep(0.1)
@@ -111,7 +132,12 @@ def serving(arguments: Sequence[str], log: Path) -> Iterator[tuple[str, int]]:
 def body_of(number: int, given: argparse.Namespace, model: str) -> tuple[str, dict[str, Any]]:
     """A request's path and body."""
     own = {"n": given.n, "decide": given.decide}
-    body: dict[str, Any] = {"model": model, "seed": number, "max_tokens": given.max_tokens, "specrej": own}
+    body: dict[str, Any] = {
+        "model": model,
+        "seed": number,
+        "max_tokens": given.max_tokens,
+        "specrej": own,
+    }
     prompt = f"Question {number}: what is {number % 13} times {number % 7}?"
     if number % 4 >= 2:
         body["stream"] = True
@@ -120,7 +146,9 @@ def body_of(number: int, given: argparse.Namespace, model: str) -> tuple[str, di
     return "/v1/completions", {**body, "prompt": prompt}
 
 
-async def answered(client: httpx.AsyncClient, number: int, path: str, body: dict[str, Any], seen: Round) -> None:
+async def answered(
+    client: httpx.AsyncClient, number: int, path: str, body: dict[str, Any], seen: Round
+) -> None:
     """Ask, and keep the text and the seconds."""
     begun, text, raw = time.perf_counter(), "", ""
     async with client.stream("POST", path, json=body) as response:
@@ -136,21 +164,29 @@ async def answered(client: httpx.AsyncClient, number: int, path: str, body: dict
         say(f"request {number}: {response.status_code} {raw[-300:]}")
         return
     seen.answer_s[number] = time.perf_counter() - begun
-    seen.texts[number] = streamed_text(raw) if "stream" in body else text_in(json.loads(raw)["choices"][0], "message")
+    seen.texts[number] = (
+        streamed_text(raw)
+        if "stream" in body
+        else text_in(json.loads(raw)["choices"][0], "message")
+    )
 
 
 def streamed_text(raw: str) -> str:
     """The text in the events that are there whole."""
     whole = raw[: raw.rfind("\n\n")]
     data = [line.removeprefix("data: ") for line in whole.split("\n") if line.startswith("data: {")]
-    return "".join(text_in(choice, "delta") for event in map(json.loads, data) for choice in event["choices"])
+    return "".join(
+        text_in(choice, "delta") for event in map(json.loads, data) for choice in event["choices"]
+    )
 
 
 def text_in(choice: dict[str, Any], name: str) -> str:
     return str(choice[name].get("content", "") if name in choice else choice["text"])
 
 
-async def left(client: httpx.AsyncClient, path: str, body: dict[str, Any], alone_s: float, seen: Round) -> None:
+async def left(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], alone_s: float, seen: Round
+) -> None:
     """Ask, and go: in the middle of a stream, or in half the time that the answer takes alone."""
     if "stream" in body:
         async with client.stream("POST", path, json=body) as response:
@@ -169,13 +205,20 @@ async def refused(client: httpx.AsyncClient, number: int, seen: Round) -> None:
     content = _MALFORMED[number // 10 % len(_MALFORMED)]
     headers = {"Content-Type": "application/json"}
     response = await client.post("/v1/completions", content=content, headers=headers)
-    is_told = response.status_code == 400 and set(response.json()["error"]) == {"message", "type", "param", "code"}
+    is_told = response.status_code == 400 and set(response.json()["error"]) == {
+        "message",
+        "type",
+        "param",
+        "code",
+    }
     seen.statuses["malformed, refused" if is_told else f"malformed: {response.status_code}"] += 1
 
 
 async def metric(client: httpx.AsyncClient, name: str) -> float:
     text = (await client.get("/metrics")).text
-    return float(next(line for line in text.splitlines() if line.startswith(f"specrej_{name} ")).split()[1])
+    return float(
+        next(line for line in text.splitlines() if line.startswith(f"specrej_{name} ")).split()[1]
+    )
 
 
 async def watch(client: httpx.AsyncClient, seen: Round) -> None:
@@ -184,8 +227,12 @@ async def watch(client: httpx.AsyncClient, seen: Round) -> None:
         await asyncio.sleep(0.1)
 
 
-async def run_round(url: str, given: argparse.Namespace, model: str, num_clients: int, quiet: Round | None) -> Round:
-    """All requests once. Without a quiet run before it this is that: nobody leaves, nothing is malformed."""
+async def run_round(
+    url: str, given: argparse.Namespace, model: str, num_clients: int, quiet: Round | None
+) -> Round:
+    """All requests once. Without a quiet run before it this is that: nobody leaves, nothing is
+    malformed.
+    """
     seen, numbers = Round(), iter(range(given.requests))
     most = httpx.Limits(max_connections=num_clients + 1)
 
@@ -240,7 +287,8 @@ def measure(url: str, pid: int, given: argparse.Namespace) -> dict[str, object]:
         rounds.append(seen)
         memory.append(rss_mib(pid))
         say(
-            f"{'warm-up' if number == 0 else f'round {number}'}: {given.requests / seen.seconds:.1f} requests/s, "
+            f"{'warm-up' if number == 0 else f'round {number}'}: "
+            f"{given.requests / seen.seconds:.1f} requests/s, "
             f"{dict(seen.statuses)}, zero after {seen.seconds_to_zero:.2f} s, {memory[-1]} MiB"
         )
     measured = rounds[1:]
@@ -248,13 +296,19 @@ def measure(url: str, pid: int, given: argparse.Namespace) -> dict[str, object]:
     answers = [seconds for seen in measured for seconds in seen.answer_s.values()]
     return {
         "benchmark": "server",
-        "requests_per_s": round(given.requests * len(measured) / sum(seen.seconds for seen in measured), 2),
+        "requests_per_s": round(
+            given.requests * len(measured) / sum(seen.seconds for seen in measured), 2
+        ),
         "answered": len(texts),
         "same_text_as_alone": sum(quiet.texts.get(number) == text for number, text in texts),
         "statuses": dict(sum((seen.statuses for seen in measured), Counter())),
         "answer_s": percentiles(answers),
-        "first_byte_of_stream_s": percentiles([second for seen in measured for second in seen.first_byte_s]),
-        "first_text_of_stream_s": percentiles([second for seen in measured for second in seen.first_text_s]),
+        "first_byte_of_stream_s": percentiles(
+            [second for seen in measured for second in seen.first_byte_s]
+        ),
+        "first_text_of_stream_s": percentiles(
+            [second for seen in measured for second in seen.first_text_s]
+        ),
         "answer_alone_s": percentiles(list(quiet.answer_s.values())),
         "seconds_to_zero_kv": round(max(seen.seconds_to_zero for seen in measured), 3),
         "peak_kv_bytes": int(max(seen.peak_kv_bytes for seen in measured)),
@@ -269,12 +323,18 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny", help="what serve takes; tiny: made here (default)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default="tiny", help="what serve takes; tiny: made here (default)"
+    )
     parser.add_argument("--reward", default="logprob", help="what serve takes (default: logprob)")
     parser.add_argument("--requests", type=int, default=200, help="a round (default: 200)")
     parser.add_argument("--clients", type=int, default=32, help="at a time (default: 32)")
-    parser.add_argument("--rounds", type=int, default=6, help="after the one that warms up (default: 6)")
+    parser.add_argument(
+        "--rounds", type=int, default=6, help="after the one that warms up (default: 6)"
+    )
     parser.add_argument("--n", type=int, default=8, help="candidates a request (default: 8)")
     parser.add_argument("--max-tokens", type=int, default=48, help="of an answer (default: 48)")
     parser.add_argument("--decide", default="every:12", help="when to decide (default: every:12)")

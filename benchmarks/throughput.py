@@ -1,19 +1,25 @@
-"""Prompts per second with many in flight, one at a time, and through transformers. The last line is one JSON object.
+"""Prompts per second with many in flight, one at a time, and through transformers. The last line is
+one JSON object.
 
-    python benchmarks/throughput.py prompts.jsonl                    # 16 prompts, about fifteen minutes on two cores
+    python benchmarks/throughput.py prompts.jsonl                    # 16 prompts, about fifteen
+    minutes on two cores
 
-Three ways through the same prompts, with the same reward, in turns over the prompts so that a drift of the machine hits
-all alike:
+Three ways through the same prompts, with the same reward, in turns over the prompts so that a drift
+of the machine hits all alike:
 
 - `in_flight`: Speculative Rejection, many prompts in one memory (`generate_batch`);
-- `one_at_a_time`: the same, prompt after prompt in the same memory: the same results, candidate by candidate;
-- `transformers`: Best-of-N as most people write it: `model.generate(num_return_sequences=N)`, then the reward.
+- `one_at_a_time`: the same, prompt after prompt in the same memory: the same results, candidate by
+  candidate;
+- `transformers`: Best-of-N as most people write it: `model.generate(num_return_sequences=N)`, then
+  the reward.
 
-What Speculative Rejection saves shrinks its batch at every decision, and a small batch wastes a matrix library: the
-weights are read once a step, for 2 rows as for 64. Many prompts in flight fill the batch up again.
+What Speculative Rejection saves shrinks its batch at every decision, and a small batch wastes a
+matrix library: the weights are read once a step, for 2 rows as for 64. Many prompts in flight fill
+the batch up again.
 
-Equal reward: what Best-of-k gives in the mean, for every k up to N, follows from the rewards of the N samples; the
-smallest k that reaches the mean reward of Speculative Rejection is run and timed as well.
+Equal reward: what Best-of-k gives in the mean, for every k up to N, follows from the rewards of the
+N samples; the smallest k that reaches the mean reward of Speculative Rejection is run and timed as
+well.
 """
 
 import argparse
@@ -37,11 +43,12 @@ from specrej.evaluation.prompts import load_prompts
 from specrej.hub.defaults import locate
 from specrej.hub.quiet import quiet_transformers
 from specrej.memory import format_bytes, parse_bytes
+from specrej.messages import as_messages
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward
 from specrej.search.pool import Pool
 from specrej.settings import Settings
-from specrej.types import Candidate, Prompt, Result, as_messages
+from specrej.types import Candidate, Prompt, Result
 
 
 class Took(NamedTuple):
@@ -82,7 +89,12 @@ def took(seconds: float, outcomes: Sequence[Result | SpecrejError]) -> tuple[Too
 
 
 def transformers_loop(
-    model: Any, engine: TorchEngine, reward: Reward, prompts: Sequence[Prompt], settings: Settings, n: int
+    model: Any,
+    engine: TorchEngine,
+    reward: Reward,
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    n: int,
 ) -> tuple[Took, list[list[float]]]:
     """Best-of-n over `generate`, and the rewards of all samples of each prompt."""
     torch.manual_seed(settings.seed)
@@ -102,7 +114,11 @@ def transformers_loop(
         )
         candidates = []
         for index, row in enumerate(out[:, ids.shape[1] :].tolist()):
-            end = row.index(model.config.eos_token_id) + 1 if model.config.eos_token_id in row else len(row)
+            end = (
+                row.index(model.config.eos_token_id) + 1
+                if model.config.eos_token_id in row
+                else len(row)
+            )
             candidates.append(Candidate(index, text=engine.decode(row[:end])))
             tokens += end
         session = reward.open(as_messages(prompt))
@@ -118,19 +134,27 @@ def best_of(k: int, rewards: Sequence[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("prompts", help="a JSONL file, or a named set such as alpaca_eval")
     parser.add_argument("--limit", type=int, default=16, help="prompts (default: 16)")
     parser.add_argument("--n", type=int, default=16, help="candidates a prompt (default: 16)")
-    parser.add_argument("--memory", default="128MiB", help="KV of one prompt, and of all together (default: 128MiB)")
+    parser.add_argument(
+        "--memory", default="128MiB", help="KV of one prompt, and of all together (default: 128MiB)"
+    )
     parser.add_argument("--decide", default="every:16", help="when to decide (default: every:16)")
     given = parser.parse_args()
-    settings = Settings(n=given.n, decide=given.decide, max_new_tokens=128, memory=given.memory, seed=1)
+    settings = Settings(
+        n=given.n, decide=given.decide, max_new_tokens=128, memory=given.memory, seed=1
+    )
     prompts = [task.turns[0] for task in load_prompts(given.prompts, given.limit).tasks]
     engine, reward = specrej.open_engine("smollm2"), as_reward("relevance")
     assert isinstance(engine, TorchEngine)
     with quiet_transformers():
-        model = transformers.AutoModelForCausalLM.from_pretrained(str(locate("smollm2")), dtype=torch.float32)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            str(locate("smollm2")), dtype=torch.float32
+        )
     run_one(engine, reward, "Hello", Settings(n=4, max_new_tokens=8))
     print(json.dumps(measure(engine, model, reward, prompts, settings)))
 
@@ -142,7 +166,9 @@ def measure(
     n = settings.num_candidates or 0
     pool = Pool(parse_bytes(settings.memory or 0))
     together, results = in_flight(engine, reward, prompts, settings, pool)
-    report("in flight", together, f", {pool.mean_share:.2f} of {format_bytes(pool.total_bytes)} in use")
+    report(
+        "in flight", together, f", {pool.mean_share:.2f} of {format_bytes(pool.total_bytes)} in use"
+    )
     alone, results_alone = one_at_a_time(engine, reward, prompts, settings)
     report("one at a time", alone)
     plain, samples = transformers_loop(model, engine, reward, prompts, settings, n)
@@ -176,7 +202,11 @@ def measure(
             "transformers_same_n": round(plain.seconds, 2),
             "transformers_at_equal_reward": round(even.seconds, 2),
         },
-        "tokens": {"in_flight": together.tokens, "one_at_a_time": alone.tokens, "transformers_same_n": plain.tokens},
+        "tokens": {
+            "in_flight": together.tokens,
+            "one_at_a_time": alone.tokens,
+            "transformers_same_n": plain.tokens,
+        },
         "num_prompts": len(prompts),
         "settings": settings.to_dict(),
         "threads": torch.get_num_threads(),
@@ -187,7 +217,8 @@ def measure(
 
 def report(name: str, way: Took, more: str = "") -> None:
     say(
-        f"{name}: {way.seconds:.1f} s, {len(way.rewards) / way.seconds:.3f} prompts/s, {way.tokens:,} tokens, "
+        f"{name}: {way.seconds:.1f} s, {len(way.rewards) / way.seconds:.3f} prompts/s, "
+        f"{way.tokens:,} tokens, "
         f"{way.tokens / way.seconds:.1f} tokens/s, mean reward {fmean(way.rewards):.3f}{more}"
     )
 

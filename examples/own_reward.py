@@ -19,7 +19,11 @@ def short_words(prompt: str, texts: list[str]) -> list[float]:
 
 if __name__ == "__main__":
     result = specrej.generate(
-        "Explain to a child why the sky is blue.", reward=short_words, n=16, max_new_tokens=96, seed=1
+        "Explain to a child why the sky is blue.",
+        reward=short_words,
+        n=16,
+        max_new_tokens=96,
+        seed=1,
     )
     print(result.text)
     print(f"share of short words: {result.reward}, the best of {len(result.candidates)} candidates")

@@ -1,9 +1,11 @@
-"""Make a small set of preference pairs for DPO: the best answer to each prompt against the worst that came to its end.
+"""Make a small set of preference pairs for DPO: the best answer to each prompt against the worst
+that came to its end.
 
     python examples/preference_pairs.py --output pairs.jsonl
 
-It is in TRL's format for preferences: `datasets.load_dataset("json", data_files="pairs.jsonl")` is what DPOTrainer
-takes. For many prompts use `specrej batch`, which can be stopped and gone on with, and `specrej pairs`.
+It is in TRL's format for preferences: `datasets.load_dataset("json", data_files="pairs.jsonl")` is
+what DPOTrainer takes. For many prompts use `specrej batch`, which can be stopped and gone on with,
+and `specrej pairs`.
 """
 
 import argparse
@@ -26,8 +28,12 @@ PROMPTS = [
 SETTINGS = specrej.Settings(n=16, decide="every:32", max_new_tokens=64, seed=1)
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("pairs.jsonl"), help="the pairs (default: pairs.jsonl)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("pairs.jsonl"), help="the pairs (default: pairs.jsonl)"
+    )
     output = parser.parse_args().output
     answers = output.with_suffix(".answers.jsonl")
     answers.unlink(missing_ok=True)
@@ -43,6 +49,9 @@ if __name__ == "__main__":
                 journal.append(failure_of(request, outcome))
                 continue
             journal.append(row_of(request, outcome, engine.detokenizer))
-            print(f"{request.prompt}  best reward {outcome.reward:.2f} of {len(outcome.candidates)} candidates")
+            print(
+                f"{request.prompt}  best reward {outcome.reward:.2f} of {len(outcome.candidates)} "
+                "candidates"
+            )
     counts = write_pairs(answers, output, min_margin=0.5)
     print(f"{counts.pairs} pairs in {output}; all answers kept in {answers}")

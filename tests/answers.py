@@ -1,4 +1,5 @@
-"""Results put together by hand: what a candidate's fate, reward and text are is said, not computed."""
+"""Results put together by hand: what a candidate's fate, reward and text are is said, not
+computed."""
 
 from collections.abc import Sequence
 
@@ -41,16 +42,27 @@ def result_of(*candidates: Candidate, best: int, decisions: Sequence[Decision] =
         candidates=candidates,
         decisions=tuple(decisions),
         usage=Usage(
-            prompt_tokens=7, generated_tokens=90, reward_tokens=40, decode_s=1.5, reward_s=0.5, peak_kv_bytes=640
+            prompt_tokens=7,
+            generated_tokens=90,
+            reward_tokens=40,
+            decode_s=1.5,
+            reward_s=0.5,
+            peak_kv_bytes=640,
         ),
         seed=3,
-        settings={**Settings(seed=3).to_dict(), "memory_bytes": 1024, "model": "bytes", "reward": "by_hash"},
+        settings={
+            **Settings(seed=3).to_dict(),
+            "memory_bytes": 1024,
+            "model": "bytes",
+            "reward": "by_hash",
+        },
         versions={"specrej": "0"},
     )
 
 
 def five() -> Result:
-    """Two that can win (4 is better), one cut off by a decision when it was complete, one unfinished, one filtered."""
+    """Two that can win (4 is better), one cut off by a decision when it was complete, one
+    unfinished, one filtered."""
     return result_of(
         answer(0, "good", 2.0, finish_reason="stop"),
         answer(1, "worst", -5.0, state="rejected", finish_reason="length"),

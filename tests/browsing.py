@@ -21,15 +21,23 @@ WINNER, SECOND = sorted(LEFT, key=lambda candidate: -candidate["reward"])[:2]
 
 
 @contextmanager
-def opened(browser: "Browser", url: str, *, faults: int = 0, before: str = "", **options: Any) -> Iterator["Page"]:
-    """The page; at its end it must have complained of no more than so many answers that were no success."""
-    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **options})
+def opened(
+    browser: "Browser", url: str, *, faults: int = 0, before: str = "", **options: Any
+) -> Iterator["Page"]:
+    """The page; at its end it must have complained of no more than so many answers that were no
+    success."""
+    context = browser.new_context(
+        **{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **options}
+    )
     page = context.new_page()
     page.set_default_timeout(60_000)
     trouble: list[str] = []
     page.on("console", lambda message: trouble.append(message.text))
     page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.on("request", lambda sent: None if sent.url.startswith((url, "blob:")) else trouble.append(sent.url))
+    page.on(
+        "request",
+        lambda sent: None if sent.url.startswith((url, "blob:")) else trouble.append(sent.url),
+    )
     page.add_init_script(before)
     page.goto(url)
     page.wait_for_selector("#model:not(:empty), #trouble:not(:empty)")
@@ -61,6 +69,7 @@ def kept(page: "Page", num: int) -> None:
 HEAR = """(selector) => {
   window.heard = [];
   const element = document.querySelector(selector);
-  new MutationObserver(() => window.heard.push(element.textContent)).observe(element, { childList: true });
+  const note = () => window.heard.push(element.textContent);
+  new MutationObserver(note).observe(element, { childList: true });
 }"""
 """Remembers every text that an element has from now on."""

@@ -1,13 +1,15 @@
-"""A real HTTP server that plays vLLM: /v1/models, /v1/completions, /metrics, by a model that is a hash.
+"""A real HTTP server that plays vLLM: /v1/models, /v1/completions, /metrics, by a model that is a
+hash.
 
     with playing() as server:
         server.gives_ids = False                            # from now on it gives text alone
         server.intercept = lambda request: (500, {}, b"")   # or None, where it answers as it would
         ...
-    server.requests, server.num_gone                        # what it was sent; clients that closed the connection
+    server.requests, server.num_gone                        # what it was sent; clients that closed
+    the connection
 
-The next token is a pure function of the tokens so far and of a number that the request's seed and the token's place in
-the request give. Its prefix cache holds whole pages, as vLLM's does.
+The next token is a pure function of the tokens so far and of a number that the request's seed and
+the token's place in the request give. Its prefix cache holds whole pages, as vLLM's does.
 """
 
 import json
@@ -53,7 +55,9 @@ class CompletionsServer(Server):
         self.key = ""
         self.takes_ids = self.gives_ids = self.gives_logprobs = self.gives_cached = True
         self.honours_seed = self.has_completions = self.has_metrics = True
-        self.models: list[dict[str, Any]] | None = [{"id": NAME, "owned_by": "vllm", "max_model_len": 400}]
+        self.models: list[dict[str, Any]] | None = [
+            {"id": NAME, "owned_by": "vllm", "max_model_len": 400}
+        ]
         self.usage = 0.0
         self.refuses: set[str] = set()
         self.intercept: Callable[[dict[str, Any]], Reply | None] = lambda request: None
@@ -70,7 +74,8 @@ class CompletionsServer(Server):
 
     @property
     def parts(self) -> list[dict[str, Any]]:
-        """The requests for a part of an answer: without the probe, and those that only have a prompt read."""
+        """The requests for a part of an answer: without the probe, and those that only have a
+        prompt read."""
         return [request for request in self.requests if request["max_tokens"] > 1]
 
     def refusal(self, request: dict[str, Any], key: str | None) -> Reply | None:
@@ -89,14 +94,27 @@ class CompletionsServer(Server):
     def complete(self, request: dict[str, Any]) -> Any:
         """A completion."""
         prompt = request["prompt"]
-        ids = prompt if isinstance(prompt, list) else TOKENIZER(prompt, add_special_tokens=False)["input_ids"]
+        ids = (
+            prompt
+            if isinstance(prompt, list)
+            else TOKENIZER(prompt, add_special_tokens=False)["input_ids"]
+        )
         with self.lock:
             self._entropy += 1
             seed = request.get("seed", self._entropy) if self.honours_seed else self._entropy
         is_greedy = request["temperature"] == 0
-        made = self._continue(ids, request["max_tokens"], None if is_greedy else seed, request.get("ignore_eos", False))
+        made = self._continue(
+            ids,
+            request["max_tokens"],
+            None if is_greedy else seed,
+            request.get("ignore_eos", False),
+        )
         is_over = bool(made) and made[-1] == EOS_ID and not request.get("ignore_eos")
-        choice = {"index": 0, "text": TOKENIZER.decode(made, skip_special_tokens=True), "stop_reason": None}
+        choice = {
+            "index": 0,
+            "text": TOKENIZER.decode(made, skip_special_tokens=True),
+            "stop_reason": None,
+        }
         choice["finish_reason"] = "stop" if is_over else "length"
         choice["logprobs"] = None
         if self.gives_logprobs and "logprobs" in request:
@@ -111,7 +129,9 @@ class CompletionsServer(Server):
             usage["prompt_tokens_details"] = {"cached_tokens": num_cached}
         return self.tamper({"object": "text_completion", "choices": [choice], "usage": usage})
 
-    def _continue(self, ids: list[int], num_tokens: int, seed: int | None, ignores_eos: bool) -> list[int]:
+    def _continue(
+        self, ids: list[int], num_tokens: int, seed: int | None, ignores_eos: bool
+    ) -> list[int]:
         """Without a seed it is greedy: what it makes depends on the tokens alone."""
         made: list[int] = []
         for place in range(num_tokens):
@@ -128,7 +148,8 @@ class CompletionsServer(Server):
         return made
 
     def _read(self, ids: list[int], num_prompt: int) -> int:
-        """Tokens of the prompt that were found in the cache, which holds all of these from now on."""
+        """Tokens of the prompt that were found in the cache, which holds all of these from now
+        on."""
         with self.lock:
             pages = range(PAGE, num_prompt, PAGE)  # one token is always read, for its logits
             found = max((page for page in pages if tuple(ids[:page]) in self._cached), default=0)
@@ -140,8 +161,13 @@ class CompletionsServer(Server):
         if path == "/v1/models" and self.models is not None:
             return 200, {}, json.dumps({"object": "list", "data": self.models}).encode()
         if path == "/metrics" and self.has_metrics:
-            cache = f'vllm:cache_config_info{{block_size="{PAGE}",engine="0",num_gpu_blocks="{BLOCKS}"}} 1.0\n'
-            return 200, {}, f'# HELP x\n{cache}vllm:kv_cache_usage_perc{{engine="0"}} {self.usage}\n'.encode()
+            given = f'block_size="{PAGE}",engine="0",num_gpu_blocks="{BLOCKS}"'
+            cache = f"vllm:cache_config_info{{{given}}} 1.0\n"
+            return (
+                200,
+                {},
+                f'# HELP x\n{cache}vllm:kv_cache_usage_perc{{engine="0"}} {self.usage}\n'.encode(),
+            )
         if path == "/version":
             return 200, {}, b'{"version": "0.0.1"}'
         return 404, {}, b"Not Found"
@@ -151,8 +177,12 @@ class CompletionsHandler(Handler):
     server: CompletionsServer
 
     def do_GET(self) -> None:  # noqa: N802  the name that http.server looks for
-        is_known = not self.server.key or self.headers["Authorization"] == f"Bearer {self.server.key}"
-        status, headers, body = self.server.page(self.path) if is_known else (401, {}, b"no such key")
+        is_known = (
+            not self.server.key or self.headers["Authorization"] == f"Bearer {self.server.key}"
+        )
+        status, headers, body = (
+            self.server.page(self.path) if is_known else (401, {}, b"no such key")
+        )
         self.send_response(status)
         for name, value in (headers | {"Content-Length": str(len(body))}).items():
             self.send_header(name, value)

@@ -74,7 +74,9 @@ class Scripted:
     kv_bytes: int = 100
     total_bytes: int = 30_000
 
-    def submit(self, prompt: Prompt, settings: Settings, *, deadline_s: float, is_watched: bool) -> ScriptedTicket:
+    def submit(
+        self, prompt: Prompt, settings: Settings, *, deadline_s: float, is_watched: bool
+    ) -> ScriptedTicket:
         self.asked.append((prompt, settings, deadline_s, is_watched))
         if self.error is not None:
             raise self.error
@@ -90,7 +92,9 @@ def live(service: Any, **options: Any) -> Iterator[str]:
     """The URL of a server over the service, which is stopped at the end."""
     app = make_app(service, **{"model": "bytes", "defaults": DEFAULTS, **options})
     listener = bound("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, http=Connection, ws="none", lifespan="off", log_config=None))
+    server = uvicorn.Server(
+        uvicorn.Config(app, http=Connection, ws="none", lifespan="off", log_config=None)
+    )
 
     async def run() -> None:
         await server.serve([listener])
@@ -110,7 +114,13 @@ def live(service: Any, **options: Any) -> Iterator[str]:
 
 def client(url: str, **options: Any) -> openai.OpenAI:
     """OpenAI's own client, closed when the server is."""
-    given = {"base_url": f"{url}/v1", "api_key": "none", "max_retries": 0, "timeout": WAIT_S, **options}
+    given = {
+        "base_url": f"{url}/v1",
+        "api_key": "none",
+        "max_retries": 0,
+        "timeout": WAIT_S,
+        **options,
+    }
     _CLIENTS.append(openai.OpenAI(**given))
     return _CLIENTS[-1]
 
@@ -127,7 +137,9 @@ def lines_of(caplog: Any) -> list[str]:
     """What the server has logged, as it would stand on stderr."""
     from specrej.server.logs import JsonLines
 
-    return [JsonLines(has_texts=False).format(record) for record in caplog.records if _is_ours(record)]
+    return [
+        JsonLines(has_texts=False).format(record) for record in caplog.records if _is_ours(record)
+    ]
 
 
 def _is_ours(record: logging.LogRecord) -> bool:

@@ -1,10 +1,12 @@
 """An engine and a reward without a model: exact, fast, and strict about how they are used.
 
-The engine's tokens are bytes; the next one is a pure function of prompt, tokens so far and the candidate's random
-number. Its memory behaves like the torch engine's: blocks grow by a granule within the budget, layer by layer, so that
-one layer is there twice for a moment; rows of candidates that ended are held until the next growth or drop.
-It asserts what engines may take for granted: nobody is opened twice, stepped after its end, or drawn twice at one
-position, and what is allocated never exceeds the budget or what `memory` announced.
+The engine's tokens are bytes; the next one is a pure function of prompt, tokens so far and the
+candidate's random number. Its memory behaves like the torch engine's: blocks grow by a granule
+within the budget, layer by layer, so that one layer is there twice for a moment; rows of candidates
+that ended are held until the next growth or drop.
+It asserts what engines may take for granted: nobody is opened twice, stepped after its end, or
+drawn twice at one position, and what is allocated never exceeds the budget or what `memory`
+announced.
 
     result = specrej.generate("Hello", model=FakeEngine(), reward=FakeReward(), n=8)
 """
@@ -25,10 +27,20 @@ from specrej.engines.base import Engine, Memory, Overhead, Token
 from specrej.engines.streams import uniforms
 from specrej.errors import DeviceMemoryError
 from specrej.flops import AttentionFlops, ModelFlops
+from specrej.messages import as_messages
 from specrej.rewards import as_reward
 from specrej.search.search import Search
 from specrej.settings import Settings
-from specrej.types import Candidate, FinishReason, Message, Piece, Prompt, Result, Reuse, SamplingParams, as_messages
+from specrej.types import (
+    Candidate,
+    FinishReason,
+    Message,
+    Piece,
+    Prompt,
+    Result,
+    Reuse,
+    SamplingParams,
+)
 
 BOS, EOS = 256, 257
 LETTERS = b"aabcde \xc3"  # the last one begins an "é", of two tokens
@@ -42,7 +54,8 @@ FLOPS = ModelFlops(linear=100, head=10, attention=(AttentionFlops(None, 1),), ch
 
 @dataclass
 class Group:
-    """One prompt with its candidates. A block has `rows` x `slots` places, of which the live candidates fill some."""
+    """One prompt with its candidates. A block has `rows` x `slots` places, of which the live
+    candidates fill some."""
 
     prompt_ids: list[int]
     sampling: SamplingParams
@@ -62,7 +75,8 @@ class Group:
         return len(self.prompt_ids) * TOKEN_BYTES + self.rows * self.slots * TOKEN_BYTES
 
     def planned_slots(self, limit: int | None = None) -> int:
-        """Slots of the block at the next step: a granule more, or as much of it as budget and limit hold."""
+        """Slots of the block at the next step: a granule more, or as much of it as budget and
+        limit hold."""
         needed = self.num_tokens  # the newest tokens are fed to the model, which writes their KV
         if needed <= self.slots:
             return self.slots
@@ -82,19 +96,33 @@ class Group:
         now = kv_bytes(num_prompt, self.rows * self.slots)
         if not self.live or self.num_tokens <= self.slots:
             return Claim(now, now, now, 0)
-        least, wanted = (kv_bytes(num_prompt, len(self.live) * n) for n in (self.num_tokens, self.planned_slots()))
+        least, wanted = (
+            kv_bytes(num_prompt, len(self.live) * n)
+            for n in (self.num_tokens, self.planned_slots())
+        )
         return Claim(now, max(now, least), max(now, wanted), 0)
 
     def reallocate(self, rows: int, slots: int) -> None:
         self.latest = max(self._moments(rows, slots))
         self.peak = max(self.peak, self.latest)
         self.rows, self.slots = rows, slots if rows else 0
-        assert self.peak <= self.budget_bytes, f"{self.peak} bytes exceed the budget of {self.budget_bytes}"
+        assert self.peak <= self.budget_bytes, (
+            f"{self.peak} bytes exceed the budget of {self.budget_bytes}"
+        )
 
     def _moments(self, rows: int, slots: int) -> list[int]:
-        """Bytes held at each moment of a reallocation: a new layer beside the old one, which goes then."""
-        held, new, old = self.in_use, rows * slots * LAYER_BYTES, self.rows * self.slots * LAYER_BYTES
-        return [held, *(held + layer * (new - old) + new for layer in range(LAYERS)), held + LAYERS * (new - old)]
+        """Bytes held at each moment of a reallocation: a new layer beside the old one, which
+        goes then."""
+        held, new, old = (
+            self.in_use,
+            rows * slots * LAYER_BYTES,
+            self.rows * self.slots * LAYER_BYTES,
+        )
+        return [
+            held,
+            *(held + layer * (new - old) + new for layer in range(LAYERS)),
+            held + LAYERS * (new - old),
+        ]
 
 
 class FakeEngine:
@@ -125,7 +153,8 @@ class FakeEngine:
         error: Exception | None = None,
         total_bytes: int | None = None,
     ) -> None:
-        """Candidates end with odds `eos` at each token; the steps `fail_at` (the first is 0) raise `error`.
+        """Candidates end with odds `eos` at each token; the steps `fail_at` (the first is 0) raise
+        `error`.
 
         All prompts together never hold more than `total_bytes`, where it is given.
         """
@@ -160,7 +189,9 @@ class FakeEngine:
     def kv_bytes(self, num_prompt_tokens: int, num_candidates: int, num_new_tokens: int) -> int:
         return kv_bytes(num_prompt_tokens, num_candidates * max(num_new_tokens - 1, 0))
 
-    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int, total_bytes: int | None = None) -> int:
+    def default_budget(
+        self, num_prompt_tokens: int, max_new_tokens: int, total_bytes: int | None = None
+    ) -> int:
         return self.kv_bytes(num_prompt_tokens, 8, max_new_tokens)
 
     def default_total(self, max_new_tokens: int) -> int:
@@ -180,7 +211,9 @@ class FakeEngine:
         self.groups[handle].reallocate(rows, slots)
         if self._total_bytes is not None:
             held = sum(group.in_use for other, group in self.groups.items() if other != handle)
-            assert held + self.groups[handle].latest <= self._total_bytes, "all prompts together hold too much"
+            assert held + self.groups[handle].latest <= self._total_bytes, (
+                "all prompts together hold too much"
+            )
 
     def add(self, prompt: int, indices: Sequence[int]) -> None:
         group = self.groups[prompt]
@@ -197,7 +230,10 @@ class FakeEngine:
             raise self._error
         given = dict.fromkeys(self.groups) if limits is None else limits
         tokens = [
-            token for handle, limit in given.items() if self.groups[handle].live for token in self._grow(handle, limit)
+            token
+            for handle, limit in given.items()
+            if self.groups[handle].live
+            for token in self._grow(handle, limit)
         ]
         assert tokens, "a step without live candidates"
         return tokens
@@ -219,7 +255,9 @@ class FakeEngine:
             assert len(token_ids) == group.num_tokens, "a position drawn twice, or left out"
             token_id = next_token(group.prompt_ids, token_ids, number, self._eos)
             token_ids.append(token_id)
-            reason: FinishReason | None = "length" if len(token_ids) == group.sampling.max_new_tokens else None
+            reason: FinishReason | None = (
+                "length" if len(token_ids) == group.sampling.max_new_tokens else None
+            )
             if token_id == EOS and not group.sampling.ignore_eos:
                 reason = "eos"
             if reason:
@@ -233,7 +271,10 @@ class FakeEngine:
         """Two numbers a candidate: how many tokens it has, and the last of them."""
         drawn = self.groups[prompt].drawn
         token_ids = self.groups[prompt].token_ids
-        return {index: np.array([len(token_ids[index]), token_ids[index][-1]], np.float32) for index in drawn}
+        return {
+            index: np.array([len(token_ids[index]), token_ids[index][-1]], np.float32)
+            for index in drawn
+        }
 
     def overhead(self, prompt: int) -> Overhead:
         return Overhead()
@@ -266,7 +307,9 @@ def kv_bytes(num_prompt_tokens: int, num_slots: int) -> int:
     return num_prompt_tokens * TOKEN_BYTES + num_slots * (TOKEN_BYTES + LAYER_BYTES)
 
 
-def next_token(prompt_ids: Sequence[int], token_ids: Sequence[int], number: float, eos: float) -> int:
+def next_token(
+    prompt_ids: Sequence[int], token_ids: Sequence[int], number: float, eos: float
+) -> int:
     """The token that follows, from the text so far and one number in [0, 1)."""
     if token_ids and token_ids[-1] == LETTERS[-1]:
         return 0xA9
@@ -311,7 +354,8 @@ def alike(text: str) -> float:
 
 
 class FakeReward:
-    """Implements `specrej.rewards.base.Reward`: `rate` of each text, one token a character. `sessions` are recorded."""
+    """Implements `specrej.rewards.base.Reward`: `rate` of each text, one token a character.
+    `sessions` are recorded."""
 
     flops_per_token: float | None = 7.0
 
@@ -332,7 +376,8 @@ class FakeReward:
 
 @dataclass
 class FakeSession:
-    """One prompt's scoring: what was scored, who was dropped, whether it was closed (which must happen once)."""
+    """One prompt's scoring: what was scored, who was dropped, whether it was closed (which must
+    happen once)."""
 
     rate: Callable[[str], float]
     num_tokens: int = 0
@@ -344,7 +389,9 @@ class FakeSession:
 
     def score(self, candidates: Sequence[Candidate]) -> list[float]:
         assert not self.is_closed
-        assert not {candidate.index for candidate in candidates} & set(self.dropped), "scored after it was dropped"
+        assert not {candidate.index for candidate in candidates} & set(self.dropped), (
+            "scored after it was dropped"
+        )
         self.scored.append([candidate.index for candidate in candidates])
         self.num_tokens += sum(len(candidate.text) for candidate in candidates)
         return [self.rate(candidate.text) for candidate in candidates]
@@ -360,7 +407,13 @@ class FakeSession:
 
 
 def watched(
-    prompt: Prompt, *, model: Engine, reward: Any, observe: Callable[[Search], None] = unobserved, **options: Any
+    prompt: Prompt,
+    *,
+    model: Engine,
+    reward: Any,
+    observe: Callable[[Search], None] = unobserved,
+    **options: Any,
 ) -> Result:
-    """`specrej.generate`, with the running search itself, not its events, shown after each step and decision."""
+    """`specrej.generate`, with the running search itself, not its events, shown after each step
+    and decision."""
     return run_one(model, as_reward(reward), prompt, Settings(**options), watch=observe)

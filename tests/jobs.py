@@ -14,7 +14,7 @@ from typing import Any
 
 from fakes import FakeEngine, FakeReward
 from specrej.batch.description import describe_job
-from specrej.batch.job import Ended, local_rows, read_all, run_batch
+from specrej.batch.job import FinishedRequest, local_rows, read_all, run_batch
 from specrej.batch.output import open_output
 from specrej.batch.rows import row_id
 from specrej.engines.base import Token
@@ -46,12 +46,19 @@ def plain(number: int) -> dict[str, Any]:
 def openai(number: int, **body: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": f"Question {number}?"}]
     given = {"model": "bytes", "messages": messages, **body}
-    return {"custom_id": f"o{number}", "method": "POST", "url": "/v1/chat/completions", "body": given}
+    return {
+        "custom_id": f"o{number}",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": given,
+    }
 
 
 def write_requests(path: Path, rows: Iterable[Any]) -> Path:
     """A row that is a text is written as it is."""
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return path
 
 
@@ -65,23 +72,28 @@ def run_job(
     engine: FakeEngine | None = None,
     reward: Reward | None = None,
     in_flight: int = 4,
-) -> list[Ended]:
+) -> list[FinishedRequest]:
     """Run a job to its end; what was run now."""
     engine = engine or FakeEngine()
     requests = read_all(str(source), settings, num_kept, "bytes")
     job = describe_job(requests, settings, num_kept, model="bytes", reward="fake")
     rows_of = local_rows(engine, reward or FakeReward(), Pool(TOTAL_BYTES), in_flight)
     try:
-        with open_output(output, job, resume=resume) as there, closing(run_batch(requests, rows_of, there)) as ended:
+        with (
+            open_output(output, job, resume=resume) as there,
+            closing(run_batch(requests, rows_of, there)) as ended,
+        ):
             return list(ended)
     finally:
         assert not engine.groups
 
 
 def without_seconds(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Rows as lines, in the order of their ids, without what was measured: seconds, and how far KV blocks grew.
+    """Rows as lines, in the order of their ids, without what was measured: seconds, and how far KV
+    blocks grew.
 
-    A block grows as far as the memory lets it that prompts in flight share, so its peak depends on who ran beside it.
+    A block grows as far as the memory lets it that prompts in flight share, so its peak depends on
+    who ran beside it.
     """
     return [json.dumps(_unmeasured(row), ensure_ascii=False) for row in sorted(rows, key=row_id)]
 
@@ -92,10 +104,17 @@ def rows_in(output: Path) -> list[str]:
 
 def _unmeasured(value: Any) -> Any:
     if isinstance(value, dict):
-        measured = {"seconds", "peak_kv_bytes", "shared_prompt_tokens", *(key for key in value if key.endswith("_s"))}
+        measured = {
+            "seconds",
+            "peak_kv_bytes",
+            "shared_prompt_tokens",
+            *(key for key in value if key.endswith("_s")),
+        }
         return {key: _unmeasured(own) for key, own in value.items() if key not in measured}
     return [_unmeasured(own) for own in value] if isinstance(value, list) else value
 
 
 if __name__ == "__main__":
-    run_job(Path(sys.argv[1]), Path(sys.argv[2]), resume=True, engine=SlowEngine(float(sys.argv[3])))
+    run_job(
+        Path(sys.argv[1]), Path(sys.argv[2]), resume=True, engine=SlowEngine(float(sys.argv[3]))
+    )

@@ -21,21 +21,31 @@ from specrej.engines.torch import engine as engine_module
 TORCH = Path(torch.__file__).parent
 ROOMS = {Path(engine_module.__file__).parent, Path(layout.__file__).parent}
 """Of the engine, and of the KV that it holds."""
-RESERVING = ("aten.empty", "aten.new_empty", "aten.zeros", "aten.new_zeros", "aten.full", "aten.new_full")
-"""Operators that reserve memory without computing: called by the engine itself, they make blocks for KV."""
+RESERVING = (
+    "aten.empty",
+    "aten.new_empty",
+    "aten.zeros",
+    "aten.new_zeros",
+    "aten.full",
+    "aten.new_full",
+)
+"""Operators that reserve memory without computing: called by the engine itself, they make blocks
+for KV."""
 
 
 _weak_reference: Any = StorageWeakRef
 
 
 class Meter(TorchDispatchMode):
-    """Follows storages from the operator that made them until they are freed, whoever holds them."""
+    """Follows storages from the operator that made them until they are freed, whoever holds
+    them."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._held: dict[int, tuple[Any, int, bool]] = {}
         self.peak_bytes = 0
-        """Most bytes at any moment in storages that were reserved for blocks, or copied from such."""
+        """Most bytes at any moment in storages that were reserved for blocks, or copied from
+        such."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -45,11 +55,13 @@ class Meter(TorchDispatchMode):
         for storage in storages(out):
             if storage._cdata not in given_storages:
                 name = str(func)
-                is_copy = name.startswith(("aten.clone", "aten.index.", "aten.index_select")) and any(
-                    key in self._held and self._held[key][2] for key in given_storages
-                )
+                is_copy = name.startswith(
+                    ("aten.clone", "aten.index.", "aten.index_select")
+                ) and any(key in self._held and self._held[key][2] for key in given_storages)
                 is_small = storage.nbytes() < 64  # less than one token of one layer
-                is_block = is_copy or (not is_small and name.startswith(RESERVING) and _is_called_by_the_engine())
+                is_block = is_copy or (
+                    not is_small and name.startswith(RESERVING) and _is_called_by_the_engine()
+                )
                 self._held[storage._cdata] = (_weak_reference(storage), storage.nbytes(), is_block)
                 if is_block:
                     self.peak_bytes = max(self.peak_bytes, self.block_bytes())
@@ -80,8 +92,11 @@ def _is_called_by_the_engine() -> bool:
 
 
 def storages(tree: Any) -> list[Any]:
-    """Of tensors as they stand in arguments and results, in lists at most: quicker than a walk of any tree."""
+    """Of tensors as they stand in arguments and results, in lists at most: quicker than a walk
+    of any tree."""
     if isinstance(tree, Tensor):
         return [tree.untyped_storage()] if tree.layout == torch.strided else []
-    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, tuple | list) else ()
+    items = (
+        tree.values() if isinstance(tree, dict) else tree if isinstance(tree, tuple | list) else ()
+    )
     return [storage for item in items for storage in storages(item)]

@@ -1,8 +1,12 @@
-"""A backend without a model for `specrej.engines.paged`: requests, pages, a prefix cache, and a limit on each step.
+"""A backend without a model for `specrej.engines.paged`: requests, pages, a prefix cache, and a
+limit on each step.
 
-Its tokens are those of `fakes`: a pure function of prompt, tokens so far, and a random number of the request's seed.
-Pages are counted one by one: full ones are shared by whoever has the same tokens up to their end, as in vLLM. It
-asserts what a backend may take for granted: no key twice, nothing aborted twice, never more pages than there are.
+Its tokens are those of `fakes`: a pure function of prompt, tokens so far, and a random number of
+the request's seed.
+Pages are counted one by one: full ones are shared by whoever has the same tokens up to their end,
+as in vLLM. It
+asserts what a backend may take for granted: no key twice, nothing aborted twice, never more pages
+than there are.
 
     engine = paged_engine(FakeBackend(num_pages=100))
 """
@@ -14,7 +18,8 @@ from typing import Any
 from fakes import BOS, EOS, FLOPS, ByteReader, next_token, text_of
 from specrej.engines.paged import Drawn, PagedEngine
 from specrej.engines.streams import uniforms
-from specrej.types import Prompt, SamplingParams, as_messages
+from specrej.messages import as_messages
+from specrej.types import Prompt, SamplingParams
 
 PAGE = 4
 
@@ -57,7 +62,8 @@ class FakeBackend:
         is_on_cpu: bool = True,
         fail_at: int | None = None,
     ) -> None:
-        """A step feeds at most `step_tokens` tokens, oldest request first; step number `fail_at` raises."""
+        """A step feeds at most `step_tokens` tokens, oldest request first; step number `fail_at`
+        raises."""
         self.num_pages, self.most_requests, self.is_on_cpu = num_pages, most_requests, is_on_cpu
         self.requests: dict[int, Request] = {}
         self.submitted: list[tuple[list[int], int]] = []
@@ -73,7 +79,9 @@ class FakeBackend:
     def versions(self) -> Mapping[str, str]:
         return {"fake": "1"}
 
-    def submit(self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> None:
+    def submit(
+        self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int
+    ) -> None:
         assert key not in self.requests, "submitted twice"
         self.requests[key] = Request(list(prompt_ids), sampling, seed)
         self.submitted.append((list(prompt_ids), seed))
@@ -113,7 +121,13 @@ class FakeBackend:
         num_cached = (request.num_cached or 0) if not request.token_ids else 0
         request.token_ids.append(token_id)
         is_full = len(request.token_ids) == request.sampling.max_new_tokens
-        ended = "eos" if token_id == EOS and not request.sampling.ignore_eos else "length" if is_full else None
+        ended = (
+            "eos"
+            if token_id == EOS and not request.sampling.ignore_eos
+            else "length"
+            if is_full
+            else None
+        )
         return Drawn(key, token_id, -1.0 - token_id % 3, ended, num_cached)  # type: ignore[arg-type]
 
     def _count(self) -> None:
@@ -160,4 +174,6 @@ class Bytes:
 def paged_engine(backend: FakeBackend, **options: Any) -> PagedEngine:
     """An engine over it, with ten bytes a token."""
     codec: Any = Bytes()
-    return PagedEngine(backend, codec, **{"bytes_per_token": 10, "flops": FLOPS, "context_tokens": 400, **options})
+    return PagedEngine(
+        backend, codec, **{"bytes_per_token": 10, "flops": FLOPS, "context_tokens": 400, **options}
+    )

@@ -1,7 +1,8 @@
 """A server that plays a script: what the page has to bear, without a model.
 
 with serving(Script(make_race())) as url:
-    ...                                     # GET / is the page; POST /v1/chat/completions plays the script
+    ...                                     # GET / is the page; POST /v1/chat/completions plays the
+    script
 
 A script is refused by a status, breaks off, waits, or sends an error, as it says.
 """
@@ -22,7 +23,12 @@ import specrej.server
 from specrej.settings import Settings
 
 PAGE = Path(specrej.server.__file__).parent / "page"
-KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+KINDS = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
 TOKEN_BYTES = 1024
 PLAIN_TEXT = "What the model says without selection."
 HOSTILE = '<img src=x onerror="document.title=1"><script>alert(1)</script> **bold**'
@@ -58,7 +64,13 @@ class Script:
 
 
 def progress(**payload: Any) -> dict[str, Any]:
-    return {"object": "specrej.progress", "id": "chatcmpl-1", "created": 0, "model": "scripted", "progress": payload}
+    return {
+        "object": "specrej.progress",
+        "id": "chatcmpl-1",
+        "created": 0,
+        "model": "scripted",
+        "progress": payload,
+    }
 
 
 def chunk(delta: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -94,13 +106,24 @@ class Runner:
     def scored(self) -> dict[str, Any]:
         """As in a decision."""
         reward = round(self.reward, 3)
-        return {"index": self.index, "num_tokens": self.length, "reward": reward, "state": self.state}
+        return {
+            "index": self.index,
+            "num_tokens": self.length,
+            "reward": reward,
+            "state": self.state,
+        }
 
 
-def make_race(n: int = 24, *, max_tokens: int = 120, every: int = 12, seed: int = 0) -> list[dict[str, Any]]:
-    """The chunks of a race in which every decision rejects half of those that are left, down to three."""
+def make_race(
+    n: int = 24, *, max_tokens: int = 120, every: int = 12, seed: int = 0
+) -> list[dict[str, Any]]:
+    """The chunks of a race in which every decision rejects half of those that are left, down to
+    three."""
     draw = random.Random(seed)
-    runners = [Runner(index, draw.randint(max_tokens // 2, max_tokens), draw.gauss(0, 1)) for index in range(n)]
+    runners = [
+        Runner(index, draw.randint(max_tokens // 2, max_tokens), draw.gauss(0, 1))
+        for index in range(n)
+    ]
     memory = n * every * TOKEN_BYTES
     chunks = [
         chunk({"role": "assistant", "content": ""}),
@@ -118,9 +141,17 @@ def make_race(n: int = 24, *, max_tokens: int = 120, every: int = 12, seed: int 
         if length % every == 0 or all(runner.state != "live" for runner in live):
             chunks.append(_decision(runners, draw, number, length))
             number += 1
-    best = max((runner for runner in runners if runner.state == "complete"), key=lambda runner: runner.reward)
+    best = max(
+        (runner for runner in runners if runner.state == "complete"),
+        key=lambda runner: runner.reward,
+    )
     candidates = [runner.to_dict() for runner in runners]
-    own = {"rewards": [best.reward], "generated_tokens": num_generated, "candidates": candidates, "is_late": False}
+    own = {
+        "rewards": [best.reward],
+        "generated_tokens": num_generated,
+        "candidates": candidates,
+        "is_late": False,
+    }
     return [*chunks, chunk({"content": best.text}), chunk({}, specrej=own)]
 
 
@@ -136,8 +167,14 @@ def _step(live: list[Runner], num_generated: int) -> dict[str, Any]:
     )
 
 
-def _decision(runners: list[Runner], draw: random.Random, number: int, length: int) -> dict[str, Any]:
-    scored = [one for one in runners if one.state == "live" or (one.state == "complete" and not one.is_scored)]
+def _decision(
+    runners: list[Runner], draw: random.Random, number: int, length: int
+) -> dict[str, Any]:
+    scored = [
+        one
+        for one in runners
+        if one.state == "live" or (one.state == "complete" and not one.is_scored)
+    ]
     for one in scored:
         one.reward += draw.gauss(0.25, 0.5)
         one.is_scored = one.state == "complete"
@@ -183,10 +220,16 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = PAGE / (self.path.strip("/") or "index.html")
         if self.path == "/v1/models":
-            own = {"reward": "scripted reward", "defaults": Settings(seed=3, max_new_tokens=120).to_dict()}
+            own = {
+                "reward": "scripted reward",
+                "defaults": Settings(seed=3, max_new_tokens=120).to_dict(),
+            }
             self._answer_if_known({"data": [{"id": "scripted", "specrej": own}]})
         elif path.is_file():
-            kind = {"Content-Type": KINDS[path.suffix], "Content-Security-Policy": "default-src 'self'"}
+            kind = {
+                "Content-Type": KINDS[path.suffix],
+                "Content-Security-Policy": "default-src 'self'",
+            }
             self._send(200, path.read_bytes(), kind)
         else:
             self._send(404, b"", {})
@@ -201,7 +244,11 @@ class _Handler(BaseHTTPRequestHandler):
         elif not body.get("stream"):
             message = {"role": "assistant", "content": PLAIN_TEXT}
             self._answer_if_known(
-                {"choices": [{"message": message}], "specrej": {"rewards": [0.25]}, "usage": {"completion_tokens": 70}}
+                {
+                    "choices": [{"message": message}],
+                    "specrej": {"rewards": [0.25]},
+                    "usage": {"completion_tokens": 70},
+                }
             )
         elif self._is_known():
             self._stream()
@@ -214,12 +261,16 @@ class _Handler(BaseHTTPRequestHandler):
             for chunk in self.script.chunks:
                 time.sleep(self.script.pause_s)
                 self.wfile.write(f": a comment\n\ndata: {json.dumps(chunk)}\n\n".encode())
-            self.wfile.write(self.script.rest + (b"data: [DONE]\n\n" if self.script.is_whole else b""))
+            self.wfile.write(
+                self.script.rest + (b"data: [DONE]\n\n" if self.script.is_whole else b"")
+            )
         except OSError:
             self.script.num_gone += 1
 
     def _is_known(self) -> bool:
-        is_known = self.script.key is None or self.headers["Authorization"] == f"Bearer {self.script.key}"
+        is_known = (
+            self.script.key is None or self.headers["Authorization"] == f"Bearer {self.script.key}"
+        )
         if not is_known:
             self._refuse(401, "a key is needed")
         return is_known
@@ -230,7 +281,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refuse(self, status: int, message: str) -> None:
         wait = {"Retry-After": self.script.retry_after} if self.script.retry_after else {}
-        body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
+        body = {
+            "error": {
+                "message": message,
+                "type": "invalid_request_error",
+                "param": None,
+                "code": None,
+            }
+        }
         self._send(status, json.dumps(body).encode(), {"Content-Type": "application/json", **wait})
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:

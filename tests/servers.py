@@ -21,7 +21,8 @@ Answer = Callable[[dict[str, Any]], Any]
 
 
 class Server(ThreadingHTTPServer):
-    """Answers a POST by `answer(request)`: what `write` makes a body of, or (status, headers, body).
+    """Answers a POST by `answer(request)`: what `write` makes a body of, or (status, headers,
+    body).
 
     Attributes:
         requests, keys, paths: of what came so far.
@@ -54,7 +55,8 @@ class Server(ThreadingHTTPServer):
                 self.connected -= 1
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that has gone, or an answer that is meant to break the connection: nothing to print."""
+        """A client that has gone, or an answer that is meant to break the connection: nothing to
+        print."""
 
     @property
     def url(self) -> str:
@@ -95,7 +97,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(write: Callable[[Any], bytes] = lambda answer: json.dumps(answer).encode()) -> Iterator[Server]:
+def serving(
+    write: Callable[[Any], bytes] = lambda answer: json.dumps(answer).encode(),
+) -> Iterator[Server]:
     with Server(write) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -105,7 +109,8 @@ def serving(write: Callable[[Any], bytes] = lambda answer: json.dumps(answer).en
 
 
 def record_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Nobody waits between tries from now on; the list holds the seconds that it would have been."""
+    """Nobody waits between tries from now on; the list holds the seconds that it would have
+    been."""
     waits: list[float] = []
 
     async def pause(remote: Remote, seconds: float) -> None:
@@ -118,4 +123,6 @@ def record_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def completion(text: object, usage: object = None) -> bytes:
     """A chat completion as the endpoints write it."""
     usage = usage or {"prompt_tokens": 100, "completion_tokens": 3}
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}], "usage": usage}).encode()
+    return json.dumps(
+        {"choices": [{"message": {"role": "assistant", "content": text}}], "usage": usage}
+    ).encode()

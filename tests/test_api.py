@@ -10,7 +10,14 @@ import pytest
 
 import specrej
 from fakes import FakeEngine, FakeReward, by_hash, watched
-from specrej.errors import BudgetError, PromptError, RewardError, SpecrejError, UnknownNameError, UsageError
+from specrej.errors import (
+    BudgetError,
+    PromptError,
+    RewardError,
+    SpecrejError,
+    UnknownNameError,
+    UsageError,
+)
 from specrej.search.search import Search
 from specrej.types import Result
 
@@ -80,7 +87,8 @@ def test_importing_specrej_loads_no_torch() -> None:
 def test_running_on_an_engine_and_a_reward_of_ones_own_loads_no_torch() -> None:
     code = (
         "import specrej, sys; from fakes import FakeEngine; "
-        "specrej.generate('Why?', model=FakeEngine(), reward=lambda prompt, texts: [len(t) for t in texts], n=2); "
+        "specrej.generate('Why?', model=FakeEngine(), reward=lambda prompt, texts: [len(t) for t "
+        "in texts], n=2); "
         "print('torch' in sys.modules)"
     )
     assert output_of(code) == "False"
@@ -129,7 +137,9 @@ def test_speculative_rejection_in_automatic_numbers_is_the_default() -> None:
         ("Why?", {"max_new_tokens": 5000}, UsageError),
     ],
 )
-def test_what_cannot_be_honoured_is_an_error(prompt: Any, options: dict[str, Any], error: type[Exception]) -> None:
+def test_what_cannot_be_honoured_is_an_error(
+    prompt: Any, options: dict[str, Any], error: type[Exception]
+) -> None:
     engine = FakeEngine()
     with pytest.raises(error):
         specrej.generate(prompt, model=engine, reward=FakeReward(), **{**OPTIONS, **options})
@@ -157,26 +167,45 @@ def test_generate_batch_yields_every_outcome_with_its_number_failures_in_place()
 
     prompts: list[Any] = ["Why?", "", "bad", "short", None, "x" * 900, "How?"]
     engine = FakeEngine()
-    outcomes = dict(specrej.generate_batch(prompts, model=engine, reward=picky, in_flight=2, **OPTIONS))
+    outcomes = dict(
+        specrej.generate_batch(prompts, model=engine, reward=picky, in_flight=2, **OPTIONS)
+    )
     kinds = [type(outcomes[number]) for number in range(len(prompts))]
-    assert kinds == [Result, PromptError, RewardError, RewardError, PromptError, PromptError, Result]
+    assert kinds == [
+        Result,
+        PromptError,
+        RewardError,
+        RewardError,
+        PromptError,
+        PromptError,
+        Result,
+    ]
     assert all("candidate" in str(outcomes[number]) for number in (2, 3))
     assert not engine.groups
 
 
 def test_generate_batch_gives_each_prompt_what_generate_gives_it() -> None:
     prompts = ["Why?", "How?", "Who?"]
-    outcomes = dict(specrej.generate_batch(iter(prompts), model=FakeEngine(), reward=FakeReward(), **OPTIONS))
+    outcomes = dict(
+        specrej.generate_batch(iter(prompts), model=FakeEngine(), reward=FakeReward(), **OPTIONS)
+    )
     for number, prompt in enumerate(prompts):
-        outcome, alone = outcomes[number], specrej.generate(prompt, model=FakeEngine(), reward=FakeReward(), **OPTIONS)
+        outcome, alone = (
+            outcomes[number],
+            specrej.generate(prompt, model=FakeEngine(), reward=FakeReward(), **OPTIONS),
+        )
         assert not isinstance(outcome, SpecrejError)
         assert (outcome.candidates, outcome.decisions) == (alone.candidates, alone.decisions)
 
 
 @pytest.mark.parametrize("wrong", [{"in_flight": 0}, {"alpha": 1.0}, {"reward": "relevence"}])
-def test_generate_batch_refuses_what_it_cannot_honour_before_it_is_asked_for_an_outcome(wrong: dict[str, Any]) -> None:
+def test_generate_batch_refuses_what_it_cannot_honour_before_it_is_asked_for_an_outcome(
+    wrong: dict[str, Any],
+) -> None:
     with pytest.raises(UsageError):
-        specrej.generate_batch([], **{"model": FakeEngine(), "reward": FakeReward(), **OPTIONS, **wrong})
+        specrej.generate_batch(
+            [], **{"model": FakeEngine(), "reward": FakeReward(), **OPTIONS, **wrong}
+        )
 
 
 def test_generate_batch_of_nothing_is_nothing() -> None:
@@ -220,7 +249,11 @@ def test_an_interrupted_run_carries_what_there_was_by_then(moment: int) -> None:
     assert isinstance(caught.value.__cause__, KeyboardInterrupt)
     assert result.best.state == "live"
     assert result.text != ""
-    assert result.usage.generated_tokens == sum(len(candidate.token_ids) for candidate in result.candidates) > 0
+    assert (
+        result.usage.generated_tokens
+        == sum(len(candidate.token_ids) for candidate in result.candidates)
+        > 0
+    )
     assert result.usage.other_s >= 0
     assert not engine.groups
     assert reward.sessions[0].is_closed
@@ -231,10 +264,12 @@ def test_an_interrupted_run_is_a_keyboard_interrupt_to_those_who_do_not_ask() ->
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        specrej.generate("Why?", model=FakeEngine(), reward=FakeReward(), observe=observe, **OPTIONS)
+        specrej.generate(
+            "Why?", model=FakeEngine(), reward=FakeReward(), observe=observe, **OPTIONS
+        )
 
 
-def test_a_run_interrupted_while_it_is_scored_carries_a_result_whose_seconds_are_none_below_zero() -> None:
+def test_a_run_interrupted_while_it_is_scored_has_no_seconds_below_zero() -> None:
     def interrupt(text: str) -> float:
         raise KeyboardInterrupt
 
@@ -248,7 +283,9 @@ def test_a_run_interrupted_while_it_is_scored_carries_a_result_whose_seconds_are
     assert result.usage.reward_s > 0
 
 
-def test_a_run_interrupted_before_its_first_candidate_carries_nothing_and_frees_the_engine() -> None:
+def test_a_run_interrupted_before_its_first_candidate_carries_nothing_and_frees_the_engine() -> (
+    None
+):
     class Slow(FakeReward):
         def open(self, messages: object) -> Any:
             raise KeyboardInterrupt
@@ -262,14 +299,21 @@ def test_a_run_interrupted_before_its_first_candidate_carries_nothing_and_frees_
 
 def test_a_run_may_begin_on_an_engine_that_another_run_is_using() -> None:
     engine, reward = FakeEngine(), FakeReward(by_hash)
-    alone = [specrej.generate(prompt, model=engine, reward=reward, **OPTIONS) for prompt in ("Why?", "How?", "Who?")]
-    outer = specrej.generate_batch(["Why?", "How?"], model=engine, reward=reward, in_flight=2, **OPTIONS)
+    alone = [
+        specrej.generate(prompt, model=engine, reward=reward, **OPTIONS)
+        for prompt in ("Why?", "How?", "Who?")
+    ]
+    outer = specrej.generate_batch(
+        ["Why?", "How?"], model=engine, reward=reward, in_flight=2, **OPTIONS
+    )
     number, first = next(outer)
     inner = specrej.generate("Who?", model=engine, reward=reward, **OPTIONS)
     outcomes = {number: first, **dict(outer)}
     for expected, outcome in zip(alone, (outcomes[0], outcomes[1], inner), strict=True):
         assert isinstance(outcome, Result)
-        assert [c.token_ids for c in outcome.candidates] == [c.token_ids for c in expected.candidates]
+        assert [c.token_ids for c in outcome.candidates] == [
+            c.token_ids for c in expected.candidates
+        ]
 
 
 def test_compare_takes_no_algorithm_and_gives_all_three_the_same_memory() -> None:

@@ -1,4 +1,5 @@
-"""What docstrings show and name exists: imports and calls of examples, parameters, exceptions, dotted names.
+"""What docstrings show and name exists: imports and calls of examples, parameters, exceptions,
+dotted names.
 
 All by `ast`, so that engines whose libraries are not installed are read as well.
 """
@@ -25,26 +26,39 @@ class Module:
         self.definitions: dict[str, Definition] = {}
         self.imports: dict[str, str] = {}
         self.others: set[str] = set()
-        for node in ast.walk(self.tree):  # names for types, and those imported in a function, as well
+        for node in ast.walk(
+            self.tree
+        ):  # names for types, and those imported in a function, as well
             if isinstance(node, ast.ImportFrom):
-                self.imports |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+                self.imports |= {
+                    alias.asname or alias.name: f"{node.module}.{alias.name}"
+                    for alias in node.names
+                }
             elif isinstance(node, ast.Import):
-                self.imports |= {(alias.asname or alias.name).split(".")[0]: alias.name for alias in node.names}
+                self.imports |= {
+                    (alias.asname or alias.name).split(".")[0]: alias.name for alias in node.names
+                }
         for node in self.tree.body:
             if isinstance(node, Definition):
                 self.definitions[node.name] = node
             elif isinstance(node, ast.Assign | ast.AnnAssign):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 self.others |= {
-                    name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)
+                    name.id
+                    for target in targets
+                    for name in ast.walk(target)
+                    if isinstance(name, ast.Name)
                 }
 
     def find(self, name: str) -> Definition | str | None:
-        """A definition, "known" for what is no function or class of specrej, and None for what is not there."""
+        """A definition, "known" for what is no function or class of specrej, and None for what
+        is not there."""
         if name in self.definitions:
             return self.definitions[name]
         if name in self.imports:
-            return resolve(self.imports[name]) if self.imports[name].startswith("specrej") else "known"
+            return (
+                resolve(self.imports[name]) if self.imports[name].startswith("specrej") else "known"
+            )
         return "known" if name in self.others else None
 
 
@@ -58,7 +72,9 @@ def resolve(dotted: str) -> Definition | str | None:
     parts = dotted.split(".")
     for end in range(len(parts), 0, -1):
         if (name := ".".join(parts[:end])) in MODULES:
-            found: Definition | str | None = "known" if end == len(parts) else module(name).find(parts[end])
+            found: Definition | str | None = (
+                "known" if end == len(parts) else module(name).find(parts[end])
+            )
             for member in parts[end + 1 :]:
                 found = members(found).get(member) if isinstance(found, ast.ClassDef) else found
             return found
@@ -72,14 +88,23 @@ def members(owner: ast.ClassDef) -> dict[str, Definition | str]:
         for one in CLASSES.get(ast.unparse(base).split("[")[0], []):
             found |= members(one)
     for node in ast.walk(owner):
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self" and isinstance(node.ctx, ast.Store):
+        if (
+            isinstance(node, ast.Attribute)
+            and ast.unparse(node.value) == "self"
+            and isinstance(node.ctx, ast.Store)
+        ):
             found[node.attr] = "known"
     for node in owner.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             found[node.name] = node
         elif isinstance(node, ast.AnnAssign | ast.Assign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found |= {name.id: "known" for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+            found |= {
+                name.id: "known"
+                for target in targets
+                for name in ast.walk(target)
+                if isinstance(name, ast.Name)
+            }
     return found
 
 
@@ -91,14 +116,19 @@ for _name in MODULES:
 
 
 def parameters(definition: Definition) -> tuple[list[str], set[str], bool, bool]:
-    """Positional names, all names, and whether any number of positional ones and of keywords is taken."""
+    """Positional names, all names, and whether any number of positional ones and of keywords is
+    taken."""
     if isinstance(definition, ast.ClassDef):
         made = members(definition).get("__init__")
         if not isinstance(made, ast.FunctionDef):
             fields = [
                 node.target.id
                 for one in (
-                    *(base for name in definition.bases for base in CLASSES.get(ast.unparse(name), [])),
+                    *(
+                        base
+                        for name in definition.bases
+                        for base in CLASSES.get(ast.unparse(name), [])
+                    ),
                     definition,
                 )
                 for node in one.body
@@ -107,11 +137,22 @@ def parameters(definition: Definition) -> tuple[list[str], set[str], bool, bool]
             return fields, set(fields), False, False
         definition = made
     given = definition.args
-    positional = [one.arg for one in (*given.posonlyargs, *given.args) if one.arg not in ("self", "cls")]
+    positional = [
+        one.arg for one in (*given.posonlyargs, *given.args) if one.arg not in ("self", "cls")
+    ]
     every = {*positional, *(one.arg for one in given.kwonlyargs)}
     unpacked = re.search(r"Unpack\[(\w+)\]", ast.unparse(given))
-    options = {name for one in CLASSES.get(unpacked[1], []) for name in members(one)} if unpacked else set()
-    return positional, every | options, given.vararg is not None, given.kwarg is not None and not options
+    options = (
+        {name for one in CLASSES.get(unpacked[1], []) for name in members(one)}
+        if unpacked
+        else set()
+    )
+    return (
+        positional,
+        every | options,
+        given.vararg is not None,
+        given.kwarg is not None and not options,
+    )
 
 
 def docstrings() -> Iterator[tuple[Module, ast.AST, str, str]]:
@@ -125,7 +166,8 @@ def docstrings() -> Iterator[tuple[Module, ast.AST, str, str]]:
 
 
 def examples(text: str) -> Iterator[str]:
-    """Indented blocks of a docstring, outside of sections such as Args, and paragraphs that are code.
+    """Indented blocks of a docstring, outside of sections such as Args, and paragraphs that are
+    code.
 
     Where all that follows the first line is an example, the formatter takes its indentation away.
     """
@@ -147,13 +189,25 @@ def section(text: str, name: str) -> list[str]:
 
 def assigned(block: ast.Module) -> set[str]:
     """Names that an example gives itself."""
-    own = {node.id for node in ast.walk(block) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    own = {
+        node.id
+        for node in ast.walk(block)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
     own |= {node.name for node in ast.walk(block) if isinstance(node, Definition)}
-    return own | {one.arg for node in ast.walk(block) if isinstance(node, ast.Lambda) for one in node.args.args}
+    return own | {
+        one.arg
+        for node in ast.walk(block)
+        if isinstance(node, ast.Lambda)
+        for one in node.args.args
+    }
 
 
-def called(read: Module, node: ast.AST, block: ast.Module, call: ast.Call) -> list[Definition | str]:
-    """What a call in an example may mean: a name of the module or of the package, or a method that has this name."""
+def called(
+    read: Module, node: ast.AST, block: ast.Module, call: ast.Call
+) -> list[Definition | str]:
+    """What a call in an example may mean: a name of the module or of the package, or a method
+    that has this name."""
     if isinstance(call.func, ast.Name):
         name = call.func.id
         if name in assigned(block) or hasattr(builtins, name):
@@ -164,7 +218,11 @@ def called(read: Module, node: ast.AST, block: ast.Module, call: ast.Call) -> li
             if isinstance(one, ast.ImportFrom)
             for alias in one.names
         }
-        found = [resolve(imported[name])] if name in imported else [read.find(name), resolve(f"specrej.{name}")]
+        found = (
+            [resolve(imported[name])]
+            if name in imported
+            else [read.find(name), resolve(f"specrej.{name}")]
+        )
         if isinstance(node, ast.ClassDef):
             found.append(members(node).get(name))
         if not any(found):  # of another module, which the example leaves to the reader
@@ -178,7 +236,11 @@ def called(read: Module, node: ast.AST, block: ast.Module, call: ast.Call) -> li
         return [one for one in [members(read.find(owner)).get(name)] if one is not None]  # type: ignore[arg-type]
     if read.find(owner) == "known" or owner in FOREIGN:
         return ["known"]
-    near = [one for one in map(read.find, (*read.definitions, *read.imports)) if isinstance(one, ast.ClassDef)]
+    near = [
+        one
+        for one in map(read.find, (*read.definitions, *read.imports))
+        if isinstance(one, ast.ClassDef)
+    ]
     every = [one for classes in CLASSES.values() for one in classes]
     for classes in (near, every):
         if found := [members(one)[name] for one in classes if name in members(one)]:
@@ -186,7 +248,18 @@ def called(read: Module, node: ast.AST, block: ast.Module, call: ast.Call) -> li
     return ["known"] if isinstance(call.func.value, ast.Constant) or hasattr(list, name) else []  # type: ignore[attr-defined]
 
 
-FOREIGN = {"ray", "ray.data", "ds", "app", "uvicorn", "logits", "dataclass", "MyEngine", "MyReward", "make_brevity"}
+FOREIGN = {
+    "ray",
+    "ray.data",
+    "ds",
+    "app",
+    "uvicorn",
+    "logits",
+    "dataclass",
+    "MyEngine",
+    "MyReward",
+    "make_brevity",
+}
 """Names in examples that are of other libraries, or the reader's."""
 
 
@@ -199,7 +272,9 @@ def takes(definition: Definition | str, call: ast.Call) -> bool:
     if isinstance(definition, str):
         return True
     positional, every, any_positional, any_keyword = parameters(definition)
-    given = [one for one in call.args if not isinstance(one, ast.Starred) and ast.unparse(one) != "..."]
+    given = [
+        one for one in call.args if not isinstance(one, ast.Starred) and ast.unparse(one) != "..."
+    ]
     named = {one.arg for one in call.keywords if one.arg is not None}
     return (any_positional or len(given) <= len(positional)) and (any_keyword or named <= every)
 
@@ -221,7 +296,9 @@ def test_examples_call_what_exists_as_it_is_called() -> None:
                 num_calls += 1
                 meanings = called(read, node, block, call)
                 if not any(takes(one, call) for one in meanings):
-                    wrong.append(f"{where}: {ast.unparse(call)}" + ("" if meanings else " (unknown)"))
+                    wrong.append(
+                        f"{where}: {ast.unparse(call)}" + ("" if meanings else " (unknown)")
+                    )
     assert wrong == []
     assert num_calls > 50
 
@@ -238,16 +315,20 @@ def test_examples_import_what_exists() -> None:
 
 
 def test_code_is_whole() -> None:
-    """Examples can be read: a formatter that fills lines, or takes indentation away, spoils them."""
+    """Examples can be read: a formatter that fills lines, or takes indentation away, spoils
+    them."""
     wrong = []
     for _, _, where, text in docstrings():
         for paragraph in re.split(r"\n\s*\n", text):
-            if re.match(r"(class|def|for|with|async) .*:\s*(#.*)?$|@\w", paragraph, re.MULTILINE) and not parsed(
-                paragraph
-            ):
+            if re.match(
+                r"(class|def|for|with|async) .*:\s*(#.*)?$|@\w", paragraph, re.MULTILINE
+            ) and not parsed(paragraph):
                 wrong.append(where)
         for block in examples(text):
-            if re.search(r"^(\w+(, \w+)* = )?[\w.]+\(.*\)\s*(#.*)?$", block, re.MULTILINE) and parsed(block) is None:
+            if (
+                re.search(r"^(\w+(, \w+)* = )?[\w.]+\(.*\)\s*(#.*)?$", block, re.MULTILINE)
+                and parsed(block) is None
+            ):
                 wrong.append(where)
     assert wrong == []
 
@@ -295,7 +376,9 @@ def test_parameters_are_those_of_the_signature() -> None:
         expected = parameters(node)[1]
         made = members(node).get("__init__") if isinstance(node, ast.ClassDef) else node
         if isinstance(made, ast.FunctionDef) and made.args.kwarg:
-            expected = {one.arg for one in (*made.args.args, *made.args.kwonlyargs, made.args.kwarg)} - {"self"}
+            expected = {
+                one.arg for one in (*made.args.args, *made.args.kwonlyargs, made.args.kwarg)
+            } - {"self"}
         if set(given) != expected:
             wrong.append(f"{where}: {sorted(set(given) ^ expected)}")
     assert wrong == []

@@ -23,13 +23,21 @@ from specrej.errors import (
 def test_the_tree_is_the_one_drawn_in_the_docstring() -> None:
     first = (UsageError, ModelError, RewardError, DeviceMemoryError, ServingError)
     assert {error.__base__ for error in first} == {SpecrejError}
-    assert {error.__base__ for error in (QueueFullError, DeadlineError, ShutdownError)} == {ServingError}
-    assert {error.__base__ for error in (UnknownNameError, PromptError, BudgetError, SamplingError)} == {UsageError}
+    assert {error.__base__ for error in (QueueFullError, DeadlineError, ShutdownError)} == {
+        ServingError
+    }
+    assert {
+        error.__base__ for error in (UnknownNameError, PromptError, BudgetError, SamplingError)
+    } == {UsageError}
     assert SpecrejError.__base__ is Exception
 
 
 def test_the_docstring_draws_every_error() -> None:
-    errors = {name for name, value in vars(specrej.errors).items() if isinstance(value, type) and "Error" in name}
+    errors = {
+        name
+        for name, value in vars(specrej.errors).items()
+        if isinstance(value, type) and "Error" in name
+    }
     assert specrej.errors.__doc__ is not None
     assert all(name in specrej.errors.__doc__ for name in errors)
 
@@ -54,7 +62,10 @@ def test_an_unknown_name_lists_near_and_known_ones(given: str, hint: str) -> Non
 
 def test_an_unknown_name_keeps_the_hint_it_is_given_after_the_guess() -> None:
     known = ["best_of_n"]
-    assert UnknownNameError("algorithm", "best_of_m", known, hint="Look.").hint == "did you mean 'best_of_n'? Look."
+    assert (
+        UnknownNameError("algorithm", "best_of_m", known, hint="Look.").hint
+        == "did you mean 'best_of_n'? Look."
+    )
     assert UnknownNameError("algorithm", "xyz", known, hint="Look.").hint == "Look."
 
 

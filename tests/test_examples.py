@@ -1,4 +1,5 @@
-"""What README and examples show runs as it stands there; only models and amounts of memory are smaller."""
+"""What README and examples show runs as it stands there; only models and amounts of memory are
+smaller."""
 
 import re
 import runpy
@@ -22,7 +23,9 @@ from traces import loaded_of
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+BLOCKS = re.findall(
+    r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+)
 
 Run = Callable[..., str]
 
@@ -47,14 +50,17 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.usefixtures("_small")
-def test_the_python_of_the_readme_runs_and_survives_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_of_the_readme_runs_and_survives_an_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     names: dict[str, Any] = {}
     for block in BLOCKS:
         exec(block.replace('"64MiB"', '"16KiB"').replace('"Name a fruit."', '""'), names)
     *_, first, second = capsys.readouterr().out.splitlines()
     assert {first.partition(" ")[0], second.partition(" ")[0]} == {"0", "1"}
     assert "0 the prompt is empty" in (first, second)
-    assert isinstance(names["outcome"], specrej.Result | specrej.PromptError)
+    assert isinstance(names["outcomes"][0], specrej.PromptError)
+    assert isinstance(names["outcomes"][1], specrej.Result)
     assert len(BLOCKS) == 3
 
 
@@ -83,9 +89,18 @@ def test_a_trained_reward_head_is_a_classifier(run: Run, tmp_path: Path) -> None
     model = save_model(tmp_path / "model")
     engine, settings = specrej.open_engine(model), Settings(n=8, max_new_tokens=12, memory="1MiB")
     prompts = loaded_of([f"Question {number}?" for number in range(8)])
-    traces = record(prompts, engine, as_reward("logprob"), tmp_path / "traces", settings=settings, checkpoints=[4, 8])
+    traces = record(
+        prompts,
+        engine,
+        as_reward("logprob"),
+        tmp_path / "traces",
+        settings=settings,
+        checkpoints=[4, 8],
+    )
     assert len(list(traces)) == 8
-    said = run("train_reward_head.py", tmp_path / "traces", "--output", tmp_path / "head", "--model", model)
+    said = run(
+        "train_reward_head.py", tmp_path / "traces", "--output", tmp_path / "head", "--model", model
+    )
     assert f"--reward classifier:{tmp_path / 'head'}" in said
     result = specrej.generate("Why?", model=engine, reward=tmp_path / "head", n=2, max_new_tokens=4)
     assert result.reward is not None

@@ -1,4 +1,5 @@
-"""The examples of docs/extending.md, each used as it stands: as an object, by its module, and by an entry point."""
+"""The examples of docs/extending.md, each used as it stands: as an object, by its module, and by
+an entry point."""
 
 import importlib
 import os
@@ -16,7 +17,9 @@ from fakes import FakeEngine
 from tiny import save_model
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "extending.md"
-BLOCKS = re.findall(r"```python\n# (\w+)\.py\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+BLOCKS = re.findall(
+    r"```python\n# (\w+)\.py\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL
+)
 RUN: dict[str, Any] = {"n": 12, "max_new_tokens": 48, "seed": 3}
 
 
@@ -51,7 +54,9 @@ def installed(modules: Path) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
     points = re.findall(
-        r'^    (\[project\.entry-points\."(.*)"\]|(\w+) = "(.*?)".*)$', DOCUMENT.read_text(), re.MULTILINE
+        r'^    (\[project\.entry-points\."(.*)"\]|(\w+) = "(.*?)".*)$',
+        DOCUMENT.read_text(),
+        re.MULTILINE,
     )
     written = [f"[{group}]" if group else f"{name} = {value}" for _, group, name, value in points]
     (info / "entry_points.txt").write_text("\n".join(written))
@@ -83,7 +88,10 @@ def test_each_example_is_short() -> None:
 @pytest.mark.usefixtures("installed")
 def test_a_function_is_a_reward(example: Callable[[str], Any]) -> None:
     ways = [example("my_rewards:brevity"), "my_rewards:brevity", "brevity", "brevity:x"]
-    results = [specrej.generate("Hi", model=FakeEngine(), reward=reward, decide="every:8", **RUN) for reward in ways]
+    results = [
+        specrej.generate("Hi", model=FakeEngine(), reward=reward, decide="every:8", **RUN)
+        for reward in ways
+    ]
     for result in results:
         complete = [one for one in result.candidates if one.state == "complete"]
         assert len(result.text) == min(len(one.text) for one in complete)
@@ -102,7 +110,9 @@ def test_an_object_is_a_reward(example: Callable[[str], Any]) -> None:
 @pytest.mark.usefixtures("installed")
 def test_a_policy(example: Callable[[str], Any]) -> None:
     def run(policy: Any) -> specrej.Result:
-        return specrej.generate("Hi", model=FakeEngine(eos=0), reward=by_length, policy=policy, **RUN)
+        return specrej.generate(
+            "Hi", model=FakeEngine(eos=0), reward=by_length, policy=policy, **RUN
+        )
 
     results = [run(example("my_policies:patient")), run("my_policies:patient"), run("patient")]
     assert [decision.num_tokens for decision in results[0].decisions] == [16, 32, 48]
@@ -117,16 +127,24 @@ def test_an_algorithm(example: Callable[[str], Any]) -> None:
         engine = FakeEngine()
         memory = engine.kv_bytes(len(engine.encode("Hi")), 5, 48)
         options = {**RUN, "n": 40, "memory": memory, "decide": "every:8"}
-        return specrej.generate("Hi", model=engine, reward=by_length, algorithm=algorithm, **options)
+        return specrej.generate(
+            "Hi", model=engine, reward=by_length, algorithm=algorithm, **options
+        )
 
-    results = [run(example("my_algorithms:champion")), run("my_algorithms:champion"), run("champion")]
+    results = [
+        run(example("my_algorithms:champion")),
+        run("my_algorithms:champion"),
+        run("champion"),
+    ]
     assert all(fields(result) == fields(results[0]) for result in results)
     best = results[0].reward
     assert best == max(one.reward or 0 for one in results[0].candidates if one.state == "complete")
     assert len(results[0].decisions) > 3
 
 
-def test_a_run_is_watched(example: Callable[[str], Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_watched(
+    example: Callable[[str], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     options = {**RUN, "decide": "every:16", "observe": example("watching:tell")}
     result = specrej.generate("Hi", model=FakeEngine(), reward=by_length, **options)
     said = capsys.readouterr().out
@@ -148,7 +166,9 @@ def test_an_engine(example: Callable[[str], Any], modules: Path) -> None:
 @pytest.mark.usefixtures("installed")
 def test_an_engine_by_its_name(example: Callable[[str], Any], modules: Path) -> None:
     model = save_model(modules / "model")
-    own = specrej.generate("Hi", model=example("my_engine:open_parrot")(model), reward=by_length, **RUN)
+    own = specrej.generate(
+        "Hi", model=example("my_engine:open_parrot")(model), reward=by_length, **RUN
+    )
     named = specrej.generate("Hi", model=model, engine="parrot", reward=by_length, **RUN)
     assert fields(named) == fields(own)
 
@@ -166,5 +186,7 @@ def test_the_suites_pass(modules: Path) -> None:
         "test_my_engine.py",
     ]
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(of_its_own, cwd=modules, env=paths, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        of_its_own, cwd=modules, env=paths, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout

@@ -1,6 +1,8 @@
-"""The count of operations: against torch's own counter, against a loop over tokens, and for the rewards.
+"""The count of operations: against torch's own counter, against a loop over tokens, and for the
+rewards.
 
-The counter knows neither the CPU's fused attention nor grouped experts: what it watches must do without them.
+The counter knows neither the CPU's fused attention nor grouped experts: what it watches must do
+without them.
 """
 
 import inspect
@@ -23,13 +25,22 @@ from transformers import LlamaForCausalLM
 from fakes import FLOPS, FakeEngine, FakeReward
 from specrej import generate
 from specrej.attention.layout import kv_numbers_of_config
-from specrej.engines.torch.loading import open_engine, wrap
+from specrej.engines.torch.loading import load_engine, wrap
 from specrej.flops import AttentionFlops, ModelFlops, flops_of, flops_of_config, linear_flops
 from specrej.hub import defaults
 from specrej.rewards import as_reward
 from specrej.rewards.relevance import FLOPS_PER_TOKEN, RelevanceReward
 from specrej.types import SamplingParams
-from tiny import HONOURED, WINDOW, make_config, make_engine, make_ids, make_model, make_tokenizer, reference
+from tiny import (
+    HONOURED,
+    WINDOW,
+    make_config,
+    make_engine,
+    make_ids,
+    make_model,
+    make_tokenizer,
+    reference,
+)
 
 numbers = st.integers(0, 1000)
 layers = st.builds(AttentionFlops, st.none() | st.integers(1, 60), st.integers(1, 99).map(float))
@@ -42,7 +53,11 @@ shapes = st.builds(
 )
 
 
-CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
+CACHE = (
+    "cache"
+    if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters
+    else "past_key_values"
+)
 """What transformers calls its KV cache: renamed in 5.24."""
 
 
@@ -61,11 +76,14 @@ def counted(model: Any, **inputs: Any) -> tuple[int, Any]:
 
 def transformers_prefill(model: Any, num_tokens: int) -> tuple[int, Any]:
     """Operations of reading a prompt in one pass, as transformers does it, and its output."""
-    return counted(model, input_ids=torch.tensor([make_ids(num_tokens)]), use_cache=True, logits_to_keep=1)
+    return counted(
+        model, input_ids=torch.tensor([make_ids(num_tokens)]), use_cache=True, logits_to_keep=1
+    )
 
 
 def transformers_decode(model: Any, num_prompt: int, num_answers: int, length: int) -> int:
-    """Operations of `num_answers` answers of one length after a prompt, by transformers' KV cache."""
+    """Operations of `num_answers` answers of one length after a prompt, by transformers' KV
+    cache."""
     _, output = transformers_prefill(model, num_prompt)
     cache, total = getattr(output, CACHE), 0
     cache.batch_repeat_interleave(num_answers)
@@ -86,16 +104,24 @@ def test_prefill_and_decode_are_what_transformers_computes(architecture: str) ->
     flops = make_engine(model).flops
     assert flops.prefill(40) == pytest.approx(transformers_prefill(own, 40)[0], rel=0.005)
     if architecture == "deepseek_v3":
-        return  # transformers caches latents, which every step expands anew; the engine caches keys and values
-    # Transformers' masks leave windows to be computed in full as long as the prompt does not exceed them.
+        # transformers caches latents, which every step expands anew; the engine caches keys and
+        # values
+        return
+    # Transformers' masks leave windows to be computed in full as long as the prompt does not exceed
+    # them.
     num_prompt = 40 if all(window is None for window, _ in flops.attention) else WINDOW - 6
     expected = transformers_decode(own, num_prompt, 3, 6)
     assert flops.decode(num_prompt, [6, 6, 6]) == pytest.approx(expected, rel=0.005)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3", "gpt2", "deepseek_v3", "mixtral"])
-def test_the_engine_executes_what_is_counted(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of a long prompt, windows, several answers, one of them rejected: on our own attention."""
+@pytest.mark.parametrize(
+    "architecture", ["llama", "gemma2", "gemma3", "gpt2", "deepseek_v3", "mixtral"]
+)
+def test_the_engine_executes_what_is_counted(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of a long prompt, windows, several answers, one of them rejected: on our own
+    attention."""
     monkeypatch.setattr("specrej.engines.torch.engine.PREFILL_CHUNK", 16)
     monkeypatch.setattr("specrej.engines.torch.loading.PREFILL_CHUNK", 16)
     engine = wrap(plain(make_model(architecture, dtype=torch.float64)), make_tokenizer())
@@ -114,12 +140,16 @@ def test_the_engine_executes_what_is_counted(architecture: str, monkeypatch: pyt
 @pytest.mark.slow
 def test_the_real_model() -> None:
     directory = defaults.locate("smollm2")
-    flops = open_engine("smollm2", device="cpu").flops
+    flops = load_engine("smollm2", device="cpu").flops
     make: Any = transformers.AutoModelForCausalLM
     own = make.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
     for num_tokens in (60, 500):
-        assert flops.prefill(num_tokens) == pytest.approx(transformers_prefill(own, num_tokens)[0], rel=0.02)
-    assert flops.decode(60, [24] * 4) == pytest.approx(transformers_decode(own, 60, 4, 24), rel=0.02)
+        assert flops.prefill(num_tokens) == pytest.approx(
+            transformers_prefill(own, num_tokens)[0], rel=0.02
+        )
+    assert flops.decode(60, [24] * 4) == pytest.approx(
+        transformers_decode(own, 60, 4, 24), rel=0.02
+    )
     # A shape that everybody can multiply: 30 layers of 576, three KV heads of nine, 1,536 inside.
     assert flops.linear == 2 * 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
     assert flops.head == 2 * 576 * 49152
@@ -135,19 +165,29 @@ def test_packed_weights_cost_what_they_cost_before() -> None:
 
 
 def test_by_hand() -> None:
-    flops = ModelFlops(linear=100, head=10, attention=(AttentionFlops(None, 1), AttentionFlops(4, 3)), chunk=2)
-    # Chunks of two and one: two queries see two keys each, one sees three, in every layer; two positions have logits.
+    flops = ModelFlops(
+        linear=100, head=10, attention=(AttentionFlops(None, 1), AttentionFlops(4, 3)), chunk=2
+    )
+    # Chunks of two and one: two queries see two keys each, one sees three, in every layer; two
+    # positions have logits.
     assert flops.prefill(3) == 300 + 2 * 10 + (2 * 2 + 1 * 3) * (1 + 3)
-    # The first token was read for another prompt: one chunk of two, with one position that has logits.
+    # The first token was read for another prompt: one chunk of two, with one position that has
+    # logits.
     assert flops.prefill(3, 1) == 200 + 10 + (2 * 3) * (1 + 3)
     # Three tokens, two of them fed: they see 4 and 5 positions, through the window 4 and 4.
     assert flops.decode(3, [3]) == 2 * 110 + (4 + 5) * 1 + (4 + 4) * 3
 
 
 @given(shapes, numbers, st.lists(st.integers(0, 200), max_size=5))
-def test_the_closed_form_is_the_sum_over_tokens(flops: ModelFlops, num_prompt: int, lengths: list[int]) -> None:
+def test_the_closed_form_is_the_sum_over_tokens(
+    flops: ModelFlops, num_prompt: int, lengths: list[int]
+) -> None:
     def of_token(position: int) -> float:
-        return flops.linear + flops.head + sum(min(w or position, position) * count for w, count in flops.attention)
+        return (
+            flops.linear
+            + flops.head
+            + sum(min(w or position, position) * count for w, count in flops.attention)
+        )
 
     each = [sum(of_token(num_prompt + i) for i in range(1, length)) for length in lengths]
     assert flops.decode_each(num_prompt, lengths).tolist() == pytest.approx(each)
@@ -159,7 +199,9 @@ def test_a_prompt_of_one_chunk_is_a_square(flops: ModelFlops, num_prompt: int) -
     whole = ModelFlops(linear=flops.linear, head=flops.head, attention=flops.attention, chunk=1000)
     per_pair = sum(count for _, count in flops.attention)
     head = flops.head if num_prompt else 0
-    assert whole.prefill(num_prompt) == pytest.approx(num_prompt * flops.linear + head + num_prompt**2 * per_pair)
+    assert whole.prefill(num_prompt) == pytest.approx(
+        num_prompt * flops.linear + head + num_prompt**2 * per_pair
+    )
     chunks = -(-num_prompt // flops.chunk)
     assert flops.prefill(num_prompt) <= whole.prefill(num_prompt) + max(chunks - 1, 0) * flops.head
 
@@ -193,7 +235,11 @@ def test_a_live_run_is_counted_by_what_the_engine_drew() -> None:
     result = generate("Hello", model=engine, reward=reward, n=8, max_new_tokens=40)
     lengths = [len(candidate.token_ids) for candidate in result.candidates]
     row = flops_of(
-        engine.flops, result.usage.prompt_tokens, lengths, reward.flops_per_token, result.usage.reward_tokens
+        engine.flops,
+        result.usage.prompt_tokens,
+        lengths,
+        reward.flops_per_token,
+        result.usage.reward_tokens,
     )
     assert (row["decode"] or 0) >= 110 * (engine.num_drawn - len(lengths)) > 0
     assert row["reward"] == 7 * result.usage.reward_tokens
@@ -204,7 +250,9 @@ def test_a_live_run_is_counted_by_what_the_engine_drew() -> None:
 
 def tiny_classifier(architecture: str, **changes: Any) -> Any:
     make: Any = transformers.AutoModelForSequenceClassification
-    return make.from_config(make_config(architecture, num_labels=1, **changes), attn_implementation="eager")
+    return make.from_config(
+        make_config(architecture, num_labels=1, **changes), attn_implementation="eager"
+    )
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2", "mixtral"])
@@ -214,7 +262,9 @@ def test_a_classifier_costs_its_linear_layers(architecture: str) -> None:
     model = plain(tiny_classifier(architecture, pad_token_id=1))
     reward = ClassifierReward((model, make_tokenizer()))
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        model(input_ids=torch.tensor([make_ids(1)]), attention_mask=torch.ones(1, 1, dtype=torch.long))
+        model(
+            input_ids=torch.tensor([make_ids(1)]), attention_mask=torch.ones(1, 1, dtype=torch.long)
+        )
     # Of one token, attention is one pair of a query and a key.
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -247,8 +297,13 @@ def test_the_relevance_model_has_the_shape_that_is_told() -> None:
     assert reward.flops_per_token == FLOPS_PER_TOKEN
     directory = defaults.locate("relevance")
     assert RelevanceReward(directory).flops_per_token is None
-    matrices = [shape for shape in onnx_shapes(directory / "model.onnx") if len(shape) == 2 and 1 not in shape]
-    # Embeddings of 30,522 words, 512 positions and two segments are looked up; the pooler reads one token.
+    matrices = [
+        shape
+        for shape in onnx_shapes(directory / "model.onnx")
+        if len(shape) == 2 and 1 not in shape
+    ]
+    # Embeddings of 30,522 words, 512 positions and two segments are looked up; the pooler reads one
+    # token.
     multiplied = [rows * columns for rows, columns in matrices if rows not in (30522, 512, 2)]
     assert 2 * (sum(multiplied) - 384 * 384) == FLOPS_PER_TOKEN
 
@@ -307,5 +362,9 @@ def test_the_kv_of_a_token_is_what_transformers_cache_holds(architecture: str) -
     model = make_model(architecture)
     num_tokens = WINDOW - 2  # beyond its window a layer's cache forgets
     _, output = transformers_prefill(plain(model), num_tokens)
-    tensors = [tensor for layer in getattr(output, CACHE).layers for tensor in (layer.keys, layer.values)]
-    assert make_engine(model).layout.bytes_per_token * num_tokens == sum(tensor.nbytes for tensor in tensors)
+    tensors = [
+        tensor for layer in getattr(output, CACHE).layers for tensor in (layer.keys, layer.values)
+    ]
+    assert make_engine(model).layout.bytes_per_token * num_tokens == sum(
+        tensor.nbytes for tensor in tensors
+    )

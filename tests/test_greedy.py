@@ -1,6 +1,7 @@
 """Temperature 0 is greedy behind every door: one candidate is decoded, and the result says so.
 
-That every engine does it is in `conformance`; what the torch engine draws, in `engines/torch/test_numbers.py`.
+That every engine does it is in `conformance`; what the torch engine draws, in
+`engines/torch/test_numbers.py`.
 """
 
 import json
@@ -30,7 +31,9 @@ OPTIONS: dict[str, Any] = {"max_new_tokens": 20, "min_tokens": 5, "memory": 4000
 
 
 def generate(**options: Any) -> Result:
-    return specrej.generate("Why?", model=FakeEngine(), reward=FakeReward(), **{**OPTIONS, **options})
+    return specrej.generate(
+        "Why?", model=FakeEngine(), reward=FakeReward(), **{**OPTIONS, **options}
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["best_of_n", "speculative_rejection"])
@@ -59,11 +62,20 @@ def test_a_comparison_has_one_candidate_in_each_method() -> None:
 
 
 def test_a_completion_has_one_answer_and_says_why() -> None:
-    body = {"model": "bytes", "messages": [{"role": "user", "content": "Why?"}], "n": 3, "temperature": 0}
+    body = {
+        "model": "bytes",
+        "messages": [{"role": "user", "content": "Why?"}],
+        "n": 3,
+        "temperature": 0,
+    }
     request = parse_chat(body, Settings(n=8, **{**OPTIONS, "temperature": 1.0}))
     engine = FakeEngine()
-    result = specrej.generate(request.prompt, model=engine, reward=FakeReward(), **request.settings.to_dict())
-    answer = to_body(request, result, completion_id="a", created=0, model="bytes", detokenizer=engine.detokenizer)
+    result = specrej.generate(
+        request.prompt, model=engine, reward=FakeReward(), **request.settings.to_dict()
+    )
+    answer = to_body(
+        request, result, completion_id="a", created=0, model="bytes", detokenizer=engine.detokenizer
+    )
     own = answer["specrej"]
     assert len(answer["choices"]) == own["num_answers"] == own["num_candidates"] == 1
     assert own["note"] == GREEDY_NOTE
@@ -87,10 +99,21 @@ def test_rows_of_a_job_say_it(tmp_path: Path) -> None:
 def test_a_bench_and_a_trace_run_greedily_too(tmp_path: Path) -> None:
     settings, engine, reward = Settings(**OPTIONS), FakeEngine(), FakeReward()
     methods = parse_methods(["best_of_n:4", "speculative_rejection:0.5"], settings)
-    rows = list(run_bench(loaded_of(["Why?"]), methods, engine, reward, tmp_path / "bench", settings=settings))
+    rows = list(
+        run_bench(
+            loaded_of(["Why?"]), methods, engine, reward, tmp_path / "bench", settings=settings
+        )
+    )
     assert [len(row["turns"][0]["candidates"]) for row in rows] == [1, 1]
     traced = tmp_path / "trace"
-    [progress] = record(loaded_of(["Why?"]), engine, reward, traced, settings=Settings(n=6, **OPTIONS), checkpoints=[4])
+    [progress] = record(
+        loaded_of(["Why?"]),
+        engine,
+        reward,
+        traced,
+        settings=Settings(n=6, **OPTIONS),
+        checkpoints=[4],
+    )
     assert progress.error is None
     traces = list(load(traced))
     assert [trace.num_candidates for trace in traces] == [1]
@@ -103,7 +126,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def invoke(model: str, *arguments: str) -> Any:
-    done = CliRunner().invoke(app, [*arguments, "--model", model, "--reward", "logprob", "--max-new-tokens", "8"])
+    done = CliRunner().invoke(
+        app, [*arguments, "--model", model, "--reward", "logprob", "--max-new-tokens", "8"]
+    )
     assert done.exit_code == 0, done.output
     return done
 
@@ -119,7 +144,12 @@ def test_the_commands_are_greedy_and_say_so(model: str, temperature: str, tmp_pa
     batch = invoke(model, "batch", str(source), "--output", str(tmp_path / "out.jsonl"), *given[1:])
     assert GREEDY_NOTE in batch.stderr
     assert by_id(tmp_path / "out.jsonl")["p0"]["note"] == GREEDY_NOTE
-    methods = ["--methods", "best_of_n:2,speculative_rejection:0.5", "--output", str(tmp_path / "bench")]
+    methods = [
+        "--methods",
+        "best_of_n:2,speculative_rejection:0.5",
+        "--output",
+        str(tmp_path / "bench"),
+    ]
     assert GREEDY_NOTE in invoke(model, "bench", str(source), *methods, *given[3:]).stderr
     checkpoints = ["--checkpoints", "4", "--output", str(tmp_path / "trace")]
     assert GREEDY_NOTE in invoke(model, "trace", str(source), *checkpoints, *given[1:]).stderr

@@ -19,7 +19,10 @@ from specrej.errors import UsageError
 from specrej.journal import Journal, read_rows, write_json
 
 SOURCES = str(Path(specrej.__file__).parents[1])
-ROWS: list[dict[str, Any]] = [{"id": "a", "text": "one\r\ntwo\u2028three"}, {"id": "é", "n": [1, 2.5, None]}]
+ROWS: list[dict[str, Any]] = [
+    {"id": "a", "text": "one\r\ntwo\u2028three"},
+    {"id": "é", "n": [1, 2.5, None]},
+]
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
@@ -36,7 +39,9 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(cut=st.integers(0, 200))
-def test_a_row_cut_anywhere_is_gone_and_the_others_stay(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+def test_a_row_cut_anywhere_is_gone_and_the_others_stay(
+    tmp_path_factory: pytest.TempPathFactory, cut: int
+) -> None:
     path = tmp_path_factory.mktemp("journal") / "rows.jsonl"
     lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in ROWS]
     content = b"".join(lines)[:cut]
@@ -54,10 +59,13 @@ def test_a_process_killed_amid_writing_leaves_whole_rows_in_order(tmp_path: Path
     code = (
         "import sys; from pathlib import Path; from specrej.journal import Journal\n"
         "with Journal(Path(sys.argv[1])) as journal:\n"
-        "    for number in range(len(journal.rows), 10**9): journal.append({'number': number, 'text': 'x' * 5000})"
+        "    for number in range(len(journal.rows), 10**9): journal.append({'number': number, "
+        "'text': 'x' * 5000})"
     )
     for _ in range(3):
-        process = subprocess.Popen([sys.executable, "-c", code, str(path)], env={**os.environ, "PYTHONPATH": SOURCES})
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], env={**os.environ, "PYTHONPATH": SOURCES}
+        )
         size = path.stat().st_size if path.exists() else 0
         while not path.exists() or path.stat().st_size < size + 20_000:
             assert process.poll() is None

@@ -1,4 +1,5 @@
-"""Sources that are no JSON lines are named, and those that are pass, however broken a line of theirs may be."""
+"""Sources that are no JSON lines are named, and those that are pass, however broken a line of
+theirs may be."""
 
 import gzip
 import json
@@ -18,7 +19,10 @@ from specrej.jsonlines import check_lines
 from specrej.rewards.references import read_references
 from specrej.settings import Settings
 
-ROWS = [{"id": "a", "prompt": "Why?", "answer": "so"}, {"id": "b", "prompt": "How?", "answer": "thus"}]
+ROWS = [
+    {"id": "a", "prompt": "Why?", "answer": "so"},
+    {"id": "b", "prompt": "How?", "answer": "thus"},
+]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 DOORS: list[Callable[[str], object]] = [
     lambda path: list(read_requests(path, Settings(), 1)),
@@ -53,7 +57,9 @@ FORMS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("form", FORMS)
-def test_another_form_is_named_at_every_door(tmp_path: Path, door: Callable[[str], object], form: str) -> None:
+def test_another_form_is_named_at_every_door(
+    tmp_path: Path, door: Callable[[str], object], form: str
+) -> None:
     path = tmp_path / "in"
     FORMS[form](path)
     with pytest.raises(UsageError, match=rf"{path} is {form}.*expected") as caught:
@@ -63,16 +69,33 @@ def test_another_form_is_named_at_every_door(tmp_path: Path, door: Callable[[str
     assert door(f"{tmp_path}/in")
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3)
+)
 
 
-@given(st.dictionaries(st.text(), JSON).map(json.dumps) | st.lists(JSON).map(json.dumps) | JSON.map(json.dumps))
+@given(
+    st.dictionaries(st.text(), JSON).map(json.dumps)
+    | st.lists(JSON).map(json.dumps)
+    | JSON.map(json.dumps)
+)
 def test_a_line_of_json_is_never_named_as_something_else(line: str) -> None:
     check_lines(line.encode(), "in")
 
 
 @pytest.mark.parametrize(
-    "line", [b"{", b"{broken]", b"[1, 2]", b"[[[[", b"[]", b"hello", b"hello, world", b"{}", b'"prompt, x"']
+    "line",
+    [
+        b"{",
+        b"{broken]",
+        b"[1, 2]",
+        b"[[[[",
+        b"[]",
+        b"hello",
+        b"hello, world",
+        b"{}",
+        b'"prompt, x"',
+    ],
 )
 def test_a_broken_line_is_left_to_whoever_reads_it(line: bytes) -> None:
     check_lines(line, "in")

@@ -25,7 +25,23 @@ def test_reads_amounts(amount: str | int, expected: int) -> None:
 
 @pytest.mark.parametrize(
     "amount",
-    ["", "MiB", "64MB", "64 M", "-1", -1, 0, "0GiB", "0.5", "1e6", "1,5GiB", "nan", True, "1MiB 2MiB", "9" * 400],
+    [
+        "",
+        "MiB",
+        "64MB",
+        "64 M",
+        "-1",
+        -1,
+        0,
+        "0GiB",
+        "0.5",
+        "1e6",
+        "1,5GiB",
+        "nan",
+        True,
+        "1MiB 2MiB",
+        "9" * 400,
+    ],
 )
 def test_refuses_what_is_no_amount_and_quotes_it(amount: str | int) -> None:
     with pytest.raises(UsageError, match="memory must be like '64MiB'") as caught:

@@ -1,4 +1,5 @@
-"""What stands on the fields of `Settings` and `Opening` is what every surface says: a new option is written once."""
+"""What stands on the fields of `Settings` and `Opening` is what every surface says: a new option
+is written once."""
 
 import ast
 import math
@@ -54,14 +55,22 @@ ANOTHER: dict[str, Any] = {
 def body_with(field: str, value: Any) -> dict[str, Any]:
     last = {"role": "assistant", "content": "Well,"} if field == "continue_final_message" else None
     messages = [{"role": "user", "content": "Hello"}, *([last] if last else [])]
-    return {"model": "m", "messages": messages} | ({"specrej": {field: value}} if field in OWN else {field: value})
+    return {"model": "m", "messages": messages} | (
+        {"specrej": {field: value}} if field in OWN else {field: value}
+    )
 
 
 def properties() -> dict[str, Any]:
     """What the document says of each field, by its name in bodies."""
-    models = (schema.Own, schema.TextRequest, schema.ChatRequest)
-    found = {name: model.model_json_schema()["properties"] for name, model in zip("otc", models, strict=True)}
-    return {name: found["o" if name in OWN else "c" if name in CHAT_ONLY else "t"][name] for name in FIELDS}
+    models: tuple[Any, ...] = (schema.Own, schema.TextRequest, schema.ChatRequest)
+    found = {
+        name: model.model_json_schema()["properties"]
+        for name, model in zip("otc", models, strict=True)
+    }
+    return {
+        name: found["o" if name in OWN else "c" if name in CHAT_ONLY else "t"][name]
+        for name in FIELDS
+    }
 
 
 def edges(field: Field[Any], about: About) -> list[Any]:
@@ -111,7 +120,9 @@ def test_docstrings_name_all_options(owner: Any) -> None:
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_the_command_line_has_it(name: str) -> None:
     field, about = EVERYTHING[name]
-    [shown] = [one for one in COMMANDS.commands[COMMAND.get(name, "generate")].params if one.name == name]
+    [shown] = [
+        one for one in COMMANDS.commands[COMMAND.get(name, "generate")].params if one.name == name
+    ]
     assert shown.opts == [f"--{name.replace('_', '-')}"]
     assert shown.default == DEFAULTS[name]
     assert shown.help == about.words + (" May be given again." if name == "stop" else "")
@@ -127,7 +138,10 @@ def test_the_command_line_has_it(name: str) -> None:
 def test_help_says_what_it_means(command: str) -> None:
     help_text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "300"}).stdout
     for name, (_, about) in EVERYTHING.items():
-        if (name == "keep", name == "continue_final_message") != (command == "batch", command == "generate"):
+        if (name == "keep", name == "continue_final_message") != (
+            command == "batch",
+            command == "generate",
+        ):
             assert about.words in help_text, name
 
 
@@ -164,11 +178,15 @@ def test_a_body_takes_it_and_the_document_says_what_it_means(field: str) -> None
     assert said["default"] is None
 
 
-@pytest.mark.parametrize("field", [field for field, name in FIELDS.items() if SETTINGS[name][1].bounds])
+@pytest.mark.parametrize(
+    "field", [field for field, name in FIELDS.items() if SETTINGS[name][1].bounds]
+)
 def test_the_document_has_the_bounds_that_are_kept(field: str) -> None:
     option, about = SETTINGS[FIELDS[field]]
     terms = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
-    numbers = [one for one in properties()[field]["anyOf"] if one.get("type") in ("integer", "number")]
+    numbers = [
+        one for one in properties()[field]["anyOf"] if one.get("type") in ("integer", "number")
+    ]
     assert [{terms[kind]: bound for kind, bound in about.bounds.items()}] == [
         {key: one[key] for key in one.keys() & set(terms.values())} for one in numbers
     ]
@@ -182,15 +200,23 @@ def test_the_document_has_the_bounds_that_are_kept(field: str) -> None:
 def row_of(name: str) -> str:
     """The README's row for an option."""
     field, about = EVERYTHING[name]
-    default = about.unset if field.default is None else f"`{field.default}`" if field.default else ""
-    default = str(DEFAULTS[name]) if isinstance(field.default, int | float) and field.type is not bool else default
+    default = (
+        about.unset if field.default is None else f"`{field.default}`" if field.default else ""
+    )
+    default = (
+        str(DEFAULTS[name])
+        if isinstance(field.default, int | float) and field.type is not bool
+        else default
+    )
     words = re.sub(r"([*|])", r"\\\1", about.words)
     return f"| `--{name.replace('_', '-')}` | {words} | {default} |"
 
 
 def test_the_readme_lists_all_options_with_words_and_defaults() -> None:
     readme = (ROOT / "README.md").read_text()
-    table = readme.partition("| option | meaning | default |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    table = readme.partition("| option | meaning | default |\n|---|---|---|\n")[2].partition(
+        "\n\n"
+    )[0]
     assert table.split("\n") == [row_of(name) for name in EVERYTHING]
 
 
@@ -204,8 +230,11 @@ def test_the_servers_docs_list_all_fields() -> None:
 
 
 def test_nobody_writes_the_words_a_second_time() -> None:
-    """Strings of the source, of the command line and the server above all, that are the words of an option."""
-    words = {about.words for _, about in EVERYTHING.values()} | {about.words for _, about in SETTINGS.values()}
+    """Strings of the source, of the command line and the server above all, that are the words of
+    an option."""
+    words = {about.words for _, about in EVERYTHING.values()} | {
+        about.words for _, about in SETTINGS.values()
+    }
     found = [
         node.value
         for path in sorted((ROOT / "src").rglob("*.py"))

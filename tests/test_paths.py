@@ -21,7 +21,7 @@ from specrej.batch.preferences import write_pairs, write_sft
 from specrej.evaluation.bench import parse_methods, run_bench
 from specrej.evaluation.exports import export
 from specrej.evaluation.folder import read_bench
-from specrej.evaluation.judge import Endpoint, judge, read_verdicts
+from specrej.evaluation.judge import JudgeServer, judge, read_verdicts
 from specrej.evaluation.judge import record as record_verdicts
 from specrej.evaluation.policy_grid import read_policies
 from specrej.evaluation.prompts import load_prompts
@@ -54,7 +54,11 @@ def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
                 continue
             if inspect.isfunction(value):
                 yield f"{info.name}.{name}", value
-            elif inspect.isclass(value) and "__init__" in vars(value) and not hasattr(value, "__dataclass_fields__"):
+            elif (
+                inspect.isclass(value)
+                and "__init__" in vars(value)
+                and not hasattr(value, "__dataclass_fields__")
+            ):
                 yield f"{info.name}.{name}", vars(value)["__init__"]
 
 
@@ -80,7 +84,9 @@ def path_to(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], A
 
 @pytest.fixture
 def prompts(path_to: Callable[[str], Any], tmp_path: Path) -> Any:
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": word}) + "\n" for word in ("Why?", "How?")))
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": word}) + "\n" for word in ("Why?", "How?"))
+    )
     return path_to("prompts.jsonl")
 
 
@@ -96,7 +102,7 @@ def test_a_bench(path_to: Callable[[str], Any], prompts: Any, tmp_path: Path) ->
     for form in ("alpaca_eval", "mt_bench"):
         assert export(path_to(form), rows, "best_of_n:3", form).answers == 2
     same: dict[str, Any] = {"method": "best_of_n:3", "baseline": "best_of_n:3"}
-    endpoint = Endpoint(base_url="http://127.0.0.1:9", model="nobody")
+    endpoint = JudgeServer(base_url="http://127.0.0.1:9", model="nobody")
     verdicts = judge(rows, **same, endpoint=endpoint, cache=path_to("cache"))
     recorded = record_verdicts(path_to("out/judgements.jsonl"), verdicts)
     assert [verdict["verdict"] for verdict in recorded] == ["tie", "tie"]
@@ -105,7 +111,14 @@ def test_a_bench(path_to: Callable[[str], Any], prompts: Any, tmp_path: Path) ->
 
 def test_a_trace(path_to: Callable[[str], Any], prompts: Any, tmp_path: Path) -> None:
     loaded, out = load_prompts(prompts), path_to("out")
-    run = record(loaded, FakeEngine(), FakeReward(), out, settings=Settings(n=6, max_new_tokens=20), checkpoints=[4, 8])
+    run = record(
+        loaded,
+        FakeEngine(),
+        FakeReward(),
+        out,
+        settings=Settings(n=6, max_new_tokens=20),
+        checkpoints=[4, 8],
+    )
     assert len(list(run)) == 2
     assert len(list(load(out))) == 2
     assert load_failures(out) == []
@@ -130,7 +143,9 @@ def test_a_batch_and_its_pairs(path_to: Callable[[str], Any], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("memory", [None, "1MiB"])
-def test_a_directory_as_a_reward_is_a_classifier(memory: str | None, path_to: Callable[[str], Any]) -> None:
+def test_a_directory_as_a_reward_is_a_classifier(
+    memory: str | None, path_to: Callable[[str], Any]
+) -> None:
     Path(path_to("mine")).mkdir()
     with pytest.raises(specrej.ModelError, match="mine"):
         as_reward(path_to("mine"), memory)

@@ -1,4 +1,5 @@
-"""Documents and docstrings in plain sentences: short lines, short sentences, the field's own words."""
+"""Documents and docstrings in plain sentences: short lines, short sentences, the field's own
+words."""
 
 import ast
 import re
@@ -15,13 +16,16 @@ DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 MOST_COLUMNS, MOST_WORDS, MIDDLE_WORDS = 100, 40, 14
 INVENTED = re.compile(
-    r"\b(claim(s|ed|ing)?|sittings?|in vain|gone on with|goes? on with|decoded anew)\b", re.IGNORECASE
+    r"\b(claim(s|ed|ing)?|sittings?|in vain|gone on with|goes? on with|decoded anew)\b",
+    re.IGNORECASE,
 )
-"""Words that a reader of the field would have to guess at; identifiers in backticks are left alone."""
+"""Words that a reader of the field would have to guess at; identifiers in backticks are left
+alone."""
 
 
 def prose_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of each line outside code blocks, tables, headings, images and link definitions."""
+    """Number and text of each line outside code blocks, tables, headings, images and link
+    definitions."""
     is_fenced = False
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if line.startswith("```"):
@@ -44,7 +48,8 @@ def paragraphs(lines: list[str]) -> list[str]:
 
 
 def sentences(paragraph: str) -> list[str]:
-    """A paragraph's sentences. Code counts as one word, a link as its text; a colon before a clause ends none."""
+    """A paragraph's sentences. Code counts as one word, a link as its text; a colon before a
+    clause ends none."""
     plain = re.sub(r"`[^`]*`", "CODE", re.sub(r"\]\([^)]*\)", "]", paragraph))
     parts = re.split(r"(?<=[.!?])[\"”)*\]]*\s+(?=[\"“(*]*(?:[A-Z0-9`\[]|specrej\b))", plain)
     return [part for part in parts if words(part)]
@@ -64,9 +69,14 @@ def sentences_of(path: Path) -> list[str]:
 
 
 def docstrings(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and prose of each docstring, also of those behind a field; indented blocks are left out."""
+    """Line and prose of each docstring, also of those behind a field; indented blocks are left
+    out."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             yield node.lineno, node.value.value
 
 
@@ -74,7 +84,11 @@ def docstrings(path: Path) -> Iterator[tuple[int, str]]:
 class TestDocument:
     def test_lines_fit(self, path: Path) -> None:
         lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        wide = [number for number, line in lines if len(line) > MOST_COLUMNS and not line.startswith("|")]
+        wide = [
+            number
+            for number, line in lines
+            if len(line) > MOST_COLUMNS and not line.startswith("|")
+        ]
         assert wide == []
 
     def test_sentences_are_short(self, path: Path) -> None:
@@ -103,18 +117,30 @@ def test_docstrings_have_short_sentences() -> None:
     long = []
     for path in SOURCES:
         for line, text in docstrings(path):
-            prose = re.sub(r"^\s*(Args|Raises|Returns|Attributes|Yields):$", "", text, flags=re.MULTILINE)
-            prose = re.sub(r"^(\s*)(?=\w+(, \w+)*: )", "\n\\1", prose, flags=re.MULTILINE)  # a parameter's entry
+            prose = re.sub(
+                r"^\s*(Args|Raises|Returns|Attributes|Yields):$", "", text, flags=re.MULTILINE
+            )
+            prose = re.sub(
+                r"^(\s*)(?=\w+(, \w+)*: )", "\n\\1", prose, flags=re.MULTILINE
+            )  # a parameter's entry
             own = [one for one in re.split(r"\n\s*\n", prose) if not is_code(one)]
             found = [
-                one for paragraph in own for whole in paragraphs(paragraph.splitlines()) for one in sentences(whole)
+                one
+                for paragraph in own
+                for whole in paragraphs(paragraph.splitlines())
+                for one in sentences(whole)
             ]
-            long += [f"{path.relative_to(ROOT)}:{line}: {one}" for one in found if len(words(one)) > MOST_WORDS]
+            long += [
+                f"{path.relative_to(ROOT)}:{line}: {one}"
+                for one in found
+                if len(words(one)) > MOST_WORDS
+            ]
     assert long == []
 
 
 def test_docstrings_and_messages_use_the_fields_words() -> None:
-    """All texts of the package: docstrings, messages, help. An engine's `claim` has its name, of which some speak."""
+    """All texts of the package: docstrings, messages, help. An engine's `claim` has its name, of
+    which some speak."""
     wrong = []
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -127,7 +153,11 @@ def test_docstrings_and_messages_use_the_fields_words() -> None:
 def test_comments_have_short_sentences() -> None:
     long = []
     for path in SOURCES:
-        for comment in re.findall(r"(?:^ *# .*\n)+", path.read_text(encoding="utf-8"), re.MULTILINE):
+        for comment in re.findall(
+            r"(?:^ *# .*\n)+", path.read_text(encoding="utf-8"), re.MULTILINE
+        ):
             whole = " ".join(line.strip(" #") for line in comment.splitlines())
-            long += [f"{path.name}: {one}" for one in sentences(whole) if len(words(one)) > MOST_WORDS]
+            long += [
+                f"{path.name}: {one}" for one in sentences(whole) if len(words(one)) > MOST_WORDS
+            ]
     assert long == []

@@ -1,4 +1,5 @@
-"""Text from outside: UTF-8 with and without a mark, other encodings by name, and halves of characters."""
+"""Text from outside: UTF-8 with and without a mark, other encodings by name, and halves of
+characters."""
 
 import codecs
 import io
@@ -40,14 +41,19 @@ def test_another_encoding_is_named(text: str, encoding: str) -> None:
 
 def test_bytes_that_are_no_text_are_named_with_their_place() -> None:
     for mark in (b"", codecs.BOM_UTF8):
-        with pytest.raises(UsageError, match=f"stdin is not UTF-8: invalid start byte at byte {len(mark) + 2}"):
+        with pytest.raises(
+            UsageError, match=f"stdin is not UTF-8: invalid start byte at byte {len(mark) + 2}"
+        ):
             decode(mark + b"ab\xff", "stdin")
     assert without_mark(codecs.BOM_UTF8 + b"\xff", "a") == b"\xff"
 
 
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "text": ("Why?\n", read_text),
-    "requests": ('{"prompt": "Why?"}\n', lambda path: list(read_requests(str(path), Settings(), 1))),
+    "requests": (
+        '{"prompt": "Why?"}\n',
+        lambda path: list(read_requests(str(path), Settings(), 1)),
+    ),
     "prompts": ('{"prompt": "Why?"}\n', lambda path: load_prompts(str(path)).tasks),
     "policies": ('{"alpha": 0.5}\n', read_policies),
     "journal": ('{"alpha": 0.5}\n', read_rows),
@@ -88,7 +94,11 @@ def test_a_prompt_from_stdin_has_no_mark(monkeypatch: pytest.MonkeyPatch) -> Non
     ("content", "name", "expected"),
     [
         ("a\ud800", "prompt", r"prompt holds half a surrogate pair, \\ud800,"),
-        ({"messages": [{"content": "a"}, {"content": "\udfff"}]}, "", r"messages\[1\]\.content holds"),
+        (
+            {"messages": [{"content": "a"}, {"content": "\udfff"}]},
+            "",
+            r"messages\[1\]\.content holds",
+        ),
         ({"a": {"\ud800": 1}}, "", "a name in a holds"),
         (["a", ("b", "\ud83d")], "stop", r"stop\[1\]\[1\] holds"),
     ],
@@ -99,7 +109,12 @@ def test_half_a_character_is_named_by_its_place(content: object, name: str, expe
     str(caught.value).encode()
 
 
-@given(st.recursive(TEXTS | st.none() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner)))
+@given(
+    st.recursive(
+        TEXTS | st.none() | st.integers(),
+        lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner),
+    )
+)
 def test_what_a_file_can_take_passes(content: object) -> None:
     json.dumps(content, ensure_ascii=False).encode()
     check_characters(content, "content")

@@ -19,7 +19,8 @@ import pytest
 
 from servers import Server, record_waits, serving
 from specrej.errors import UsageError
-from specrej.remote import Remote, RemoteError, Reply, Service, key_from, without_secrets
+from specrej.remote import Remote, RemoteError, Reply
+from specrej.services import RemoteService, key_from, without_secrets
 
 KEY = "sk-very-secret"
 
@@ -37,7 +38,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def post(server: Server | str, *bodies: object, **options: Any) -> list[Reply]:
     url = server if isinstance(server, str) else server.url
-    with Remote(Service(**{"url": url, "api_key": KEY} | options)) as remote:
+    with Remote(RemoteService(**{"url": url, "api_key": KEY} | options)) as remote:
         return remote.run([remote.post(body) for body in bodies])
 
 
@@ -64,7 +65,7 @@ def test_replies_come_in_the_order_of_the_posts(server: Server) -> None:
 
 
 def test_a_post_may_go_elsewhere_on_the_service(server: Server) -> None:
-    with Remote(Service(url=f"{server.url}/one")) as remote:
+    with Remote(RemoteService(url=f"{server.url}/one")) as remote:
         remote.run([remote.post({}), remote.post({}, f"{server.url}/other")])
     assert server.paths == {"/one", "/other"}
 
@@ -77,7 +78,7 @@ def test_what_was_begun_ends_when_it_is_cancelled(server: Server) -> None:
         ended.wait(120)
 
     server.answer = answer
-    with Remote(Service(url=server.url)) as remote:
+    with Remote(RemoteService(url=server.url)) as remote:
         begun = remote.start(remote.post({}))
         assert asked.wait(120)
         assert begun.cancel()
@@ -107,7 +108,7 @@ def test_no_more_requests_at_a_time_than_asked_for(server: Server, concurrency: 
 
 
 def test_connections_are_kept_and_closed_in_the_end(server: Server) -> None:
-    with Remote(Service(url=server.url)) as remote:
+    with Remote(RemoteService(url=server.url)) as remote:
         for _ in range(5):
             remote.run([remote.post({})])
         assert (server.connected, server.num_connections) == (1, 1)
@@ -142,7 +143,9 @@ def test_retry_after_is_honoured_up_to_a_minute(server: Server, waits: list[floa
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=40), usegmt=True)
     past = format_datetime(datetime.now(UTC) - timedelta(seconds=40), usegmt=True)
     asked = iter(["7", " 0 ", soon, past, "never"])
-    server.answer = lambda request: (429, {"Retry-After": value}, b"") if (value := next(asked, None)) else 1
+    server.answer = lambda request: (
+        (429, {"Retry-After": value}, b"") if (value := next(asked, None)) else 1
+    )
     assert post(server, {}) == [("1", 6)]
     backoffs = [wait - 2.0**n for n, wait in enumerate(waits)]
     assert 6.5 <= backoffs[0] <= 7
@@ -158,13 +161,21 @@ def test_a_wait_that_is_too_long_is_a_failure_at_once(server: Server, waits: lis
     assert (len(server.requests), waits) == (1, [])
 
 
-@pytest.mark.parametrize(("status", "is_common"), [(400, False), (422, False), (401, True), (403, True), (404, True)])
-def test_what_will_not_pass_is_not_asked_again(server: Server, status: int, is_common: bool) -> None:
+@pytest.mark.parametrize(
+    ("status", "is_common"), [(400, False), (422, False), (401, True), (403, True), (404, True)]
+)
+def test_what_will_not_pass_is_not_asked_again(
+    server: Server, status: int, is_common: bool
+) -> None:
     server.answer = lambda request: (status, {}, b"no")
     error = failure(server)
     assert f"status {status}: 'no'" in str(error)
     assert error.status == status
-    assert (len(server.requests), error.is_common, error.hint is not None) == (1, is_common, is_common)
+    assert (len(server.requests), error.is_common, error.hint is not None) == (
+        1,
+        is_common,
+        is_common,
+    )
 
 
 def test_a_reply_that_does_not_come_is_a_failure(server: Server) -> None:
@@ -212,7 +223,9 @@ def test_a_connection_that_breaks_is_tried_again(server: Server, broken: set[int
     assert [reply.text for reply in post(server, {}, {}, {}, concurrency=1)] == ["1"] * 3
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "localhost:8000", "ftp://host", "http://[", ""])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1", "localhost:8000", "ftp://host", "http://[", ""]
+)
 def test_what_is_not_there_is_a_failure_at_once(url: str, waits: list[float]) -> None:
     error = failure(url)
     assert str(error).startswith("cannot be reached, no reply: ")
@@ -222,7 +235,7 @@ def test_what_is_not_there_is_a_failure_at_once(url: str, waits: list[float]) ->
 def test_a_service_that_goes_away_is_waited_for(waits: list[float]) -> None:
     with serving() as server:
         server.answer = lambda request: (200, {"Connection": "close"}, b"1")
-        remote = Remote(Service(url=server.url, tries=3))
+        remote = Remote(RemoteService(url=server.url, tries=3))
         remote.run([remote.post({})])
     with remote, pytest.raises(RemoteError, match="after 3 tries: no reply: ") as caught:
         remote.run([remote.post({})])
@@ -235,7 +248,7 @@ def test_the_key_is_nowhere(server: Server) -> None:
     assert "bad key *** xxx" in error
     assert KEY[:3] not in error
     assert len(error) < 250
-    assert KEY not in repr(Service(url="http://h", api_key=KEY))
+    assert KEY not in repr(RemoteService(url="http://h", api_key=KEY))
 
 
 @pytest.mark.parametrize(
@@ -255,7 +268,7 @@ def test_urls_are_shown_without_what_may_be_secret(url: str, shown: str) -> None
 @pytest.mark.parametrize("key", [f"{KEY}\n", f"{KEY}\N{ZERO WIDTH SPACE}"])
 def test_a_key_that_no_header_takes_is_refused_unseen(key: str) -> None:
     with pytest.raises(UsageError, match="API key") as caught:
-        Service(url="http://h", api_key=key)
+        RemoteService(url="http://h", api_key=key)
     assert KEY not in str(caught.value)
 
 
@@ -268,18 +281,22 @@ def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
             key_from(variable)
 
 
-@pytest.mark.parametrize("options", [{"concurrency": 0}, {"tries": 0}, {"timeout_s": 0.0}, {"timeout_s": float("nan")}])
+@pytest.mark.parametrize(
+    "options", [{"concurrency": 0}, {"tries": 0}, {"timeout_s": 0.0}, {"timeout_s": float("nan")}]
+)
 def test_services_are_checked(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(UsageError, match=name):
-        Service(url="http://h", **options)
+        RemoteService(url="http://h", **options)
 
 
 def test_httpx_is_loaded_late() -> None:
     names = "specrej.remote, specrej.rewards.http, specrej.rewards.judge, specrej.evaluation.judge"
     script = f"import sys, {names}; sys.exit('httpx' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    assert subprocess.run([sys.executable, "-c", script], check=False, env=environment).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", script], check=False, env=environment).returncode == 0
+    )
 
 
 def test_the_first_failure_ends_the_others(server: Server) -> None:
@@ -292,7 +309,7 @@ def test_the_first_failure_ends_the_others(server: Server) -> None:
         return 1
 
     server.answer = answer
-    with Remote(Service(url=server.url, concurrency=2)) as remote:
+    with Remote(RemoteService(url=server.url, concurrency=2)) as remote:
         with pytest.raises(RemoteError, match="400"):
             remote.run([remote.post({"what": what}) for what in ("hang", "fail", "hang")])
         remote.run([remote.post({"what": "meet"}) for _ in range(2)])
@@ -311,7 +328,7 @@ def test_ctrl_c_ends_waiting_at_once(server: Server) -> None:
         return 1
 
     server.answer = answer
-    with Remote(Service(url=server.url, concurrency=1)) as remote:
+    with Remote(RemoteService(url=server.url, concurrency=1)) as remote:
         with pytest.raises(KeyboardInterrupt):
             remote.run([remote.post({"hangs": True}) for _ in range(3)])
         assert remote.run([remote.post({"hangs": False})]) == [("1", 1)]
@@ -335,7 +352,7 @@ def test_what_is_stopped_before_it_begins_leaves_nothing_behind(server: Server) 
             remote.wait(remote.post({}))
         ends.append("cancelled")
 
-    with Remote(Service(url=server.url)) as remote:
+    with Remote(RemoteService(url=server.url)) as remote:
         remote.start(hold())
         assert is_held.wait(120)
         threads = [threading.Thread(target=remote.stop), threading.Thread(target=wait_for_it)]
@@ -364,7 +381,7 @@ def test_stopping_ends_what_is_under_way_and_lets_nothing_begin(server: Server) 
         ended.set()
 
     server.answer = answer
-    with Remote(Service(url=server.url, concurrency=1)) as remote:
+    with Remote(RemoteService(url=server.url, concurrency=1)) as remote:
         waiting = threading.Thread(target=wait_for_it)
         waiting.start()
         assert asked.wait(120)

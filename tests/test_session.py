@@ -1,4 +1,5 @@
-"""A session: what is opened once, its calls one by one, and asynchronous ones that share the engine."""
+"""A session: what is opened once, its calls one by one, and asynchronous ones that share the
+engine."""
 
 import asyncio
 import threading
@@ -8,10 +9,27 @@ import pytest
 
 import specrej
 from fakes import FakeEngine, FakeReward
-from specrej import Decided, Ended, Event, Result, Session, Settings, SpecrejError, Started, Step, Text
+from specrej import (
+    Decided,
+    Ended,
+    Event,
+    Result,
+    Session,
+    Settings,
+    SpecrejError,
+    Started,
+    Step,
+    Text,
+)
 from specrej.search.search import Search
 
-OPTIONS: dict[str, Any] = {"max_new_tokens": 20, "n": 6, "memory": 4000, "decide": "every:5", "seed": 3}
+OPTIONS: dict[str, Any] = {
+    "max_new_tokens": 20,
+    "n": 6,
+    "memory": 4000,
+    "decide": "every:5",
+    "seed": 3,
+}
 PROMPTS = ["Why?", "", "How is that?", "Who?"]
 
 
@@ -34,7 +52,11 @@ def test_calls_have_the_options_of_the_session_but_for_their_own() -> None:
         assert ids(opened.generate("Why?", seed=9)) == ids(alone("Why?", seed=9))
         own = Settings(**{**OPTIONS, "n": 2})
         assert ids(opened.generate("Why?", settings=own, seed=4)) == ids(alone("Why?", n=2, seed=4))
-        assert opened.compare("Why?").keys() == {"best_of_n", "speculative_rejection", "best_of_n_same_start"}
+        assert opened.compare("Why?").keys() == {
+            "best_of_n",
+            "speculative_rejection",
+            "best_of_n_same_start",
+        }
         with pytest.raises(specrej.UsageError, match="takes no 'algorithm'"):
             opened.compare("Why?", algorithm="best_of_n")
 
@@ -52,7 +74,12 @@ def test_settings_are_accepted_wherever_options_are() -> None:
 def test_a_batch_is_a_list_in_order_with_errors_where_they_are_asked_for() -> None:
     with session() as opened:
         outcomes = opened.generate_batch(PROMPTS, errors="return")
-        assert [isinstance(outcome, SpecrejError) for outcome in outcomes] == [False, True, False, False]
+        assert [isinstance(outcome, SpecrejError) for outcome in outcomes] == [
+            False,
+            True,
+            False,
+            False,
+        ]
         for prompt, outcome in zip(PROMPTS, outcomes, strict=True):
             if prompt:
                 assert ids(outcome) == ids(alone(prompt))
@@ -67,11 +94,15 @@ def test_a_batch_is_a_list_in_order_with_errors_where_they_are_asked_for() -> No
 def test_asynchronous_calls_share_the_engine_and_give_what_each_gives_alone() -> None:
     async def go() -> None:
         async with session(total_memory=20_000) as opened:
-            results = await asyncio.gather(*(opened.agenerate(prompt, seed=2) for prompt in PROMPTS if prompt))
+            results = await asyncio.gather(
+                *(opened.agenerate(prompt, seed=2) for prompt in PROMPTS if prompt)
+            )
             engine = opened.engine
             assert isinstance(engine, FakeEngine)
             assert engine.num_steps < sum(result.usage.num_steps for result in results)
-            for prompt, result in zip([prompt for prompt in PROMPTS if prompt], results, strict=True):
+            for prompt, result in zip(
+                [prompt for prompt in PROMPTS if prompt], results, strict=True
+            ):
                 assert ids(result) == ids(alone(prompt, seed=2))
             with pytest.raises(specrej.PromptError):
                 await opened.agenerate("")
@@ -85,15 +116,21 @@ def test_asynchronous_calls_share_the_engine_and_give_what_each_gives_alone() ->
 
 def test_what_is_cancelled_frees_its_memory_and_the_others_go_on() -> None:
     async def go() -> None:
-        async with session(max_new_tokens=200, memory=100_000, total_memory=400_000, decide="budget") as opened:
+        async with session(
+            max_new_tokens=200, memory=100_000, total_memory=400_000, decide="budget"
+        ) as opened:
             begun = asyncio.Event()
-            doomed = asyncio.ensure_future(opened.agenerate("Why?", observe=lambda event: begun.set()))
+            doomed = asyncio.ensure_future(
+                opened.agenerate("Why?", observe=lambda event: begun.set())
+            )
             other = asyncio.ensure_future(opened.agenerate("How?"))
             await begun.wait()
             doomed.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await doomed
-            assert ids(await other) == ids(alone("How?", max_new_tokens=200, memory=100_000, decide="budget"))
+            assert ids(await other) == ids(
+                alone("How?", max_new_tokens=200, memory=100_000, decide="budget")
+            )
             assert isinstance(opened.engine, FakeEngine)
             assert not opened.engine.groups
 
@@ -158,14 +195,18 @@ def test_a_step_that_fails_fails_those_in_flight_and_the_next_are_served() -> No
 
 def test_events_tell_the_run_and_do_not_change() -> None:
     events: list[Event] = []
-    result = specrej.generate("Why?", model=FakeEngine(), reward=FakeReward(), observe=events.append, **OPTIONS)
+    result = specrej.generate(
+        "Why?", model=FakeEngine(), reward=FakeReward(), observe=events.append, **OPTIONS
+    )
     started, *middle, ended = events
     assert isinstance(started, Started)
     assert (started.num_candidates, started.memory_bytes) == (6, 4000)
     assert isinstance(ended, Ended)
     assert ended.outcome is result
     decided = [event for event in middle if isinstance(event, Decided)]
-    assert [event.num_rejected for event in decided] == [len(decision.rejected) for decision in result.decisions]
+    assert [event.num_rejected for event in decided] == [
+        len(decision.rejected) for decision in result.decisions
+    ]
     assert [event.cause for event in decided] == [decision.cause for decision in result.decisions]
     assert decided[-1].best == result.best.index
     steps = [event for event in middle if isinstance(event, Step)]
@@ -203,7 +244,9 @@ def test_a_policy_and_an_algorithm_may_be_objects() -> None:
         assert result.best.index == 0
         assert result.settings["algorithm"].endswith("first_come")
         policy = specrej.Policy(
-            when=lambda length, last: length - last >= 4, keep=lambda scores: [True] * len(scores), first_tokens=4
+            when=lambda length, last: length - last >= 4,
+            keep=lambda scores: [True] * len(scores),
+            first_tokens=4,
         )
         kept = opened.generate("Why?", policy=policy, decide="budget", memory=100_000)
         assert not any(decision.rejected for decision in kept.decisions)
@@ -212,8 +255,12 @@ def test_a_policy_and_an_algorithm_may_be_objects() -> None:
             opened.generate("Why?", policy=policy, decide="budget", alpha=0.3)
 
 
-@pytest.mark.parametrize("option", [{"weights": "fp32"}, {"special_tokens": "allow"}, {"engine_args": {"a": 1}}])
+@pytest.mark.parametrize(
+    "option", [{"weights": "fp32"}, {"special_tokens": "allow"}, {"engine_args": {"a": 1}}]
+)
 def test_an_engine_that_is_open_takes_no_options(option: dict[str, Any]) -> None:
     for how in ({"model": FakeEngine()}, {"engine": FakeEngine()}):
-        with pytest.raises(specrej.UsageError, match="must be left out for an engine that is open already"):
+        with pytest.raises(
+            specrej.UsageError, match="must be left out for an engine that is open already"
+        ):
             specrej.generate("Why?", reward=FakeReward(), **how, **option)  # type: ignore[arg-type]

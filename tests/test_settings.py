@@ -117,7 +117,9 @@ def test_memory_is_read_once_and_none_is_left_to_the_engine() -> None:
         ({"alpha": 0.0, "decide": "every:7"}, None),
     ],
 )
-def test_the_initial_batch_reaches_the_first_decision(options: dict[str, Any], first_tokens: int | None) -> None:
+def test_the_initial_batch_reaches_the_first_decision(
+    options: dict[str, Any], first_tokens: int | None
+) -> None:
     assert policy_of(Settings(**options)).first_tokens == first_tokens
 
 
@@ -129,6 +131,8 @@ def test_settings_are_json_and_make_equal_settings() -> None:
 
 
 def test_half_a_character_stops_nothing() -> None:
-    with pytest.raises(UsageError, match=r"^stop\[1\] holds half a surrogate pair, \\ud83d") as caught:
+    with pytest.raises(
+        UsageError, match=r"^stop\[1\] holds half a surrogate pair, \\ud83d"
+    ) as caught:
         Settings(stop=["a", "\ud83d"])
     assert not isinstance(caught.value, PromptError)

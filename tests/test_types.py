@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specrej.errors import PromptError, UsageError
-from specrej.types import Candidate, Decision, Prompt, Result, SamplingParams, Usage, as_messages, with_answer
+from specrej.messages import as_messages, with_answer
+from specrej.types import Candidate, Decision, Prompt, Result, SamplingParams, Usage
 
 USER = {"role": "user", "content": "Hello"}
 
@@ -36,13 +37,25 @@ def test_an_empty_prompt_is_an_error(prompt: Prompt) -> None:
     ("message", "expected"),
     [
         ({"role": "user"}, r"messages\[1\].content must be a text or a list of parts, got None"),
-        ({"content": "Hello"}, r"messages\[1\].role must be one of system, developer, user, assistant, got None"),
+        (
+            {"content": "Hello"},
+            r"messages\[1\].role must be one of system, developer, user, assistant, got None",
+        ),
         ({"role": 1, "content": "Hello"}, r"messages\[1\].role must be one of .*, got 1"),
-        ({"role": "human", "content": "Hello"}, r"messages\[1\].role must be one of .*, got 'human'"),
+        (
+            {"role": "human", "content": "Hello"},
+            r"messages\[1\].role must be one of .*, got 'human'",
+        ),
         ({**USER, "name": "Ann"}, r"messages\[1\].name cannot be honoured, got 'Ann'"),
         ({**USER, "type": "image"}, r"messages\[1\].type cannot be honoured"),
-        ({"role": "user", "content": [{"type": "text", "text": "a"}, "b"]}, r"messages\[1\].content\[1\] must be a"),
-        ({"role": "user", "content": "\ud800"}, r"messages\[1\].content holds half a surrogate pair"),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "a"}, "b"]},
+            r"messages\[1\].content\[1\] must be a",
+        ),
+        (
+            {"role": "user", "content": "\ud800"},
+            r"messages\[1\].content holds half a surrogate pair",
+        ),
         ("Hello", r"messages\[1\] must be an object with role and content, got 'Hello'"),
     ],
 )
@@ -53,7 +66,9 @@ def test_what_is_no_message_is_named_and_quoted(message: Any, expected: str) -> 
 
 @pytest.mark.parametrize("prompt", [None, 5, b"Hello", USER])
 def test_what_is_neither_text_nor_conversation_is_quoted(prompt: Any) -> None:
-    with pytest.raises(PromptError, match=r"a prompt must be a text or a list of messages, got (.*Hello|None|5)"):
+    with pytest.raises(
+        PromptError, match=r"a prompt must be a text or a list of messages, got (.*Hello|None|5)"
+    ):
         as_messages(prompt)
 
 
@@ -74,7 +89,10 @@ def test_a_developer_is_the_system_and_parts_are_joined() -> None:
 def test_an_answer_goes_on_with_an_assistants_message() -> None:
     begun = {"role": "assistant", "content": "Well, "}
     assert with_answer([USER], "no.") == [USER, {"role": "assistant", "content": "no."}]
-    assert with_answer([USER, begun], "no.") == [USER, {"role": "assistant", "content": "Well, no."}]
+    assert with_answer([USER, begun], "no.") == [
+        USER,
+        {"role": "assistant", "content": "Well, no."},
+    ]
     assert begun["content"] == "Well, "
 
 
@@ -131,7 +149,15 @@ def test_a_bad_sampling_parameter_is_named_and_quoted(name: str, value: Any) -> 
 
 
 def test_sampling_parameters_at_the_edges_of_their_ranges_are_taken() -> None:
-    SamplingParams(max_new_tokens=1, temperature=1, top_k=0, top_p=1, min_p=0, repetition_penalty=2, seed=2**64 - 1)
+    SamplingParams(
+        max_new_tokens=1,
+        temperature=1,
+        top_k=0,
+        top_p=1,
+        min_p=0,
+        repetition_penalty=2,
+        seed=2**64 - 1,
+    )
 
 
 @given(st.floats(min_value=0, allow_infinity=False) | st.integers(0, 10**308))
@@ -174,7 +200,13 @@ def test_the_seconds_of_a_usage_add_up_to_its_total() -> None:
 def test_a_result_is_json_and_complete_at_that() -> None:
     best = Candidate(1, [5], [-0.5], "b", {0: 1.0}, "complete", "eos")
     decision = Decision(
-        cause="complete", num_tokens=1, scored=(0, 1), rejected=(0,), cut=1.0, kv_bytes=4, kv_bytes_after=2
+        cause="complete",
+        num_tokens=1,
+        scored=(0, 1),
+        rejected=(0,),
+        cut=1.0,
+        kv_bytes=4,
+        kv_bytes_after=2,
     )
     result = Result(
         best=best,
@@ -186,7 +218,13 @@ def test_a_result_is_json_and_complete_at_that() -> None:
         versions={"specrej": "1"},
     )
     read = json.loads(json.dumps(result.to_dict()))
-    assert (read["text"], read["reward"], read["best"], read["seed"], read["is_complete"]) == ("b", 1.0, 1, 7, True)
+    assert (read["text"], read["reward"], read["best"], read["seed"], read["is_complete"]) == (
+        "b",
+        1.0,
+        1,
+        7,
+        True,
+    )
     assert read["candidates"][1] == {
         "index": 1,
         "token_ids": [5],

@@ -1,10 +1,12 @@
-"""Tiny models with random weights, and a byte-level tokenizer: everything an engine needs, made in milliseconds.
+"""Tiny models with random weights, and a byte-level tokenizer: everything an engine needs, made in
+milliseconds.
 
-    model = make_model("gemma2")                    # 2 or 4 layers, 32 wide, float32, weights from a fixed seed
-    tokenizer = make_tokenizer(CHAT_TEMPLATE)       # one token a byte
+    model = make_model("gemma2")                    # 2 or 4 layers, 32 wide, float32, weights from
+    a fixed seed tokenizer = make_tokenizer(CHAT_TEMPLATE)       # one token a byte
     engine = wrap(model, tokenizer, weights="fp32")
 
-The weights are drawn wide (standard deviation 0.25), so that attention is far from uniform and the logits vary by
+The weights are drawn wide (standard deviation 0.25), so that attention is far from uniform and the
+logits vary by
 several nats: with the usual 0.02 nearly any attention would pass for the right one.
 """
 
@@ -31,7 +33,8 @@ WINDOW = 12
 """Sliding windows: shorter than the prompts of the tests, longer than one token."""
 
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{{ eos_token }}"
+    "{{ bos_token }}{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{{ "
+    "eos_token }}"
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
@@ -103,7 +106,12 @@ _ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     # What the engine cannot honour.
     "gpt_oss": (
         "GptOssConfig",
-        {"head_dim": 16, "sliding_window": WINDOW, "num_local_experts": 2, "num_experts_per_tok": 1},
+        {
+            "head_dim": 16,
+            "sliding_window": WINDOW,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+        },
     ),
     "llama4": (
         "Llama4TextConfig",
@@ -148,7 +156,9 @@ def make_config(name: str, **changes: Any) -> Any:
     return getattr(transformers, class_name)(**{**_COMMON, **own, **changes})
 
 
-def make_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+def make_model(
+    name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
+) -> Any:
     """A causal LM with random weights: the same ones for the same name, seed and changes."""
     config = make_config(name, **changes)
     with torch.random.fork_rng(devices=[]):
@@ -156,7 +166,8 @@ def make_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, 
         auto: Any = transformers.AutoModelForCausalLM
         model = auto.from_config(config, attn_implementation="eager")
         for parameter_name, parameter in model.named_parameters():
-            # Biases and the scales of norms begin at 0 or 1, where a mistake in them would not show.
+            # Biases and the scales of norms begin at 0 or 1, where a mistake in them would not
+            # show.
             if parameter.dim() == 1 and not parameter_name.startswith("lm_head"):
                 nn.init.normal_(parameter, parameter.mean().item(), 0.1)
     return model.to(dtype).eval()
@@ -172,7 +183,9 @@ def reference(model: Any) -> Any:
 @torch.inference_mode()
 def full_logits(model: Any, token_ids: list[int]) -> torch.Tensor:
     """Logits `[tokens, vocabulary]` of one whole sequence in one pass, without a cache."""
-    logits: torch.Tensor = model(input_ids=torch.tensor([token_ids], device=model.device), use_cache=False).logits[0]
+    logits: torch.Tensor = model(
+        input_ids=torch.tensor([token_ids], device=model.device), use_cache=False
+    ).logits[0]
     return logits.float() if logits.dtype != torch.float64 else logits
 
 
@@ -190,7 +203,9 @@ def make_tokenizer(chat_template: str | None = None, *, adds_bos: bool = False) 
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(list(SPECIALS))
     if adds_bos:
-        core.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS_ID)])
+        core.post_processor = TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", BOS_ID)]
+        )
     make: Any = transformers.PreTrainedTokenizerFast
     return make(
         tokenizer_object=core,
@@ -228,7 +243,9 @@ class Answers(dict[tuple[int, int], list[Token]]):
         return {index: self.ids(prompt, index) for handle, index in self if handle == prompt}
 
 
-def decode(engine: TorchEngine, num_steps: int | None = None, answers: Answers | None = None) -> Answers:
+def decode(
+    engine: TorchEngine, num_steps: int | None = None, answers: Answers | None = None
+) -> Answers:
     """Step until nothing is live, or that many times; adds to `answers` where some are given."""
     answers = Answers() if answers is None else answers
     while num_steps is None or num_steps > 0:

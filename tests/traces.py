@@ -16,14 +16,23 @@ from specrej.settings import Settings
 def loaded_of(prompts: Sequence[str]) -> Loaded:
     """Tasks "0", "1", ..."""
     tasks = [
-        Task(id=str(number), turns=([{"role": "user", "content": prompt}],), category=None, line=number + 1)
+        Task(
+            id=str(number),
+            turns=([{"role": "user", "content": prompt}],),
+            category=None,
+            line=number + 1,
+        )
         for number, prompt in enumerate(prompts)
     ]
     return Loaded(source="-", tasks=tuple(tasks), broken=(), sha256="-".join(prompts))
 
 
 def trace_of(
-    prompt: str, checkpoints: Sequence[int], engine: Engine | None = None, reward: Reward | None = None, **options: Any
+    prompt: str,
+    checkpoints: Sequence[int],
+    engine: Engine | None = None,
+    reward: Reward | None = None,
+    **options: Any,
 ) -> Trace:
     """What `record` wrote of one prompt and `load` read."""
     (trace,) = traces_of([prompt], checkpoints, engine, reward, **options)
@@ -52,6 +61,8 @@ def traces_in(
 ) -> list[Trace]:
     """The same in a folder that stays."""
     engine, reward, settings = engine or FakeEngine(), reward or FakeReward(), Settings(**options)
-    for progress in record(loaded_of(prompts), engine, reward, folder, settings=settings, checkpoints=checkpoints):
+    for progress in record(
+        loaded_of(prompts), engine, reward, folder, settings=settings, checkpoints=checkpoints
+    ):
         assert progress.error is None
     return list(load(folder))

@@ -2,14 +2,23 @@
 
     tokenizer = KINDS["llama2"](CHAT_TEMPLATE)
 
-All have the special tokens of `tiny`, with the same ids, and spell what they do not know by bytes or as unknown.
+All have the special tokens of `tiny`, with the same ids, and spell what they do not know by bytes
+or as unknown.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import transformers
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 from tiny import SPECIALS
 
@@ -45,7 +54,10 @@ def byte_level(chat_template: str | None = None) -> Any:
     core.train_from_iterator(
         _TEXTS,
         trainers.BpeTrainer(
-            vocab_size=330, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
+            vocab_size=330,
+            special_tokens=list(SPECIALS),
+            initial_alphabet=alphabet,
+            show_progress=False,
         ),
     )
     core.add_tokens([AddedToken("plain é", normalized=False)])
@@ -55,7 +67,11 @@ def byte_level(chat_template: str | None = None) -> Any:
 def _byte_fallback(decoder: Any, chat_template: str | None) -> Any:
     pieces = [*SPECIALS, "<unk>", *_BYTES, *_PIECES]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    core = Tokenizer(
+        models.BPE(
+            vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True, fuse_unk=True
+        )
+    )
     core.normalizer = normalizers.Replace(" ", "▁")
     core.decoder = decoder
     core.add_special_tokens([*SPECIALS, "<unk>"])
@@ -64,8 +80,14 @@ def _byte_fallback(decoder: Any, chat_template: str | None) -> Any:
 
 
 def llama2(chat_template: str | None = None) -> Any:
-    """SentencePiece with byte fallback, as Llama 2 and Mistral have it: an answer's first space is left out."""
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    """SentencePiece with byte fallback, as Llama 2 and Mistral have it: an answer's first space
+    is left out."""
+    steps = [
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
     return _byte_fallback(decoders.Sequence(steps), chat_template)
 
 
@@ -99,10 +121,13 @@ def word_piece(chat_template: str | None = None) -> Any:
 
 
 def word_ends(chat_template: str | None = None) -> Any:
-    """Words that end in "</w>", as the first GPT has them: a token's text waits for the next one."""
+    """Words that end in "</w>", as the first GPT has them: a token's text waits for the next
+    one."""
     ordinary = [*_LETTERS, *(f"{letter}</w>" for letter in _LETTERS)]
     vocabulary = {piece: index for index, piece in enumerate([*SPECIALS, "<unk>", *ordinary])}
-    core = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="<unk>", end_of_word_suffix="</w>"))
+    core = Tokenizer(
+        models.BPE(vocabulary, merges=[], unk_token="<unk>", end_of_word_suffix="</w>")
+    )
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     core.decoder = decoders.BPEDecoder(suffix="</w>")
     core.add_special_tokens([*SPECIALS, "<unk>"])

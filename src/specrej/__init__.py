@@ -1,4 +1,6 @@
-"""Speculative Rejection and Best-of-N: better answers from any language model and any reward, at inference time."""
+"""Speculative Rejection and Best-of-N: better answers from any language model and any reward, at
+inference time.
+"""
 
 from specrej.api import Interrupted, compare, generate, generate_batch
 from specrej.engines.base import Engine

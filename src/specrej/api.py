@@ -31,14 +31,17 @@ from specrej.settings import Options, Settings
 from specrej.types import Prompt, Result
 
 IN_FLIGHT = 16
-"""Most prompts side by side by default: beyond that, attention, prompt by prompt, takes what batches gain."""
+"""Most prompts side by side by default: beyond that, attention, prompt by prompt, takes what
+batches gain."""
 
 Observer = Callable[[Event], None]
 """Called with each event of a run, on the thread that decodes."""
 
 
 class RunOptions(OpeningOptions, Options, total=False):
-    """All keyword arguments of `generate`: what is opened, and how answers are sampled and chosen."""
+    """All keyword arguments of `generate`: what is opened, and how answers are sampled and
+    chosen.
+    """
 
 
 class Interrupted(KeyboardInterrupt):
@@ -66,14 +69,17 @@ def generate(
     observe: Observer | None = None,
     **options: Unpack[RunOptions],
 ) -> Result:
-    """Sample many answers to a prompt and return the one that the reward prefers, with all that led to it.
+    """Sample many answers to a prompt and return the one that the reward prefers, with all that led
+    to it.
 
     Args:
-        prompt: a text, or a conversation as a list of `{"role", "content"}` (see `specrej.types.as_messages`).
-        settings: how answers are sampled and chosen; single options may be given beside it and go before it.
+        prompt: a text, or a conversation as a list of `{"role", "content"}` (see
+            `specrej.messages.as_messages`).
+        settings: how answers are sampled and chosen; single options may be given beside it and go
+            before it.
         observe: called with each of the run's events: see `specrej.search.events`.
-        options: what is opened (model, reward, engine, ...): see `specrej.Opening`; algorithm, n, alpha, memory,
-            max_new_tokens, seed and more: see `specrej.Settings`.
+        options: what is opened (model, reward, engine, ...): see `specrej.Opening`; algorithm, n,
+            alpha, memory, max_new_tokens, seed and more: see `specrej.Settings`.
 
     Raises:
         UsageError: an argument that cannot be honoured; see its subclasses.
@@ -96,17 +102,18 @@ def generate_batch(
     observe: Observer | None = None,
     **options: Unpack[RunOptions],
 ) -> Iterator[tuple[int, Outcome]]:
-    """Run `generate` for many prompts, several of them side by side; yield each outcome with its number as it ends.
+    """Run `generate` for many prompts, several of them side by side; yield each outcome with its
+    number as it ends.
 
-    A prompt's result is the one it has alone: it decides against a budget of its own, the option `memory`, whatever
-    runs beside it. A prompt that fails yields its error, and the others go on.
+    A prompt's result is the one it has alone: it decides against a budget of its own, the option
+    `memory`, whatever runs beside it. A prompt that fails yields its error, and the others go on.
 
     Args:
         prompts: texts or conversations.
         settings: see `generate`.
-        total_memory: KV of all prompts in flight together: it decides how many run side by side, and no result. By
-            default the option `memory` where it is given, else the engine's choice: room for eight default budgets on
-            a CPU, 80% of a GPU's free memory.
+        total_memory: KV of all prompts in flight together: it decides how many run side by side,
+            and no result. By default the option `memory` where it is given, else the engine's
+            choice: room for eight default budgets on a CPU, 80% of a GPU's free memory.
         in_flight: most prompts that run side by side.
         observe: see `generate`; an event says by its number which prompt it is of.
         options: see `generate`; the same for all prompts.
@@ -129,11 +136,13 @@ def compare(
     observe: Observer | None = None,
     **options: Unpack[RunOptions],
 ) -> dict[str, Result]:
-    """Speculative Rejection beside two Best-of-Ns, on one engine, in the same memory, with the same seed.
+    """Speculative Rejection beside two Best-of-Ns, on one engine, in the same memory, with the same
+    seed.
 
     Returns:
-        By name: "best_of_n" with the n that the memory carries at full length, "speculative_rejection", and
-        "best_of_n_same_start" with the n that Speculative Rejection started with (in waves, where memory asks for it).
+        By name: "best_of_n" with the n that the memory carries at full length,
+        "speculative_rejection", and "best_of_n_same_start" with the n that Speculative Rejection
+        started with (in waves, where memory asks for it).
 
     Raises:
         As `generate`.
@@ -154,7 +163,9 @@ def read_options(options: RunOptions, settings: Settings | None = None) -> tuple
         TypeError: there is no such option.
     """
     given: dict[str, Any] = dict(options)
-    of_opening = {name: given.pop(name) for name in list(given) if name in OpeningOptions.__annotations__}
+    of_opening = {
+        name: given.pop(name) for name in list(given) if name in OpeningOptions.__annotations__
+    }
     return Opening(**of_opening), replace(settings, **given) if settings else Settings(**given)
 
 
@@ -167,7 +178,8 @@ def check_sharing(total_memory: str | int | None, in_flight: int) -> None:
 
 
 def open_pool(engine: Engine, settings: Settings, total_memory: str | int | None) -> Pool:
-    """The memory that prompts in flight share: as given, else that of one prompt where given, else the engine's choice.
+    """The memory that prompts in flight share: as given, else that of one prompt where given, else
+    the engine's choice.
 
     Raises:
         UsageError: not an amount of memory, or more than the engine holds.
@@ -177,14 +189,17 @@ def open_pool(engine: Engine, settings: Settings, total_memory: str | int | None
     total, capacity = parse_bytes(total_memory), engine.capacity_bytes
     if capacity is not None and total > capacity:
         raise BudgetError(
-            f"a total_memory of {total_memory} is more than the {format_bytes(capacity)} of KV that the engine holds",
+            f"a total_memory of {total_memory} is more than the {format_bytes(capacity)} of KV "
+            "that the engine holds",
             hint="leave it out, or open the engine with a larger KV cache",
         )
     return Pool(total)
 
 
 class Watcher:
-    """Turns the steps and decisions of searches into events for an observer; without one it does nothing."""
+    """Turns the steps and decisions of searches into events for an observer; without one it does
+    nothing.
+    """
 
     def __init__(self, observe: Observer | None) -> None:
         self._observe = observe
@@ -230,7 +245,9 @@ def run_one(
     """
     search, steps = prepare(engine, reward, prompt, settings, number=number)
     try:
-        _, outcome = next(run(engine, [lambda: (search, steps)], pool=Pool(search.budget_bytes), observe=watch))
+        _, outcome = next(
+            run(engine, [lambda: (search, steps)], pool=Pool(search.budget_bytes), observe=watch)
+        )
     except KeyboardInterrupt as interrupt:
         raise Interrupted(search.result() if search.candidates else None) from interrupt
     if isinstance(outcome, SpecrejError):
@@ -239,7 +256,12 @@ def run_one(
 
 
 def run_observed(
-    engine: Engine, reward: Reward, prompt: Prompt, settings: Settings, observe: Observer | None, number: int = 0
+    engine: Engine,
+    reward: Reward,
+    prompt: Prompt,
+    settings: Settings,
+    observe: Observer | None,
+    number: int = 0,
 ) -> Result:
     """`run_one` with its events."""
     watcher = Watcher(observe)
@@ -290,15 +312,21 @@ def run_many(
 ) -> Iterator[tuple[int, Outcome]]:
     """`generate_batch` with everything opened, and settings for each prompt.
 
-    Requests are taken one by one, when there is room for them; closing the iterator frees what is in flight.
+    Requests are taken one by one, when there is room for them; closing the iterator frees what is
+    in flight.
     """
     watcher = Watcher(observe)
-    makers = (maker_of(engine, reward, prompt, own, pool, number) for number, (prompt, own) in enumerate(requests))
+    makers = (
+        maker_of(engine, reward, prompt, own, pool, number)
+        for number, (prompt, own) in enumerate(requests)
+    )
     for number, outcome in run(engine, makers, pool=pool, in_flight=in_flight, observe=watcher):
         yield number, watcher.end(number, outcome)
 
 
-def maker_of(engine: Engine, reward: Reward, prompt: Prompt, settings: Settings, pool: Pool, number: int) -> Maker:
+def maker_of(
+    engine: Engine, reward: Reward, prompt: Prompt, settings: Settings, pool: Pool, number: int
+) -> Maker:
     """Makes the search of a prompt when its turn has come."""
     return lambda: prepare(engine, reward, prompt, settings, pool.total_bytes, number)
 
@@ -311,12 +339,21 @@ def prepare(
     total_bytes: int | None = None,
     number: int = 0,
 ) -> tuple[Search, Steps]:
-    """A search for the scheduler, with the algorithm that drives it; total_bytes is what it shares with others.
+    """A search for the scheduler, with the algorithm that drives it; total_bytes is what it shares
+    with others.
 
     Raises:
         PromptError: the prompt is none, or is not to be answered as it ends.
     """
     settings.check(prompt)
-    search = Search(engine, reward, prompt, settings.sampling, settings.memory_bytes, settings.to_dict(), total_bytes)
+    search = Search(
+        engine,
+        reward,
+        prompt,
+        settings.sampling,
+        settings.memory_bytes,
+        settings.to_dict(),
+        total_bytes,
+    )
     search.number = number
     return search, algorithm_of(settings)(search, settings.num_candidates, policy_of(settings))

@@ -1,4 +1,5 @@
-"""The exceptions of specrej, each with a message that says what was given and a hint that says what to do.
+"""The exceptions of specrej, each with a message that says what was given and a hint that says what
+to do.
 
 SpecrejError
  ├── UsageError            an argument that cannot be honoured (the command exits with 2)
@@ -6,19 +7,31 @@ SpecrejError
  │    ├── PromptError        an empty prompt, or one longer than the context
  │    ├── BudgetError        a memory budget that does not hold one candidate
  │    └── SamplingError      a way of drawing tokens that this engine does not have
- ├── ModelError            a model that cannot be opened, or that needs what the engine cannot honour
- ├── EngineError           a program or a server that decodes for us failed, or lost all candidates
- ├── RewardError           a reward that failed, gave NaN or the wrong number of scores, or filtered out everybody
- ├── DeviceMemoryError     the device ran out of memory although the budget was kept
- └── ServingError          a request that the server could not answer
+ ├── ModelError            a model that cannot be opened, or that needs what the engine cannot
+ honour ├── EngineError           a program or a server that decodes for us failed, or lost all
+ candidates ├── RewardError           a reward that failed, gave NaN or the wrong number of scores,
+ or filtered out everybody ├── DeviceMemoryError     the device ran out of memory although the
+ budget was kept └── ServingError          a request that the server could not answer
       ├── QueueFullError     too many requests wait already
       ├── DeadlineError      its time was up before a candidate was complete
       └── ShutdownError      the server is being stopped
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+
+def named(error: BaseException, show: Callable[[Any], str] = repr) -> str:
+    """An exception as `repr` or `str` shows it, and by its class where that raises: a user's own
+    may.
+    """
+    try:
+        return show(error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return f"{type(error).__name__} (its message cannot be shown)"
 
 
 def guess(given: str, known: Iterable[str]) -> str:
@@ -46,11 +59,15 @@ class UsageError(SpecrejError):
 class UnknownNameError(UsageError):
     """A name that is not in a table; the hint lists the nearest known names."""
 
-    def __init__(self, kind: str, given: str, known: Iterable[str], *, hint: str | None = None) -> None:
+    def __init__(
+        self, kind: str, given: str, known: Iterable[str], *, hint: str | None = None
+    ) -> None:
         known = sorted(known)
         near = difflib.get_close_matches(given, known, n=3)
         guess = f"did you mean {' or '.join(repr(name) for name in near)}? " if near else ""
-        super().__init__(f"unknown {kind} {given!r}", hint=hint or f"{guess}known: {', '.join(known)}")
+        super().__init__(
+            f"unknown {kind} {given!r}", hint=hint or f"{guess}known: {', '.join(known)}"
+        )
         if hint and guess:
             self.hint = guess + hint
 
@@ -103,7 +120,9 @@ class ShutdownError(ServingError):
     """The server is being stopped."""
 
 
-def _restore(kind: type[SpecrejError], args: tuple[object, ...], state: Mapping[str, Any]) -> SpecrejError:
+def _restore(
+    kind: type[SpecrejError], args: tuple[object, ...], state: Mapping[str, Any]
+) -> SpecrejError:
     error = kind.__new__(kind, *args)
     vars(error).update(state)
     return error

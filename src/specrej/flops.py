@@ -1,13 +1,17 @@
-"""What a run costs in floating-point operations, from the shape of its models: the one place for it.
+"""What a run costs in floating-point operations, from the shape of its models: the one place for
+it.
 
     flops = engine.flops                                     # what one token costs this model
-    flops.prefill(60)                                        # one prompt of 60 tokens, read once for all candidates
-    flops.decode(60, [128, 16, 16])                          # three answers to it, of which two were rejected early
-    row = flops_of(flops, 60, [128, 16, 16], reward.flops_per_token, usage.reward_tokens)
+    flops.prefill(60)                                        # one prompt of 60 tokens, read once
+    for all candidates flops.decode(60, [128, 16, 16])                          # three answers to
+    it, of which two were rejected early row = flops_of(flops, 60, [128, 16, 16],
+    reward.flops_per_token, usage.reward_tokens)
 
-Counted are matrix products, a multiplication and an addition as two operations, as the torch engine executes them:
-linear layers, the head, and queries times keys and weights times values in attention. Left out are norms, activations,
-softmax, rotary positions, sampling and copies: together under 1% of the operations, not of the seconds.
+Counted are matrix products, a multiplication and an addition as two operations, as the torch engine
+executes them: linear layers, the head, and queries times keys and weights times values in
+attention. Left out are norms, activations,
+softmax, rotary positions, sampling and copies: together under 1% of the operations, not of the
+seconds.
 """
 
 from collections import Counter
@@ -67,18 +71,24 @@ class ModelFlops:
 
         The first `num_shared` tokens were read before, for another prompt.
 
-        A chunk is multiplied with all positions so far; those that causality or a window hides are masked afterwards,
-        so they cost as much as the others.
+        A chunk is multiplied with all positions so far; those that causality or a window hides are
+        masked afterwards, so they cost as much as the others.
         """
         starts = [*range(num_shared, num_prompt_tokens, self.chunk), num_prompt_tokens]
         num_pairs = sum((stop - start) * stop for start, stop in pairwise(starts))
         attention: float = num_pairs * sum(layers.per_pair for layers in self.attention)
-        return self.linear * (num_prompt_tokens - num_shared) + self.head * (len(starts) - 1) + attention
+        return (
+            self.linear * (num_prompt_tokens - num_shared)
+            + self.head * (len(starts) - 1)
+            + attention
+        )
 
     def decode_each(self, num_prompt_tokens: int, lengths: ArrayLike) -> NDArray[np.float64]:
-        """Drawing answers of these lengths in tokens, one by one: an array of the shape of `lengths`, in operations.
+        """Drawing answers of these lengths in tokens, one by one: an array of the shape of
+        `lengths`, in operations.
 
-        The first token of an answer is drawn from the prompt's logits, and the last one is never fed to the model.
+        The first token of an answer is drawn from the prompt's logits, and the last one is never
+        fed to the model.
         """
         fed = np.maximum(np.asarray(lengths, dtype=np.float64) - 1, 0)
         total = fed * (self.linear + self.head)
@@ -101,7 +111,9 @@ class ModelFlops:
     def from_dict(cls, given: Mapping[str, Any]) -> "ModelFlops":
         """What `to_dict` gave, by way of JSON or not."""
         attention = tuple(AttentionFlops(*layers) for layers in given["attention"])
-        return cls(linear=given["linear"], head=given["head"], attention=attention, chunk=given["chunk"])
+        return cls(
+            linear=given["linear"], head=given["head"], attention=attention, chunk=given["chunk"]
+        )
 
 
 def flops_of(
@@ -125,7 +137,9 @@ def flops_of(
     return {
         "prefill": None if model is None else model.prefill(num_prompt_tokens, num_shared),
         "decode": None if model is None else model.decode(num_prompt_tokens, lengths),
-        "reward": None if reward_flops_per_token is None else reward_flops_per_token * reward_tokens,
+        "reward": None
+        if reward_flops_per_token is None
+        else reward_flops_per_token * reward_tokens,
     }
 
 
@@ -137,11 +151,12 @@ def total_of(parts: Iterable[float | None]) -> float | None:
 
 
 def linear_flops(model: "PreTrainedModel", head: "nn.Module | None" = None) -> float:
-    """Operations of a transformers model's linear layers for each token, by the weights in its modules.
+    """Operations of a transformers model's linear layers for each token, by the weights in its
+    modules.
 
-    Of a mixture of experts, whose weights are `[experts, out, in]`, each token meets `config.num_experts_per_tok`; all
-    where the config does not say. Embeddings are looked up, not multiplied. A layer that is called several times in one
-    pass is counted once.
+    Of a mixture of experts, whose weights are `[experts, out, in]`, each token meets
+    `config.num_experts_per_tok`; all where the config does not say. Embeddings are looked up, not
+    multiplied. A layer that is called several times in one pass is counted once.
 
     Args:
         model: with its weights in their modules, so before the engine has packed them.
@@ -163,9 +178,11 @@ def linear_flops(model: "PreTrainedModel", head: "nn.Module | None" = None) -> f
 
 
 def flops_of_config(config: Any, chunk: int) -> ModelFlops | None:
-    """What a decoder costs, from its configuration alone: for engines whose modules are not transformers'.
+    """What a decoder costs, from its configuration alone: for engines whose modules are not
+    transformers'.
 
-    None where transformers cannot make the architecture from it: a figure is missing, the engine decodes all the same.
+    None where transformers cannot make the architecture from it: a figure is missing, the engine
+        decodes all the same.
 
     Args:
         config: of transformers, for the text.
@@ -189,11 +206,15 @@ def flops_of_config(config: Any, chunk: int) -> ModelFlops | None:
     return ModelFlops(
         linear=linear_flops(model, head),
         head=2 * head.weight.numel(),
-        attention=tuple(AttentionFlops(window, per_pair * count) for window, count in windows.items()),
+        attention=tuple(
+            AttentionFlops(window, per_pair * count) for window, count in windows.items()
+        ),
         chunk=chunk,
     )
 
 
 def head_dim(config: Any) -> int:
     """Numbers of a key in one attention head, from a configuration of transformers."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )

@@ -4,7 +4,8 @@
         done = {row["id"] for row in journal.rows}       # what an earlier run has written
         journal.append({"id": "a", "text": "..."})       # on the disk when this returns
 
-A line that was being written when the process died is cut off on opening; whole lines are never touched.
+A line that was being written when the process died is cut off on opening; whole lines are never
+touched.
 """
 
 import contextlib
@@ -57,7 +58,8 @@ class Journal:
             self._file.truncate(self._end)
             raise UsageError(
                 f"cannot write to {self.path}: {error.strerror}",
-                hint=f"nothing before this is lost: {self._end} bytes of whole rows are there; make room and go on",
+                hint=f"nothing before this is lost: {self._end} bytes of whole rows are there; "
+                "make room and go on",
             ) from error
         self._end += len(line)
 
@@ -68,7 +70,10 @@ class Journal:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 

@@ -21,7 +21,9 @@ def parse_bytes(amount: str | int) -> int:
 
 
 def format_bytes(amount: int) -> str:
-    """An amount of bytes with the largest unit that leaves a number of at least 1, two decimals, rounded up."""
+    """An amount of bytes with the largest unit that leaves a number of at least 1, two decimals,
+    rounded up.
+    """
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if amount >= size:
             return f"{-(-amount * 100 // size) / 100:.2f} {unit}"

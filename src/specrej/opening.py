@@ -1,4 +1,5 @@
-"""What a user opens: a model, an engine and a reward, by name or as objects. The one place that lists the options.
+"""What a user opens: a model, an engine and a reward, by name or as objects. The one place that
+lists the options.
 
 opening = Opening(model="smollm2", reward="relevance", weights="fp32")
 engine, reward = opening.open()
@@ -39,16 +40,21 @@ class Opening:
 
     Attributes:
         model: a default model's name, a Hugging Face id, a directory, or an engine that is open.
-        reward: a name ("relevance", "logprob"), a classifier's id or directory, "module:function", a callable over
-            (prompt, texts), or a `Reward`.
-        reward_memory: KV that a classifier may hold for the prompt, such as "256MiB"; by default 1 GiB on a CPU, a
-            tenth of a GPU's free memory.
-        engine: "torch" (ours), "vllm", "openvino", "openai:URL" (a server; "openai:URL#NAME" where it serves several
-            models), "auto" (what is the fastest of those installed), a name that a package adds, or an engine.
-        engine_args: handed on to what the engine stands for, such as {"tensor_parallel_size": 4} to vLLM.
-        weights: "fp16" (default) or "fp32" (exact): how a CPU holds the weights of the torch engine.
-        device: a torch device, such as "cuda:0"; by default the first GPU, else the CPU. Of the torch engine.
-        special_tokens: "text" or "allow": whether messages that spell special tokens are text, or these tokens.
+        reward: a name ("relevance", "logprob"), a classifier's id or directory, "module:function",
+            a callable over (prompt, texts), or a `Reward`.
+        reward_memory: KV that a classifier may hold for the prompt, such as "256MiB"; by default 1
+            GiB on a CPU, a tenth of a GPU's free memory.
+        engine: "torch" (ours), "vllm", "openvino", "openai:URL" (a server; "openai:URL#NAME" where
+            it serves several models), "auto" (what is the fastest of those installed), a name that
+            a package adds, or an engine.
+        engine_args: handed on to what the engine stands for, such as {"tensor_parallel_size": 4} to
+            vLLM.
+        weights: "fp16" (default) or "fp32" (exact): how a CPU holds the weights of the torch
+            engine.
+        device: a torch device, such as "cuda:0"; by default the first GPU, else the CPU. Of the
+            torch engine.
+        special_tokens: "text" or "allow": whether messages that spell special tokens are text, or
+            these tokens.
     """
 
     model: Model = option(
@@ -75,7 +81,8 @@ class Opening:
     )
     engine_args: Mapping[str, Any] | None = option(
         None,
-        'A JSON object that is handed on to the engine, such as {"tensor_parallel_size": 4} to vLLM.',
+        'A JSON object that is handed on to the engine, such as {"tensor_parallel_size": 4} to '
+        "vLLM.",
         metavar="JSON",
     )
     weights: str | None = option(
@@ -84,7 +91,9 @@ class Opening:
         metavar="fp16|fp32",
         unset="fp16",
     )
-    device: str | None = option(None, "A torch device.", metavar="DEVICE", unset="the first GPU, else the CPU")
+    device: str | None = option(
+        None, "A torch device.", metavar="DEVICE", unset="the first GPU, else the CPU"
+    )
     special_tokens: str = option(
         "text",
         "What becomes of messages that spell special tokens: text, or (allow) these tokens.",
@@ -96,7 +105,8 @@ class Opening:
 
         Raises:
             UnknownNameError: nothing has this name.
-            UsageError: something is not installed, or takes no such option, as an engine that is open.
+            UsageError: something is not installed, or takes no such option, as an engine that is
+                open.
             ModelError: a model cannot be opened, or is one that the engine cannot honour.
             EngineError: no server answers.
         """
@@ -156,7 +166,8 @@ def open_engine(
     device: str | None = None,
     special_tokens: str = "text",
 ) -> Engine:
-    """An engine for a default model's name, a Hugging Face id, or a directory; an engine is returned as it is.
+    """An engine for a default model's name, a Hugging Face id, or a directory; an engine is
+    returned as it is.
 
     Args:
         model: for example "smollm2".

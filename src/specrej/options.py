@@ -1,13 +1,16 @@
-"""What is known of an option beside its name, type and default: what it means and its bounds, on its field.
+"""What is known of an option beside its name, type and default: what it means and its bounds, on
+its field.
 
     @dataclass(frozen=True, kw_only=True)
     class Mine:
-        alpha: float = option(0.5, "Share rejected at each decision.", ge=0, lt=1, expected="in [0, 1)")
+        alpha: float = option(0.5, "Share rejected at each decision.", ge=0, lt=1, expected="in [0,
+            1)")
 
         def __post_init__(self):
             check(self)
 
-The command line, the server's schema and the README's table are made of these or compared with them.
+The command line, the server's schema and the README's table are made of these or compared with
+them.
 """
 
 import dataclasses
@@ -69,23 +72,31 @@ def same_as(owner: Any, name: str) -> Any:
 
 def options_of(owner: Any) -> dict[str, tuple[dataclasses.Field[Any], About]]:
     """The options of a dataclass by name, in order."""
-    return {field.name: (field, field.metadata["about"]) for field in dataclasses.fields(owner) if field.metadata}
+    return {
+        field.name: (field, field.metadata["about"])
+        for field in dataclasses.fields(owner)
+        if field.metadata
+    }
 
 
 _PLAIN = (int, float, bool, str, NoneType)
 
 
 def kinds_of(field: dataclasses.Field[Any]) -> list[Any]:
-    """The types that its values have in JSON and on a command line: without functions, paths and other objects."""
+    """The types that its values have in JSON and on a command line: without functions, paths and
+    other objects.
+    """
     is_union = get_origin(field.type) in (Union, UnionType)
     kinds = get_args(field.type) if is_union else (field.type,)
     return [kind for kind in kinds if kind in _PLAIN or get_origin(kind) in (Sequence, Mapping)]
 
 
 def check(record: Any) -> None:
-    """See that options are of their types and within their bounds. A whole number is a float too; True is no number.
+    """See that options are of their types and within their bounds. A whole number is a float too;
+    True is no number.
 
-    An option of several types is for its owner to check, but for its bounds where it holds a number.
+    An option of several types is for its owner to check, but for its bounds where it holds a
+    number.
 
     Raises:
         UsageError: one is not; says which, and what it is.
@@ -96,7 +107,11 @@ def check(record: Any) -> None:
             kinds, words = _KINDS[field.type]
             if not isinstance(value, kinds) or (isinstance(value, bool) and field.type is not bool):
                 raise UsageError(f"{name} must be {words}, got {value!r}", hint=about.hint)
-        if isinstance(value, int | float) and not isinstance(value, bool) and not _is_within(value, about.bounds):
+        if (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and not _is_within(value, about.bounds)
+        ):
             raise UsageError(f"{name} must be {about.expected}, got {value!r}", hint=about.hint)
 
 
@@ -104,5 +119,6 @@ _COMPARISONS = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": o
 
 
 def _is_within(value: float, bounds: Mapping[str, float]) -> bool:
-    # Compared as it is: a whole number beyond all floats is out of bounds, not an OverflowError later. NaN is in none.
+    # Compared as it is: a whole number beyond all floats is out of bounds, not an OverflowError
+    # later. NaN is in none.
     return all(_COMPARISONS[kind](value, bound) for kind, bound in bounds.items())

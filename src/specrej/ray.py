@@ -1,4 +1,6 @@
-"""Many prompts on many machines: `specrej.ray.generate_dataset` for Ray Data. It lives in `specrej.batch.ray`."""
+"""Many prompts on many machines: `specrej.ray.generate_dataset` for Ray Data. It lives in
+`specrej.batch.ray`.
+"""
 
 from specrej.batch.ray import generate_dataset
 

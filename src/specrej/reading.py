@@ -2,10 +2,12 @@
 
     read_text(Path("policies.json"))                     # a file
     decode(sys.stdin.buffer.read(), "stdin")             # bytes that were read already
-    without_mark(line, "prompts.jsonl")                  # the first line of what is read line by line
+    without_mark(line, "prompts.jsonl")                  # the first line of what is read line by
+    line
 
-Windows' editors and shells put a mark before what they write, in UTF-8 or UTF-16: the first is dropped, the second is
-named. Half surrogates, which JSON can spell and no file or tokenizer takes, are found here too.
+Windows' editors and shells put a mark before what they write, in UTF-8 or UTF-16: the first is
+dropped, the second is named. Half surrogates, which JSON can spell and no file or tokenizer takes,
+are found here too.
 """
 
 import codecs
@@ -49,7 +51,9 @@ def decode(content: bytes, name: str) -> str:
         return text.decode()
     except UnicodeDecodeError as error:
         start = error.start + len(content) - len(text)
-        raise UsageError(f"{name} is not UTF-8: {error.reason} at byte {start}", hint="save it as UTF-8") from error
+        raise UsageError(
+            f"{name} is not UTF-8: {error.reason} at byte {start}", hint="save it as UTF-8"
+        ) from error
 
 
 def read_text(path: str | Path) -> str:
@@ -81,7 +85,9 @@ def check_characters(content: object, name: str, error: type[UsageError] = Promp
         elif isinstance(one, Mapping):
             for key in one:
                 _check(str(key), f"a name in {where or 'the object'}", error)
-            left += [(value, f"{where}.{key!s:.40}".removeprefix(".")) for key, value in one.items()]
+            left += [
+                (value, f"{where}.{key!s:.40}".removeprefix(".")) for key, value in one.items()
+            ]
         elif isinstance(one, list | tuple):
             left += [(value, f"{where}[{number}]") for number, value in enumerate(one)]
 

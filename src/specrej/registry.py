@@ -60,7 +60,9 @@ def names(kind: str) -> list[str]:
 
 
 def is_name(kind: str, name: str) -> bool:
-    """Whether a kind has this name. Installed packages are looked through for others than our own."""
+    """Whether a kind has this name. Installed packages are looked through for others than our
+    own.
+    """
     return name in TABLES[kind] or name in entry_points(kind)
 
 
@@ -133,7 +135,8 @@ def import_attribute(kind: str, spec: str) -> Any:
     module_name, _, attribute = spec.partition(":")
     if not module_name or not attribute:
         raise UsageError(
-            f"the {kind} {spec!r} is not of the form module:function", hint=f"known: {', '.join(names(kind))}"
+            f"the {kind} {spec!r} is not of the form module:function",
+            hint=f"known: {', '.join(names(kind))}",
         )
     if (here := str(Path.cwd())) not in sys.path:
         # stays: what is imported may import its neighbours when it is called
@@ -144,15 +147,25 @@ def import_attribute(kind: str, spec: str) -> Any:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module_name}.".startswith(f"{missing}."):
             hint = (
-                f"there is no module {missing!r} in {here} or among the installed ones; write module:function, no .py"
+                f"there is no module {missing!r} in {here} or among the installed ones; write "
+                "module:function, no .py"
             )
-            raise UnknownNameError(f"{kind} or module", module_name, names(kind), hint=hint) from error
+            raise UnknownNameError(
+                f"{kind} or module", module_name, names(kind), hint=hint
+            ) from error
         raise UsageError(
-            f"the module {module_name!r} of the {kind} {spec!r} cannot be imported: {type(error).__name__}: {error}",
+            f"the module {module_name!r} of the {kind} {spec!r} cannot be imported: "
+            f"{type(error).__name__}: {error}",
             hint=f"see that `python -c 'import {module_name}'` runs in {here}",
         ) from error
     try:
         return attrgetter(attribute)(module)
     except AttributeError as error:
-        public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise UnknownNameError(f"function of the module {module_name!r}", attribute, public) from error
+        public = [
+            name
+            for name, value in vars(module).items()
+            if callable(value) and not name.startswith("_")
+        ]
+        raise UnknownNameError(
+            f"function of the module {module_name!r}", attribute, public
+        ) from error

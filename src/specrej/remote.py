@@ -1,8 +1,10 @@
-"""JSON over HTTP: the one client of specrej, with deadlines, bounded concurrency, retries, and a key that nobody sees.
+"""JSON over HTTP: the one client of specrej, with deadlines, bounded concurrency, retries, and a
+key that nobody sees.
 
-    with Remote(Service(url="http://localhost:8000/score", timeout_s=30, concurrency=4)) as remote:
-        replies = remote.run(remote.post({"text": text}) for text in texts)        # in the order of the texts
-        print(replies[0].text)
+    with Remote(RemoteService(url="http://localhost:8000/score", timeout_s=30, concurrency=4)) as
+    remote:
+        replies = remote.run(remote.post({"text": text}) for text in texts)        # in the order of
+        the texts print(replies[0].text)
 
 It knows neither rewards nor judges. Requests run in an event loop on a thread of its own, so that
 waiting can end at any moment (Ctrl-C, the first failure, `close`). So it serves as well where a
@@ -18,71 +20,32 @@ httpx is imported when the first request is made.
 
 import asyncio
 import json
-import os
 import random
-import re
 import ssl
 import threading
 import weakref
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypedDict, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
-from specrej.errors import UsageError
+from specrej.services import RemoteService
 
 T = TypeVar("T")
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
 _PASSING = (408, 409, 425, 429)
 """With 500 and above: the statuses after which asking again may help."""
-_REFUSALS = {401: "check the API key", 403: "check the API key", 404: "check the URL and the model's name"}
+_REFUSALS = {
+    401: "check the API key",
+    403: "check the API key",
+    404: "check the URL and the model's name",
+}
 _LONGEST_QUOTE = 200
-
-
-class ServiceOptions(TypedDict, total=False):
-    """The fields of `Service` that have defaults."""
-
-    api_key: str | None
-    timeout_s: float
-    concurrency: int
-    tries: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Service:
-    """Where requests go, and how.
-
-    Attributes:
-        url: posted to, where a request names no other.
-        api_key: sent as a bearer token, never written or shown; None sends none.
-        timeout_s: seconds from sending a request to the end of its reply.
-        concurrency: most requests at a time.
-        tries: how often a request is sent, the first time included, where asking again may help.
-
-    Raises:
-        UsageError: a value cannot be honoured.
-    """
-
-    url: str
-    api_key: str | None = field(default=None, repr=False)
-    timeout_s: float = 60.0
-    concurrency: int = 8
-    tries: int = 6
-
-    def __post_init__(self) -> None:
-        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
-            raise UsageError("the API key holds characters that no key has", hint="a line break, for example")
-        for name, value in (("concurrency", self.concurrency), ("tries", self.tries)):
-            if value < 1:
-                raise UsageError(f"{name} must be at least 1, got {value}")
-        if not self.timeout_s > 0:
-            raise UsageError(f"timeout_s must be above 0, got {self.timeout_s}")
 
 
 class Reply(NamedTuple):
@@ -101,7 +64,8 @@ class RemoteError(Exception):
     """No reply that can be used. The message holds no key.
 
     Attributes:
-        wait_s: seconds that the service asks to wait before the next try; None where another try will not help.
+        wait_s: seconds that the service asks to wait before the next try; None where another try
+            will not help.
         hint: what to do, or None.
         is_common: every other request would fail in the same way.
         status: of the reply, where there was one.
@@ -129,29 +93,14 @@ class RemoteError(Exception):
         return tries + super().__str__()
 
 
-def key_from(variable: str) -> str:
-    """The API key that an environment variable holds.
-
-    Raises:
-        UsageError: it holds none.
-    """
-    if key := os.environ.get(variable):
-        return key
-    raise UsageError(f"the environment variable {variable!r} holds no API key", hint=f"export {variable}=...")
-
-
-def without_secrets(url: str) -> str:
-    """The URL without credentials and query, to be shown."""
-    return re.sub(r"^([^/]*//)?[^/]*@", r"\1", url.partition("?")[0])
-
-
 class Connections:
-    """An HTTP client and the event loop that it runs in, on a thread of its own; there from the first use until closed.
+    """An HTTP client and the event loop that it runs in, on a thread of its own; there from the
+    first use until closed.
 
     Where another process unpickles them, they are as new.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: RemoteService) -> None:
         self._service = service
         self._lock = threading.Lock()
         self._running: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
@@ -181,16 +130,22 @@ class Connections:
         headers = {"Content-Type": "application/json"}
         if self._service.api_key:
             headers["Authorization"] = f"Bearer {self._service.api_key}"
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._service.concurrency)
+        limits = httpx.Limits(
+            max_connections=None, max_keepalive_connections=self._service.concurrency
+        )
         self.http = httpx.AsyncClient(headers=headers, timeout=None, limits=limits, verify=_tls())
         loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=_run, args=(loop, self.http), name="specrej-remote", daemon=True)
+        thread = threading.Thread(
+            target=_run, args=(loop, self.http), name="specrej-remote", daemon=True
+        )
         thread.start()
         weakref.finalize(self, _stop, loop)  # of those that nobody closed
         return loop, thread
 
     def close(self) -> None:
-        """End what is under way, the connections and the thread. Nothing can be started any more."""
+        """End what is under way, the connections and the thread. Nothing can be started any
+        more.
+        """
         with self._lock:
             self._is_closed = True
             running, self._running = self._running, None
@@ -221,7 +176,7 @@ class Remote:
         connections: to the service, which others share; by default it has its own, and closes them.
     """
 
-    def __init__(self, service: Service, connections: Connections | None = None) -> None:
+    def __init__(self, service: RemoteService, connections: Connections | None = None) -> None:
         self.service = service
         self._slots = asyncio.Semaphore(service.concurrency)
         self._has_answered = self._is_stopped = False
@@ -233,12 +188,16 @@ class Remote:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
     def run(self, coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-        """Their results, in order; the first failure ends the others and is raised. May be called on any thread.
+        """Their results, in order; the first failure ends the others and is raised. May be called
+        on any thread.
 
         From a generator, none is made where another thread stops all before it comes to that.
         """
@@ -253,14 +212,17 @@ class Remote:
             future.cancel()  # after Ctrl-C nothing goes on that nobody waits for
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Begin without waiting. Cancelling the future closes the connection of a request that is under way."""
+        """Begin without waiting. Cancelling the future closes the connection of a request that
+        is under way.
+        """
         future = self._connections.start(coroutine)
         self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
         return future
 
     async def post(self, body: object, url: str | None = None) -> Reply:
-        """Post `body` as JSON; again where asking again may help, with longer and longer waits in between.
+        """Post `body` as JSON; again where asking again may help, with longer and longer waits in
+        between.
 
         Raises:
             RemoteError: no reply within the tries, or one that says that there will be none.
@@ -318,13 +280,17 @@ class Remote:
         status = response.status_code
         problem = f"status {status}: {self.quote(response.text)}"
         if hint := _REFUSALS.get(status):
-            raise RemoteError(f"refuses to answer, {problem}", hint=hint, is_common=True, status=status)
+            raise RemoteError(
+                f"refuses to answer, {problem}", hint=hint, is_common=True, status=status
+            )
         is_passing = status in _PASSING or status >= 500
         asked_s = _retry_after_s(response.headers.get("retry-after", ""))
         raise RemoteError(problem, wait_s=asked_s if is_passing else None, status=status)
 
     def quote(self, text: str) -> str:
-        """The beginning of what the service said, without the key: some quote it when they complain."""
+        """The beginning of what the service said, without the key: some quote it when they
+        complain.
+        """
         key = self.service.api_key
         return repr((text.replace(key, "***") if key else text)[:_LONGEST_QUOTE])
 
@@ -332,7 +298,9 @@ class Remote:
         """End what is under way; what is posted from now on fails."""
         self._is_stopped = True
         if self._under_way:
-            with suppress(RemoteError, CancelledError):  # closed meanwhile, and all has ended with that
+            with suppress(
+                RemoteError, CancelledError
+            ):  # closed meanwhile, and all has ended with that
                 self._connections.start(_cancel(self._under_way)).result()
 
     def close(self) -> None:

@@ -43,8 +43,8 @@ from specrej.types import Prompt, Result
 class Session:
     """An engine and a reward that are open, and what all their runs have in common.
 
-    The asynchronous calls share the engine on a thread of their own, many at a time; the others run on the thread that
-    calls them, and not while those are under way.
+    The asynchronous calls share the engine on a thread of their own, many at a time; the others run
+    on the thread that calls them, and not while those are under way.
 
     Args:
         settings: how answers are sampled and chosen where a call says nothing else.
@@ -86,7 +86,9 @@ class Session:
         await asyncio.to_thread(self.close)
 
     def close(self) -> None:
-        """End what is under way, and free what was opened here; objects that were handed in are left as they are."""
+        """End what is under way, and free what was opened here; objects that were handed in are
+        left as they are.
+        """
         if self._driver is not None:
             self._driver.close()
             self._driver = None
@@ -130,7 +132,9 @@ class Session:
         if errors not in ("raise", "return"):
             raise UsageError(f"errors must be 'raise' or 'return', got {errors!r}")
         outcomes: dict[int, Outcome] = {}
-        for number, outcome in self.iter_batch(prompts, settings=settings, observe=observe, **options):
+        for number, outcome in self.iter_batch(
+            prompts, settings=settings, observe=observe, **options
+        ):
             if errors == "raise" and isinstance(outcome, SpecrejError):
                 raise outcome
             outcomes[number] = outcome
@@ -144,11 +148,20 @@ class Session:
         observe: Observer | None = None,
         **options: Unpack[Options],
     ) -> Iterator[tuple[int, Outcome]]:
-        """The outcomes of many prompts with their numbers, as they end; see `specrej.generate_batch`."""
+        """The outcomes of many prompts with their numbers, as they end; see
+        `specrej.generate_batch`.
+        """
         asked = self._asked(settings, options)
         pool = open_pool(self.engine, asked, self._total_memory)
         requests = ((prompt, asked) for prompt in prompts)
-        return run_many(self.engine, self.reward, requests, pool=pool, in_flight=self._in_flight, observe=observe)
+        return run_many(
+            self.engine,
+            self.reward,
+            requests,
+            pool=pool,
+            in_flight=self._in_flight,
+            observe=observe,
+        )
 
     def compare(
         self,
@@ -175,12 +188,15 @@ class Session:
     ) -> Result:
         """`generate` for an event loop: awaited many times at once, the prompts share the engine.
 
-        When it is cancelled, the prompt's memory is free within a step. `observe` is called on the event loop.
+        When it is cancelled, the prompt's memory is free within a step. `observe` is called on the
+        event loop.
 
         Raises:
             SpecrejError: the prompt failed.
         """
-        outcome = await self._submit(prompt, self._asked(settings, options, is_async=True), observe, 0)
+        outcome = await self._submit(
+            prompt, self._asked(settings, options, is_async=True), observe, 0
+        )
         if isinstance(outcome, SpecrejError):
             raise outcome
         return outcome
@@ -193,13 +209,17 @@ class Session:
         observe: Observer | None = None,
         **options: Unpack[Options],
     ) -> AsyncIterator[tuple[int, Outcome]]:
-        """`iter_batch` for an event loop. Prompts are taken as there is room; what is left is cancelled on closing."""
+        """`iter_batch` for an event loop. Prompts are taken as there is room; what is left is
+        cancelled on closing.
+        """
         asked = self._asked(settings, options, is_async=True)
         numbered, running = enumerate(prompts), dict[asyncio.Task[Outcome], int]()
         try:
             while True:
                 while len(running) < self._in_flight and (one := next(numbered, None)) is not None:
-                    running[asyncio.ensure_future(self._submit(one[1], asked, observe, one[0]))] = one[0]
+                    running[asyncio.ensure_future(self._submit(one[1], asked, observe, one[0]))] = (
+                        one[0]
+                    )
                 if not running:
                     return
                 ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -211,15 +231,21 @@ class Session:
 
     # How
 
-    def _asked(self, settings: Settings | None, options: Options, *, is_async: bool = False) -> Settings:
+    def _asked(
+        self, settings: Settings | None, options: Options, *, is_async: bool = False
+    ) -> Settings:
         """The settings of a call, which is one that may be made now."""
         if not self._is_open:
             raise UsageError("the session is closed", hint="open another one")
         if self._num_pending and not is_async:
-            raise UsageError("asynchronous calls of this session are under way", hint="await them before")
+            raise UsageError(
+                "asynchronous calls of this session are under way", hint="await them before"
+            )
         return replace(settings or self.settings, **options)
 
-    async def _submit(self, prompt: Prompt, asked: Settings, observe: Observer | None, number: int) -> Outcome:
+    async def _submit(
+        self, prompt: Prompt, asked: Settings, observe: Observer | None, number: int
+    ) -> Outcome:
         loop = asyncio.get_running_loop()
         watcher = Watcher(None if observe is None else partial(_hand_over, loop, observe))
         if self._driver is None:

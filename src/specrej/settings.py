@@ -1,4 +1,5 @@
-"""What a run is made of beside model and reward: algorithm, candidates, memory, sampling. Checked on construction.
+"""What a run is made of beside model and reward: algorithm, candidates, memory, sampling. Checked
+on construction.
 
 Settings(algorithm="best_of_n", n=16, memory="64MiB", seed=1)
 """
@@ -9,16 +10,19 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.memory import parse_bytes
+from specrej.messages import as_messages
 from specrej.options import check, option, options_of, same_as
 from specrej.reading import check_characters
 from specrej.registry import is_name, names
-from specrej.types import Policy, Prompt, SamplingParams, as_messages
+from specrej.types import Policy, Prompt, SamplingParams
 
 _N = "'auto' or a number of at least 1"
 
 
 class Options(TypedDict, total=False):
-    """The keyword arguments that `generate`, `generate_batch` and `compare` share; `Settings` has the defaults."""
+    """The keyword arguments that `generate`, `generate_batch` and `compare` share; `Settings`
+    has the defaults.
+    """
 
     algorithm: str | Callable[..., Any]
     n: int | str
@@ -44,19 +48,22 @@ class Settings:
     """How answers are sampled and chosen.
 
     Attributes:
-        algorithm: "speculative_rejection", "best_of_n", a name that a package adds, "module:function", or a function:
-            see docs/extending.md.
+        algorithm: "speculative_rejection", "best_of_n", a name that a package adds,
+            "module:function", or a function: see docs/extending.md.
         n: candidates to begin with; "auto" is as many as the memory carries.
         alpha: share of the candidates rejected at each decision, in [0, 1).
         keep: keep this many at each decision, in place of a share.
-        decide: "budget" (when memory is full), "every:K" or "at:A,B,C" tokens; a full memory always decides.
+        decide: "budget" (when memory is full), "every:K" or "at:A,B,C" tokens; a full memory always
+            decides.
         min_tokens: length that the initial batch can reach when the budget alone decides.
-        policy: when to decide and whom to keep, in place of the four above: a `Policy`, its name, or "module:object".
-        memory: KV budget, such as "64MiB" or a number of bytes; None leaves it to the engine: room for 8 full-length
-            candidates on a CPU, 80% of the free memory on a GPU.
-        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed: see `SamplingParams`.
-        continue_final_message: a conversation that ends in an assistant's message is continued inside that message;
-            else it is refused.
+        policy: when to decide and whom to keep, in place of the four above: a `Policy`, its name,
+            or "module:object".
+        memory: KV budget, such as "64MiB" or a number of bytes; None leaves it to the engine: room
+            for 8 full-length candidates on a CPU, 80% of the free memory on a GPU.
+        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed: see
+        `SamplingParams`.
+        continue_final_message: a conversation that ends in an assistant's message is continued
+            inside that message; else it is refused.
 
     Raises:
         UsageError: a value outside its range; says which.
@@ -92,7 +99,8 @@ class Settings:
     )
     decide: str = option(
         "budget",
-        "When to decide: budget (when memory is full), every:K or at:A,B tokens; a full memory always decides.",
+        "When to decide: budget (when memory is full), every:K or at:A,B tokens; a full memory "
+        "always decides.",
         metavar="budget|every:K|at:A,B",
     )
     min_tokens: int = option(
@@ -103,7 +111,8 @@ class Settings:
     )
     policy: str | Policy | None = option(
         None,
-        "When to decide and whom to keep, in place of alpha, keep, decide and min-tokens: a name that a package adds.",
+        "When to decide and whom to keep, in place of alpha, keep, decide and min-tokens: a name "
+        "that a package adds.",
         metavar="NAME|module:object",
         unset="off",
     )
@@ -138,7 +147,9 @@ class Settings:
         _ = parse_decide(self.decide), self.sampling, self.memory_bytes  # each checks its part
 
     def _check_algorithm(self) -> None:
-        """See that the algorithm has a name that is known or can be looked for, and that one thing alone decides."""
+        """See that the algorithm has a name that is known or can be looked for, and that one
+        thing alone decides.
+        """
         if isinstance(self.algorithm, str):
             if ":" not in self.algorithm and not is_name("algorithm", self.algorithm):
                 raise UnknownNameError("algorithm", self.algorithm, names("algorithm"))
@@ -150,7 +161,10 @@ class Settings:
             usual = {name: field.default for name, (field, _) in options_of(Settings).items()}
             for name in ("alpha", "keep", "decide", "min_tokens"):
                 if getattr(self, name) != usual[name]:
-                    raise UsageError(f"{name} must be left out where there is a policy, got {getattr(self, name)!r}")
+                    raise UsageError(
+                        f"{name} must be left out where there is a policy, got "
+                        f"{getattr(self, name)!r}"
+                    )
 
     @property
     def num_candidates(self) -> int | None:
@@ -163,15 +177,17 @@ class Settings:
 
     @property
     def sampling(self) -> SamplingParams:
-        mine = {name: getattr(self, name) for name in options_of(SamplingParams) if hasattr(self, name)}
+        mine = {
+            name: getattr(self, name) for name in options_of(SamplingParams) if hasattr(self, name)
+        }
         return SamplingParams(**mine | {"stop": tuple(self.stop)})
 
     def check(self, prompt: Prompt) -> None:
         """See that a prompt is one, and is to be answered as it ends.
 
         Raises:
-            PromptError: see `as_messages`; or it ends in an assistant's message that nobody asked to continue, or is
-                nothing else.
+            PromptError: see `as_messages`; or it ends in an assistant's message that nobody asked
+                to continue, or is nothing else.
         """
         messages = as_messages(prompt)
         if messages[-1]["role"] != "assistant":
@@ -182,7 +198,10 @@ class Settings:
                 hint="end it in a user's, or have this one continued: continue_final_message",
             )
         if len(messages) == 1:
-            raise PromptError("an assistant's message alone answers nothing", hint="give what it answers before it")
+            raise PromptError(
+                "an assistant's message alone answers nothing",
+                hint="give what it answers before it",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """By name, in JSON's types; a function or a policy by its name."""
@@ -210,7 +229,11 @@ def parse_decide(words: str) -> Decide:
     """
     kind, _, rest = words.partition(":")
     # Python refuses to read a number of thousands of digits, and no answer is that long.
-    numbers = [int(number) for number in rest.split(",") if number.strip().isdecimal() and len(number.strip()) < 10]
+    numbers = [
+        int(number)
+        for number in rest.split(",")
+        if number.strip().isdecimal() and len(number.strip()) < 10
+    ]
     is_clean = len(numbers) == len(rest.split(",")) and all(numbers)
     if words == "budget":
         return Decide("budget", ())
@@ -218,4 +241,6 @@ def parse_decide(words: str) -> Decide:
         return Decide("every", tuple(numbers))
     if kind == "at" and is_clean:
         return Decide("at", tuple(numbers))
-    raise UsageError(f"decide must be 'budget', 'every:K' or 'at:A,B,C' with K, A, B, C in tokens, got {words!r}")
+    raise UsageError(
+        f"decide must be 'budget', 'every:K' or 'at:A,B,C' with K, A, B, C in tokens, got {words!r}"
+    )

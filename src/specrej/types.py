@@ -1,29 +1,24 @@
 """What flows through specrej: sampling parameters, candidates, decisions, usage, results.
 
-Everything is frozen and checked on construction but `Candidate`, the one mutable record: the search writes its
-tokens, its rewards and its fate as they come.
+Everything is frozen and checked on construction but `Candidate`, the one mutable record: the search
+writes its tokens, its rewards and its fate as they come.
 """
 
 import math
-import reprlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
-from specrej.errors import PromptError, UsageError
+from specrej.errors import UsageError
 from specrej.options import check, option
-from specrej.reading import check_characters
 
 Message = Mapping[str, str]
 """One turn of a conversation: `{"role": "system" | "user" | "assistant", "content": text}`."""
 
 Prompt = str | Sequence[Mapping[str, Any]]
-"""A text (sent as one user message where the model has a chat template) or a conversation, see `as_messages`."""
-
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-"""What a message's role may be, and what it is called from there on: "developer" is the newer name, which no chat
-template knows."""
+"""A text (sent as one user message where the model has a chat template) or a conversation, see
+`as_messages`."""
 
 
 class Continuation(str):
@@ -41,86 +36,41 @@ GREEDY_NOTE = "temperature 0 is greedy: all candidates would be the same answer,
 """What a result says of itself where a greedy run began with one candidate, whatever n says."""
 
 _LEAST_TEMPERATURE, _MOST_TEMPERATURE = 1e-5, 1e30
-"""Below the one the likeliest token is certain, above the other all that pass are alike; between them float32 holds."""
-
-
-def as_messages(prompt: Prompt) -> list[dict[str, str]]:
-    """The prompt as a conversation, by the one rule for messages wherever they come from.
-
-    A role is one of `ROLES`. A content is a text, or a list of parts `{"type": "text", "text": ...}`, which are joined.
-    Other fields of a message are refused unless they are null or empty.
-
-    Raises:
-        PromptError: the prompt is empty, no text and no conversation, or holds what a message cannot; names it.
-    """
-    if isinstance(prompt, str):
-        check_characters(prompt, "the prompt")
-        messages = [{"role": "user", "content": str(prompt)}]
-    else:
-        if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
-            raise PromptError(f"a prompt must be a text or a list of messages, got {reprlib.repr(prompt)}")
-        messages = [_as_message(message, f"messages[{number}]") for number, message in enumerate(prompt)]
-    if not messages or not messages[-1]["content"].strip():
-        raise PromptError("the prompt is empty", hint="give a text of at least one character that is no space")
-    return messages
-
-
-def _as_message(given: object, name: str) -> dict[str, str]:
-    if not isinstance(given, Mapping):
-        raise PromptError(f"{name} must be an object with role and content, got {reprlib.repr(given)}")
-    role, content = given.get("role"), given.get("content")
-    if role not in list(ROLES):
-        raise PromptError(f"{name}.role must be one of {', '.join(ROLES)}, got {reprlib.repr(role)}")
-    for field_name, value in given.items():
-        asks_nothing = value in (None, "", [], {}) or (field_name, value) == ("type", "text")
-        if field_name not in ("role", "content") and not asks_nothing:
-            raise PromptError(f"{name}.{field_name!s:.40} cannot be honoured, got {reprlib.repr(value)}")
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, list):
-        raise PromptError(f"{name}.content must be a text or a list of parts, got {reprlib.repr(content)}")
-    for number, part in enumerate(parts):
-        is_text = isinstance(part, Mapping) and set(part) == {"type", "text"} and part["type"] == "text"
-        if not is_text or not isinstance(part["text"], str):
-            raise PromptError(
-                f"{name}.content[{number}] must be a text, got {reprlib.repr(part)}",
-                hint='for example {"type": "text", "text": "Hello"}',
-            )
-    text = "".join(part["text"] for part in parts)
-    check_characters(text, f"{name}.content")
-    return {"role": ROLES[role], "content": text}
-
-
-def with_answer(messages: Sequence[Message], text: str) -> list[dict[str, str]]:
-    """The conversation with an answer behind it; one that continues an assistant's message is a part of that."""
-    *before, last = (dict(message) for message in messages)
-    if last["role"] == "assistant":
-        return [*before, {"role": "assistant", "content": last["content"] + text}]
-    return [*before, last, {"role": "assistant", "content": text}]
+"""Below the one the likeliest token is certain, above the other all that pass are alike; between
+them float32 holds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
     """How a candidate's tokens are drawn; the filters apply in the order transformers applies them.
 
-    Engines compute in float32 or less. What it cannot tell from a limit acts as that limit; a bound beyond which a
-    number means nothing there is refused by name.
+    Engines compute in float32 or less. What it cannot tell from a limit acts as that limit; a bound
+    beyond which a number means nothing there is refused by name.
 
     Attributes:
         max_new_tokens: length limit of an answer, in tokens, below 2^31.
-        temperature: divides the logits. 0, or below 1e-5, is greedy: the likeliest token is taken, and a run decodes
-            one candidate, since all would be alike. Above 1e30 all tokens that pass the filters are equally likely.
-        top_k: keep the k most likely tokens; 0, or the vocabulary's size and more, keeps all. Below 2^31.
-        top_p: keep the smallest set of tokens whose probability reaches top_p, at least one; 1.0 keeps all.
+        temperature: divides the logits. 0, or below 1e-5, is greedy: the likeliest token is taken,
+            and a run decodes one candidate, since all would be alike. Above 1e30 all tokens that
+            pass the filters are equally likely.
+        top_k: keep the k most likely tokens; 0, or the vocabulary's size and more, keeps all. Below
+            2^31.
+        top_p: keep the smallest set of tokens whose probability reaches top_p, at least one; 1.0
+            keeps all.
         min_p: drop tokens less likely than min_p times the most likely one; 0.0 keeps all.
-        repetition_penalty: divides positive (multiplies negative) logits of tokens seen before; 1.0 is off. From 1e-9
-            to 1e9.
-        stop: strings that end an answer; the answer's text ends before them. They may spell special tokens.
+        repetition_penalty: divides positive (multiplies negative) logits of tokens seen before; 1.0
+            is off. From 1e-9 to 1e9.
+        stop: strings that end an answer; the answer's text ends before them. They may spell special
+            tokens.
         ignore_eos: go on to max_new_tokens; for measuring.
         seed: with the candidate's index and the position it decides every draw.
     """
 
     max_new_tokens: int = option(
-        256, "Length limit of an answer, in tokens.", expected="at least 1, and below 2^31", ge=1, lt=2**31
+        256,
+        "Length limit of an answer, in tokens.",
+        expected="at least 1, and below 2^31",
+        ge=1,
+        lt=2**31,
     )
     temperature: float = option(
         1.0,
@@ -137,13 +87,25 @@ class SamplingParams:
         lt=2**31,
     )
     top_p: float = option(
-        1.0, "Draw from the likeliest tokens that reach this probability.", expected="in (0, 1]", gt=0, le=1
+        1.0,
+        "Draw from the likeliest tokens that reach this probability.",
+        expected="in (0, 1]",
+        gt=0,
+        le=1,
     )
-    min_p: float = option(0.0, "Drop tokens below this share of the likeliest one.", expected="in [0, 1)", ge=0, lt=1)
+    min_p: float = option(
+        0.0, "Drop tokens below this share of the likeliest one.", expected="in [0, 1)", ge=0, lt=1
+    )
     repetition_penalty: float = option(
-        1.0, "Makes tokens seen before less likely; 1.0 is off.", expected="in [1e-9, 1e9]", ge=1e-9, le=1e9
+        1.0,
+        "Makes tokens seen before less likely; 1.0 is off.",
+        expected="in [1e-9, 1e9]",
+        ge=1e-9,
+        le=1e9,
     )
-    stop: tuple[str, ...] = option((), "Strings that end an answer, which holds none of them.", metavar="TEXT")
+    stop: tuple[str, ...] = option(
+        (), "Strings that end an answer, which holds none of them.", metavar="TEXT"
+    )
     ignore_eos: bool = option(False, "Go on to the length limit; for measuring.")
     seed: int = option(
         0,
@@ -160,12 +122,16 @@ class SamplingParams:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the likeliest token is always taken, so that all candidates are the same answer."""
+        """Whether the likeliest token is always taken, so that all candidates are the same
+        answer.
+        """
         return self.temperature < _LEAST_TEMPERATURE
 
     @property
     def divisor(self) -> float:
-        """What logits are divided by: the temperature in a range that float32 holds, and 0.0 where greedy."""
+        """What logits are divided by: the temperature in a range that float32 holds, and 0.0
+        where greedy.
+        """
         return 0.0 if self.is_greedy else float(min(self.temperature, _MOST_TEMPERATURE))
 
 
@@ -192,12 +158,13 @@ class Candidate:
     Attributes:
         index: its number among the prompt's candidates; names its random stream.
         token_ids: generated tokens, the ending one (EOS) included.
-        logprobs: log-probability of each token under the model (nats, before temperature and filters); none where the
-            engine is not told.
+        logprobs: log-probability of each token under the model (nats, before temperature and
+            filters); none where the engine is not told.
         text: the text of the tokens as of the last decision; never ends in half a character.
         rewards: reward by index of the decision that gave it, oldest first.
         state: live, complete, or rejected.
-        finish_reason: why it ended; None while unfinished. "lost" where the engine lost it, which is rejected then.
+        finish_reason: why it ended; None while unfinished. "lost" where the engine lost it, which
+            is rejected then.
     """
 
     index: int
@@ -225,7 +192,12 @@ class Candidate:
 
     def to_dict(self) -> dict[str, Any]:
         rewards = {str(decision): reward for decision, reward in self.rewards.items()}
-        return {**asdict(self), "rewards": rewards, "reward": self.reward, "perplexity": self.perplexity}
+        return {
+            **asdict(self),
+            "rewards": rewards,
+            "reward": self.reward,
+            "perplexity": self.perplexity,
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,8 +205,9 @@ class Decision:
     """One moment at which candidates were scored and some of them rejected.
 
     Attributes:
-        cause: the budget was full, the schedule said so, every candidate was complete, the device ran out of memory,
-            the engine lost some, or the reward's filter rejected some, just before the decision on the others.
+        cause: the budget was full, the schedule said so, every candidate was complete, the device
+            ran out of memory, the engine lost some, or the reward's filter rejected some, just
+            before the decision on the others.
         num_tokens: length of the longest candidate scored, in tokens.
         scored: indices of the candidates that were scored.
         rejected: indices of those that were rejected.
@@ -253,14 +226,16 @@ class Decision:
 
 @dataclass(slots=True)
 class Usage:
-    """What a result cost. Tokens are counted once where they are made; seconds are wall clock and add up to total_s.
+    """What a result cost. Tokens are counted once where they are made; seconds are wall clock and
+    add up to total_s.
 
-    Of the prompt's tokens, `shared_prompt_tokens` were not read for it: a prompt that begins alike was in flight.
-    With several prompts in flight, a step's seconds are shared out by the number of candidates each had in it.
-    `unused_tokens` were made and given to no candidate, `reread_tokens` of prompt and answers were read more than once,
-    `num_preemptions` counts how often KV was taken away to be made anew: of engines that run ahead, or cache in pages.
-    `reward_reuse` is what the reward model kept of its KV between decisions, to the last ("answers": prompt and
-    answers), `reward_kv_bytes` the most it held.
+    Of the prompt's tokens, `shared_prompt_tokens` were not read for it: a prompt that begins alike
+    was in flight. With several prompts in flight, a step's seconds are shared out by the number of
+    candidates each had in it. `unused_tokens` were made and given to no candidate, `reread_tokens`
+    of prompt and answers were read more than once, `num_preemptions` counts how often KV was taken
+    away to be made anew: of engines that run ahead, or cache in pages. `reward_reuse` is what the
+    reward model kept of its KV between decisions, to the last ("answers": prompt and answers),
+    `reward_kv_bytes` the most it held.
     """
 
     prompt_tokens: int = 0
@@ -336,7 +311,8 @@ class Result:
 
 
 Schedule = Callable[[int, int], bool]
-"""Whether to decide now, from the candidates' length in tokens and their length at the last decision."""
+"""Whether to decide now, from the candidates' length in tokens and their length at the last
+decision."""
 
 Rule = Callable[[Sequence[float]], list[bool]]
 """From the scores of a batch (in the order of the candidates' indices): which of them stay."""
@@ -349,8 +325,8 @@ class Policy:
     Attributes:
         when: moments to decide beside those that memory dictates.
         keep: who stays.
-        first_tokens: length that all candidates of the initial batch must be able to reach; None is the full length,
-            as it has to be for a rule that rejects nobody.
+        first_tokens: length that all candidates of the initial batch must be able to reach; None is
+            the full length, as it has to be for a rule that rejects nobody.
         name: what results call it.
     """
 

@@ -1,4 +1,5 @@
-"""The engine's log-probabilities against transformers' own eager attention over whole sequences, by architecture."""
+"""The engine's log-probabilities against transformers' own eager attention over whole sequences,
+by architecture."""
 
 import itertools
 from collections.abc import Sequence
@@ -63,7 +64,11 @@ def test_logprobs_of_drawn_tokens_are_those_of_a_full_pass(name: str) -> None:
     answers = decode(engine, 3)
     engine.add(second, range(12))
     decode(engine, 4, answers)
-    live = [key for key, tokens in answers.items() if key[0] == second and tokens[-1].finish_reason is None]
+    live = [
+        key
+        for key, tokens in answers.items()
+        if key[0] == second and tokens[-1].finish_reason is None
+    ]
     dropped = live[1:3]
     engine.drop(second, [index for _, index in dropped])
     decode(engine, None, answers)
@@ -72,8 +77,14 @@ def test_logprobs_of_drawn_tokens_are_those_of_a_full_pass(name: str) -> None:
     decode(engine, None, answers)
 
     assert len(answers) == 26
-    errors = {key: largest_error(expected, prompts[key[0] == second], tokens) for key, tokens in answers.items()}
-    print(f"{name}: largest error {max(errors.values()):.1e} nats over {sum(map(len, answers.values()))} tokens")
+    errors = {
+        key: largest_error(expected, prompts[key[0] == second], tokens)
+        for key, tokens in answers.items()
+    }
+    print(
+        f"{name}: largest error {max(errors.values()):.1e} nats over "
+        f"{sum(map(len, answers.values()))} tokens"
+    )
     assert max(errors.values()) < TOLERANCE, errors
     # The run did exercise what it is meant to.
     lengths = {key: len(tokens) for key, tokens in answers.items()}
@@ -112,7 +123,9 @@ def test_prompts_of_every_length_around_the_chunk(num_prompt_tokens: int) -> Non
     handle = engine.open(prompt_ids, SamplingParams(max_new_tokens=20), BUDGET)
     engine.add(handle, [3, 4])
     answers = decode(engine)
-    assert max(largest_error(expected, prompt_ids, tokens) for tokens in answers.values()) < TOLERANCE
+    assert (
+        max(largest_error(expected, prompt_ids, tokens) for tokens in answers.values()) < TOLERANCE
+    )
 
 
 def test_chunks_and_granules_of_the_default_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,12 +137,15 @@ def test_chunks_and_granules_of_the_default_size(monkeypatch: pytest.MonkeyPatch
     handle = engine.open(prompt_ids, SamplingParams(max_new_tokens=groups.GRANULE + 10), BUDGET)
     engine.add(handle, range(2))
     answers = decode(engine)
-    assert max(largest_error(expected, prompt_ids, tokens) for tokens in answers.values()) < TOLERANCE
+    assert (
+        max(largest_error(expected, prompt_ids, tokens) for tokens in answers.values()) < TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mistral"])
 def test_wrong_attention_would_show(name: str) -> None:
-    """The comparison above has teeth: one earlier token moves these logits by a thousand tolerances."""
+    """The comparison above has teeth: one earlier token moves these logits by a thousand
+    tolerances."""
     model = make_model(name)
     prompt_ids = make_ids(40)
     changed = [*prompt_ids]
@@ -149,7 +165,9 @@ def test_wrong_attention_would_show(name: str) -> None:
         ("mpt", "MptForCausalLM"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_name(name: str, missing: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_honoured_is_refused_by_name(
+    name: str, missing: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     model = make_model(name)
     capfd.readouterr()
     with pytest.raises(ModelError, match=missing):
@@ -173,11 +191,14 @@ def test_an_encoder_is_refused() -> None:
 
 
 def test_a_model_that_ignores_the_position_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the reason, logits other than transformers' own are refused before an engine is handed out."""
+    """Whatever the reason, logits other than transformers' own are refused before an engine is
+    handed out."""
     model = make_model("llama")
     original = model.model.rotary_emb.forward
     monkeypatch.setattr(
-        model.model.rotary_emb, "forward", lambda x, position_ids: original(x, position_ids - position_ids.min())
+        model.model.rotary_emb,
+        "forward",
+        lambda x, position_ids: original(x, position_ids - position_ids.min()),
     )
     with pytest.raises(ModelError, match=r"LlamaForCausalLM .*differ from transformers' own"):
         wrap(model, make_tokenizer())
@@ -189,7 +210,9 @@ def test_an_attention_that_asks_for_more_is_refused_by_the_name_of_what_it_asks(
     model = make_model("llama")
     attention = model.model.layers[1].self_attn
     original = attention.forward
-    monkeypatch.setattr(attention, "forward", lambda *args, **given: original(*args, position_bias=1.0, **given))
+    monkeypatch.setattr(
+        attention, "forward", lambda *args, **given: original(*args, position_bias=1.0, **given)
+    )
     with pytest.raises(ModelError, match=r"LlamaAttention .*position_bias"):
         wrap(model, make_tokenizer())
 

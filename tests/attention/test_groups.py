@@ -1,4 +1,5 @@
-"""KV memory as measured: every storage that torch allocates while the engine runs is followed until it is freed."""
+"""KV memory as measured: every storage that torch allocates while the engine runs is followed
+until it is freed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +30,8 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def beside_kv(engine: TorchEngine, num_rows: int) -> int:
-    """Bytes that a prompt holds beside its KV: logits and state of its last position, a token and a state a row."""
+    """Bytes that a prompt holds beside its KV: logits and state of its last position, a token
+    and a state a row."""
     hidden_bytes: int = engine.model.config.get_text_config().hidden_size * 4
     return VOCABULARY * 4 + hidden_bytes + num_rows * (8 + hidden_bytes)
 
@@ -37,7 +39,8 @@ def beside_kv(engine: TorchEngine, num_rows: int) -> int:
 @pytest.mark.parametrize("name", ["llama", "gemma2", "deepseek_v3"])
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.2])
 def test_memory_stays_within_the_budget_at_every_moment(name: str, share: float) -> None:
-    """A run as Speculative Rejection makes it: whenever the next step would not fit, a third of the rows goes."""
+    """A run as Speculative Rejection makes it: whenever the next step would not fit, a third of
+    the rows goes."""
     prompt_ids, num_candidates, max_new_tokens = make_ids(150), 12, 45
     engine = make_engine(make_model(name), [] if share == 0.5 else EOS_IDS)
     prompt_bytes = engine.kv_bytes(len(prompt_ids), 0, 0)
@@ -120,8 +123,12 @@ def test_a_full_block_is_dropped_from_within_the_budget() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "deepseek_v3"])
-@pytest.mark.parametrize(("num_candidates", "num_new_tokens"), [(1, 1), (1, 2), (7, 8), (7, 9), (3, 20)])
-def test_kv_bytes_is_enough_and_all_that_is_taken(name: str, num_candidates: int, num_new_tokens: int) -> None:
+@pytest.mark.parametrize(
+    ("num_candidates", "num_new_tokens"), [(1, 1), (1, 2), (7, 8), (7, 9), (3, 20)]
+)
+def test_kv_bytes_is_enough_and_all_that_is_taken(
+    name: str, num_candidates: int, num_new_tokens: int
+) -> None:
     prompt_ids = make_ids(33)
     engine = make_engine(make_model(name))
     budget = engine.kv_bytes(len(prompt_ids), num_candidates, num_new_tokens)
@@ -143,7 +150,9 @@ def test_many_prompts_keep_to_budgets_of_their_own() -> None:
     with Meter() as meter:
         prompts = []
         for size, budget in zip(sizes, budgets, strict=True):
-            prompts.append(engine.open(make_ids(size), SamplingParams(max_new_tokens=30, top_k=0), budget))
+            prompts.append(
+                engine.open(make_ids(size), SamplingParams(max_new_tokens=30, top_k=0), budget)
+            )
             engine.add(prompts[-1], range(6))
             decode(engine, 3)
             assert meter.peak_bytes <= sum(budgets)
@@ -156,7 +165,8 @@ def test_many_prompts_keep_to_budgets_of_their_own() -> None:
 
 
 class Shortage(TorchDispatchMode):
-    """Raises in the n-th operator that makes a tensor of some size, as a device does that is full."""
+    """Raises in the n-th operator that makes a tensor of some size, as a device does that is
+    full."""
 
     def __init__(self, number: int, error: Exception) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -168,7 +178,10 @@ class Shortage(TorchDispatchMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         given_storages = {storage._cdata for storage in storages((args, kwargs))}
-        if any(storage.nbytes() > 400 and storage._cdata not in given_storages for storage in storages(out)):
+        if any(
+            storage.nbytes() > 400 and storage._cdata not in given_storages
+            for storage in storages(out)
+        ):
             self.left -= 1
             if self.left == 0:
                 raise type(self._error)(*self._error.args)
@@ -179,12 +192,20 @@ class Shortage(TorchDispatchMode):
     ("disturbed_steps", "error"),
     [
         ([1, 3, 9], torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")),
-        ([9], RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: not enough memory: you tried")),
+        (
+            [9],
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: not enough memory: you "
+                "tried"
+            ),
+        ),
     ],
 )
-def test_a_step_that_ran_out_of_memory_has_changed_nothing(disturbed_steps: list[int], error: Exception) -> None:
-    """Whichever operator fails: at the first growth of the block, at a later one and in between, the step can be made
-    again, and its tokens are those of an undisturbed run."""
+def test_a_step_that_ran_out_of_memory_has_changed_nothing(
+    disturbed_steps: list[int], error: Exception
+) -> None:
+    """Whichever operator fails: at the first growth of the block, at a later one and in between,
+    the step can be made again, and its tokens are those of an undisturbed run."""
     sampling = SamplingParams(max_new_tokens=14, top_k=0, repetition_penalty=1.1)
 
     def run(disturbed_steps: Sequence[int]) -> tuple[Answers, int]:
@@ -230,7 +251,10 @@ def test_candidates_can_be_given_up_after_a_shortage() -> None:
         answers = decode(engine, 9)
         if is_disturbed:
             for number in range(1, 10):
-                with pytest.raises(DeviceMemoryError), Shortage(number, torch.OutOfMemoryError("full")):
+                with (
+                    pytest.raises(DeviceMemoryError),
+                    Shortage(number, torch.OutOfMemoryError("full")),
+                ):
                     engine.step()
         engine.drop(second, [0, 3])
         return decode(engine, None, answers)
@@ -277,8 +301,12 @@ def test_rows_that_leave_take_nothing_along(num_rows: int, data: st.DataObject) 
         group.length += 1
         slots = torch.arange(group.length) / 100
         for row, index in enumerate(group.indices):
-            assert torch.allclose(group.keys[0][row, :, : group.length], (index + slots)[None, :, None])
-            assert torch.allclose(group.values[0][row, :, : group.length], (-index - slots)[None, :, None])
+            assert torch.allclose(
+                group.keys[0][row, :, : group.length], (index + slots)[None, :, None]
+            )
+            assert torch.allclose(
+                group.values[0][row, :, : group.length], (-index - slots)[None, :, None]
+            )
         gone = data.draw(st.sets(st.sampled_from(range(group.num_rows))))
         order = group.remove(sorted(gone))
         newest = [newest[row] for row in order]

@@ -86,7 +86,10 @@ def test_rows_that_are_no_dense_block(weights: str) -> None:
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_weights_that_lie_transposed(weights: str) -> None:
     layer = make_conv(24, 16)
-    layer.get_parameter("weight").data, layer.get_parameter("bias").data = random(16, 24), random(24, seed=1)
+    layer.get_parameter("weight").data, layer.get_parameter("bias").data = (
+        random(16, 24),
+        random(24, seed=1),
+    )
     rows = random(3, 5, 16, seed=2)
     expected = layer(rows).detach()
     _, packed = pack(layer, weights)
@@ -117,7 +120,8 @@ def test_the_largest_weight_of_float16_is_held() -> None:
 
 
 def test_small_weights_survive_float16() -> None:
-    """Weights of 1e-6 are subnormal in float16: what is lost stays small beside the layer's own output."""
+    """Weights of 1e-6 are subnormal in float16: what is lost stays small beside the layer's own
+    output."""
     layer = make_linear(24, 16, bias=False)
     layer.weight.data[0] *= 1e-5
     rows = random(5, 16, seed=2)
@@ -161,10 +165,14 @@ def _late(*_: object) -> Callable[[Tensor], Tensor]:
 @pytest.mark.parametrize("pack_badly", [_broken, _missing, _wrong, _late])
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_a_kernel_that_fails_is_not_used(
-    weights: str, pack_badly: Callable[..., Callable[[Tensor], Tensor]], monkeypatch: pytest.MonkeyPatch
+    weights: str,
+    pack_badly: Callable[..., Callable[[Tensor], Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     name, _ = linear._KERNELS[weights][0]
-    monkeypatch.setitem(linear._KERNELS, weights, [(name, pack_badly), *linear._KERNELS[weights][1:]])
+    monkeypatch.setitem(
+        linear._KERNELS, weights, [(name, pack_badly), *linear._KERNELS[weights][1:]]
+    )
     model = Two(make_linear(32, 16, bias=True), make_linear(8, 32, bias=False))
     rows = random(4, 16)
     expected = model(rows).detach()
@@ -177,7 +185,8 @@ def test_a_kernel_that_fails_is_not_used(
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("inside", [64, 576, 1536])
 def test_a_row_does_not_depend_on_its_neighbours(weights: str, inside: int) -> None:
-    """To rounding: the order of sums may differ with the number of rows, a scale over the whole batch may not."""
+    """To rounding: the order of sums may differ with the number of rows, a scale over the whole
+    batch may not."""
     _, packed = pack(make_linear(96, inside, bias=True), weights)
     rows = random(40, inside)
     rows[1:] *= 1000.0

@@ -1,4 +1,5 @@
-"""Prompts that begin alike: read once, held once, and what is drawn from them is what each gives alone."""
+"""Prompts that begin alike: read once, held once, and what is drawn from them is what each gives
+alone."""
 
 from typing import Any
 
@@ -17,7 +18,17 @@ from specrej.engines.torch import engine as engine_module
 from specrej.engines.torch.engine import TorchEngine
 from specrej.errors import DeviceMemoryError
 from specrej.types import SamplingParams
-from tiny import HONOURED, VOCABULARY, WINDOW, Answers, decode, make_engine, make_ids, make_model, reference
+from tiny import (
+    HONOURED,
+    VOCABULARY,
+    WINDOW,
+    Answers,
+    decode,
+    make_engine,
+    make_ids,
+    make_model,
+    reference,
+)
 
 BUDGET = 2**24
 EOS_IDS = list(range(0, VOCABULARY, 40))
@@ -54,12 +65,18 @@ def token_bytes(engine: TorchEngine) -> int:
 
 @pytest.mark.parametrize("name", HONOURED)
 def test_logprobs_behind_a_shared_prefix_are_those_of_a_full_pass(name: str) -> None:
-    """The first prompt is divided while it is decoded; windows begin in what is shared, behind it and in the answer."""
+    """The first prompt is divided while it is decoded; windows begin in what is shared, behind
+    it and in the answer."""
     model = make_model(name)
     expected = reference(model)
     engine = make_engine(model)
     tails = [make_ids(25, seed=1), make_ids(3, seed=2), make_ids(WINDOW + 5, seed=3)]
-    prompts = [*(HEAD + tail for tail in tails), HEAD[:31] + tails[0], HEAD + tails[0] + tails[1], HEAD + tails[0]]
+    prompts = [
+        *(HEAD + tail for tail in tails),
+        HEAD[:31] + tails[0],
+        HEAD + tails[0] + tails[1],
+        HEAD + tails[0],
+    ]
     fed, answers, handles = fed_tokens(engine), Answers(), []
     for ids in prompts:
         handles.append(engine.open(ids, SAMPLING, BUDGET))
@@ -67,9 +84,13 @@ def test_logprobs_behind_a_shared_prefix_are_those_of_a_full_pass(name: str) -> 
         decode(engine, 3, answers)
     decode(engine, None, answers)
     answered = sum(len(tokens) - 1 for tokens in answers.values())
-    # What is new of each prompt; a prompt that goes on from the whole of another reads that one's last token again.
+    # What is new of each prompt; a prompt that goes on from the whole of another reads that one's
+    # last token again.
     assert len(fed) - answered == 75 + 3 + (WINDOW + 5) + 25 + 4 + 1
-    errors = [largest_error(expected, prompts[handles.index(key[0])], tokens) for key, tokens in answers.items()]
+    errors = [
+        largest_error(expected, prompts[handles.index(key[0])], tokens)
+        for key, tokens in answers.items()
+    ]
     assert max(errors) < 1e-4
 
 
@@ -103,7 +124,9 @@ def test_what_prompts_have_in_common_is_read_once_and_held_once(llama: TorchEngi
         assert meter.block_bytes() == (200 + 4 * 20) * token_bytes(llama)
         for handle in handles[:-1]:
             llama.close(handle)
-        assert meter.block_bytes() == 220 * token_bytes(llama), "no cache beyond the prompts that are open"
+        assert meter.block_bytes() == 220 * token_bytes(llama), (
+            "no cache beyond the prompts that are open"
+        )
         llama.close(handles[-1])
         assert meter.all_bytes() == 0
         fed.clear()
@@ -112,7 +135,8 @@ def test_what_prompts_have_in_common_is_read_once_and_held_once(llama: TorchEngi
 
 
 @pytest.mark.parametrize(
-    ("num_common", "num_read"), [(0, 60), (LEAST_TOKENS - 1, 60), (LEAST_TOKENS, 60 - LEAST_TOKENS), (60, 1)]
+    ("num_common", "num_read"),
+    [(0, 60), (LEAST_TOKENS - 1, 60), (LEAST_TOKENS, 60 - LEAST_TOKENS), (60, 1)],
 )
 def test_how_much_must_be_common(llama: TorchEngine, num_common: int, num_read: int) -> None:
     first = make_ids(60)
@@ -139,7 +163,8 @@ def test_a_few_tokens_more_are_read_again(llama: TorchEngine) -> None:
 
 
 def test_a_long_prompt_is_not_divided_where_the_copy_would_not_fit(llama: TorchEngine) -> None:
-    """One of four tensors of the long prompt is copied at a time: as much as the KV of 50 tokens."""
+    """One of four tensors of the long prompt is copied at a time: as much as the KV of 50
+    tokens."""
     handle = llama.open(make_ids(200), SAMPLING, BUDGET)
     fed = fed_tokens(llama)
     for num_tokens, num_read in ((49, 49), (50, 1)):
@@ -162,9 +187,14 @@ def test_the_younger_answers_for_what_is_shared(llama: TorchEngine) -> None:
     shared = 50 * token_bytes(llama)
     own = 10 * token_bytes(llama)
     assert [llama.memory(handle) for handle in (first, second, third)] == [alone[0]] * 3
-    assert [llama.claim(handle) for handle in (first, second, third)] == [(own, own, own, shared)] * 2 + [alone[1]]
+    assert [llama.claim(handle) for handle in (first, second, third)] == [
+        (own, own, own, shared)
+    ] * 2 + [alone[1]]
     llama.close(third)
-    assert [llama.claim(handle) for handle in (first, second)] == [(own, own, own, shared), alone[1]]
+    assert [llama.claim(handle) for handle in (first, second)] == [
+        (own, own, own, shared),
+        alone[1],
+    ]
     llama.close(second)
     assert llama.claim(first) == alone[1]
     llama.close(first)
@@ -178,7 +208,9 @@ def held_by(engine: TorchEngine, handles: list[int]) -> int:
     held = {}
     for handle in handles:
         group = engine._runs[handle].group
-        parts = [tensor for part in group.parts() for tensor in (*part.prompt_keys, *part.prompt_values)]
+        parts = [
+            tensor for part in group.parts() for tensor in (*part.prompt_keys, *part.prompt_values)
+        ]
         for tensor in (*parts, *group.keys, *group.values):
             held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return sum(held.values())
@@ -188,7 +220,8 @@ def held_by(engine: TorchEngine, handles: list[int]) -> int:
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_claims_bound_what_is_measured(name: str, data: st.DataObject) -> None:
-    """Prompts of blocks that they often have in common, opened, stepped, dropped from and closed in any order."""
+    """Prompts of blocks that they often have in common, opened, stepped, dropped from and closed
+    in any order."""
     engine = make_engine(make_model(name), EOS_IDS)
     prompts: dict[int, list[int]] = {}
     claimed = 0
@@ -199,17 +232,27 @@ def test_claims_bound_what_is_measured(name: str, data: st.DataObject) -> None:
             match data.draw(st.sampled_from(moves)):
                 case "open":
                     letters = data.draw(st.lists(st.sampled_from("ab"), min_size=2, max_size=5))
-                    ids = [*(token_id for letter in letters for token_id in BLOCKS[letter]), number, number]
-                    claimed += engine.kv_bytes(len(ids), 1, 2)  # what a pool asks for before it lets a prompt begin
+                    ids = [
+                        *(token_id for letter in letters for token_id in BLOCKS[letter]),
+                        number,
+                        number,
+                    ]
+                    claimed += engine.kv_bytes(
+                        len(ids), 1, 2
+                    )  # what a pool asks for before it lets a prompt begin
                     handle = engine.open(ids, SAMPLING, engine.kv_bytes(len(ids), 4, 30))
                     engine.add(handle, range(4))
                     prompts[handle] = ids
                 case "step":
                     limits = {
-                        handle: data.draw(st.integers(engine.claim(handle).least, engine.claim(handle).wanted))
+                        handle: data.draw(
+                            st.integers(engine.claim(handle).least, engine.claim(handle).wanted)
+                        )
                         for handle in data.draw(st.sets(st.sampled_from(sorted(prompts))))
                     }
-                    claimed += sum(limit - engine.claim(handle).now for handle, limit in limits.items())
+                    claimed += sum(
+                        limit - engine.claim(handle).now for handle, limit in limits.items()
+                    )
                     engine.step(limits)
                 case "drop":
                     engine.drop(data.draw(st.sampled_from(sorted(prompts))), [0, 1])
@@ -223,7 +266,9 @@ def test_claims_bound_what_is_measured(name: str, data: st.DataObject) -> None:
             for oldest in range(len(prompts)):
                 assert held_by(engine, list(prompts)[oldest:]) <= sum(claims[oldest:])
             # The KV of prompts is that of their distinct beginnings, each once.
-            beginnings = {tuple(ids[:stop]) for ids in prompts.values() for stop in range(1, len(ids) + 1)}
+            beginnings = {
+                tuple(ids[:stop]) for ids in prompts.values() for stop in range(1, len(ids) + 1)
+            }
             rows = sum(
                 tensor.nbytes
                 for handle in prompts
@@ -248,7 +293,10 @@ def test_opening_that_ran_out_of_memory_leaves_the_others_as_they_were(number: i
             answers = decode(engine, 5)
             before = engine.memory(first), engine.claim(first), meter.block_bytes()
             if is_disturbed:
-                with pytest.raises(DeviceMemoryError), Shortage(number, torch.OutOfMemoryError("full")):
+                with (
+                    pytest.raises(DeviceMemoryError),
+                    Shortage(number, torch.OutOfMemoryError("full")),
+                ):
                     engine.open(prompts[1], SAMPLING, BUDGET)
                 assert (engine.memory(first), engine.claim(first), meter.block_bytes()) == before
             decode(engine, 1, answers)

@@ -35,13 +35,18 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning:ray",  # Ray Data reads its own old options
 )
 
-ROWS: list[Any] = [*(plain(number) for number in range(12)), *(openai(number, n=2) for number in range(12, 16))]
+ROWS: list[Any] = [
+    *(plain(number) for number in range(12)),
+    *(openai(number, n=2) for number in range(12, 16)),
+]
 LONG: Any = {"id": "long", "prompt": "x" * 500}
 
 
 def opening(model: Any = None, reward: Any = None, **how: Any) -> ActorSetup:
     opened = Opening(model=model or FakeEngine(), reward=reward or FakeReward())
-    return ActorSetup(**{"opening": opened, "settings": SETTINGS, "total_memory": "8KiB", "in_flight": 4, **how})
+    return ActorSetup(
+        **{"opening": opened, "settings": SETTINGS, "total_memory": "8KiB", "in_flight": 4, **how}
+    )
 
 
 def one(prompt: str = "Why?") -> list[Request]:
@@ -61,7 +66,9 @@ def test_a_job_with_an_actor_that_dies(tmp_path: Path) -> None:
         closing(run_batch(requests, rows_of, there)) as rows,
     ):
         ended = list(rows)
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # Ray's own would end the process on the spot
+        assert (
+            signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        )  # Ray's own would end the process on the spot
     assert marker.exists()
     whole = tmp_path / "whole.jsonl"
     run_job(source, whole, reward=as_reward(make_reward()))
@@ -87,8 +94,20 @@ def _one_thread() -> Iterator[None]:
 def command(tiny_model: str, tmp_path: Path) -> list[str]:
     rows = [plain(number) for number in range(5)]
     source = write_requests(tmp_path / "in.jsonl", rows)
-    # One at a time: the last bits of a reward depend on the number of rows and of threads (an actor has one here).
-    options = ["--model", tiny_model, "--reward", "logprob", "--n", "4", "--max-new-tokens", "12", "--in-flight", "1"]
+    # One at a time: the last bits of a reward depend on the number of rows and of threads (an actor
+    # has one here).
+    options = [
+        "--model",
+        tiny_model,
+        "--reward",
+        "logprob",
+        "--n",
+        "4",
+        "--max-new-tokens",
+        "12",
+        "--in-flight",
+        "1",
+    ]
     return ["batch", str(source), "--output", str(tmp_path / "out.jsonl"), *options]
 
 
@@ -111,7 +130,11 @@ def test_the_command_goes_on_with_what_is_missing(command: list[str], tmp_path: 
 
 def run(arguments: list[str]) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "specrej", *arguments], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", "specrej", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
@@ -181,16 +204,24 @@ def test_ray_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         ([{"CPU": 8.0}, {"GPU": 1.0, "CPU": 1.0}], "there are: 0 and 8; 1 and 1"),
     ],
 )
-def test_no_node_holds_an_actor(nodes: list[dict[str, float]], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_node_holds_an_actor(
+    nodes: list[dict[str, float]], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alive = [{"Alive": True, "Resources": resources} for resources in nodes]
-    monkeypatch.setattr("ray.nodes", lambda: [*alive, {"Alive": False, "Resources": {"GPU": 8.0, "CPU": 8.0}}])
+    monkeypatch.setattr(
+        "ray.nodes", lambda: [*alive, {"Alive": False, "Resources": {"GPU": 8.0, "CPU": 8.0}}]
+    )
     with pytest.raises(UsageError, match=words):
         cluster._check_nodes(1, 2)
-    monkeypatch.setattr("ray.nodes", lambda: [*alive, {"Alive": True, "Resources": {"GPU": 1.0, "CPU": 2.0}}])
+    monkeypatch.setattr(
+        "ray.nodes", lambda: [*alive, {"Alive": True, "Resources": {"GPU": 1.0, "CPU": 2.0}}]
+    )
     cluster._check_nodes(1, 2)
 
 
-@pytest.mark.parametrize(("model", "kind"), [("smollm3", UnknownNameError), (Path("no/such/model"), ModelError)])
+@pytest.mark.parametrize(
+    ("model", "kind"), [("smollm3", UnknownNameError), (Path("no/such/model"), ModelError)]
+)
 def test_what_cannot_be_opened_is_sent_back(model: Any, kind: type[SpecrejError]) -> None:
     table = pytest.importorskip("pyarrow").table
     stage = cluster._Pickles(opening(model=model))

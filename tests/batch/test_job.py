@@ -1,4 +1,5 @@
-"""A batch job writes one row for each row in, whatever fails or stops in between, and holds nothing it has written."""
+"""A batch job writes one row for each row in, whatever fails or stops in between, and holds
+nothing it has written."""
 
 import _thread
 import gc
@@ -19,7 +20,16 @@ from hypothesis import strategies as st
 
 import specrej
 from fakes import FakeEngine, FakeReward, by_hash
-from jobs import SETTINGS, TOTAL_BYTES, openai, plain, rows_in, run_job, without_seconds, write_requests
+from jobs import (
+    SETTINGS,
+    TOTAL_BYTES,
+    openai,
+    plain,
+    rows_in,
+    run_job,
+    without_seconds,
+    write_requests,
+)
 from specrej.batch.description import describe_job
 from specrej.batch.job import local_rows, read_all, run_batch
 from specrej.batch.output import Output, open_output
@@ -41,12 +51,17 @@ BROKEN: list[Any] = [
     openai(98, model="another"),
     openai(99, tools=[{}]),
 ]
-MIXED = [*(plain(number) for number in range(6)), *(openai(number, n=2) for number in range(6, 10)), *BROKEN]
+MIXED = [
+    *(plain(number) for number in range(6)),
+    *(openai(number, n=2) for number in range(6, 10)),
+    *BROKEN,
+]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_disk() -> Iterator[None]:
-    """What reaches the disk when is a matter of the journal and its tests; here it would cost minutes."""
+    """What reaches the disk when is a matter of the journal and its tests; here it would cost
+    minutes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         yield
@@ -63,19 +78,25 @@ def test_each_row_is_what_generate_gives(tmp_path: Path) -> None:
     assert len(rows) == 8
     options: Any = {name: value for name, value in SETTINGS.to_dict().items() if name != "stop"}
     for number in range(8):
-        alone = specrej.generate(plain(number)["prompt"], model=FakeEngine(), reward=FakeReward(), **options)
+        alone = specrej.generate(
+            plain(number)["prompt"], model=FakeEngine(), reward=FakeReward(), **options
+        )
         row = rows[f"p{number}"]
         assert (row["text"], row["reward"]) == (alone.text, alone.reward)
         assert row["usage"]["generated_tokens"] == alone.usage.generated_tokens
         assert len(row["answers"]) == min(2, sum(c.state == "complete" for c in alone.candidates))
 
 
-def test_every_row_in_has_one_row_out_whatever_is_wrong_with_it(mixed: Path, tmp_path: Path) -> None:
+def test_every_row_in_has_one_row_out_whatever_is_wrong_with_it(
+    mixed: Path, tmp_path: Path
+) -> None:
     ended = run_job(mixed, tmp_path / "out.jsonl")
     rows = read_rows(tmp_path / "out.jsonl")
     assert rows == [each.row for each in ended]
     assert len(rows) == len({row_id(row) for row in rows}) == len(MIXED)
-    failed = {row_id(row): figures_of(row).message or "" for row in rows if row["error"] is not None}
+    failed = {
+        row_id(row): figures_of(row).message or "" for row in rows if row["error"] is not None
+    }
     assert failed.keys() == {"line-11", "x", "line-13", "long", "o98", "o99"}
     assert "the id 'p1' is that of line 2" in failed["line-13"]
     assert "the row asks for the model 'another', the job runs 'bytes'" in failed["o98"]
@@ -91,7 +112,10 @@ def test_a_prompt_that_the_reward_fails_on_is_a_row(tmp_path: Path) -> None:
             raise ValueError("no score today")
         return [by_hash(text) for text in texts]
 
-    rows = {ended.row["id"]: ended.row for ended in run_job(source, tmp_path / "out.jsonl", reward=as_reward(failing))}
+    rows = {
+        ended.row["id"]: ended.row
+        for ended in run_job(source, tmp_path / "out.jsonl", reward=as_reward(failing))
+    }
     assert [name for name, row in sorted(rows.items()) if row["error"]] == ["p3"]
     assert rows["p3"]["error"]["kind"] == "reward_error"
     assert "no score today" in rows["p3"]["error"]["message"]
@@ -108,7 +132,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @hypothesis.settings(max_examples=15, deadline=None)
 @given(cut=st.floats(0, 1), in_flight=st.integers(1, 6))
-def test_an_output_cut_anywhere_is_gone_on_with_to_the_same_rows(whole: Path, cut: float, in_flight: int) -> None:
+def test_an_output_cut_anywhere_is_gone_on_with_to_the_same_rows(
+    whole: Path, cut: float, in_flight: int
+) -> None:
     output = whole / "cut.jsonl"
     content = (whole / "out.jsonl").read_bytes()
     left = content[: round(cut * len(content))]
@@ -158,7 +184,9 @@ def test_an_interrupt_lets_the_write_in_progress_end(mixed: Path, tmp_path: Path
 
     requests = read_all(str(mixed), SETTINGS, 1, "bytes")
     rows = run_batch(
-        requests, local_rows(FakeEngine(), FakeReward(), Pool(TOTAL_BYTES), 4), Output(append, frozenset(), Tally())
+        requests,
+        local_rows(FakeEngine(), FakeReward(), Pool(TOTAL_BYTES), 4),
+        Output(append, frozenset(), Tally()),
     )
     with pytest.raises(KeyboardInterrupt), closing(rows):
         list(rows)
@@ -166,7 +194,9 @@ def test_an_interrupt_lets_the_write_in_progress_end(mixed: Path, tmp_path: Path
     assert "begun" not in written
 
 
-def test_a_device_without_memory_stops_the_job_and_what_is_done_stays(mixed: Path, tmp_path: Path) -> None:
+def test_a_device_without_memory_stops_the_job_and_what_is_done_stays(
+    mixed: Path, tmp_path: Path
+) -> None:
     class Exhausted(FakeEngine):
         def step(self, limits: Any = None) -> Any:
             if self.num_prefills > 6:
@@ -197,7 +227,10 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
         {"settings": Settings(memory="3KiB", max_new_tokens=24, min_tokens=6, seed=6)},
         "settings.seed was 5, now it is 6$",
     ),
-    "memory": ({"settings": Settings(memory="4KiB", max_new_tokens=24, min_tokens=6, seed=5)}, r'memory was "3KiB"'),
+    "memory": (
+        {"settings": Settings(memory="4KiB", max_new_tokens=24, min_tokens=6, seed=5)},
+        r'memory was "3KiB"',
+    ),
     "kept": ({"num_kept": 3}, "num_kept was 2, now it is 3$"),
     "model": ({"model": "letters"}, 'model was "bytes", now it is "letters"$'),
     "reward": ({"reward": "length"}, 'reward was "fake", now it is "length"$'),
@@ -238,18 +271,26 @@ def test_another_job_is_refused_by_what_differs(tmp_path: Path, name: str) -> No
 
 
 def test_a_job_that_has_written_nothing_may_become_another(tmp_path: Path) -> None:
-    requests = read_all(str(write_requests(tmp_path / "in.jsonl", [plain(0)])), SETTINGS, 1, "bytes")
+    requests = read_all(
+        str(write_requests(tmp_path / "in.jsonl", [plain(0)])), SETTINGS, 1, "bytes"
+    )
     for reward in ("misspelt", "fake"):
         with open_output(
-            tmp_path / "out.jsonl", describe_job(requests, SETTINGS, 1, model="bytes", reward=reward), resume=False
+            tmp_path / "out.jsonl",
+            describe_job(requests, SETTINGS, 1, model="bytes", reward=reward),
+            resume=False,
         ):
             pass
     assert json.loads((tmp_path / "out.jsonl.job.json").read_text())["reward"] == "fake"
 
 
-@pytest.mark.parametrize("content", ['{"id": "mine"}\n', '{"one": "object", "and": "no newline"}', "notes\n"])
+@pytest.mark.parametrize(
+    "content", ['{"id": "mine"}\n', '{"one": "object", "and": "no newline"}', "notes\n"]
+)
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_file_of_somebody_else_is_left_alone(mixed: Path, tmp_path: Path, content: str, resume: bool) -> None:
+def test_a_file_of_somebody_else_is_left_alone(
+    mixed: Path, tmp_path: Path, content: str, resume: bool
+) -> None:
     (tmp_path / "out.jsonl").write_text(content)
     with pytest.raises(UsageError, match="is the output of no batch") as caught:
         run_job(mixed, tmp_path / "out.jsonl", resume=resume)
@@ -270,8 +311,12 @@ def test_two_writers_are_one_too_many(mixed: Path, tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize(("name", "words"), [("", "is no file"), ("in.jsonl/out.jsonl", "cannot write to")])
-def test_an_output_that_cannot_be_written(mixed: Path, tmp_path: Path, name: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"), [("", "is no file"), ("in.jsonl/out.jsonl", "cannot write to")]
+)
+def test_an_output_that_cannot_be_written(
+    mixed: Path, tmp_path: Path, name: str, words: str
+) -> None:
     with pytest.raises(UsageError, match=words):
         run_job(mixed, tmp_path / name)
 
@@ -279,7 +324,11 @@ def test_an_output_that_cannot_be_written(mixed: Path, tmp_path: Path, name: str
 def test_an_error_behind_an_opened_output_is_not_the_files(tmp_path: Path) -> None:
     with (
         pytest.raises(FileNotFoundError),
-        open_output(tmp_path / "out.jsonl", describe_job([], SETTINGS, 1, model="a", reward="b"), resume=False),
+        open_output(
+            tmp_path / "out.jsonl",
+            describe_job([], SETTINGS, 1, model="a", reward="b"),
+            resume=False,
+        ),
     ):
         (tmp_path / "absent").read_text()
 
@@ -291,7 +340,9 @@ def test_an_input_without_rows(tmp_path: Path, content: str) -> None:
         read_all(str(tmp_path / "in.jsonl"), SETTINGS, 1, "bytes")
 
 
-def test_figures_are_of_the_whole_output_and_cost_is_of_one_sitting(mixed: Path, tmp_path: Path) -> None:
+def test_figures_are_of_the_whole_output_and_cost_is_of_one_sitting(
+    mixed: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "out.jsonl"
     ended = run_job(mixed, output)
     rewards = [reward for each in ended if (reward := figures_of(each.row).reward) is not None]
@@ -307,9 +358,13 @@ def test_figures_are_of_the_whole_output_and_cost_is_of_one_sitting(mixed: Path,
     assert summary["failures"] == {"prompt_error": 3, "usage_error": 3}
     assert summary["reward"] == {"mean": pytest.approx(sum(rewards) / 10), "n": 10}
     assert summary["tokens"] == summary["this_run"]["tokens"]
-    generated = sum(row["usage"]["generated_tokens"] for row in read_rows(output) if row.get("usage"))
+    generated = sum(
+        row["usage"]["generated_tokens"] for row in read_rows(output) if row.get("usage")
+    )
     generated += sum(
-        row["response"]["body"]["specrej"]["generated_tokens"] for row in read_rows(output) if row.get("response")
+        row["response"]["body"]["specrej"]["generated_tokens"]
+        for row in read_rows(output)
+        if row.get("response")
     )
     assert summary["tokens"]["generated"] == generated
     assert summary["this_run"]["tokens_per_s"] == generated / 2
@@ -331,7 +386,8 @@ MANY, IN_FLIGHT = 1000, 4
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[int], list[tuple[int, int]]]:
-    """Of a job of many short prompts, all alike: calls made up to each row; requests and results held, now and then."""
+    """Of a job of many short prompts, all alike: calls made up to each row; requests and results
+    held, now and then."""
     directory = tmp_path_factory.mktemp("many")
     rows = [{"id": f"p{number:04}", "prompt": "Hi"} for number in range(MANY)]
     options = Settings(algorithm="best_of_n", n=2, max_new_tokens=2)
@@ -358,13 +414,17 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[int], list[
     return calls, held
 
 
-def test_nothing_is_held_of_a_row_that_is_written(measured: tuple[list[int], list[tuple[int, int]]]) -> None:
+def test_nothing_is_held_of_a_row_that_is_written(
+    measured: tuple[list[int], list[tuple[int, int]]],
+) -> None:
     for number, (num_requests, num_results) in enumerate(measured[1], 1):
         assert num_requests <= MANY - 100 * number + 4 * IN_FLIGHT
         assert num_results <= IN_FLIGHT
 
 
-def test_a_row_takes_as_much_work_however_many_there_are(measured: tuple[list[int], list[tuple[int, int]]]) -> None:
+def test_a_row_takes_as_much_work_however_many_there_are(
+    measured: tuple[list[int], list[tuple[int, int]]],
+) -> None:
     calls = measured[0]
     assert len(calls) == MANY
     assert calls[950] - calls[750] == pytest.approx(calls[300] - calls[100], rel=0.02)

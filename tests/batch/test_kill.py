@@ -1,4 +1,5 @@
-"""A job that is killed, at any moment and as often as you like, ends with the rows of one that was left alone."""
+"""A job that is killed, at any moment and as often as you like, ends with the rows of one that
+was left alone."""
 
 import json
 import os
@@ -18,13 +19,21 @@ from specrej.batch.rows import row_id
 from specrej.journal import read_rows
 
 NUM_JOBS, NUM_KILLS = 4, 5
-ROWS: list[Any] = [*(plain(number) for number in range(24)), *(openai(number, n=2) for number in range(24, 32)), "{"]
+ROWS: list[Any] = [
+    *(plain(number) for number in range(24)),
+    *(openai(number, n=2) for number in range(24, 32)),
+    "{",
+]
 SOURCES = Path(specrej.__file__).parents[1]
 JOBS = Path(__file__).parents[1] / "jobs.py"
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": f"{SOURCES}{os.pathsep}{JOBS.parent}", "OMP_WAIT_POLICY": "PASSIVE"}
+    return {
+        **os.environ,
+        "PYTHONPATH": f"{SOURCES}{os.pathsep}{JOBS.parent}",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
 
 
 def start(*arguments: str | Path, **how: Any) -> "subprocess.Popen[str]":
@@ -43,7 +52,8 @@ def size_of(path: Path) -> int:
 
 
 def kill(process: "subprocess.Popen[str]", output: Path, num_bytes: int, seconds: float) -> None:
-    """Kill it so many seconds after so many more bytes of rows have been written, unless it ends before."""
+    """Kill it so many seconds after so many more bytes of rows have been written, unless it ends
+    before."""
     enough = size_of(output) + num_bytes
     while size_of(output) < enough and process.poll() is None:
         time.sleep(0.001)
@@ -110,12 +120,29 @@ def test_a_disk_that_fills_up_stops_the_job_with_whole_rows(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_killed_job_of_real_models_ends_with_the_same_rows(tmp_path: Path) -> None:
-    prompts = ["Name a fruit.", "Why is the sky blue?", "Write a word that rhymes with tree.", "What is 2 + 2?"]
+    prompts = [
+        "Name a fruit.",
+        "Why is the sky blue?",
+        "Write a word that rhymes with tree.",
+        "What is 2 + 2?",
+    ]
     source = write_requests(
-        tmp_path / "in.jsonl", [{"id": str(number), "prompt": prompt} for number, prompt in enumerate(prompts)]
+        tmp_path / "in.jsonl",
+        [{"id": str(number), "prompt": prompt} for number, prompt in enumerate(prompts)],
     )
     # With neighbours, the last bits of a sum, and so of a reward, would depend on who they are.
-    options = ["--n", "4", "--max-new-tokens", "16", "--keep", "2", "--decide", "at:8", "--in-flight", "1"]
+    options = [
+        "--n",
+        "4",
+        "--max-new-tokens",
+        "16",
+        "--keep",
+        "2",
+        "--decide",
+        "at:8",
+        "--in-flight",
+        "1",
+    ]
 
     def run(output: Path, *more: str) -> "subprocess.Popen[str]":
         return start("-m", "specrej", "batch", source, "--output", output, *options, *more)

@@ -21,10 +21,14 @@ Write = Callable[..., tuple[PairCounts, list[dict[str, Any]]]]
 
 
 def request(row_id: str = "a", prompt: Prompt = "Hello", num_kept: int = 4) -> Request:
-    return Request(id=row_id, prompt=prompt, settings=Settings(), num_kept=num_kept, line=1, form="plain")
+    return Request(
+        id=row_id, prompt=prompt, settings=Settings(), num_kept=num_kept, line=1, form="plain"
+    )
 
 
-def row(row_id: str = "a", prompt: Prompt = "Hello", result: Result | None = None, num_kept: int = 4) -> dict[str, Any]:
+def row(
+    row_id: str = "a", prompt: Prompt = "Hello", result: Result | None = None, num_kept: int = 4
+) -> dict[str, Any]:
     return row_of(request(row_id, prompt, num_kept), result or five(), ByteReader)
 
 
@@ -41,7 +45,9 @@ def write(tmp_path: Path) -> Write:
         source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         counts = write_pairs(source, output, **how)
         assert {path.name for path in tmp_path.iterdir()} == {"out.jsonl", "pairs.jsonl"}
-        return counts, [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+        return counts, [
+            json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()
+        ]
 
     return write
 
@@ -159,11 +165,20 @@ def test_what_cannot_be_read_or_written_is_said(tmp_path: Path) -> None:
     write_pairs(path, tmp_path / "folder" / "new" / "pairs.jsonl")
     with pytest.raises(UsageError, match="cannot write"):
         write_pairs(path, tmp_path / "folder")
-    assert {each.name for each in tmp_path.rglob("*")} == {"out.jsonl", "folder", "new", "pairs.jsonl"}
+    assert {each.name for each in tmp_path.rglob("*")} == {
+        "out.jsonl",
+        "folder",
+        "new",
+        "pairs.jsonl",
+    }
 
 
 def test_fine_tuning_data_ends_in_the_best_answer() -> None:
-    rows = [row(num_kept=1), failure_of(request("b"), PromptError("too long")), row("c", CONVERSATION)]
+    rows = [
+        row(num_kept=1),
+        failure_of(request("b"), PromptError("too long")),
+        row("c", CONVERSATION),
+    ]
     best = {"role": "assistant", "content": "better é"}
     assert list(sft(rows)) == [
         {"messages": [{"role": "user", "content": "Hello"}, best], "reward": 3.5, "id": "a"},
@@ -180,6 +195,9 @@ def test_datasets_loads_the_pairs(tmp_path: Path, write: Write, form: str) -> No
     datasets = pytest.importorskip("datasets")
     _, pairs = write(row(), row("b", "Bye"), form=form)
     loaded = datasets.load_dataset(
-        "json", data_files=str(tmp_path / "pairs.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
+        "json",
+        data_files=str(tmp_path / "pairs.jsonl"),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
     )
     assert loaded.to_list() == pairs

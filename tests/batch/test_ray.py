@@ -25,7 +25,9 @@ from specrej.settings import Settings
 
 ray = pytest.importorskip("ray")
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # Ray Data reads its own old options
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning:ray"
+)  # Ray Data reads its own old options
 
 OPTIONS: Any = {"memory": "3KiB", "max_new_tokens": 24, "min_tokens": 6, "seed": 5}
 SETTINGS = Settings(**OPTIONS)
@@ -36,7 +38,8 @@ Score = Callable[[str, list[str]], list[float]]
 
 @contextmanager
 def local_ray(**how: Any) -> Iterator[None]:
-    """A Ray of this process; its files and processes are gone at the end, and so is what it changes here."""
+    """A Ray of this process; its files and processes are gone at the end, and so is what it
+    changes here."""
     directory = tempfile.mkdtemp(prefix="ray-")  # short: sockets are made in it
     before = signal.getsignal(signal.SIGTERM)
     sources = Path(__file__).parents[2] / "src"
@@ -58,13 +61,20 @@ def local_ray(**how: Any) -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def _cluster() -> Iterator[None]:
     with local_ray():
-        ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False)
+        ray.init(
+            "local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=80 << 20,
+            log_to_driver=False,
+        )
         ray.data.DataContext.get_current().enable_progress_bars = False
         yield
 
 
 def make_reward(marker: Path | None = None, fatal: str = "") -> Score:
-    """Scores by length; the first actor that comes to the prompt `fatal` leaves the marker and dies."""
+    """Scores by length; the first actor that comes to the prompt `fatal` leaves the marker and
+    dies."""
 
     def score(prompt: str, texts: list[str]) -> list[float]:
         import os
@@ -82,7 +92,14 @@ def expected(prompts: list[Any] = PROMPTS, num_kept: int = 1) -> list[dict[str, 
     """The rows of the same prompts on one engine of this process."""
     engine = FakeEngine()
     requests = [
-        Request(id=f"{number:02}", prompt=prompt, settings=SETTINGS, num_kept=num_kept, line=number, form="plain")
+        Request(
+            id=f"{number:02}",
+            prompt=prompt,
+            settings=SETTINGS,
+            num_kept=num_kept,
+            line=number,
+            form="plain",
+        )
         for number, prompt in enumerate(prompts)
     ]
     rows_of = local_rows(engine, as_reward(make_reward()), open_pool(engine, SETTINGS, "8KiB"), 3)
@@ -90,20 +107,33 @@ def expected(prompts: list[Any] = PROMPTS, num_kept: int = 1) -> list[dict[str, 
 
 
 def given(prompts: list[Any] = PROMPTS, name: str = "prompt") -> Any:
-    return ray.data.from_items([{"id": f"{number:02}", name: prompt} for number, prompt in enumerate(prompts)])
+    return ray.data.from_items(
+        [{"id": f"{number:02}", name: prompt} for number, prompt in enumerate(prompts)]
+    )
 
 
 def answered(ds: Any, **how: Any) -> list[dict[str, Any]]:
     done = generate_dataset(
         ds,
-        **{"model": FakeEngine(), "reward": make_reward(), "in_flight": 2, "total_memory": "8KiB", **OPTIONS, **how},
+        **{
+            "model": FakeEngine(),
+            "reward": make_reward(),
+            "in_flight": 2,
+            "total_memory": "8KiB",
+            **OPTIONS,
+            **how,
+        },
     )
     return list(done.take_all())
 
 
 def comparable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without what a dataset's row and a job's row differ in: null in the one, absent in the other."""
-    kept = [{key: value for key, value in row.items() if value is not None and key != "line"} for row in rows]
+    """Without what a dataset's row and a job's row differ in: null in the one, absent in the
+    other."""
+    kept = [
+        {key: value for key, value in row.items() if value is not None and key != "line"}
+        for row in rows
+    ]
     for row in kept:
         row["answers"] = row.get("answers") or []
     return [json.loads(line) for line in without_seconds(kept)]
@@ -147,8 +177,12 @@ def test_threads_of_an_actor_are_told_to_sleep_before_torch_is_there(tmp_path: P
 
 
 def test_columns_are_the_same_whatever_is_null_in_them() -> None:
-    failed = generate_dataset(given([""]), model=FakeEngine(), reward=make_reward(), **OPTIONS).schema()
-    fine = generate_dataset(given(["a"]), model=FakeEngine(), reward=make_reward(), num_kept=2, **OPTIONS).schema()
+    failed = generate_dataset(
+        given([""]), model=FakeEngine(), reward=make_reward(), **OPTIONS
+    ).schema()
+    fine = generate_dataset(
+        given(["a"]), model=FakeEngine(), reward=make_reward(), num_kept=2, **OPTIONS
+    ).schema()
     assert failed.base_schema.equals(fine.base_schema)
 
 
@@ -172,10 +206,18 @@ def test_counts(wrong: str) -> None:
 
 def test_a_worker_gives_rows_in_the_order_of_its_requests() -> None:
     requests = [
-        Request(id=str(number), prompt=prompt, settings=SETTINGS, num_kept=1, line=number, form="plain")
+        Request(
+            id=str(number), prompt=prompt, settings=SETTINGS, num_kept=1, line=number, form="plain"
+        )
         for number, prompt in enumerate(PROMPTS)
     ]
     worker = Worker(
-        ActorSetup(opening=Opening(model=FakeEngine(), reward=make_reward()), settings=SETTINGS, total_memory="8KiB")
+        ActorSetup(
+            opening=Opening(model=FakeEngine(), reward=make_reward()),
+            settings=SETTINGS,
+            total_memory="8KiB",
+        )
     )
-    assert [ended.row["id"] for ended in worker.run(requests)] == [request.id for request in requests]
+    assert [ended.row["id"] for ended in worker.run(requests)] == [
+        request.id for request in requests
+    ]

@@ -25,7 +25,9 @@ MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "conten
 
 
 def plain(prompt: Prompt = "Hello", num_kept: int = 1) -> Request:
-    return Request(id="a", prompt=prompt, settings=Settings(), num_kept=num_kept, line=3, form="plain")
+    return Request(
+        id="a", prompt=prompt, settings=Settings(), num_kept=num_kept, line=3, form="plain"
+    )
 
 
 def openai(row: str = "a", **fields: Any) -> Request:
@@ -81,7 +83,9 @@ def test_several_answers_come_with_the_lowest_that_finished() -> None:
 def test_the_lowest_is_never_the_best() -> None:
     alike = result_of(answer(0, "a", 1.0), answer(1, "b", 1.0), best=0)
     assert row_of(plain(num_kept=2), alike, ByteReader)["lowest"]["index"] == 1
-    alone = result_of(answer(0, "a", 1.0), answer(1, "b", 0.0, state="rejected", finish_reason=None), best=0)
+    alone = result_of(
+        answer(0, "a", 1.0), answer(1, "b", 0.0, state="rejected", finish_reason=None), best=0
+    )
     assert row_of(plain(num_kept=2), alone, ByteReader)["lowest"] is None
 
 
@@ -93,18 +97,33 @@ def test_an_answer_that_a_filter_took_out_has_no_reward_to_be_compared_by() -> N
 
 
 @hypothesis_settings(max_examples=80, deadline=None, derandomize=True)
-@given(st.integers(0, 10**6), st.sampled_from(["speculative_rejection", "best_of_n"]), st.integers(1, 5), st.booleans())
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(["speculative_rejection", "best_of_n"]),
+    st.integers(1, 5),
+    st.booleans(),
+)
 def test_rows_of_real_runs(seed: int, algorithm: str, num_kept: int, is_tied: bool) -> None:
     reward = FakeReward(in_thirds) if is_tied else FakeReward()
     result = specrej.generate(
-        "Hello", model=FakeEngine(), reward=reward, n=8, max_new_tokens=24, seed=seed, algorithm=algorithm
+        "Hello",
+        model=FakeEngine(),
+        reward=reward,
+        n=8,
+        max_new_tokens=24,
+        seed=seed,
+        algorithm=algorithm,
     )
-    row = json.loads(json.dumps(row_of(plain(num_kept=num_kept), result, ByteReader), allow_nan=False))
+    row = json.loads(
+        json.dumps(row_of(plain(num_kept=num_kept), result, ByteReader), allow_nan=False)
+    )
     rewards = [each["reward"] for each in row["answers"]]
     assert row["answers"][0]["index"] == result.best.index
     assert (row["text"], row["reward"]) == (result.text, result.reward)
     assert rewards == sorted(rewards, reverse=True)
-    assert len(rewards) == min(num_kept, sum(candidate.state == "complete" for candidate in result.candidates))
+    assert len(rewards) == min(
+        num_kept, sum(candidate.state == "complete" for candidate in result.candidates)
+    )
     finished = {c.index: c for c in result.candidates if c.finish_reason is not None}
     if num_kept > 1 and len(finished) > 1:
         lowest = finished[row["lowest"]["index"]]
@@ -117,7 +136,10 @@ def test_rows_of_real_runs(seed: int, algorithm: str, num_kept: int, is_tied: bo
 
 @pytest.mark.parametrize(
     ("fields", "prefix"),
-    [({"messages": MESSAGES, "n": 2, "logprobs": True}, "chatcmpl-"), ({"prompt": "Hello"}, "cmpl-")],
+    [
+        ({"messages": MESSAGES, "n": 2, "logprobs": True}, "chatcmpl-"),
+        ({"prompt": "Hello"}, "cmpl-"),
+    ],
 )
 def test_a_row_in_openais_form_holds_the_completion(fields: dict[str, Any], prefix: str) -> None:
     request = openai(**fields)
@@ -143,7 +165,9 @@ def test_a_row_in_openais_form_holds_the_completion(fields: dict[str, Any], pref
 
 
 def test_a_row_is_a_function_of_request_and_result() -> None:
-    assert row_of(openai(prompt="Hello"), five(), ByteReader) == row_of(openai(prompt="Hello"), five(), ByteReader)
+    assert row_of(openai(prompt="Hello"), five(), ByteReader) == row_of(
+        openai(prompt="Hello"), five(), ByteReader
+    )
     other = row_of(openai("b", prompt="Hello"), five(), ByteReader)
     assert other["id"] != row_of(openai(prompt="a"), five(), ByteReader)["id"]
 
@@ -177,7 +201,8 @@ def test_a_broken_row_has_no_prompt_to_show() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "name"), [(SpecrejError("a"), "specrej_error"), (DeviceMemoryError("a"), "device_memory_error")]
+    ("error", "name"),
+    [(SpecrejError("a"), "specrej_error"), (DeviceMemoryError("a"), "device_memory_error")],
 )
 def test_an_error_is_called_by_its_class(error: SpecrejError, name: str) -> None:
     assert failure_of(plain(), error)["error"] == {"kind": name, "message": "a", "hint": None}

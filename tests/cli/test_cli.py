@@ -1,4 +1,5 @@
-"""The command: a tiny model with random weights behind it, in this process; a few runs in one of their own."""
+"""The command: a tiny model with random weights behind it, in this process; a few runs in one of
+their own."""
 
 import json
 import os
@@ -34,6 +35,9 @@ def undefined(prompt, texts):
 
 def broken(prompt, texts):
     raise ValueError("no [bold]score[/bold]")
+
+def exiting(prompt, texts):
+    raise SystemExit(0)
 
 def interrupting(prompt, texts):
     global calls
@@ -83,7 +87,9 @@ def rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def run(tiny_model: str) -> Run:
-    def invoke(command: str, *arguments: str, reward: str = "logprob", prompt: str = "Hello", **how: Any) -> Result:
+    def invoke(
+        command: str, *arguments: str, reward: str = "logprob", prompt: str = "Hello", **how: Any
+    ) -> Result:
         options = ["--model", tiny_model, "--reward", reward, "--max-new-tokens", "12", *arguments]
         return CliRunner().invoke(app, [command, prompt, *options], **how)
 
@@ -96,7 +102,13 @@ def tokens_of(answer: dict[str, Any]) -> list[list[int]]:
 
 def environment() -> dict[str, str]:
     source = Path(__file__).parents[2] / "src"
-    return {**os.environ, "PYTHONPATH": str(source), "OMP_WAIT_POLICY": "PASSIVE", "TERM": "xterm", "COLUMNS": "100"}
+    return {
+        **os.environ,
+        "PYTHONPATH": str(source),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TERM": "xterm",
+        "COLUMNS": "100",
+    }
 
 
 def start(*arguments: str, **how: Any) -> "subprocess.Popen[str]":
@@ -104,8 +116,20 @@ def start(*arguments: str, **how: Any) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(), **how)
 
 
-def test_json_holds_the_whole_result_and_nothing_else_reaches_stdout(run: Run, rewards: Path) -> None:
-    done = run("generate", "--n", "6", "--decide", "every:4", "--seed", "7", "--json", reward="cli_rewards:length")
+def test_json_holds_the_whole_result_and_nothing_else_reaches_stdout(
+    run: Run, rewards: Path
+) -> None:
+    done = run(
+        "generate",
+        "--n",
+        "6",
+        "--decide",
+        "every:4",
+        "--seed",
+        "7",
+        "--json",
+        reward="cli_rewards:length",
+    )
     assert done.exit_code == 0
     answer = json.loads(done.stdout)
     assert done.stdout.count("\n") == 1
@@ -115,7 +139,15 @@ def test_json_holds_the_whole_result_and_nothing_else_reaches_stdout(run: Run, r
     assert answer["candidates"][answer["best"]]["text"] == answer["text"]
     assert len(answer["candidates"]) == 6
     for candidate in answer["candidates"]:
-        assert {"token_ids", "text", "rewards", "state", "finish_reason", "reward", "perplexity"} <= candidate.keys()
+        assert {
+            "token_ids",
+            "text",
+            "rewards",
+            "state",
+            "finish_reason",
+            "reward",
+            "perplexity",
+        } <= candidate.keys()
         assert candidate["state"] in ("complete", "rejected")
     assert answer["decisions"][0]["num_tokens"] == 4
     assert len(answer["decisions"][0]["rejected"]) == 3
@@ -127,7 +159,8 @@ def test_json_holds_the_whole_result_and_nothing_else_reaches_stdout(run: Run, r
 
 def test_the_same_seed_draws_the_same_tokens_and_another_seed_others(run: Run) -> None:
     first, again, other = (
-        tokens_of(json.loads(run("generate", "--n", "3", "--json", "--seed", seed).stdout)) for seed in ("5", "5", "6")
+        tokens_of(json.loads(run("generate", "--n", "3", "--json", "--seed", seed).stdout))
+        for seed in ("5", "5", "6")
     )
     assert first == again
     assert first != other
@@ -141,21 +174,57 @@ def test_alpha_zero_is_best_of_n(run: Run) -> None:
 
 
 def test_a_person_sees_decisions_answer_costs_and_a_last_line(run: Run, rewards: Path) -> None:
-    done = run("generate", "--n", "6", "--decide", "every:4", reward="cli_rewards:same", env={"COLUMNS": "100"})
+    done = run(
+        "generate",
+        "--n",
+        "6",
+        "--decide",
+        "every:4",
+        reward="cli_rewards:same",
+        env={"COLUMNS": "100"},
+    )
     assert done.exit_code == 0
-    for words in ("schedule", "KV before → after", "answer", "(cli_rewards:same)", "perplexity", "seconds", "peak KV"):
+    for words in (
+        "schedule",
+        "KV before → after",
+        "answer",
+        "(cli_rewards:same)",
+        "perplexity",
+        "seconds",
+        "peak KV",
+    ):
         assert words in done.stdout
     assert f"specrej {__version__}" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("Candidate 0 wins with reward 1.000, the best of 6 candidates (")
+    assert done.stdout.splitlines()[-1].startswith(
+        "Candidate 0 wins with reward 1.000, the best of 6 candidates ("
+    )
     assert "noise" not in done.stdout
 
 
 def test_options_reach_the_run(run: Run) -> None:
-    options = "--n 4 --keep 1 --decide at:3,6 --temperature 0.7 --top-k 20 --top-p 0.9 --min-p 0.01 --stop x --stop y"
-    done = run("generate", *options.split(), "--repetition-penalty", "1.2", "--memory", "1MiB", "--json")
+    options = (
+        "--n 4 --keep 1 --decide at:3,6 --temperature 0.7 --top-k 20 --top-p 0.9 --min-p 0.01 "
+        "--stop x --stop y"
+    )
+    done = run(
+        "generate", *options.split(), "--repetition-penalty", "1.2", "--memory", "1MiB", "--json"
+    )
     settings = json.loads(done.stdout)["settings"]
-    expected = {"n": 4, "keep": 1, "decide": "at:3,6", "temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.01}
-    expected |= {"stop": ["x", "y"], "repetition_penalty": 1.2, "memory": "1MiB", "memory_bytes": 2**20}
+    expected = {
+        "n": 4,
+        "keep": 1,
+        "decide": "at:3,6",
+        "temperature": 0.7,
+        "top_k": 20,
+        "top_p": 0.9,
+        "min_p": 0.01,
+    }
+    expected |= {
+        "stop": ["x", "y"],
+        "repetition_penalty": 1.2,
+        "memory": "1MiB",
+        "memory_bytes": 2**20,
+    }
     assert expected.items() <= settings.items()
 
 
@@ -203,18 +272,31 @@ def test_compare_shows_the_three_side_by_side_and_says_what_happened(run: Run) -
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--reward", "logprb"], 2, ["error: unknown reward 'logprb'", "hint: did you mean 'logprob'?"]),
-        (["--algorithm", "best_of"], 2, ["unknown algorithm 'best_of'", "did you mean 'best_of_n'?"]),
+        (
+            ["--reward", "logprb"],
+            2,
+            ["error: unknown reward 'logprb'", "hint: did you mean 'logprob'?"],
+        ),
+        (
+            ["--algorithm", "best_of"],
+            2,
+            ["unknown algorithm 'best_of'", "did you mean 'best_of_n'?"],
+        ),
         (["--n", "0"], 2, ["n must be 'auto' or a number of at least 1, got 0"]),
         (["--n", "[red]many[/red]"], 2, ["got '[red]many[/red]'"]),
         (["--alpha", "1"], 2, ["alpha must be in [0, 1), got 1.0", "hint: alpha is the share"]),
-        (["--memory", "1KiB"], 2, ["a budget of 1.00 KiB does not hold one candidate", "hint: give a memory of at"]),
+        (
+            ["--memory", "1KiB"],
+            2,
+            ["a budget of 1.00 KiB does not hold one candidate", "hint: give a memory of at"],
+        ),
         (["--memory", "much"], 2, ["memory must be like '64MiB'"]),
         (["--decide", "now"], 2, ["decide must be 'budget'"]),
         (["--weights", "int3"], 2, ["unknown weights 'int3'"]),
         (["--top-k", "few"], 2, ["--top-k"]),
         (["--nonsense"], 2, ["--nonsense"]),
         (["--reward", "cli_rewards:undefined"], 1, ["gave nan for candidate 0"]),
+        (["--reward", "cli_rewards:exiting"], 1, ["failed on candidates 0 to ", "SystemExit(0)"]),
         (["--reward", "cli_rewards:broken"], 1, ["ValueError: no [bold]score[/bold]", "hint: "]),
     ],
 )
@@ -241,7 +323,9 @@ def test_an_empty_prompt_is_a_mistake(run: Run) -> None:
 
 def test_an_unknown_model_is_named_and_near_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    done = CliRunner().invoke(app, ["generate", "Hi", "--model", "[b]smolm2", "--reward", "logprob"])
+    done = CliRunner().invoke(
+        app, ["generate", "Hi", "--model", "[b]smolm2", "--reward", "logprob"]
+    )
     assert done.exit_code == 2
     assert "error: unknown model '[b]smolm2'" in done.stderr
     assert "hint: did you mean 'smollm2'?" in done.stderr
@@ -249,7 +333,9 @@ def test_an_unknown_model_is_named_and_near_ones_are(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("command", ["generate", "compare"])
 def test_an_interrupt_prints_what_there_is_as_json(run: Run, rewards: Path, command: str) -> None:
-    done = run(command, "--n", "4", "--decide", "every:4", "--json", reward="cli_rewards:interrupting")
+    done = run(
+        command, "--n", "4", "--decide", "every:4", "--json", reward="cli_rewards:interrupting"
+    )
     assert done.exit_code == 130
     answer = json.loads(done.stdout)
     results = [answer] if command == "generate" else list(answer["methods"].values())
@@ -258,12 +344,18 @@ def test_an_interrupt_prints_what_there_is_as_json(run: Run, rewards: Path, comm
 
 
 @pytest.mark.parametrize("command", ["generate", "compare"])
-def test_an_interrupt_says_in_what_state_the_best_so_far_is(run: Run, rewards: Path, command: str) -> None:
+def test_an_interrupt_says_in_what_state_the_best_so_far_is(
+    run: Run, rewards: Path, command: str
+) -> None:
     done = run(command, "--n", "4", "--decide", "every:4", reward="cli_rewards:interrupting")
     assert done.exit_code == 130
     last = done.stdout.splitlines()[-1]
     assert last.startswith("Interrupted")
-    assert ("unfinished, reward 0.000 when last scored" if command == "generate" else "best_of_n finished") in last
+    assert (
+        "unfinished, reward 0.000 when last scored"
+        if command == "generate"
+        else "best_of_n finished"
+    ) in last
 
 
 @pytest.mark.parametrize("command", ["generate", "compare"])
@@ -280,8 +372,27 @@ def test_an_interrupt_before_the_first_token_is_a_short_line(
 
 
 def test_sigint_ends_a_running_command_with_its_partial_result(tiny_model: str) -> None:
-    options = ["--n", "4", "--keep", "2", "--decide", "every:4", "--max-new-tokens", "100000", "--json"]
-    process = start("generate", "Hi", "--model", tiny_model, "--reward", "logprob", *options, stderr=subprocess.PIPE)
+    options = [
+        "--n",
+        "4",
+        "--keep",
+        "2",
+        "--decide",
+        "every:4",
+        "--max-new-tokens",
+        "100000",
+        "--json",
+    ]
+    process = start(
+        "generate",
+        "Hi",
+        "--model",
+        tiny_model,
+        "--reward",
+        "logprob",
+        *options,
+        stderr=subprocess.PIPE,
+    )
     assert process.stderr is not None
     assert any("decision 1" in line for line in process.stderr)
     process.send_signal(signal.SIGINT)
@@ -309,13 +420,17 @@ def test_on_a_terminal_progress_is_live_and_sigint_leaves_a_report(tiny_model: s
     assert "\x1b" not in stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["compare", "--help"], ["models"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["generate", "--help"], ["compare", "--help"], ["models"]]
+)
 def test_help_and_models_come_without_torch(arguments: list[str]) -> None:
     code = (
         "import sys; from specrej.cli import app; app(sys.argv[1:], standalone_mode=False); "
         "assert not {'torch', 'transformers', 'numpy', 'onnxruntime'} & sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", code, *arguments], env=environment(), check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=environment(), check=True, capture_output=True
+    )
 
 
 @pytest.mark.usefixtures("rewards")
@@ -328,7 +443,9 @@ def test_a_policy_and_an_algorithm_of_ones_own_come_by_name(run: Run) -> None:
     assert answer["settings"]["policy"] == "cli_searches:pairs"
     assert answer["decisions"][0]["num_tokens"] == 3
     assert len(answer["decisions"][0]["rejected"]) == 4
-    done = run("generate", "--algorithm", "cli_searches:decide_once", *options, reward="cli_rewards:length")
+    done = run(
+        "generate", "--algorithm", "cli_searches:decide_once", *options, reward="cli_rewards:length"
+    )
     assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["settings"]["algorithm"] == "cli_searches:decide_once"
@@ -342,13 +459,19 @@ def test_a_policy_and_an_algorithm_of_ones_own_come_by_name(run: Run) -> None:
     [
         ("--policy", "cli_searches:pair", "unknown function of the module 'cli_searches' 'pair'"),
         ("--policy", "pairs", "unknown policy 'pairs'"),
-        ("--policy", "cli_searches:every", "the policy 'cli_searches:every' cannot be made: TypeError: every()"),
+        (
+            "--policy",
+            "cli_searches:every",
+            "the policy 'cli_searches:every' cannot be made: TypeError: every()",
+        ),
         ("--policy", "cli_searches:Policy.__doc__", "policy must be a specrej.Policy"),
         ("--algorithm", "cli_searches:pairs", "algorithm must be a function"),
         ("--algorithm", "beam", "unknown algorithm 'beam'"),
     ],
 )
-def test_a_policy_or_an_algorithm_that_is_none_is_an_error(run: Run, option: str, value: str, said: str) -> None:
+def test_a_policy_or_an_algorithm_that_is_none_is_an_error(
+    run: Run, option: str, value: str, said: str
+) -> None:
     done = run("generate", option, value)
     assert done.exit_code == 2, done.exception
     assert said in done.stderr
@@ -387,7 +510,9 @@ def test_models_are_pulled_by_name_or_all(monkeypatch: pytest.MonkeyPatch) -> No
     assert pulled == ["relevance", "smollm2", "relevance"]
 
 
-def test_a_pull_that_fails_exits_with_1_and_an_unknown_name_with_2(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pull_that_fails_exits_with_1_and_an_unknown_name_with_2(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     done = CliRunner().invoke(app, ["models", "pull", "smolm2"])
     assert done.exit_code == 2
     assert "did you mean 'smollm2'?" in done.stderr

@@ -17,11 +17,11 @@ from typer.testing import CliRunner, Result
 
 import specrej
 from jobs import openai, plain, rows_in, write_requests
-from specrej import api
 from specrej.batch.rows import row_id
 from specrej.cli import app
 from specrej.cli.options import stoppable
 from specrej.journal import read_rows
+from specrej.opening import Opening
 from tiny import save_model
 
 ROWS: list[Any] = [*(plain(number) for number in range(4)), "{broken"]
@@ -46,7 +46,9 @@ def options(model: str, *more: str) -> list[str]:
 
 @pytest.fixture
 def run(tiny_model: str, source: Path) -> Run:
-    def invoke(output: Path | str, *arguments: str, given: str | Path = source, **how: Any) -> Result:
+    def invoke(
+        output: Path | str, *arguments: str, given: str | Path = source, **how: Any
+    ) -> Result:
         command = ["batch", str(given), "--output", str(output), *options(tiny_model, *arguments)]
         return CliRunner().invoke(app, command, **how)
 
@@ -60,7 +62,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_: Any, **__: Any) -> Any:
         raise AssertionError("the model was opened")
 
-    monkeypatch.setattr(api, "open_engine", opened)
+    monkeypatch.setattr(Opening, "open_engine", opened)
 
 
 @contextmanager
@@ -92,26 +94,72 @@ def test_a_batch_ends_with_one_line_that_says_it_all(run: Run, tmp_path: Path) -
     assert done.exit_code == 0, done.stderr
     assert {row_id(row) for row in read_rows(output)} == {"p0", "p1", "p2", "p3", "line-5"}
     assert "1 of 5 prompts: line-5 failed: no JSON" in done.stderr
-    last_progress = next(line for line in done.stderr.splitlines() if line.startswith("5 of 5 prompts: p"))
+    last_progress = next(
+        line for line in done.stderr.splitlines() if line.startswith("5 of 5 prompts: p")
+    )
     assert "prompts/min, " in last_progress
     assert last_progress.endswith(" tokens/s, 0:00:00 left)")
     (line,) = done.stdout.splitlines()
     assert line.startswith(f"5 rows in {output}, 1 failed (5 run now); mean reward -")
-    for words in (" over 4; ", " tokens in ", " tokens/s; ", "% of ", " in use; seed 0. To run failed rows again: "):
+    for words in (
+        " over 4; ",
+        " tokens in ",
+        " tokens/s; ",
+        "% of ",
+        " in use; seed 0. To run failed rows again: ",
+    ):
         assert words in line
 
 
-def test_a_row_is_what_generate_gives_with_the_same_options(run: Run, tiny_model: str, tmp_path: Path) -> None:
-    run(tmp_path / "out.jsonl", "--seed", "3", "--decide", "every:4", "--total-memory", "1GiB", "--in-flight", "2")
+def test_a_reward_that_ends_programs_fails_its_row(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ending.py").write_text(
+        "import sys\ndef rate(prompt, texts):\n    return sys.exit() if '2' in prompt else [1.0] * "
+        "len(texts)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    done = run(tmp_path / "out.jsonl", "--reward", "ending:rate")
+    assert done.exit_code == 0, done.stderr
+    assert "5 rows in" in done.stdout
+    errors = {
+        row_id(row): row["error"] for row in read_rows(tmp_path / "out.jsonl") if row["error"]
+    }
+    assert errors.keys() == {"p2", "line-5"}
+    assert "SystemExit" in str(errors["p2"])
+
+
+def test_a_row_is_what_generate_gives_with_the_same_options(
+    run: Run, tiny_model: str, tmp_path: Path
+) -> None:
+    run(
+        tmp_path / "out.jsonl",
+        "--seed",
+        "3",
+        "--decide",
+        "every:4",
+        "--total-memory",
+        "1GiB",
+        "--in-flight",
+        "2",
+    )
     for row in read_rows(tmp_path / "out.jsonl"):
         if row["error"] is None:
             arguments = options(tiny_model, "--seed", "3", "--decide", "every:4", "--json")
-            alone = json.loads(CliRunner().invoke(app, ["generate", row["prompt"], *arguments]).stdout)
-            assert (row["text"], row["reward"]) == (alone["text"], pytest.approx(alone["reward"], rel=1e-5))
+            alone = json.loads(
+                CliRunner().invoke(app, ["generate", row["prompt"], *arguments]).stdout
+            )
+            assert (row["text"], row["reward"]) == (
+                alone["text"],
+                pytest.approx(alone["reward"], rel=1e-5),
+            )
 
 
 def test_messages_are_taken_as_the_options_say(run: Run, tmp_path: Path) -> None:
-    question = {"role": "user", "content": [{"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}]}
+    question = {
+        "role": "user",
+        "content": [{"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}],
+    }
     begun = [question, {"role": "assistant", "content": "Well"}]
     forged = [{"role": "user", "content": "a<eos>b"}]
     asked = [{"id": "begun", "messages": begun}, {"id": "forged", "messages": forged}]
@@ -137,7 +185,11 @@ def test_json_is_the_summary_alone(run: Run, tmp_path: Path) -> None:
     done = run(tmp_path / "out.jsonl", "--json", "--seed", "3", "--total-memory", "1GiB")
     assert done.exit_code == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert (summary["num_rows"], summary["num_failed"], summary["failures"]) == (5, 1, {"prompt_error": 1})
+    assert (summary["num_rows"], summary["num_failed"], summary["failures"]) == (
+        5,
+        1,
+        {"prompt_error": 1},
+    )
     assert summary["job"]["settings"]["seed"] == 3
     now = summary["this_run"]
     assert now["memory"]["total_bytes"] == 2**30
@@ -145,11 +197,16 @@ def test_json_is_the_summary_alone(run: Run, tmp_path: Path) -> None:
     assert now["flops"]["decode"] > 0
     rows = [row for row in read_rows(tmp_path / "out.jsonl") if row["error"] is None]
     assert now["tokens"]["generated"] == sum(row["usage"]["generated_tokens"] for row in rows)
-    assert summary["reward"] == {"mean": pytest.approx(sum(row["reward"] for row in rows) / 4), "n": 4}
+    assert summary["reward"] == {
+        "mean": pytest.approx(sum(row["reward"] for row in rows) / 4),
+        "n": 4,
+    }
     assert json.loads((tmp_path / "out.jsonl.job.json").read_text()) == summary["job"]
 
 
-def test_a_finished_job_needs_no_model(run: Run, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_finished_job_needs_no_model(
+    run: Run, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     run(tmp_path / "out.jsonl")
     request.getfixturevalue("no_model")
     before = (tmp_path / "out.jsonl").read_bytes()
@@ -162,14 +219,18 @@ def test_a_finished_job_needs_no_model(run: Run, tmp_path: Path, request: pytest
     assert "holds another job: settings.seed was 0, now it is 9" in other.stderr
     resumed = run(tmp_path / "out.jsonl", "--resume", "--in-flight", "3", "--total-memory", "1GiB")
     assert resumed.exit_code == 0, resumed.stderr
-    assert resumed.stdout.startswith(f"5 rows in {tmp_path / 'out.jsonl'}, 1 failed (0 run now); mean reward -")
+    assert resumed.stdout.startswith(
+        f"5 rows in {tmp_path / 'out.jsonl'}, 1 failed (0 run now); mean reward -"
+    )
     assert (tmp_path / "out.jsonl").read_bytes() == before
 
 
 def test_a_failed_row_that_is_taken_out_is_run_again(run: Run, tmp_path: Path) -> None:
     run(tmp_path / "out.jsonl")
     rows = read_rows(tmp_path / "out.jsonl")
-    write_requests(tmp_path / "out.jsonl", [row for row in rows if row["id"] not in ("p2", "line-5")])
+    write_requests(
+        tmp_path / "out.jsonl", [row for row in rows if row["id"] not in ("p2", "line-5")]
+    )
     assert "(2 run now)" in run(tmp_path / "out.jsonl", "--resume").stdout
     assert len(read_rows(tmp_path / "out.jsonl")) == 5
 
@@ -179,7 +240,10 @@ def test_a_failed_row_that_is_taken_out_is_run_again(run: Run, tmp_path: Path) -
     [
         (["--in-flight", "0"], "in_flight must be at least 1"),
         (["--total-memory", "much"], "memory must be like '64MiB'"),
-        (["--total-memory", "1MiB", "--memory", "2MiB"], "a total_memory of 1MiB does not hold one prompt"),
+        (
+            ["--total-memory", "1MiB", "--memory", "2MiB"],
+            "a total_memory of 1MiB does not hold one prompt",
+        ),
         (["--keep", "0"], "must be at least 1, got 0"),
         (["--keep-at-decisions", "0"], "keep must be at least 1, got 0"),
         (["--alpha", "1"], "alpha must be in [0, 1)"),
@@ -250,13 +314,17 @@ def test_openai_rows_come_back_in_their_form(run: Run, tiny_model: str, tmp_path
     assert all(len(row["response"]["body"]["choices"]) == 2 for row in written)
 
 
-def test_stdin_and_stdout_are_files(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_stdin_and_stdout_are_files(
+    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     done = run("-", given="-", input=(tmp_path / "in.jsonl").read_text())
     assert done.exit_code == 0, done.stderr
     assert done.stdout == ""
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert {row_id(row) for row in rows} == {"p0", "p1", "p2", "p3", "line-5"}
-    assert done.stderr.splitlines()[-1].startswith("5 rows in stdout, 1 failed (5 run now); mean reward -")
+    assert done.stderr.splitlines()[-1].startswith(
+        "5 rows in stdout, 1 failed (5 run now); mean reward -"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
 
 
@@ -305,9 +373,17 @@ def test_a_batch_that_was_stopped_says_how_to_go_on_and_does(
     # With neighbours, the last bits of a sum, and so of a reward, would depend on who they are.
     arguments = ["--max-new-tokens", "100", "--in-flight", "1"]
     output = tmp_path / "out.jsonl"
-    command = ["batch", str(tmp_path / "in.jsonl"), "--output", str(output), *options(tiny_model, *arguments)]
+    command = [
+        "batch",
+        str(tmp_path / "in.jsonl"),
+        "--output",
+        str(output),
+        *options(tiny_model, *arguments),
+    ]
     process = start("-m", "specrej", *command)
-    while not output.exists() or output.read_bytes().count(b"\n") < 2:  # the broken one and an answer
+    while (
+        not output.exists() or output.read_bytes().count(b"\n") < 2
+    ):  # the broken one and an answer
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     process.send_signal(kind)
@@ -385,5 +461,12 @@ def test_a_job_in_which_nothing_succeeded_exits_with_1(run: Run, tmp_path: Path)
     assert (resumed.exit_code, json.loads(resumed.stdout)["num_failed"]) == (1, 2)
     assert resumed.stderr.splitlines()[-1] == "nothing succeeded: all 2 failed"
     for form in ("conversational", "sft"):
-        command = ["pairs", str(tmp_path / "out.jsonl"), "--output", str(tmp_path / "pairs.jsonl"), "--form", form]
+        command = [
+            "pairs",
+            str(tmp_path / "out.jsonl"),
+            "--output",
+            str(tmp_path / "pairs.jsonl"),
+            "--form",
+            form,
+        ]
         assert CliRunner().invoke(app, command).exit_code == 1

@@ -21,7 +21,11 @@ from specrej.journal import read_rows
 from tiny import save_model
 
 METHODS = "best_of_n:2,best_of_n:6,speculative_rejection:0.5:6"
-PROMPTS = [{"id": "a", "prompt": "Why?"}, {"id": "b", "turns": ["How?", "And?"]}, {"id": "c", "prompt": "Who?"}]
+PROMPTS = [
+    {"id": "a", "prompt": "Why?"},
+    {"id": "b", "turns": ["How?", "And?"]},
+    {"id": "c", "prompt": "Who?"},
+]
 
 Run = Callable[..., Result]
 
@@ -41,7 +45,16 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def run(tiny_model: str, prompts: str) -> Run:
     def invoke(command: str, output: Path, *arguments: str, **how: Any) -> Result:
-        options = ["--model", tiny_model, "--reward", "logprob", "--max-new-tokens", "12", "--output", str(output)]
+        options = [
+            "--model",
+            tiny_model,
+            "--reward",
+            "logprob",
+            "--max-new-tokens",
+            "12",
+            "--output",
+            str(output),
+        ]
         return CliRunner().invoke(app, [command, prompts, *options, *arguments], **how)
 
     return invoke
@@ -55,7 +68,9 @@ def plain(rows: list[Any]) -> list[Any]:
     """Rows without what a clock has measured, in the order of prompts and methods."""
     for row in rows:
         for turn in row["turns"]:
-            turn["usage"] = {name: value for name, value in turn["usage"].items() if not name.endswith("_s")}
+            turn["usage"] = {
+                name: value for name, value in turn["usage"].items() if not name.endswith("_s")
+            }
     return sorted(rows, key=lambda row: (row["prompt_id"], row["method"]))
 
 
@@ -64,7 +79,16 @@ def test_bench_prints_gain_and_cost_and_says_what_is_next(run: Run, tmp_path: Pa
     assert done.exit_code == 0, done.stderr
     assert "line 4 is left out: give one of prompt, messages and turns" in done.stderr
     assert "9 of 9 rows: c" in done.stderr
-    for word in ("reward", "score", "win", "seconds", "tokens", "FLOPs", "speedup", "relative to best_of_n:6"):
+    for word in (
+        "reward",
+        "score",
+        "win",
+        "seconds",
+        "tokens",
+        "FLOPs",
+        "speedup",
+        "relative to best_of_n:6",
+    ):
         assert word in done.stdout
     last = done.stdout.splitlines()[-1]
     assert last.startswith(f"9 rows in {tmp_path / 'out'}, 0 failed (9 run now); ")
@@ -73,13 +97,25 @@ def test_bench_prints_gain_and_cost_and_says_what_is_next(run: Run, tmp_path: Pa
 
 
 def test_bench_as_json_is_the_run_and_its_summary(run: Run, tmp_path: Path) -> None:
-    done = run("bench", tmp_path / "out", "--methods", METHODS, "--json", "--limit", "2", "--baseline", "best_of_n:2")
+    done = run(
+        "bench",
+        tmp_path / "out",
+        "--methods",
+        METHODS,
+        "--json",
+        "--limit",
+        "2",
+        "--baseline",
+        "best_of_n:2",
+    )
     assert done.exit_code == 0, done.stderr
     printed = json.loads(done.stdout)
     assert printed["run"]["methods"] == METHODS.split(",")
     assert printed["run"]["prompts"]["num_prompts"] == 2
     assert printed["summary"]["baseline"] == "best_of_n:2"
-    assert printed["summary"]["methods"]["best_of_n:2"]["improvement"]["value"] == pytest.approx(100)
+    assert printed["summary"]["methods"]["best_of_n:2"]["improvement"]["value"] == pytest.approx(
+        100
+    )
 
 
 def test_a_bench_that_is_there_is_not_written_over(run: Run, tmp_path: Path) -> None:
@@ -107,7 +143,9 @@ def test_a_bench_that_is_there_is_not_written_over(run: Run, tmp_path: Path) -> 
         (["--methods", METHODS, "--memory", "64 potatoes"], "memory"),
     ],
 )
-def test_what_cannot_be_benched_costs_nothing(run: Run, tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_what_cannot_be_benched_costs_nothing(
+    run: Run, tmp_path: Path, arguments: list[str], said: str
+) -> None:
     done = run("bench", tmp_path / "out", *arguments)
     assert done.exit_code == 2
     assert said in done.stderr
@@ -179,7 +217,9 @@ def test_from_a_bench_to_its_page_and_exports(run: Run, tmp_path: Path) -> None:
 
 def test_an_export_for_alpaca_eval(run: Run, tmp_path: Path) -> None:
     run("bench", tmp_path / "out", "--methods", METHODS, "--limit", "1")
-    done = ask("export", tmp_path / "out", "--method", "best_of_n:6", "--output", tmp_path / "outputs.json")
+    done = ask(
+        "export", tmp_path / "out", "--method", "best_of_n:6", "--output", tmp_path / "outputs.json"
+    )
     assert done.stdout.startswith(
         f"1 answers of best_of_n:6 for alpaca_eval in {tmp_path / 'outputs.json'}; flattened: "
     )
@@ -189,14 +229,21 @@ def test_an_export_for_alpaca_eval(run: Run, tmp_path: Path) -> None:
 def test_from_a_trace_to_a_replay_and_its_page(run: Run, tmp_path: Path) -> None:
     traced = run("trace", tmp_path / "out", "--n", "8", "--checkpoints", "2,4,8")
     assert traced.exit_code == 0, traced.stderr
-    assert traced.stdout.splitlines()[-1].startswith(f"3 prompts in {tmp_path / 'out'} (3 run now, 0 of them failed)")
-    assert "(0 run now" in run("trace", tmp_path / "out", "--n", "8", "--checkpoints", "2,4,8", "--resume").stdout
+    assert traced.stdout.splitlines()[-1].startswith(
+        f"3 prompts in {tmp_path / 'out'} (3 run now, 0 of them failed)"
+    )
+    assert (
+        "(0 run now"
+        in run("trace", tmp_path / "out", "--n", "8", "--checkpoints", "2,4,8", "--resume").stdout
+    )
     replayed = ask("replay", tmp_path / "out")
     assert replayed.exit_code == 0, replayed.stderr
     for word in ("policy on the front", "Best-of-1", "Pearson", "Spearman", "Kendall"):
         assert word in replayed.stdout
     policies = tmp_path / "policies.jsonl"
-    policies.write_text('{"alpha": 0.5, "decide": "at:4", "n": 8}\n{"alpha": 0.25, "decide": "at:2,8", "n": 8}\n')
+    policies.write_text(
+        '{"alpha": 0.5, "decide": "at:4", "n": 8}\n{"alpha": 0.25, "decide": "at:2,8", "n": 8}\n'
+    )
     exact = ask("replay", tmp_path / "out", "--policies", policies, "--exact", "--json")
     assert exact.exit_code == 0, exact.stderr
     summary = json.loads(exact.stdout)
@@ -213,9 +260,13 @@ def test_a_folder_without_a_run(tmp_path: Path, command: str) -> None:
     assert f"error: {tmp_path} holds no run" in done.stderr
 
 
-def test_what_fails_from_end_to_end_exits_with_1(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_from_end_to_end_exits_with_1(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The reward fails on every prompt; nothing of it can be judged as a success by a script."""
-    (tmp_path / "always_fails.py").write_text("def reward(messages, texts):\n    raise ValueError('no')\n")
+    (tmp_path / "always_fails.py").write_text(
+        "def reward(messages, texts):\n    raise ValueError('no')\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     options = ["--reward", "always_fails:reward"]
     done = run("bench", tmp_path / "out", "--methods", METHODS, *options)
@@ -244,20 +295,40 @@ def test_verdicts_stand_in_json_and_tables_a_judge_each(run: Run, tmp_path: Path
     run("bench", tmp_path / "out", "--methods", METHODS, "--limit", "1")
     with serving(completion) as server:
         server.answer = lambda request: "hm" if request["model"] == "mute" else "C"
-        pair = ["--method", "best_of_n:2", "--baseline", "best_of_n:6", "--base-url", f"{server.url}/v1"]
+        pair = [
+            "--method",
+            "best_of_n:2",
+            "--baseline",
+            "best_of_n:6",
+            "--base-url",
+            f"{server.url}/v1",
+        ]
         fair = ask("judge", tmp_path / "out", *pair, "--judge-model", "fair")
         mute = ask("judge", tmp_path / "out", *pair, "--judge-model", "mute")
-    assert (fair.exit_code, f"judged by fair at {server.url}/v1: 0 win, 1 tie, 0 loss, 0 failed" in fair.stdout) == (
+    assert (
+        fair.exit_code,
+        f"judged by fair at {server.url}/v1: 0 win, 1 tie, 0 loss, 0 failed" in fair.stdout,
+    ) == (
         0,
         True,
     ), fair.stderr
     assert (mute.exit_code, "nothing succeeded: all 1 failed" in mute.stdout) == (1, True)
     arguments = ["--methods", METHODS, "--limit", "1", "--resume"]
     table = run("bench", tmp_path / "out", *arguments)
-    judged = [line.split() for line in table.stdout.splitlines() if line.startswith(("fair at", "mute at"))]
-    assert [(words[0], words[3]) for words in judged] == [("fair", "best_of_n:2"), ("mute", "best_of_n:2")]
+    judged = [
+        line.split()
+        for line in table.stdout.splitlines()
+        if line.startswith(("fair at", "mute at"))
+    ]
+    assert [(words[0], words[3]) for words in judged] == [
+        ("fair", "best_of_n:2"),
+        ("mute", "best_of_n:2"),
+    ]
     summary = json.loads(run("bench", tmp_path / "out", *arguments, "--json").stdout)["summary"]
-    by_judge = {name.split()[0]: rates for name, rates in summary["methods"]["best_of_n:2"]["by_judge"].items()}
+    by_judge = {
+        name.split()[0]: rates
+        for name, rates in summary["methods"]["best_of_n:2"]["by_judge"].items()
+    }
     assert len(by_judge) == 2
     assert (by_judge["fair"]["tie"]["value"], by_judge["fair"]["unclear"]["value"]) == (1.0, 0.0)
     assert (by_judge["mute"]["tie"]["value"], by_judge["mute"]["unclear"]["value"]) == (0.0, 1.0)
@@ -267,6 +338,19 @@ def test_prompts_of_another_form_are_named(run: Run, tmp_path: Path, tiny_model:
     path = tmp_path / "prompts.csv"
     path.write_text("id,prompt\n1,Why?\n")
     for command, more in (("bench", ["--methods", METHODS]), ("trace", []), ("batch", [])):
-        done = ask(command, path, "--output", tmp_path / "out", "--model", tiny_model, "--reward", "logprob", *more)
-        assert (done.exit_code, f"{path} is CSV, expected JSON lines" in done.stderr) == (2, True), done.stderr
+        done = ask(
+            command,
+            path,
+            "--output",
+            tmp_path / "out",
+            "--model",
+            tiny_model,
+            "--reward",
+            "logprob",
+            *more,
+        )
+        assert (done.exit_code, f"{path} is CSV, expected JSON lines" in done.stderr) == (
+            2,
+            True,
+        ), done.stderr
         assert "hint: convert it" in done.stderr

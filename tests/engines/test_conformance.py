@@ -1,4 +1,5 @@
-"""Every engine that this environment has, against the one list of what engines must do. vLLM's: tests/with_vllm."""
+"""Every engine that this environment has, against the one list of what engines must do. vLLM's:
+tests/with_vllm."""
 
 from collections.abc import Callable
 from functools import cache
@@ -8,6 +9,7 @@ import torch
 
 from fakes import FakeEngine
 from paging import PAGE, FakeBackend, paged_engine
+from specrej.engines.base import Engine
 from specrej.engines.opening import open_engine
 from specrej.engines.torch.loading import wrap
 from specrej.testing import EngineSuite, Subject
@@ -32,18 +34,37 @@ def tiny_torch() -> Subject:
     return Subject(wrap(model, make_tokenizer(CHAT_TEMPLATE)))
 
 
+def open_torch() -> Engine:
+    return open_engine("smollm2", device="cpu")
+
+
+def open_openvino() -> Engine:
+    pytest.importorskip("openvino_genai")
+    return open_engine("smollm2", engine="openvino", engine_args={"cache_size": 1})
+
+
 @cache
 def real_torch() -> Subject:
-    return Subject(open_engine("smollm2", device="cpu"), flips=500, ending=ENDING)
+    return Subject(open_torch(), flips=500, ending=ENDING)
 
 
 @cache
 def openvino() -> Subject:
-    pytest.importorskip("openvino_genai")
-    return in_pages(open_engine("smollm2", engine="openvino", engine_args={"cache_size": 1}))
+    return in_pages(open_openvino())
 
 
-SUBJECTS = [fake, paged, tiny_torch, *(pytest.param(real, marks=pytest.mark.slow) for real in (real_torch, openvino))]
+SUBJECTS = [
+    fake,
+    paged,
+    tiny_torch,
+    *(pytest.param(real, marks=pytest.mark.slow) for real in (real_torch, openvino)),
+]
+OPENINGS = [
+    FakeEngine,
+    lambda: paged_engine(FakeBackend()),
+    lambda: tiny_torch().engine,
+    *(pytest.param(real, marks=pytest.mark.slow) for real in (open_torch, open_openvino)),
+]
 
 
 class TestEngine(EngineSuite):
@@ -51,3 +72,8 @@ class TestEngine(EngineSuite):
     def subject(self, request: pytest.FixtureRequest) -> Subject:
         make: Callable[[], Subject] = request.param
         return make()
+
+    @pytest.fixture(params=OPENINGS)
+    def opening(self, request: pytest.FixtureRequest) -> Callable[[], Engine]:
+        make: Callable[[], Engine] = request.param
+        return make

@@ -1,4 +1,5 @@
-"""From an engine's name to an engine: slips, options of the wrong engine, versions, and what `auto` chooses."""
+"""From an engine's name to an engine: slips, options of the wrong engine, versions, and what
+`auto` chooses."""
 
 from importlib import metadata
 from pathlib import Path
@@ -88,11 +89,15 @@ def test_a_version_within_the_range_is_taken(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_auto_takes_the_fastest_of_what_is_there(
-    monkeypatch: pytest.MonkeyPatch, installed: set[str], has_gpu: bool, asked: dict[str, str], chosen: str
+    monkeypatch: pytest.MonkeyPatch,
+    installed: set[str],
+    has_gpu: bool,
+    asked: dict[str, str],
+    chosen: str,
 ) -> None:
     monkeypatch.setattr(opening, "_is_installed", lambda module: module in installed)
     monkeypatch.setattr(opening, "_has_gpu", lambda: has_gpu)
-    assert opening.choose(EngineOptions(arguments={}, **asked)) == chosen
+    assert opening.fastest_engine(EngineOptions(arguments={}, **asked)) == chosen
 
 
 def test_auto_takes_torch_for_a_model_that_the_fastest_cannot_open(

@@ -1,4 +1,5 @@
-"""The engine over requests and pages, on a backend that counts every page: arithmetic, places, waiting prompts."""
+"""The engine over requests and pages, on a backend that counts every page: arithmetic, places,
+waiting prompts."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,12 +19,20 @@ from specrej.testing.engines import ids
 from specrej.types import Result, SamplingParams
 
 some = settings(max_examples=40, deadline=None, derandomize=True)
-PROMPTS = ["Why?", "Tell me about trees.", "A", "What is the name of the rose?", "Name a tree. " * 3]
+PROMPTS = [
+    "Why?",
+    "Tell me about trees.",
+    "A",
+    "What is the name of the rose?",
+    "Name a tree. " * 3,
+]
 
 
 def generate(backend: FakeBackend, prompt: str = PROMPTS[1], **options: Any) -> Result:
     given = {"n": 6, "max_new_tokens": 20, "seed": 3, "memory": "1KiB", **options}
-    return watched(prompt, model=paged_engine(backend, bytes_per_token=1), reward=FakeReward(), **given)
+    return watched(
+        prompt, model=paged_engine(backend, bytes_per_token=1), reward=FakeReward(), **given
+    )
 
 
 @given(
@@ -54,7 +63,9 @@ def test_what_it_says_it_holds_is_what_the_backend_holds(
         prompt, model=engine, reward=FakeReward(), observe=observe, n=n, decide=decide, alpha=alpha,
         max_new_tokens=20, memory=budget, seed=1,
     )  # fmt: skip
-    assert backend.most_pages * PAGE * 10 <= max(budget, engine.kv_bytes(len(engine.encode(prompt)), 0, 0))
+    assert backend.most_pages * PAGE * 10 <= max(
+        budget, engine.kv_bytes(len(engine.encode(prompt)), 0, 0)
+    )
     assert result.usage.peak_kv_bytes <= budget
     assert not backend.requests
 
@@ -104,14 +115,18 @@ def test_prompts_that_are_read_in_pieces_change_nothing(step_tokens: int, eos: f
 def test_many_prompts_keep_within_the_cache_and_are_each_as_alone(
     seed: int, num_memories: float, in_flight: int, most_requests: int, step_tokens: int
 ) -> None:
-    """The backend asserts that there are never more pages than it has; some must wait for places."""
+    """The backend asserts that there are never more pages than it has; some must wait for
+    places."""
     options: dict[str, Any] = {"n": 6, "max_new_tokens": 16, "decide": "every:4", "seed": seed}
     plain = paged_engine(FakeBackend())
     memory = max(plain.kv_bytes(len(plain.encode(prompt)), 4, 16) for prompt in PROMPTS)
     total = int(memory * num_memories)
-    backend = FakeBackend(num_pages=-(-total // (PAGE * 10)), most_requests=most_requests, step_tokens=step_tokens)
+    backend = FakeBackend(
+        num_pages=-(-total // (PAGE * 10)), most_requests=most_requests, step_tokens=step_tokens
+    )
     outcomes = specrej.generate_batch(
-        PROMPTS, model=paged_engine(backend), reward=FakeReward(), memory=memory, total_memory=total,
+        PROMPTS, model=paged_engine(backend), reward=FakeReward(),
+        memory=memory, total_memory=total,
         in_flight=in_flight, **options,
     )  # fmt: skip
     for number, outcome in outcomes:
@@ -129,7 +144,8 @@ def test_more_candidates_than_places_come_in_waves() -> None:
 
 
 def test_candidates_that_were_decoded_ahead_are_counted() -> None:
-    """Beside a prompt that is being read, another one's candidates may run ahead: what is dropped of that is said."""
+    """Beside a prompt that is being read, another one's candidates may run ahead: what is
+    dropped of that is said."""
     backend = FakeBackend(eos=0.0)
     engine = paged_engine(backend)
     sampling = SamplingParams(max_new_tokens=20)
@@ -154,7 +170,9 @@ def test_a_backend_that_fails_ends_the_run() -> None:
 
 
 def test_the_default_budget_is_eight_candidates_on_a_cpu_and_the_cache_elsewhere() -> None:
-    on_cpu, elsewhere = (paged_engine(FakeBackend(num_pages=1000, is_on_cpu=is_cpu)) for is_cpu in (True, False))
+    on_cpu, elsewhere = (
+        paged_engine(FakeBackend(num_pages=1000, is_on_cpu=is_cpu)) for is_cpu in (True, False)
+    )
     assert on_cpu.default_budget(10, 20) == on_cpu.kv_bytes(10, 8, 20)
     assert elsewhere.default_budget(10, 20) == elsewhere.capacity_bytes == 1000 * PAGE * 10
     assert elsewhere.default_budget(10, 20, 8000) == 1000
@@ -203,13 +221,17 @@ def test_a_candidate_whose_numbers_are_not_finite_is_lost_and_the_others_go_on(
         assert broken == (sound[:2] if index in (1, 4) else sound)
     assert result.best.state == "complete"
     assert not backend.requests
-    with pytest.raises(EngineError, match="the engine lost 6 of 6, the last one because the model gave its token"):
+    with pytest.raises(
+        EngineError, match="the engine lost 6 of 6, the last one because the model gave its token"
+    ):
         generate(Overflowing(set(range(1, 7)), value, eos=0.0), **options)
 
 
 def test_a_prompt_that_the_backend_refuses_leaves_nothing_behind() -> None:
     class Choosy(FakeBackend):
-        def submit(self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> None:
+        def submit(
+            self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int
+        ) -> None:
             if sampling.temperature > 2:
                 raise UsageError("temperature must be at most 2")
             super().submit(key, prompt_ids, sampling, seed)

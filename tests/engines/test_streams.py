@@ -1,6 +1,8 @@
-"""The generator is Philox4x32-10 to the letter, its numbers are uniform, and each has an address of its own.
+"""The generator is Philox4x32-10 to the letter, its numbers are uniform, and each has an address of
+its own.
 
-Odds of a false alarm of the statistical tests: below 1 in 10^6 for a fresh seed; the seeds are fixed, so never twice.
+Odds of a false alarm of the statistical tests: below 1 in 10^6 for a fresh seed; the seeds are
+fixed, so never twice.
 """
 
 import numpy as np
@@ -53,7 +55,9 @@ def test_neighbouring_candidates_positions_and_seeds_are_uncorrelated() -> None:
 
 
 def test_no_two_addresses_share_a_number() -> None:
-    numbers = [uniforms(seed, range(100), position) for seed in (0, 1, 2**32) for position in range(100)]
+    numbers = [
+        uniforms(seed, range(100), position) for seed in (0, 1, 2**32) for position in range(100)
+    ]
     # 30,000 of 2^53 numbers: two meet by chance with odds of 5 in 10^8.
     assert len(np.unique(np.concatenate(numbers))) == 30_000
 
@@ -64,7 +68,9 @@ def test_no_two_addresses_share_a_number() -> None:
     position=st.integers(0, 2**31),
 )
 @settings(max_examples=50, deadline=None, derandomize=True)
-def test_a_number_depends_on_its_address_alone(seed: int, candidates: list[int], position: int) -> None:
+def test_a_number_depends_on_its_address_alone(
+    seed: int, candidates: list[int], position: int
+) -> None:
     together = uniforms(seed, candidates, position)
     alone = [uniforms(seed, [candidate], position)[0] for candidate in candidates]
     assert together.tolist() == alone
@@ -74,7 +80,9 @@ def test_a_number_depends_on_its_address_alone(seed: int, candidates: list[int],
 
 def test_all_64_bits_of_the_seed_and_high_candidates_count() -> None:
     addresses = [(0, 0), (2**32, 0), (2**63, 0), (0, 2**32), (0, 2**39)]
-    assert len({uniforms(seed, [candidate], 0)[0] for seed, candidate in addresses}) == len(addresses)
+    assert len({uniforms(seed, [candidate], 0)[0] for seed, candidate in addresses}) == len(
+        addresses
+    )
 
 
 def test_no_candidates_no_numbers() -> None:

@@ -1,9 +1,10 @@
 """Benches without a model: rows that look like real ones, from a seed.
 
-    info, rows = make_bench(num_prompts=20, methods=("best_of_n:8", "speculative_rejection:0.5"), num_failures=1)
-    write_bench(directory, info, rows)
+    info, rows = make_bench(num_prompts=20, methods=("best_of_n:8", "speculative_rejection:0.5"),
+    num_failures=1) write_bench(directory, info, rows)
 
-Lengths are log-normal, a partial reward is the final one with noise that shrinks as the answer grows, and memory
+Lengths are log-normal, a partial reward is the final one with noise that shrinks as the answer
+grows, and memory
 dictates the decisions: a batch of twice the size meets its decision at half the length.
 """
 
@@ -15,16 +16,37 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from specrej.evaluation.rows import CandidateRow, DecisionRow, Row, RunInfo, TurnRow, UsageRow
+from specrej.evaluation.rows import BenchRow, CandidateRow, DecisionRow, RunInfo, TurnRow, UsageRow
 from specrej.flops import FlopsRow
 from specrej.types import Cause
 
-METHODS = ("best_of_n:4", "best_of_n:16", "best_of_n:64", "speculative_rejection:0.2", "speculative_rejection:0.5")
+METHODS = (
+    "best_of_n:4",
+    "best_of_n:16",
+    "best_of_n:64",
+    "speculative_rejection:0.2",
+    "speculative_rejection:0.5",
+)
 Floats = NDArray[np.float64]
 MAX_NEW_TOKENS = 128
 SLOTS = 1024  # tokens that memory holds
 TOKEN_BYTES = 5760
-WORDS = ("the", "a", "good", "plan", "begins", "with", "water", "sleep", "light", "and", "grows", "by", "habit", "not")
+WORDS = (
+    "the",
+    "a",
+    "good",
+    "plan",
+    "begins",
+    "with",
+    "water",
+    "sleep",
+    "light",
+    "and",
+    "grows",
+    "by",
+    "habit",
+    "not",
+)
 
 
 def make_bench(
@@ -34,13 +56,15 @@ def make_bench(
     num_failures: int = 1,
     num_turns: int = 1,
     seed: int = 0,
-) -> tuple[RunInfo, list[Row]]:
+) -> tuple[RunInfo, list[BenchRow]]:
     """A run and its rows. The failures fall on the last prompts, one a method in turn."""
     rows = []
     for number in range(num_prompts):
         for place in range(len(methods)):
             method = methods[(place + number) % len(methods)]
-            has_failed = number >= num_prompts - num_failures and method == methods[number % len(methods)]
+            has_failed = (
+                number >= num_prompts - num_failures and method == methods[number % len(methods)]
+            )
             rows.append(_row(number, method, place, num_turns, has_failed, seed))
     info: RunInfo = {
         "kind": "bench",
@@ -54,34 +78,43 @@ def make_bench(
     return info, rows
 
 
-def write_bench(directory: Path, info: RunInfo, rows: Sequence[Row]) -> None:
+def write_bench(directory: Path, info: RunInfo, rows: Sequence[BenchRow]) -> None:
     """The folder that `specrej bench` would leave."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "run.json").write_text(json.dumps(info))
     (directory / "results.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-def _row(number: int, method: str, place: int, num_turns: int, has_failed: bool, seed: int) -> Row:
-    turns = [make_turn(number, method, turn, seed) for turn in range(0 if has_failed else num_turns)]
+def _row(
+    number: int, method: str, place: int, num_turns: int, has_failed: bool, seed: int
+) -> BenchRow:
+    turns = [
+        make_turn(number, method, turn, seed) for turn in range(0 if has_failed else num_turns)
+    ]
     return {
         "prompt_id": f"p{number:03}",
         "category": ("writing", "facts")[number % 2],
         "method": method,
         "place": place,
         "turns": turns,
-        "error": {"kind": "BudgetError", "message": "the budget holds no candidate"} if has_failed else None,
+        "error": {"kind": "BudgetError", "message": "the budget holds no candidate"}
+        if has_failed
+        else None,
     }
 
 
 def make_turn(number: int, method: str, turn: int, seed: int) -> TurnRow:
-    """One question: a candidate's fate depends on (seed, prompt, turn, candidate) alone, as in a real run."""
+    """One question: a candidate's fate depends on (seed, prompt, turn, candidate) alone, as in a
+    real run."""
     name, _, word = method.partition(":")
     alpha = float(word) if name == "speculative_rejection" else 0.0
     count = int(word) if name == "best_of_n" else SLOTS // 16
     rng = np.random.default_rng((seed, number, turn))
     mean, spread = rng.normal(4, 1.5), rng.uniform(0.6, 1.6)
     noise = np.random.default_rng((seed, number, turn, 1)).normal(size=(4096, 3))
-    lengths = np.minimum(np.exp(noise[:, 0] * 0.5 + math.log(70)), MAX_NEW_TOKENS).astype(int).clip(2)
+    lengths = (
+        np.minimum(np.exp(noise[:, 0] * 0.5 + math.log(70)), MAX_NEW_TOKENS).astype(int).clip(2)
+    )
     finals = mean + spread * noise[:, 1]
     candidates = [_candidate(index, int(lengths[index])) for index in range(count)]
     decisions = _run(candidates, alpha, finals, noise[:, 2] * spread)
@@ -115,14 +148,19 @@ def _candidate(index: int, num_tokens: int) -> CandidateRow:
     }
 
 
-def _run(candidates: list[CandidateRow], alpha: float, finals: Floats, noise: Floats) -> list[DecisionRow]:
-    """Score and reject whenever the live ones have filled memory, and once more when all have ended."""
+def _run(
+    candidates: list[CandidateRow], alpha: float, finals: Floats, noise: Floats
+) -> list[DecisionRow]:
+    """Score and reject whenever the live ones have filled memory, and once more when all have
+    ended."""
     decisions: list[DecisionRow] = []
     batch = candidates
     while True:
         last = decisions[-1]["num_tokens"] if decisions else 0
         live = sum(row["num_tokens"] > last for row in batch)
-        length = min(max(SLOTS // max(live, 1), last + 1), MAX_NEW_TOKENS) if alpha else MAX_NEW_TOKENS
+        length = (
+            min(max(SLOTS // max(live, 1), last + 1), MAX_NEW_TOKENS) if alpha else MAX_NEW_TOKENS
+        )
         length = min(max(row["num_tokens"] for row in batch), length)
         for row in batch:
             share = min(length / row["num_tokens"], 1)
@@ -160,7 +198,12 @@ def _decision(
 def _usage(candidates: list[CandidateRow], decisions: list[DecisionRow]) -> UsageRow:
     generated = sum(row["num_tokens"] for row in candidates)
     read = sum(len(decision["scored"]) * (decision["num_tokens"] + 40) for decision in decisions)
-    parts = {"prefill_s": 0.12, "decode_s": generated / 300, "reward_s": read / 4000, "other_s": generated / 40000}
+    parts = {
+        "prefill_s": 0.12,
+        "decode_s": generated / 300,
+        "reward_s": read / 4000,
+        "other_s": generated / 40000,
+    }
     return {
         "prompt_tokens": 40,
         "generated_tokens": generated,

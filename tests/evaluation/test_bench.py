@@ -1,4 +1,5 @@
-"""A bench runs every method on every prompt once, the same way each time, whatever fails or stops in between."""
+"""A bench runs every method on every prompt once, the same way each time, whatever fails or
+stops in between."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,12 @@ from specrej.errors import UsageError
 from specrej.evaluation.bench import parse_methods, run_bench
 from specrej.evaluation.folder import RESULTS, read_bench
 from specrej.evaluation.prompts import Loaded, load_prompts
-from specrej.evaluation.rows import Row
+from specrej.evaluation.rows import BenchRow
+from specrej.messages import as_messages
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward
 from specrej.search.events import Event
 from specrej.settings import Settings
-from specrej.types import as_messages
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 40, "min_tokens": 6, "seed": 5, "memory": "4KiB"}
 SETTINGS = Settings(**OPTIONS)
@@ -27,7 +28,13 @@ WORDS = ["best_of_n:3", "best_of_n:9", "speculative_rejection:0.5", "speculative
 PROMPTS: list[dict[str, Any]] = [
     {"id": "a", "prompt": "Why?"},
     {"id": "b", "turns": ["How?", "And then?"], "category": "writing"},
-    {"id": "c", "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]},
+    {
+        "id": "c",
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Who?"},
+        ],
+    },
 ]
 
 
@@ -46,11 +53,18 @@ def bench(
     settings: Settings = SETTINGS,
     resume: bool = False,
     observe: Observer | None = None,
-) -> list[Row]:
+) -> list[BenchRow]:
     engine = FakeEngine()
     methods = parse_methods(WORDS, settings)
     rows = run_bench(
-        loaded, methods, engine, reward or FakeReward(), directory, settings=settings, resume=resume, observe=observe
+        loaded,
+        methods,
+        engine,
+        reward or FakeReward(),
+        directory,
+        settings=settings,
+        resume=resume,
+        observe=observe,
     )
     try:
         return list(rows)
@@ -59,12 +73,14 @@ def bench(
         assert not engine.groups
 
 
-def without_seconds(rows: Sequence[Row]) -> list[Any]:
+def without_seconds(rows: Sequence[BenchRow]) -> list[Any]:
     """Rows as JSON gives them back, sorted, but for what a clock has measured."""
     plain = json.loads(json.dumps(sorted(rows, key=lambda row: (row["prompt_id"], row["method"]))))
     for row in plain:
         for turn in row["turns"]:
-            turn["usage"] = {name: value for name, value in turn["usage"].items() if not name.endswith("_s")}
+            turn["usage"] = {
+                name: value for name, value in turn["usage"].items() if not name.endswith("_s")
+            }
     return list(plain)
 
 
@@ -91,12 +107,18 @@ def test_each_row_is_what_generate_gives(loaded: Loaded, tmp_path: Path) -> None
             )
             assert (turn["text"], turn["reward"]) == (result.text, result.reward)
             assert turn["usage"]["generated_tokens"] == result.usage.generated_tokens
-            assert [c["num_tokens"] for c in turn["candidates"]] == [len(c.token_ids) for c in result.candidates]
+            assert [c["num_tokens"] for c in turn["candidates"]] == [
+                len(c.token_ids) for c in result.candidates
+            ]
             assert [c["state"] for c in turn["candidates"]] == [c.state for c in result.candidates]
-            assert [d["rejected"] for d in turn["decisions"]] == [list(d.rejected) for d in result.decisions]
+            assert [d["rejected"] for d in turn["decisions"]] == [
+                list(d.rejected) for d in result.decisions
+            ]
             complete = [c for c in result.candidates if c.state == "complete"]
             assert turn["lowest_reward"] == min(c.reward for c in complete if c.reward is not None)
-            assert turn["lowest_text"] in {c.text for c in complete if c.reward == turn["lowest_reward"]}
+            assert turn["lowest_text"] in {
+                c.text for c in complete if c.reward == turn["lowest_reward"]
+            }
 
 
 def test_what_is_yielded_is_on_the_disk(loaded: Loaded, tmp_path: Path) -> None:
@@ -138,13 +160,20 @@ def test_turns_follow_on_the_chosen_answers(loaded: Loaded, tmp_path: Path) -> N
 def test_a_default_budget_is_the_same_for_all_methods(loaded: Loaded, tmp_path: Path) -> None:
     rows = bench(loaded, tmp_path / "out", settings=Settings(max_new_tokens=40, seed=5))
     for prompt in "abc":
-        budgets = {turn["memory_bytes"] for row in rows if row["prompt_id"] == prompt for turn in row["turns"]}
+        budgets = {
+            turn["memory_bytes"]
+            for row in rows
+            if row["prompt_id"] == prompt
+            for turn in row["turns"]
+        }
         assert len(budgets) == 1
     assert not [row for row in rows if row["error"]]
 
 
 @pytest.mark.parametrize("after", [1, 60, 150, 290])
-def test_a_run_that_was_stopped_goes_on_to_the_same_rows(loaded: Loaded, tmp_path: Path, after: int) -> None:
+def test_a_run_that_was_stopped_goes_on_to_the_same_rows(
+    loaded: Loaded, tmp_path: Path, after: int
+) -> None:
     whole = bench(loaded, tmp_path / "whole")
     num_seen = 0
 
@@ -187,7 +216,9 @@ def test_a_failure_is_a_row_and_the_rest_runs(loaded: Loaded, tmp_path: Path) ->
 
 def test_a_prompt_that_does_not_fit_is_a_row(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
-    path.write_text(json.dumps({"prompt": "x" * 380}) + "\n" + json.dumps({"prompt": "Why?"}) + "\n")
+    path.write_text(
+        json.dumps({"prompt": "x" * 380}) + "\n" + json.dumps({"prompt": "Why?"}) + "\n"
+    )
     rows = bench(load_prompts(str(path)), tmp_path / "out")
     assert [row["error"] is not None for row in rows] == [True] * 4 + [False] * 4
 
@@ -244,6 +275,11 @@ def test_words_that_mean_no_method(words: list[str], said: str) -> None:
 def test_candidates_of_the_fake_are_many_enough(loaded: Loaded, tmp_path: Path) -> None:
     """The tests above see waves, rejections and several decisions."""
     rows = bench(loaded, tmp_path / "out")
-    turns = [turn for row in rows for turn in row["turns"] if row["method"] == "speculative_rejection:0.5"]
+    turns = [
+        turn
+        for row in rows
+        for turn in row["turns"]
+        if row["method"] == "speculative_rejection:0.5"
+    ]
     assert any(len(turn["decisions"]) >= 2 for turn in turns)
     assert all(any(c["state"] == "rejected" for c in turn["candidates"]) for turn in turns)

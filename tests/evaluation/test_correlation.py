@@ -68,7 +68,9 @@ def test_correlations_are_those_of_their_definitions(values: Any) -> None:
         ([1e6, 1e6, np.nextafter(1e6, 2e6)], [1.0, 2.0, 3.0]),
     ],
 )
-def test_where_there_is_no_correlation_there_is_none(partial: list[float], final: list[float]) -> None:
+def test_where_there_is_no_correlation_there_is_none(
+    partial: list[float], final: list[float]
+) -> None:
     assert correlate(partial, final) == dict.fromkeys(MEASURES)
 
 
@@ -82,7 +84,10 @@ def test_those_that_ended_are_left_out_and_shown_beside() -> None:
         for number, trace in enumerate(recorded):
             partial, final, is_live = trace.rewards[:, place], trace.final_rewards, live[number]
             for name in MEASURES:
-                assert row["unfinished"][name]["by_prompt"][number] == correlate(partial[is_live], final[is_live])[name]
+                assert (
+                    row["unfinished"][name]["by_prompt"][number]
+                    == correlate(partial[is_live], final[is_live])[name]
+                )
                 assert row["all"][name]["by_prompt"][number] == correlate(partial, final)[name]
     assert 0 < table[1]["live_share"] < 1
     assert table[1]["all"]["pearson"] != table[1]["unfinished"]["pearson"]
@@ -107,15 +112,21 @@ def test_the_best_is_lost_when_all_its_equals_are_rejected() -> None:
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 0.9])
 def test_the_chance_is_that_of_a_policy_with_one_decision(alpha: float) -> None:
     recorded = traces()
-    chances = {(row["num_tokens"], row["alpha"]): row["chance"]["value"] for row in loss_chances(recorded, [alpha])}
+    chances = {
+        (row["num_tokens"], row["alpha"]): row["chance"]["value"]
+        for row in loss_chances(recorded, [alpha])
+    }
     for point in (4, 8, 16):
         policy = ReplayPolicy(alpha=alpha, decide=f"at:{point}", n=12)
         lost = 0
         for trace in recorded:
             outcome = Replayer(trace).run(policy)
-            # The policy decides once more when all have ended; here only its first decision is meant.
+            # The policy decides once more when all have ended; here only its first decision is
+            # meant.
             rejected = {index for decision in outcome.decisions[:1] for index in decision.rejected}
-            left = [reward for index, reward in enumerate(trace.final_rewards) if index not in rejected]
+            left = [
+                reward for index, reward in enumerate(trace.final_rewards) if index not in rejected
+            ]
             lost += max(left) < trace.final_rewards.max()
         assert chances[point, alpha] == lost / len(recorded)
     assert chances[30, alpha] == 0
@@ -140,17 +151,25 @@ points = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, m
 
 @given(points)
 @some
-def test_nobody_beats_the_front_and_it_beats_all_others(given_points: list[tuple[int, int]]) -> None:
+def test_nobody_beats_the_front_and_it_beats_all_others(
+    given_points: list[tuple[int, int]],
+) -> None:
     cost, gain = zip(*given_points, strict=True)
     front = pareto_front(cost, gain)
     assert [cost[i] for i in front] == sorted({cost[i] for i in front})
     assert [gain[i] for i in front] == sorted({gain[i] for i in front})
     for index in range(len(given_points)):
-        as_good = [i for i in range(len(given_points)) if cost[i] <= cost[index] and gain[i] >= gain[index]]
-        better = [i for i in as_good if (cost[i], gain[i]) != (cost[index], gain[index]) or i < index]
+        as_good = [
+            i for i in range(len(given_points)) if cost[i] <= cost[index] and gain[i] >= gain[index]
+        ]
+        better = [
+            i for i in as_good if (cost[i], gain[i]) != (cost[index], gain[index]) or i < index
+        ]
         assert (index in front) == (not better)
 
 
 def test_a_reward_of_few_values_makes_no_warnings() -> None:
-    recorded = traces_of(PROMPTS, [4, 8], FakeEngine(eos=0.3), FakeReward(in_thirds), n=5, max_new_tokens=24)
+    recorded = traces_of(
+        PROMPTS, [4, 8], FakeEngine(eos=0.3), FakeReward(in_thirds), n=5, max_new_tokens=24
+    )
     assert len(correlations(recorded)) == 2

@@ -7,23 +7,40 @@ from typing import cast
 import pytest
 
 from specrej.errors import UnknownNameError, UsageError
-from specrej.evaluation.exports import export, to_alpaca_eval, to_mt_bench, write_alpaca_eval, write_mt_bench
+from specrej.evaluation.exports import (
+    export,
+    to_alpaca_eval,
+    to_mt_bench,
+    write_alpaca_eval,
+    write_mt_bench,
+)
 from specrej.evaluation.prompts import Task
-from specrej.evaluation.rows import Row
+from specrej.evaluation.rows import BenchRow
 
 METHOD, OTHER = "speculative_rejection:0.5", "best_of_n:8"
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 
-def row(prompt_id: str, method: str, *texts: str, error: bool = False, category: str | None = None) -> Row:
+def row(
+    prompt_id: str, method: str, *texts: str, error: bool = False, category: str | None = None
+) -> BenchRow:
     messages = [{"role": "user", "content": f"What is {prompt_id}?"}]
     turns = []
     for text in texts:
         turns.append({"messages": list(messages), "text": text})
-        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "And then?"}]
+        messages += [
+            {"role": "assistant", "content": text},
+            {"role": "user", "content": "And then?"},
+        ]
     failure = {"kind": "RewardError", "message": "NaN"} if error else None
-    given = {"prompt_id": prompt_id, "category": category, "method": method, "turns": turns, "error": failure}
-    return cast("Row", given)
+    given = {
+        "prompt_id": prompt_id,
+        "category": category,
+        "method": method,
+        "turns": turns,
+        "error": failure,
+    }
+    return cast("BenchRow", given)
 
 
 def test_alpaca_eval_takes_one_entry_a_prompt_the_failed_ones_empty() -> None:
@@ -49,7 +66,10 @@ def test_a_question_on_which_all_failed_comes_from_the_prompts() -> None:
     with pytest.raises(UsageError, match="no row says what prompt 'a' asks"):
         to_alpaca_eval(rows, METHOD)
     task = Task(id="a", turns=("Why?",), category=None, line=1)
-    assert [entry["instruction"] for entry in to_alpaca_eval(rows, METHOD, [task])] == ["Why?", "What is b?"]
+    assert [entry["instruction"] for entry in to_alpaca_eval(rows, METHOD, [task])] == [
+        "Why?",
+        "What is b?",
+    ]
 
 
 def test_alpaca_eval_takes_no_conversations() -> None:
@@ -63,7 +83,11 @@ def test_alpaca_eval_takes_no_conversations() -> None:
         to_alpaca_eval([row("a", METHOD, "one", "two"), row("a", OTHER, "one", error=True)], OTHER)
     turns = ("Why?", "And then?")
     with pytest.raises(UsageError, match="prompt 'a' is a conversation"):
-        to_alpaca_eval([row("a", METHOD, error=True)], METHOD, [Task(id="a", turns=turns, category=None, line=1)])
+        to_alpaca_eval(
+            [row("a", METHOD, error=True)],
+            METHOD,
+            [Task(id="a", turns=turns, category=None, line=1)],
+        )
 
 
 def test_mt_bench_takes_all_turns_the_failed_ones_empty() -> None:
@@ -85,7 +109,9 @@ def test_mt_bench_takes_all_turns_the_failed_ones_empty() -> None:
 
 
 def test_where_all_failed_there_is_one_empty_turn() -> None:
-    assert to_mt_bench([row("81", METHOD, error=True)], METHOD, "sr")[0]["choices"][0]["turns"] == [""]
+    assert to_mt_bench([row("81", METHOD, error=True)], METHOD, "sr")[0]["choices"][0]["turns"] == [
+        ""
+    ]
 
 
 def test_an_unknown_method_is_told() -> None:
@@ -130,11 +156,21 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
 
 def test_an_id_that_a_number_would_spell_otherwise_stays_a_text() -> None:
     rows = [row(prompt_id, METHOD, "one") for prompt_id in ("7", "007", "\u0667", "x7", "0")]
-    assert [entry["question_id"] for entry in to_mt_bench(rows, METHOD, "sr")] == [7, "007", "\u0667", "x7", 0]
+    assert [entry["question_id"] for entry in to_mt_bench(rows, METHOD, "sr")] == [
+        7,
+        "007",
+        "\u0667",
+        "x7",
+        0,
+    ]
 
 
 def test_what_was_left_out_is_said(tmp_path: Path) -> None:
-    rows = [row("a", METHOD, "one", "two", category="koala"), row("b", METHOD, "one"), row("c", METHOD, error=True)]
+    rows = [
+        row("a", METHOD, "one", "two", category="koala"),
+        row("b", METHOD, "one"),
+        row("c", METHOD, error=True),
+    ]
     rows[1]["turns"][0]["messages"].insert(0, SYSTEM)
     done = export(tmp_path / "new" / "sr.jsonl", rows, METHOD, "mt_bench")
     assert (done.answers, done.failed) == (3, 1)

@@ -22,7 +22,10 @@ INFO = RunInfo(
 
 
 def test_a_new_folder_says_what_it_holds(tmp_path: Path) -> None:
-    with claim(tmp_path / "new" / "out", INFO, resume=False), Journal(tmp_path / "new" / "out" / RESULTS) as journal:
+    with (
+        claim(tmp_path / "new" / "out", INFO, resume=False),
+        Journal(tmp_path / "new" / "out" / RESULTS) as journal,
+    ):
         journal.append({"prompt_id": "a"})
     info, rows = read_bench(tmp_path / "new" / "out")
     assert info == INFO
@@ -32,7 +35,10 @@ def test_a_new_folder_says_what_it_holds(tmp_path: Path) -> None:
 def test_a_run_is_gone_on_with_only_when_asked(tmp_path: Path) -> None:
     with claim(tmp_path, INFO, resume=False):
         pass
-    with pytest.raises(UsageError, match="holds a run of 2026-01-01") as caught, claim(tmp_path, INFO, resume=False):
+    with (
+        pytest.raises(UsageError, match="holds a run of 2026-01-01") as caught,
+        claim(tmp_path, INFO, resume=False),
+    ):
         pass
     assert "--resume" in (caught.value.hint or "")
     later = copy.deepcopy(INFO)
@@ -48,7 +54,10 @@ def test_another_run_is_refused_by_what_differs(tmp_path: Path, name: str) -> No
         pass
     other = copy.deepcopy(INFO)
     other[name] = "other"  # type: ignore[literal-required]
-    with pytest.raises(UsageError, match=f"holds another run: its {name}"), claim(tmp_path, other, resume=True):
+    with (
+        pytest.raises(UsageError, match=f"holds another run: its {name}"),
+        claim(tmp_path, other, resume=True),
+    ):
         pass
     assert read_info(tmp_path) == INFO
 
@@ -71,7 +80,10 @@ def test_files_of_no_run_are_left_alone(tmp_path: Path) -> None:
 
 def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UsageError, match="cannot write"), claim(tmp_path / "file", INFO, resume=False):
+    with (
+        pytest.raises(UsageError, match="cannot write"),
+        claim(tmp_path / "file", INFO, resume=False),
+    ):
         pass
     with pytest.raises(UsageError, match="holds no run"):
         read_info(tmp_path / "file")

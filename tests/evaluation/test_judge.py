@@ -17,14 +17,14 @@ from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation import judge as judge_module
 from specrej.evaluation.judge import (
     JUDGEMENTS,
-    Endpoint,
+    JudgeServer,
     VerdictRow,
     judge,
     read_verdicts,
     record,
     total_calls,
 )
-from specrej.evaluation.rows import Row
+from specrej.evaluation.rows import BenchRow
 
 KEY = "sk-very-secret"
 METHOD, BASELINE = "speculative_rejection:0.5", "best_of_n:8"
@@ -49,14 +49,20 @@ Ask = Callable[..., list[VerdictRow]]
 def ask(server: Server, tmp_path: Path) -> Ask:
     """Judges rows by the server; options are those of the endpoint."""
 
-    def ask(rows: list[Row], **options: Any) -> list[VerdictRow]:
-        endpoint = Endpoint(**{"base_url": f"{server.url}/v1", "model": "some-judge", "api_key": KEY} | options)
-        return list(judge(rows, method=METHOD, baseline=BASELINE, endpoint=endpoint, cache=tmp_path / "cache"))
+    def ask(rows: list[BenchRow], **options: Any) -> list[VerdictRow]:
+        endpoint = JudgeServer(
+            **{"base_url": f"{server.url}/v1", "model": "some-judge", "api_key": KEY} | options
+        )
+        return list(
+            judge(
+                rows, method=METHOD, baseline=BASELINE, endpoint=endpoint, cache=tmp_path / "cache"
+            )
+        )
 
     return ask
 
 
-def row(method: str, *texts: str, prompt_id: str = "a", error: bool = False) -> Row:
+def row(method: str, *texts: str, prompt_id: str = "a", error: bool = False) -> BenchRow:
     """A row with the answers to questions number 0, 1, ..."""
     messages = [{"role": "user", "content": f"what 0 of {prompt_id}"}]
     turns = []
@@ -65,10 +71,12 @@ def row(method: str, *texts: str, prompt_id: str = "a", error: bool = False) -> 
         messages.append({"role": "assistant", "content": text})
         messages.append({"role": "user", "content": f"what {number + 1} of {prompt_id}"})
     failure = {"kind": "RewardError", "message": "NaN"} if error else None
-    return cast("Row", {"prompt_id": prompt_id, "method": method, "turns": turns, "error": failure})
+    return cast(
+        "BenchRow", {"prompt_id": prompt_id, "method": method, "turns": turns, "error": failure}
+    )
 
 
-def pair(mine: str = "good", other: str = "bad", prompt_id: str = "a") -> list[Row]:
+def pair(mine: str = "good", other: str = "bad", prompt_id: str = "a") -> list[BenchRow]:
     return [row(METHOD, mine, prompt_id=prompt_id), row(BASELINE, other, prompt_id=prompt_id)]
 
 
@@ -128,7 +136,9 @@ def test_only_a_preference_that_both_orders_share_counts(
 
 
 @pytest.mark.parametrize("place", ["A", "B"])
-def test_a_judge_that_looks_at_the_place_alone_gives_ties(server: Server, ask: Ask, place: str) -> None:
+def test_a_judge_that_looks_at_the_place_alone_gives_ties(
+    server: Server, ask: Ask, place: str
+) -> None:
     server.answer = lambda request: json.dumps({"winner": place})
     rows = [row for number in range(5) for row in pair(prompt_id=str(number))]
     assert [judged["verdict"] for judged in ask(rows)] == ["tie"] * 5
@@ -139,7 +149,10 @@ def test_what_needs_no_judge_is_not_asked(server: Server, ask: Ask) -> None:
         *pair("same", "same", "same"),
         *(row(METHOD, prompt_id="lost", error=True), row(BASELINE, "x", prompt_id="lost")),
         *(row(METHOD, "x", prompt_id="won"), row(BASELINE, prompt_id="won", error=True)),
-        *(row(METHOD, "x", prompt_id="both", error=True), row(BASELINE, prompt_id="both", error=True)),
+        *(
+            row(METHOD, "x", prompt_id="both", error=True),
+            row(BASELINE, prompt_id="both", error=True),
+        ),
         row(METHOD, "alone", prompt_id="alone"),
         row(BASELINE, "alone", prompt_id="other"),
         row("best_of_n:99", "x", prompt_id="same"),
@@ -151,7 +164,12 @@ def test_what_needs_no_judge_is_not_asked(server: Server, ask: Ask) -> None:
         ("won", "win"),
         ("both", "tie"),
     ]
-    assert total_calls(verdicts) == {"requests": 0, "cached": 0, "prompt_tokens": 0, "completion_tokens": 0}
+    assert total_calls(verdicts) == {
+        "requests": 0,
+        "cached": 0,
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+    }
     assert server.requests == []
 
 
@@ -159,7 +177,19 @@ def test_all_turns_are_shown_each_with_its_own_answers(server: Server, ask: Ask)
     rows = [row(METHOD, "mine 1", "mine 2"), row(BASELINE, "mine 1", "other 2")]
     ask(rows)
     for request in server.requests:
-        order = ["what 0", "<A ", "mine 1", "what 1", " 2", "</A ", "<B ", "mine 1", "what 1", " 2", "</B "]
+        order = [
+            "what 0",
+            "<A ",
+            "mine 1",
+            "what 1",
+            " 2",
+            "</A ",
+            "<B ",
+            "mine 1",
+            "what 1",
+            " 2",
+            "</B ",
+        ]
         place = 0
         for text in order:
             place = shown(request).index(text, place) + len(text)
@@ -195,22 +225,32 @@ def test_the_same_pair_is_asked_once(server: Server, ask: Ask) -> None:
     assert len(server.requests) == 8
 
 
-def test_the_same_model_in_two_places_is_two_judges(server: Server, ask: Ask, tmp_path: Path) -> None:
+def test_the_same_model_in_two_places_is_two_judges(
+    server: Server, ask: Ask, tmp_path: Path
+) -> None:
     server.answer = lambda request: "C"
     places = [f"{server.url}/v1", f"{server.url}/other/"]
     for place in (*places, places[0]):
         list(record(tmp_path / JUDGEMENTS, ask(pair(), base_url=place)))
     names = [verdict["judge"] for verdict in read_verdicts(tmp_path)]
     assert names == [f"some-judge at {place.rstrip('/')}" for place in places]
-    assert Endpoint(base_url="https://api.openai.com/v1/", model="m").name == "m"
-    assert Endpoint(base_url="https://me:secret@host/v1?key=secret", model="m").name == "m at https://host/v1"
+    assert JudgeServer(base_url="https://api.openai.com/v1/", model="m").name == "m"
+    assert (
+        JudgeServer(base_url="https://me:secret@host/v1?key=secret", model="m").name
+        == "m at https://host/v1"
+    )
 
 
 def test_a_run_that_was_stopped_asks_for_the_missing_ones_only(server: Server, ask: Ask) -> None:
     rows = [row for number in range(4) for row in pair(prompt_id=str(number))]
     ask(rows[:4])
     server.requests.clear()
-    assert total_calls(ask(rows)) == {"requests": 4, "cached": 4, "prompt_tokens": 800, "completion_tokens": 24}
+    assert total_calls(ask(rows)) == {
+        "requests": 4,
+        "cached": 4,
+        "prompt_tokens": 800,
+        "completion_tokens": 24,
+    }
     assert len(server.requests) == 4
 
 
@@ -264,7 +304,12 @@ def test_a_reply_that_cannot_be_read_is_asked_again_once_and_then_a_failure(
     assert (judged["verdict"], judged["first"], judged["second"]) == ("failed", None, None)
     assert "no verdict in the judge's reply" in str(judged["error"])
     assert len(str(judged["error"])) < 300
-    assert judged["calls"] == {"requests": 2, "cached": 0, "prompt_tokens": 200, "completion_tokens": 6}
+    assert judged["calls"] == {
+        "requests": 2,
+        "cached": 0,
+        "prompt_tokens": 200,
+        "completion_tokens": 6,
+    }
     assert waits == []
 
 
@@ -288,8 +333,17 @@ def test_a_body_that_is_no_completion_is_a_failure(server: Server, ask: Ask, bod
 
 
 def test_an_endpoint_that_does_not_count_tokens_is_taken(server: Server, ask: Ask) -> None:
-    server.answer = lambda request: (200, {}, b'{"choices": [{"message": {"content": "A"}}], "usage": null}')
-    assert ask(pair())[0]["calls"] == {"requests": 2, "cached": 0, "prompt_tokens": 0, "completion_tokens": 0}
+    server.answer = lambda request: (
+        200,
+        {},
+        b'{"choices": [{"message": {"content": "A"}}], "usage": null}',
+    )
+    assert ask(pair())[0]["calls"] == {
+        "requests": 2,
+        "cached": 0,
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+    }
 
 
 def test_a_second_try_may_be_readable_and_a_failure_is_not_kept(server: Server, ask: Ask) -> None:
@@ -322,7 +376,9 @@ def test_retry_after_may_be_a_date(server: Server, ask: Ask, waits: list[float])
     assert [0.5 * 2**n <= wait <= 2**n for n, wait in enumerate(waits[1:], 1)] == [True] * 3
 
 
-def test_a_wait_that_is_too_long_is_a_failure_at_once(server: Server, ask: Ask, waits: list[float]) -> None:
+def test_a_wait_that_is_too_long_is_a_failure_at_once(
+    server: Server, ask: Ask, waits: list[float]
+) -> None:
     server.answer = lambda request: (429, {"Retry-After": "3600"}, b"no more today")
     (judged,) = ask(pair())
     assert (judged["verdict"], judged["calls"]["requests"], waits) == ("failed", 1, [])
@@ -342,7 +398,9 @@ def test_what_may_pass_is_asked_again_with_longer_and_longer_waits(
 
 
 def test_a_failed_pair_does_not_stop_the_others(server: Server, ask: Ask) -> None:
-    server.answer = lambda request: (500, {}, b"") if "of 1" in shown(request) else prefer("good")(request)
+    server.answer = lambda request: (
+        (500, {}, b"") if "of 1" in shown(request) else prefer("good")(request)
+    )
     rows = [row for number in range(3) for row in pair(prompt_id=str(number))]
     assert [judged["verdict"] for judged in ask(rows)] == ["win", "failed", "win"]
 
@@ -350,12 +408,17 @@ def test_a_failed_pair_does_not_stop_the_others(server: Server, ask: Ask) -> Non
 def test_a_request_that_is_refused_is_not_repeated(server: Server, ask: Ask) -> None:
     server.answer = lambda request: (400, {}, b"too long")
     (judged,) = ask(pair())
-    assert (judged["verdict"], judged["calls"]["requests"]) == ("failed", 2)  # with response_format, and without
+    assert (judged["verdict"], judged["calls"]["requests"]) == (
+        "failed",
+        2,
+    )  # with response_format, and without
     assert "too long" in str(judged["error"])
 
 
 @pytest.mark.parametrize("status", [400, 422])
-def test_json_is_asked_for_until_the_endpoint_refuses_that(server: Server, ask: Ask, status: int) -> None:
+def test_json_is_asked_for_until_the_endpoint_refuses_that(
+    server: Server, ask: Ask, status: int
+) -> None:
     rows = [row for number in range(3) for row in pair(prompt_id=str(number))]
     wish = {"type": "json_object"}
     ask(rows[:2])
@@ -363,20 +426,32 @@ def test_json_is_asked_for_until_the_endpoint_refuses_that(server: Server, ask: 
     server.requests.clear()
 
     def answer(request: dict[str, Any]) -> Any:
-        return (status, {}, b"unknown field response_format") if "response_format" in request else "C"
+        return (
+            (status, {}, b"unknown field response_format") if "response_format" in request else "C"
+        )
 
     server.answer = answer
     verdicts = ask(rows, concurrency=1)
     assert [judged["verdict"] for judged in verdicts] == ["tie"] * 3
-    assert [request.get("response_format") for request in server.requests] == [wish, None, None, None, None]
+    assert [request.get("response_format") for request in server.requests] == [
+        wish,
+        None,
+        None,
+        None,
+        None,
+    ]
     assert total_calls(verdicts)["requests"] == 5
     assert total_calls(verdicts)["cached"] == 2
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_refusal_that_meets_every_request_ends_the_run(server: Server, ask: Ask, status: int) -> None:
+def test_a_refusal_that_meets_every_request_ends_the_run(
+    server: Server, ask: Ask, status: int
+) -> None:
     server.answer = lambda request: (status, {}, f"the key {KEY} is wrong".encode())
-    with pytest.raises(UsageError, match=f"status {status}: 'the key \\*\\*\\* is wrong'") as caught:
+    with pytest.raises(
+        UsageError, match=f"status {status}: 'the key \\*\\*\\* is wrong'"
+    ) as caught:
         ask(pair())
     assert caught.value.hint
 
@@ -398,8 +473,12 @@ def test_timeouts_without_end_are_a_failure(server: Server, ask: Ask) -> None:
     assert judged["error"] == "after 6 tries: no reply within 0.05 s"
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1/v1", "localhost:8000/v1", "ftp://host/v1", "http://[/v1", ""])
-def test_an_endpoint_that_is_not_there_ends_the_run_at_once(ask: Ask, url: str, waits: list[float]) -> None:
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1/v1", "localhost:8000/v1", "ftp://host/v1", "http://[/v1", ""]
+)
+def test_an_endpoint_that_is_not_there_ends_the_run_at_once(
+    ask: Ask, url: str, waits: list[float]
+) -> None:
     with pytest.raises(UsageError, match="cannot be reached") as caught:
         ask(pair(), base_url=url)
     assert repr(url) in str(caught.value)
@@ -417,7 +496,9 @@ def test_an_endpoint_that_goes_away_is_waited_for(server: Server, ask: Ask) -> N
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
-def test_no_more_requests_at_a_time_than_asked_for(server: Server, ask: Ask, concurrency: int) -> None:
+def test_no_more_requests_at_a_time_than_asked_for(
+    server: Server, ask: Ask, concurrency: int
+) -> None:
     together = threading.Barrier(concurrency, timeout=120)
 
     def answer(request: dict[str, Any]) -> str:
@@ -442,7 +523,7 @@ def test_the_key_is_nowhere(server: Server, ask: Ask, tmp_path: Path) -> None:
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 3
     assert all(KEY not in path.read_text() for path in files)
-    assert KEY not in repr(Endpoint(base_url="http://h", model="m", api_key=KEY))
+    assert KEY not in repr(JudgeServer(base_url="http://h", model="m", api_key=KEY))
 
 
 def test_without_a_key_none_is_sent(server: Server, ask: Ask) -> None:
@@ -453,26 +534,34 @@ def test_without_a_key_none_is_sent(server: Server, ask: Ask) -> None:
 @pytest.mark.parametrize("key", [f"{KEY}\n", f"{KEY}\N{ZERO WIDTH SPACE}"])
 def test_a_key_that_no_header_takes_is_refused_unseen(key: str) -> None:
     with pytest.raises(UsageError, match="API key") as caught:
-        Endpoint(base_url="http://h", model="m", api_key=key)
+        JudgeServer(base_url="http://h", model="m", api_key=key)
     assert KEY not in str(caught.value)
 
 
-@pytest.mark.parametrize("options", [{"concurrency": 0}, {"timeout_s": 0.0}, {"timeout_s": float("nan")}])
+@pytest.mark.parametrize(
+    "options", [{"concurrency": 0}, {"timeout_s": 0.0}, {"timeout_s": float("nan")}]
+)
 def test_endpoints_are_checked(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(UsageError, match=name):
-        Endpoint(base_url="http://h", model="m", **options)
+        JudgeServer(base_url="http://h", model="m", **options)
 
 
-@pytest.mark.parametrize(("method", "baseline"), [("best_of_n:80", BASELINE), (METHOD, "best_of_n:80")])
-def test_an_unknown_method_is_told_before_anything_is_asked(tmp_path: Path, method: str, baseline: str) -> None:
-    endpoint = Endpoint(base_url="http://h", model="m")
+@pytest.mark.parametrize(
+    ("method", "baseline"), [("best_of_n:80", BASELINE), (METHOD, "best_of_n:80")]
+)
+def test_an_unknown_method_is_told_before_anything_is_asked(
+    tmp_path: Path, method: str, baseline: str
+) -> None:
+    endpoint = JudgeServer(base_url="http://h", model="m")
     with pytest.raises(UnknownNameError, match="unknown method 'best_of_n:80'") as caught:
         judge(pair(), method=method, baseline=baseline, endpoint=endpoint, cache=tmp_path)
     assert "did you mean 'best_of_n:8'" in str(caught.value.hint)
 
 
-def test_verdicts_are_recorded_as_they_come_and_the_last_one_counts(server: Server, ask: Ask, tmp_path: Path) -> None:
+def test_verdicts_are_recorded_as_they_come_and_the_last_one_counts(
+    server: Server, ask: Ask, tmp_path: Path
+) -> None:
     path = tmp_path / JUDGEMENTS
     assert read_verdicts(tmp_path) == []
     server.answer = lambda request: "hm"
@@ -495,7 +584,7 @@ def test_a_cache_that_cannot_be_written_is_said(server: Server, ask: Ask, tmp_pa
 
 def test_leaving_early_asks_no_more(server: Server, tmp_path: Path) -> None:
     rows = [row for number in range(50) for row in pair(prompt_id=str(number))]
-    endpoint = Endpoint(base_url=f"{server.url}/v1", model="m", concurrency=1)
+    endpoint = JudgeServer(base_url=f"{server.url}/v1", model="m", concurrency=1)
     verdicts = judge(rows, method=METHOD, baseline=BASELINE, endpoint=endpoint, cache=tmp_path)
     next(iter(verdicts))
     verdicts.close()  # type: ignore[attr-defined]
@@ -515,7 +604,7 @@ def test_leaving_early_ends_what_is_under_way(server: Server, tmp_path: Path) ->
 
     server.answer = answer
     rows = [*pair(prompt_id="0"), *pair(prompt_id="1")]
-    endpoint = Endpoint(base_url=server.url, model="m", concurrency=2)
+    endpoint = JudgeServer(base_url=server.url, model="m", concurrency=2)
     verdicts = judge(rows, method=METHOD, baseline=BASELINE, endpoint=endpoint, cache=tmp_path)
     next(iter(verdicts))
     verdicts.close()  # type: ignore[attr-defined]

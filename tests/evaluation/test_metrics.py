@@ -1,4 +1,5 @@
-"""The paper's figures: by hand on small benches, against numpy and scipy, and what must hold for all benches."""
+"""The paper's figures: by hand on small benches, against numpy and scipy, and what must hold for
+all benches."""
 
 import json
 import math
@@ -17,7 +18,7 @@ from specrej.evaluation.comparison import align, improvements, rewards
 from specrej.evaluation.intervals import Estimate, estimate, mean_of
 from specrej.evaluation.judge import VerdictRow
 from specrej.evaluation.metrics import COMPUTES, SCORES, Summary, summarize
-from specrej.evaluation.rows import CandidateRow, Row, TurnRow
+from specrej.evaluation.rows import BenchRow, CandidateRow, TurnRow
 from specrej.evaluation.speedup import needed_compute
 
 BASE, OTHER = "best_of_n:8", "speculative_rejection:0.5"
@@ -47,8 +48,18 @@ def turn(final: Sequence[float], **given: Any) -> TurnRow:
         for index, (reward, perplexity) in enumerate(zip(final, perplexities, strict=True))
     ]
     # Nobody's answer: what it said before it was rejected must count nowhere.
-    lost: CandidateRow = {**candidates[0], "state": "rejected", "perplexity": 99.0, "rewards": {"0": 50.0}}
-    parts = {"prefill_s": 0.5, "decode_s": given.get("seconds", 1.0), "reward_s": 0.25, "other_s": 0.25}
+    lost: CandidateRow = {
+        **candidates[0],
+        "state": "rejected",
+        "perplexity": 99.0,
+        "rewards": {"0": 50.0},
+    }
+    parts = {
+        "prefill_s": 0.5,
+        "decode_s": given.get("seconds", 1.0),
+        "reward_s": 0.25,
+        "other_s": 0.25,
+    }
     return {
         "messages": [{"role": "user", "content": "Hello"}],
         "text": given.get("text", f"answer {final[best]} of {len(final)}"),
@@ -72,7 +83,7 @@ def turn(final: Sequence[float], **given: Any) -> TurnRow:
     }
 
 
-def row(prompt_id: str, method: str, *turns: TurnRow) -> Row:
+def row(prompt_id: str, method: str, *turns: TurnRow) -> BenchRow:
     """A method on a prompt; it failed if there are no turns."""
     error = None if turns else {"kind": "RewardError", "message": "as asked for"}
     return {
@@ -85,7 +96,7 @@ def row(prompt_id: str, method: str, *turns: TurnRow) -> Row:
     }
 
 
-def bench(finals: Sequence[Sequence[float]], sizes: Sequence[int] = (1, 2, 4, 8)) -> list[Row]:
+def bench(finals: Sequence[Sequence[float]], sizes: Sequence[int] = (1, 2, 4, 8)) -> list[BenchRow]:
     """Best-of-N on nested candidates: 100 tokens and a second of decoding a candidate."""
     return [
         row(f"p{number}", f"best_of_n:{n}", turn(final[:n], tokens=100 * n, seconds=n - 1.0))
@@ -97,7 +108,10 @@ def bench(finals: Sequence[Sequence[float]], sizes: Sequence[int] = (1, 2, 4, 8)
 def pair(base: Sequence[Sequence[float]], other: Sequence[Sequence[float] | None]) -> Summary:
     """A baseline and another method, prompt by prompt; None where the other failed."""
     rows = [row(f"p{number}", BASE, turn(final)) for number, final in enumerate(base)]
-    rows += [row(f"p{number}", OTHER, *([turn(f, tokens=50)] if f else [])) for number, f in enumerate(other)]
+    rows += [
+        row(f"p{number}", OTHER, *([turn(f, tokens=50)] if f else []))
+        for number, f in enumerate(other)
+    ]
     return summarize(rows, BASE)
 
 
@@ -109,7 +123,8 @@ def ends(figure: Estimate) -> list[float | None]:
 
 
 def test_improvement_by_hand() -> None:
-    # The baseline's range is 1 to 3. The other's best is half a range above, at the top, a whole range below.
+    # The baseline's range is 1 to 3. The other's best is half a range above, at the top, a whole
+    # range below.
     summary = pair([[1, 3], [1, 2, 3], [3, 1]], [[4, -9], [3], [1, 1]])
     assert summary["methods"][OTHER]["improvement"]["value"] == pytest.approx((150 + 100 + 0) / 3)
 
@@ -162,19 +177,31 @@ def test_improvement_does_not_depend_on_the_scale_of_rewards(
     base: list[list[float]], other: list[list[float]], scale: float, shift: float
 ) -> None:
     def scores(a: float, b: float) -> Any:
-        rows = [row(f"p{n}", BASE, turn([a * x + b for x in final])) for n, final in enumerate(base)]
-        rows += [row(f"p{n}", OTHER, turn([a * x + b for x in final])) for n, final in enumerate(other)]
+        rows = [
+            row(f"p{n}", BASE, turn([a * x + b for x in final])) for n, final in enumerate(base)
+        ]
+        rows += [
+            row(f"p{n}", OTHER, turn([a * x + b for x in final])) for n, final in enumerate(other)
+        ]
         return improvements(align(rows, BASE), OTHER)
 
-    assert scores(scale, shift).tolist() == pytest.approx(scores(1, 0).tolist(), rel=1e-4, abs=1e-4, nan_ok=True)
+    assert scores(scale, shift).tolist() == pytest.approx(
+        scores(1, 0).tolist(), rel=1e-4, abs=1e-4, nan_ok=True
+    )
 
 
 # Compute and speedup
 
 
 def test_relative_compute_is_sum_by_sum() -> None:
-    rows = [row(p, BASE, turn([0, 1], tokens=t, seconds=s)) for p, t, s in (("a", 100, 3.0), ("b", 500, 9.0))]
-    rows += [row(p, OTHER, turn([1], tokens=t, seconds=s)) for p, t, s in (("a", 50, 1.0), ("b", 100, 0.0))]
+    rows = [
+        row(p, BASE, turn([0, 1], tokens=t, seconds=s))
+        for p, t, s in (("a", 100, 3.0), ("b", 500, 9.0))
+    ]
+    rows += [
+        row(p, OTHER, turn([1], tokens=t, seconds=s))
+        for p, t, s in (("a", 50, 1.0), ("b", 100, 0.0))
+    ]
     relative = summarize(rows, BASE)["methods"][OTHER]["relative"]
     assert relative["tokens"]["value"] == pytest.approx(150 / 600)
     assert relative["seconds"]["value"] == pytest.approx((2 + 1) / (4 + 10))
@@ -203,7 +230,10 @@ def test_needed_compute_is_an_interpolation_of_rising_points(
     assume(min(np.diff(np.log(sorted(computes)))) > 1e-6)
     compute, score = sorted(computes), sorted(heights)[: len(computes)]
     shuffled = random.Random(0).sample(range(len(compute)), len(compute))
-    given_points = np.array([[compute[i]] for i in shuffled]), np.array([[float(score[i])] for i in shuffled])
+    given_points = (
+        np.array([[compute[i]] for i in shuffled]),
+        np.array([[float(score[i])] for i in shuffled]),
+    )
     needed = needed_compute(*given_points, np.array([target]))[0]
     if target < score[0]:
         assert needed == 0
@@ -216,7 +246,10 @@ def test_needed_compute_is_an_interpolation_of_rising_points(
 
 
 def test_where_the_curve_falls_and_rises_the_least_compute_counts() -> None:
-    points, scores = np.array([[1.0], [4.0], [16.0], [64.0]]), np.array([[0.0], [2.0], [1.0], [3.0]])
+    points, scores = (
+        np.array([[1.0], [4.0], [16.0], [64.0]]),
+        np.array([[0.0], [2.0], [1.0], [3.0]]),
+    )
     assert needed_compute(points, scores, np.array([1.0])) == pytest.approx(2)
     assert needed_compute(points, scores, np.array([2.0])) == pytest.approx(4)
     assert needed_compute(points, scores, np.array([2.5])) == pytest.approx(16 * 4**0.75)
@@ -224,11 +257,16 @@ def test_where_the_curve_falls_and_rises_the_least_compute_counts() -> None:
 
 @given(benches, st.sampled_from([1, 2, 4, 8]), st.integers(10, 1000))
 @settings(max_examples=20, deadline=None)
-def test_a_method_as_good_as_a_point_is_worth_its_compute(finals: list[list[float]], n: int, tokens: int) -> None:
+def test_a_method_as_good_as_a_point_is_worth_its_compute(
+    finals: list[list[float]], n: int, tokens: int
+) -> None:
     means = [np.mean([max(final[:size]) for final in finals]) for size in (1, 2, 4, 8)]
     assume(min(np.diff(means)) > 1e-9)
     rows = bench(finals)
-    rows += [row(f"p{number}", OTHER, turn(final[:n], tokens=tokens)) for number, final in enumerate(finals)]
+    rows += [
+        row(f"p{number}", OTHER, turn(final[:n], tokens=tokens))
+        for number, final in enumerate(finals)
+    ]
     methods = summarize(rows, BASE)["methods"]
     found = methods[OTHER]["speedup"]["reward"]["tokens"]
     assert found is not None
@@ -246,12 +284,18 @@ def test_nothing_is_extrapolated() -> None:
     methods = summarize(rows, BASE)["methods"]
     for score in SCORES:
         beyond, below = (methods[name]["speedup"][score]["tokens"] for name in ("better", "worse"))
-        assert beyond == {"outcome": "not_reached", "value": pytest.approx(8), "low": None, "high": None}
+        assert beyond == {
+            "outcome": "not_reached",
+            "value": pytest.approx(8),
+            "low": None,
+            "high": None,
+        }
         assert below == {"outcome": "below", "value": pytest.approx(2), "low": None, "high": None}
 
 
 def test_an_interval_may_end_beyond_the_points() -> None:
-    """On half of the prompts the method is below Best-of-8, on the others above: its mean is between the points."""
+    """On half of the prompts the method is below Best-of-8, on the others above: its mean is
+    between the points."""
     rows = bench([[0, 1, 2, 3, 4, 5, 6, 7.0]] * 8, sizes=(2, 8))
     rows += [row(f"p{n}", OTHER, turn([3.0 if n % 2 else 9.5], tokens=100)) for n in range(8)]
     found = summarize(rows, BASE)["methods"][OTHER]["speedup"]["reward"]["tokens"]
@@ -264,12 +308,21 @@ def test_an_interval_may_end_beyond_the_points() -> None:
 
 
 def test_compute_that_is_not_known_is_none() -> None:
-    rows = [row(f"p{n}", m, turn([0, n + 1.0], reward_flops=None)) for n in range(3) for m in (BASE, OTHER)]
+    rows = [
+        row(f"p{n}", m, turn([0, n + 1.0], reward_flops=None))
+        for n in range(3)
+        for m in (BASE, OTHER)
+    ]
     method = summarize(rows, BASE)["methods"][OTHER]
     assert method["relative"]["flops"]["value"] is None
     assert method["speedup"]["reward"]["flops"] is None
     assert method["relative"]["tokens"]["value"] == 1
-    assert method["cost"]["flops"] == {"prefill": 3.0, "decode": 600.0, "reward": None, "total": None}
+    assert method["cost"]["flops"] == {
+        "prefill": 3.0,
+        "decode": 600.0,
+        "reward": None,
+        "total": None,
+    }
 
 
 def test_a_run_without_best_of_n_has_no_speedup() -> None:
@@ -286,14 +339,24 @@ def test_a_run_without_best_of_n_has_no_speedup() -> None:
 def test_perplexity_table() -> None:
     rows = bench([[0, 1, 2, 3, 4, 5, 6, 7]] * 2)
     rows += [
-        row("p0", OTHER, turn([5, 4], perplexities=[3.0, 9.0]), turn([4, 5], perplexities=[9.0, 4.0], tokens=60)),
+        row(
+            "p0",
+            OTHER,
+            turn([5, 4], perplexities=[3.0, 9.0]),
+            turn([4, 5], perplexities=[9.0, 4.0], tokens=60),
+        ),
         row("p1", OTHER, turn([5], perplexities=[1.5], tokens=40)),
     ]
-    rows = [r if r["method"] == OTHER or r["prompt_id"] == "p1" else {**r, "turns": r["turns"] * 2} for r in rows]
+    rows = [
+        r if r["method"] == OTHER or r["prompt_id"] == "p1" else {**r, "turns": r["turns"] * 2}
+        for r in rows
+    ]
     method = summarize(rows, "best_of_n:1")["methods"][OTHER]
     assert method["perplexity"]["value"] == pytest.approx((3.5 + 1.5) / 2)
     assert method["speedup_to_largest"] is not None
-    assert method["speedup_to_largest"]["tokens"]["value"] == pytest.approx((2 * 800 + 800) / (100 + 60 + 40))
+    assert method["speedup_to_largest"]["tokens"]["value"] == pytest.approx(
+        (2 * 800 + 800) / (100 + 60 + 40)
+    )
 
 
 # Wins
@@ -301,9 +364,15 @@ def test_perplexity_table() -> None:
 
 def test_wins_ties_and_losses() -> None:
     base = [[0, 1.0]] * 5
-    rows = [row(f"p{n}", BASE, turn(final, text="same" if n == 3 else "base")) for n, final in enumerate(base)]
+    rows = [
+        row(f"p{n}", BASE, turn(final, text="same" if n == 3 else "base"))
+        for n, final in enumerate(base)
+    ]
     ends = [[2.0], [1.0 + 1e-12], [0.5], [0.9]]
-    rows += [row(f"p{n}", OTHER, turn(final, text="same" if n == 3 else "other")) for n, final in enumerate(ends)]
+    rows += [
+        row(f"p{n}", OTHER, turn(final, text="same" if n == 3 else "other"))
+        for n, final in enumerate(ends)
+    ]
     rows += [row("p4", OTHER)]
     rates = summarize(rows, BASE)["methods"][OTHER]["by_reward"]
     # Better, equal, worse, the same text on another reward, failed.
@@ -335,12 +404,18 @@ def test_a_judge_decides_over_what_it_saw_and_failures_are_losses() -> None:
     methods = summarize(rows, BASE, verdicts)["methods"]
     assert list(methods[OTHER]["by_judge"]) == ["j"]
     rates = methods[OTHER]["by_judge"]["j"]
-    assert [rates[word]["value"] for word in ("win", "tie", "loss", "unclear")] == [0.2, 0.2, 0.4, 0.2]
+    assert [rates[word]["value"] for word in ("win", "tie", "loss", "unclear")] == [
+        0.2,
+        0.2,
+        0.4,
+        0.2,
+    ]
     assert (rates["num_prompts"], rates["num_unclear"]) == (5, 1)
     assert methods[BASE]["by_judge"] == {}
 
     others = [{**verdict(n, "loss"), "judge": "k"} for n in range(2)]
-    both = summarize(rows, BASE, [*others[:1], *verdicts, *others[1:]])["methods"][OTHER]["by_judge"]  # type: ignore[list-item]
+    mixed: list[Any] = [*others[:1], *verdicts, *others[1:]]
+    both = summarize(rows, BASE, mixed)["methods"][OTHER]["by_judge"]
     assert both["j"] == rates
     assert (both["k"]["loss"]["value"], both["k"]["num_prompts"]) == (1.0, 3)
 
@@ -357,12 +432,19 @@ def test_a_failure_scores_like_the_worst_that_the_baseline_could_have_chosen() -
     assert method["reward"]["value"] == (3 + 1) / 2
     assert method["improvement"]["value"] == (150 + 0) / 2
     assert method["perplexity"]["value"] == (1 + 4) / 2
-    assert method["relative"]["tokens"]["value"] == 0.5  # of the prompt that both came to the end of
+    assert (
+        method["relative"]["tokens"]["value"] == 0.5
+    )  # of the prompt that both came to the end of
     assert method["cost"]["num_prompts"] == 1
 
 
 def test_where_the_baseline_failed_nothing_is_compared() -> None:
-    rows = [row("p0", BASE), row("p0", OTHER, turn([9.0])), row("p1", BASE, turn([0, 1])), row("p1", OTHER, turn([2]))]
+    rows = [
+        row("p0", BASE),
+        row("p0", OTHER, turn([9.0])),
+        row("p1", BASE, turn([0, 1])),
+        row("p1", OTHER, turn([2])),
+    ]
     summary = summarize(rows, BASE)
     assert (summary["num_prompts"], summary["num_without_baseline"]) == (1, 1)
     assert summary["methods"][OTHER]["reward"] == {"value": 2.0, "low": None, "high": None}
@@ -392,20 +474,35 @@ def test_an_unknown_baseline_is_told_with_those_there_are() -> None:
 
 @given(benches, st.randoms(use_true_random=False))
 @settings(max_examples=15, deadline=None)
-def test_every_bench_has_a_summary_in_json(finals: list[list[float]], chance: random.Random) -> None:
-    """Whatever failed or is missing, in any order; no figure is NaN, and each lies in its interval."""
+def test_every_bench_has_a_summary_in_json(
+    finals: list[list[float]], chance: random.Random
+) -> None:
+    """Whatever failed or is missing, in any order; no figure is NaN, and each lies in its
+    interval."""
     rows = [r if chance.random() < 0.8 else row(r["prompt_id"], r["method"]) for r in bench(finals)]
     rows = [r for r in rows if chance.random() < 0.95 or r["method"] == BASE]
     chance.shuffle(rows)
     summary = summarize(rows, BASE)
     json.dumps(summary, allow_nan=False)
     known = len({r["prompt_id"] for r in rows})
-    assert summary["num_prompts"] + summary["num_unfinished"] + summary["num_without_baseline"] == known
+    assert (
+        summary["num_prompts"] + summary["num_unfinished"] + summary["num_without_baseline"]
+        == known
+    )
     for method in summary["methods"].values():
         rates = [method["by_reward"][end]["value"] for end in ("win", "tie", "loss")]
         assert sum(filter(None, rates)) == pytest.approx(1 if summary["num_prompts"] else 0)
-        for figure in (method["reward"], method["improvement"], method["relative"]["tokens"], method["risk"]["cvar"]):
-            if figure["low"] is not None and figure["high"] is not None and figure["value"] is not None:
+        for figure in (
+            method["reward"],
+            method["improvement"],
+            method["relative"]["tokens"],
+            method["risk"]["cvar"],
+        ):
+            if (
+                figure["low"] is not None
+                and figure["high"] is not None
+                and figure["value"] is not None
+            ):
                 assert figure["low"] - 1e-9 <= figure["value"] <= figure["high"] + 1e-9
 
 
@@ -440,7 +537,10 @@ def test_without_variance_no_prompt_stands_out() -> None:
 
 
 def test_cost_adds_up() -> None:
-    rows = [row("a", BASE, turn([0, 1], tokens=10, seconds=2.0), turn([1], tokens=30)), row("b", BASE, turn([3]))]
+    rows = [
+        row("a", BASE, turn([0, 1], tokens=10, seconds=2.0), turn([1], tokens=30)),
+        row("b", BASE, turn([3])),
+    ]
     cost = summarize(rows, BASE)["methods"][BASE]["cost"]
     assert cost == {
         "num_prompts": 2,
@@ -470,7 +570,8 @@ def test_an_interval_is_scipys(size: int) -> None:
 
 
 def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
-    """200 samples of 40 normal numbers: 95%, less what percentiles lose at 40, within three standard errors."""
+    """200 samples of 40 normal numbers: 95%, less what percentiles lose at 40, within three
+    standard errors."""
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(200):
@@ -491,11 +592,15 @@ def test_what_has_no_spread_has_an_interval_of_no_width() -> None:
 def test_resamples_without_a_figure_are_left_out() -> None:
     values = np.array([np.nan, 1.0, 2.0])
     with np.errstate(invalid="ignore"):
-        found = estimate(lambda drawn: np.nansum(values[drawn], -1) / (~np.isnan(values[drawn])).sum(-1), 3)
+        found = estimate(
+            lambda drawn: np.nansum(values[drawn], -1) / (~np.isnan(values[drawn])).sum(-1), 3
+        )
     assert found == {"value": 1.5, "low": 1.0, "high": 2.0}
 
 
 def test_methods_are_paired_by_prompt() -> None:
     finals = [[float(10 * n), 10.0 * n + 1] for n in range(9)]
-    difference = pair(finals, [[final[1] + 0.5] for final in finals])["methods"][OTHER]["difference"]
+    difference = pair(finals, [[final[1] + 0.5] for final in finals])["methods"][OTHER][
+        "difference"
+    ]
     assert ends(difference) == pytest.approx([0.5, 0.5, 0.5])

@@ -13,7 +13,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from specrej.evaluation.figure import ACCENT, MUTED, save, short
-from specrej.evaluation.plots import Point, Runner, cost_bars, efficiency, pareto, race, short_name, violins
+from specrej.evaluation.plots import (
+    Point,
+    Runner,
+    cost_bars,
+    efficiency,
+    pareto,
+    race,
+    short_name,
+    violins,
+)
 
 POINTS = [
     Point(label="N=4", x=0.5, y=90.0, x_interval=(0.45, 0.55), y_interval=(85.0, 95.0)),
@@ -64,7 +73,10 @@ def test_labels_never_cover_each_other_or_a_dot(places: list[tuple[float, float]
 
 
 def test_crowded_points_are_all_labelled() -> None:
-    points = [Point(label=f"α=0.{n}", x=0.4 + 0.03 * n, y=99 - n, y_interval=(97 - n, 101 - n)) for n in range(1, 9)]
+    points = [
+        Point(label=f"α=0.{n}", x=0.4 + 0.03 * n, y=99 - n, y_interval=(97 - n, 101 - n))
+        for n in range(1, 9)
+    ]
     figure = efficiency(points, unit="seconds", baseline="best_of_n:8")
     assert sorted(labels(figure)) == [point.label for point in points]
 
@@ -93,7 +105,9 @@ def test_violins_leave_out_what_is_not_defined() -> None:
 
 
 @pytest.mark.parametrize("values", [{}, {8: []}, {8: [math.nan]}, {8: [0.5]}])
-def test_violins_of_next_to_nothing_are_drawn(values: dict[int, list[float]], tmp_path: Path) -> None:
+def test_violins_of_next_to_nothing_are_drawn(
+    values: dict[int, list[float]], tmp_path: Path
+) -> None:
     svg, png = save(violins(values, name="Pearson"), tmp_path / "violins")
     assert svg.stat().st_size > 0
     assert png.stat().st_size > 0
@@ -107,7 +121,11 @@ def test_a_race_shows_each_candidate_to_its_end() -> None:
     ]
     figure = race(runners, [(16, 2), (40, 2)])
     axes = figure.axes[0]
-    marks = {str(line.get_marker()): np.asarray(line.get_xydata()).tolist() for line in axes.lines if line.get_alpha()}
+    marks = {
+        str(line.get_marker()): np.asarray(line.get_xydata()).tolist()
+        for line in axes.lines
+        if line.get_alpha()
+    }
     assert marks["x"] == [[16.0, 1.0]]
     assert dots(axes, ACCENT) == {(40.0, 3.0)}
     assert dots(axes, MUTED) == {(32.0, 2.5)}
@@ -117,7 +135,10 @@ def test_a_race_shows_each_candidate_to_its_end() -> None:
 
 
 def test_bars_add_up_to_what_a_method_cost() -> None:
-    parts = {"best_of_n:8": {"decode": 3.0, "reward": 1.0}, "speculative_rejection:0.5": {"decode": 1.5, "reward": 0.5}}
+    parts = {
+        "best_of_n:8": {"decode": 3.0, "reward": 1.0},
+        "speculative_rejection:0.5": {"decode": 1.5, "reward": 0.5},
+    }
     rejects = {"best_of_n:8": False, "speculative_rejection:0.5": True}
     figure = cost_bars(parts, rejects=rejects, unit="seconds")
     bars = [(patch.get_x(), patch.get_width()) for patch in figure.axes[0].patches]  # type: ignore[attr-defined]
@@ -127,13 +148,17 @@ def test_bars_add_up_to_what_a_method_cost() -> None:
 
 
 def test_the_same_data_gives_the_same_bytes(tmp_path: Path) -> None:
-    first, second = (save(efficiency(POINTS, unit="s", baseline="b"), tmp_path / name) for name in ("one", "two"))
+    first, second = (
+        save(efficiency(POINTS, unit="s", baseline="b"), tmp_path / name) for name in ("one", "two")
+    )
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert (first[0].name, first[1].name) == ("one.svg", "one.png")
 
 
 def test_an_svg_keeps_its_words_and_names_fonts_that_are_there(tmp_path: Path) -> None:
-    svg, _ = save(efficiency(POINTS, unit="seconds", baseline="best_of_n:8"), tmp_path / "efficiency")
+    svg, _ = save(
+        efficiency(POINTS, unit="seconds", baseline="best_of_n:8"), tmp_path / "efficiency"
+    )
     words = [element.text for element in ET.parse(svg).iter("{http://www.w3.org/2000/svg}text")]
     assert {"N=4", "N=8", "α=0.5", "improvement score"} <= set(words)
     assert "sans-serif" in svg.read_text()
@@ -167,7 +192,11 @@ def test_a_short_number_is_within_one_percent(value: float) -> None:
 
 @pytest.mark.parametrize(
     ("method", "name"),
-    [("best_of_n:8", "N=8"), ("speculative_rejection:0.5", "α=0.5"), ("speculative_rejection:0.5:64", "α=0.5 N=64")],
+    [
+        ("best_of_n:8", "N=8"),
+        ("speculative_rejection:0.5", "α=0.5"),
+        ("speculative_rejection:0.5:64", "α=0.5 N=64"),
+    ],
 )
 def test_short_names(method: str, name: str) -> None:
     assert short_name(method) == name

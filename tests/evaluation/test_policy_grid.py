@@ -16,11 +16,16 @@ from traces import traces_of
 GIVEN = [{"alpha": 0.3, "decide": "at:4,8", "n": 5}, {"keep": 2, "memory": "1MiB", "min_tokens": 3}]
 
 
-@pytest.mark.parametrize("text", ["\n".join(map(json.dumps, GIVEN)), "\n\n".join(map(json.dumps, GIVEN)) + "\n"])
+@pytest.mark.parametrize(
+    "text", ["\n".join(map(json.dumps, GIVEN)), "\n\n".join(map(json.dumps, GIVEN)) + "\n"]
+)
 def test_lines_and_a_list_give_the_same_policies(tmp_path: Path, text: str) -> None:
     (tmp_path / "lines").write_text(text)
     (tmp_path / "list").write_text("\ufeff" + json.dumps(GIVEN, indent=2))
-    expected = [ReplayPolicy(alpha=0.3, decide="at:4,8", n=5), ReplayPolicy(keep=2, memory="1MiB", min_tokens=3)]
+    expected = [
+        ReplayPolicy(alpha=0.3, decide="at:4,8", n=5),
+        ReplayPolicy(keep=2, memory="1MiB", min_tokens=3),
+    ]
     assert read_policies(tmp_path / "lines") == expected
     assert read_policies(tmp_path / "list") == expected
 
@@ -36,7 +41,10 @@ def test_the_same_policy_twice_is_one(tmp_path: Path) -> None:
         ('{"alpha": 0.5}\n\n{"alhpa": 0.5}', r"unknown key in .*file, line 3: 'alhpa'"),
         ('{"alpha": 0.5}\n{"alpha": 1.5}', r"file, line 2: alpha must be in \[0, 1\), got 1.5"),
         ('{"alpha": 0.5}\n{"alpha": ', r"file, line 2: no JSON: Expecting value at column 11"),
-        ('[{"alpha": 0.5},\n {"n": 0}]', r"file, policy 2: n must be 'auto' or a number of at least 1, got 0"),
+        (
+            '[{"alpha": 0.5},\n {"n": 0}]',
+            r"file, policy 2: n must be 'auto' or a number of at least 1, got 0",
+        ),
         ('[{"alpha": 0.5},\n }', r"file, line 2: no JSON"),
         ("3", r"file, line 1: expected an object, got 3"),
         ("\n", r"holds no policies"),
@@ -77,7 +85,10 @@ def test_defaults_are_those_of_a_live_run() -> None:
         ({"alpha": 0.3, "decide": "at:16", "n": 64}, "alpha=0.3 decide=at:16 n=64"),
         ({"keep": 4, "memory": "1MiB", "min_tokens": 8}, "keep=4 memory=1MiB min_tokens=8"),
         ({"alpha": 0, "n": 8}, "best_of_n:8"),
-        ({"alpha": 0.0, "n": 8, "memory": "1MiB", "decide": "at:4"}, "best_of_n:8 decide=at:4 memory=1MiB"),
+        (
+            {"alpha": 0.0, "n": 8, "memory": "1MiB", "decide": "at:4"},
+            "best_of_n:8 decide=at:4 memory=1MiB",
+        ),
     ],
 )
 def test_a_name_says_all_that_is_not_as_by_default(options: dict[str, Any], name: str) -> None:
@@ -94,12 +105,16 @@ def test_scheduled_lengths_are_those_at_which_the_schedule_asks() -> None:
 
 
 def test_the_grid_can_be_replayed_and_has_every_policy_once() -> None:
-    traces = traces_of(["Why?", "Why not now?"], [2, 8, 30], FakeEngine(eos=0.03), n=13, max_new_tokens=24)
+    traces = traces_of(
+        ["Why?", "Why not now?"], [2, 8, 30], FakeEngine(eos=0.03), n=13, max_new_tokens=24
+    )
     policies = grid(traces)
     assert len({policy.name for policy in policies}) == len(policies) > 200
     baselines = [policy.n for policy in policies if not policy.is_rejecting]
     assert baselines == [1, 2, 4, 8, 13]
-    assert {policy.alpha for policy in policies if policy.is_rejecting} == {tenths / 10 for tenths in range(1, 10)}
+    assert {policy.alpha for policy in policies if policy.is_rejecting} == {
+        tenths / 10 for tenths in range(1, 10)
+    }
     assert {policy.decide for policy in policies} == {"at:2", "at:8", "at:2,8", "budget"}
     causes = set()
     for trace in traces:

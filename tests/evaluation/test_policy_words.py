@@ -22,7 +22,8 @@ from traces import traces_in
         ({"keep": 4, "memory": "1MiB", "min_tokens": 8},
          "keep the best 4 when memory is full, in 1.00 MiB, with room for 8 tokens each at first"),
         ({"alpha": 0, "n": 8}, "Best-of-8"),
-        ({"alpha": 0.0, "memory": 2048, "decide": "at:4"}, "Best-of-N, scored at 4 tokens, in 2.00 KiB"),
+        ({"alpha": 0.0, "memory": 2048, "decide": "at:4"}, "Best-of-N, scored at 4 tokens, in 2.00 "
+                                                           "KiB"),
     ],
 )  # fmt: skip
 def test_a_policy_in_words(policy: dict[str, Any], words: str) -> None:

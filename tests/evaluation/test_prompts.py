@@ -1,4 +1,5 @@
-"""Prompts from files, stdin and named sets: good rows become tasks, broken ones are said and left out."""
+"""Prompts from files, stdin and named sets: good rows become tasks, broken ones are said and
+left out."""
 
 import io
 import json
@@ -57,7 +58,10 @@ def test_ids_go_by_several_names_and_may_be_numbers(load: Load, name: str) -> No
 
 
 def test_a_row_without_an_id_is_called_by_its_line(load: Load) -> None:
-    assert [task.id for task in load({"prompt": "a"}, b"", {"prompt": "b", "id": None}).tasks] == ["1", "3"]
+    assert [task.id for task in load({"prompt": "a"}, b"", {"prompt": "b", "id": None}).tasks] == [
+        "1",
+        "3",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +114,9 @@ def test_a_broken_line_is_said_and_the_rest_runs(load: Load, row: object, reason
 
 
 def test_a_message_that_is_quoted_is_cut(load: Load) -> None:
-    ((_, said),) = load({"prompt": "Hello"}, {"messages": [{"role": "user", "text": "word " * 1000}]}).broken
+    ((_, said),) = load(
+        {"prompt": "Hello"}, {"messages": [{"role": "user", "text": "word " * 1000}]}
+    ).broken
     assert "messages[0].text cannot be honoured, got 'word" in said
     assert len(said) <= 100
 
@@ -121,7 +127,9 @@ def test_the_form_of_the_file_does_not_matter(load: Load, mark: bytes, end: byte
     plain = load({"id": "é", "prompt": "Hello"}, {"id": "b", "prompt": "Bye"})
     spelled = mark + '{"prompt" :  "Hello", "id":"é", "more": 1}'.encode()
     formed = load(spelled, {"id": "b", "prompt": "Bye", "category": None}, b"", end=end)
-    assert [(task.id, task.turns) for task in formed.tasks] == [(task.id, task.turns) for task in plain.tasks]
+    assert [(task.id, task.turns) for task in formed.tasks] == [
+        (task.id, task.turns) for task in plain.tasks
+    ]
     assert formed.sha256 == plain.sha256
     assert formed.broken == ()
 
@@ -148,7 +156,11 @@ def test_other_ids_messages_or_orders_have_another_hash(load: Load, other: list[
 
 def test_a_text_and_its_message_have_the_same_hash(load: Load) -> None:
     turned = dict(reversed(USER.items()))
-    assert load({"prompt": "Hello"}).sha256 == load({"messages": [USER]}).sha256 == load({"messages": [turned]}).sha256
+    assert (
+        load({"prompt": "Hello"}).sha256
+        == load({"messages": [USER]}).sha256
+        == load({"messages": [turned]}).sha256
+    )
 
 
 def test_a_limit_counts_good_rows_and_reads_no_further(load: Load) -> None:
@@ -173,9 +185,15 @@ def test_a_file_without_a_good_line_is_an_error_that_says_why(load: Load) -> Non
         load(b"\r\n\n")
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip), min_size=1, max_size=5
+    )
+)
 def test_any_text_comes_through_as_it_is(texts: list[str]) -> None:
-    lines = "".join(json.dumps({"turns": [text, text]}, ensure_ascii=False) + "\n" for text in texts)
+    lines = "".join(
+        json.dumps({"turns": [text, text]}, ensure_ascii=False) + "\n" for text in texts
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
         loaded = load_prompts("-")
@@ -183,7 +201,9 @@ def test_any_text_comes_through_as_it_is(texts: list[str]) -> None:
 
 
 def test_stdin_is_read_as_a_file_is(monkeypatch: pytest.MonkeyPatch, load: Load) -> None:
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b'\xef\xbb\xbf{"prompt": "Hello"}\r\n')))
+    monkeypatch.setattr(
+        sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b'\xef\xbb\xbf{"prompt": "Hello"}\r\n'))
+    )
     loaded = load_prompts("-")
     assert loaded.source == "-"
     assert loaded.sha256 == load({"prompt": "Hello"}).sha256
@@ -216,13 +236,22 @@ HUB_ROWS: dict[str, tuple[dict[str, Any], tuple[str, tuple[Any, ...], str | None
         ("1", ("Hello",), "koala"),
     ),
     "gsm8k": ({"question": "1 + 1?", "answer": "#### 2"}, ("1", ("1 + 1?",), None)),
-    "hh_rlhf": ({"chosen": "\n\nHuman: Hello\n\nAssistant: Hi", "rejected": ""}, ("1", ([USER],), None)),
+    "hh_rlhf": (
+        {"chosen": "\n\nHuman: Hello\n\nAssistant: Hi", "rejected": ""},
+        ("1", ([USER],), None),
+    ),
     "ifeval": (
         {"key": 1000, "prompt": "Hello", "instruction_id_list": [], "kwargs": []},
         ("1000", ("Hello",), None),
     ),
     "math_500": (
-        {"problem": "1 + 1?", "solution": "2", "subject": "Algebra", "level": 1, "unique_id": "test/1.json"},
+        {
+            "problem": "1 + 1?",
+            "solution": "2",
+            "subject": "Algebra",
+            "level": 1,
+            "unique_id": "test/1.json",
+        },
         ("test/1.json", ("1 + 1?",), "Algebra"),
     ),
     "mt_bench": (
@@ -230,7 +259,12 @@ HUB_ROWS: dict[str, tuple[dict[str, Any], tuple[str, tuple[Any, ...], str | None
         ("81", ("One?", "Two?"), "writing"),
     ),
     "ultrafeedback": (
-        {"prompt": "Hello", "prompt_id": "f0", "chosen": [USER, ANSWER], "messages": [USER, ANSWER]},
+        {
+            "prompt": "Hello",
+            "prompt_id": "f0",
+            "chosen": [USER, ANSWER],
+            "messages": [USER, ANSWER],
+        },
         ("f0", ("Hello",), None),
     ),
 }
@@ -240,7 +274,9 @@ def stub_hub(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]) -> lis
     """In place of `datasets` and the hub; what was loaded is appended to the list returned."""
     loaded: list[Any] = []
 
-    def load_dataset(path: str, config: str | None, *, data_files: str | None, split: str) -> list[dict[str, Any]]:
+    def load_dataset(
+        path: str, config: str | None, *, data_files: str | None, split: str
+    ) -> list[dict[str, Any]]:
         loaded.append((path, config, data_files, split))
         return rows
 
@@ -278,20 +314,30 @@ def test_a_row_without_the_column_is_broken(monkeypatch: pytest.MonkeyPatch) -> 
     ("text", "expected"),
     [
         ("\n\nHuman: Hello\n\nAssistant: Hi", [USER]),
-        ("\n\nHuman: Hello\n\nAssistant: Hi\n\nHuman: Hello\n\nAssistant: Hi", [USER, ANSWER, USER]),
+        (
+            "\n\nHuman: Hello\n\nAssistant: Hi\n\nHuman: Hello\n\nAssistant: Hi",
+            [USER, ANSWER, USER],
+        ),
         ("\n\nHuman: Hello\n\nAssistant: Hi\n\nBye: now", [USER]),
-        ("\n\nHuman: One\n\nTwo: three\n\nAssistant: Hi", [{"role": "user", "content": "One\n\nTwo: three"}]),
+        (
+            "\n\nHuman: One\n\nTwo: three\n\nAssistant: Hi",
+            [{"role": "user", "content": "One\n\nTwo: three"}],
+        ),
         ("\n\nHuman: Hello\n\nAssistant: Hi\n\nAssistant: Yes", [USER]),
         ("no speaker", []),
     ],
 )
-def test_a_dialogue_is_read_without_its_last_answer(text: str, expected: list[dict[str, str]]) -> None:
+def test_a_dialogue_is_read_without_its_last_answer(
+    text: str, expected: list[dict[str, str]]
+) -> None:
     assert read_dialogue(text) == expected
 
 
 def test_without_datasets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UsageError, match="'gsm8k' is read through datasets, which is not installed") as caught:
+    with pytest.raises(
+        UsageError, match="'gsm8k' is read through datasets, which is not installed"
+    ) as caught:
         load_prompts("gsm8k")
     assert "specrej[evaluation]" in str(caught.value.hint)
 
@@ -303,7 +349,12 @@ def test_a_set_that_is_not_there_offline_is_said(tmp_path: Path, name: str) -> N
     code += "except Exception as error: print(type(error).__name__, error, error.hint, sep='|')"
     run = subprocess.run(
         [sys.executable, "-c", code],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=os.environ
+        | {
+            "HF_HUB_OFFLINE": "1",
+            "HF_HOME": str(tmp_path),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
         capture_output=True,
         text=True,
         check=True,
@@ -324,7 +375,10 @@ def test_an_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> No
 
     loaded: list[str] = []
     hub = SimpleNamespace(is_offline_mode=lambda: False, HfApi=Api)
-    modules = {"datasets": SimpleNamespace(load_dataset=lambda *_: loaded.append("asked")), "huggingface_hub": hub}
+    modules = {
+        "datasets": SimpleNamespace(load_dataset=lambda *_: loaded.append("asked")),
+        "huggingface_hub": hub,
+    }
     monkeypatch.setattr(prompts, "import_module", modules.__getitem__)
     with pytest.raises(UsageError, match="no route to host"):
         load_prompts("mt_bench")

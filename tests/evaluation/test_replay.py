@@ -1,4 +1,5 @@
-"""A replay against the live run that it stands for, on an engine whose tokens are exact and on the real model."""
+"""A replay against the live run that it stands for, on an engine whose tokens are exact and on
+the real model."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import specrej
 from fakes import FLOPS, FakeEngine, FakeReward, FakeSession, alike, by_hash, in_thirds
 from specrej.errors import BudgetError, RewardError, UsageError
 from specrej.evaluation.policy_grid import ReplayPolicy
-from specrej.evaluation.replay import Outcome, Replayer, Rescorer
+from specrej.evaluation.replay import ReplayedRun, Replayer, Rescorer
 from specrej.evaluation.trace import Trace
 from specrej.flops import flops_of
 from specrej.rewards import as_reward
@@ -41,11 +42,19 @@ def cases(draw: st.DrawFn) -> Case:
     prompt = draw(st.text("abc d?é", min_size=1, max_size=12).filter(str.strip))
     engine = FakeEngine()
     length = draw(st.integers(1, LENGTH))
-    least, most = (engine.kv_bytes(len(engine.encode(prompt)), rows, max(length, 2)) for rows in (1, 12))
+    least, most = (
+        engine.kv_bytes(len(engine.encode(prompt)), rows, max(length, 2)) for rows in (1, 12)
+    )
     policy = {
-        "alpha": draw(st.sampled_from([0.0, 0.001, 0.1, 0.25, 0.5, 0.9]) | st.floats(0, 1, exclude_max=True)),
+        "alpha": draw(
+            st.sampled_from([0.0, 0.001, 0.1, 0.25, 0.5, 0.9]) | st.floats(0, 1, exclude_max=True)
+        ),
         "keep": draw(st.none() | st.integers(1, 12)),
-        "decide": draw(st.sampled_from(["budget", "budget", "every:1", "every:5", "at:3,11", "at:7", "at:6,1,30"])),
+        "decide": draw(
+            st.sampled_from(
+                ["budget", "budget", "every:1", "every:5", "at:3,11", "at:7", "at:6,1,30"]
+            )
+        ),
         "n": draw(st.integers(1, 16) | st.just("auto")),
         "memory": draw(st.integers(least, most)),
         "min_tokens": draw(st.integers(1, LENGTH)),
@@ -71,13 +80,16 @@ def trace_of_case(case: Case) -> Trace:
     return trace_of(case.prompt, case.checkpoints, engine, FakeReward(case.rate), **options)
 
 
-def assert_same(outcome: Outcome, live: Result) -> None:
+def assert_same(outcome: ReplayedRun, live: Result) -> None:
     assert outcome.best == live.best.index
     assert outcome.reward == live.reward
     assert outcome.num_tokens == tuple(len(candidate.token_ids) for candidate in live.candidates)
-    assert outcome.is_rejected == tuple(candidate.state == "rejected" for candidate in live.candidates)
+    assert outcome.is_rejected == tuple(
+        candidate.state == "rejected" for candidate in live.candidates
+    )
     assert [tuple(decision) for decision in outcome.decisions] == [
-        (decision.cause, decision.num_tokens, decision.scored, decision.rejected) for decision in live.decisions
+        (decision.cause, decision.num_tokens, decision.scored, decision.rejected)
+        for decision in live.decisions
     ]
     assert outcome.num_generated_tokens == live.usage.generated_tokens
     assert outcome.num_stale == 0
@@ -88,7 +100,11 @@ def assert_same(outcome: Outcome, live: Result) -> None:
 def test_a_replay_is_the_live_run(case: Case) -> None:
     trace = trace_of_case(case)
     live = specrej.generate(
-        case.prompt, model=FakeEngine(eos=case.eos), reward=FakeReward(case.rate), **case.sampling, **case.policy
+        case.prompt,
+        model=FakeEngine(eos=case.eos),
+        reward=FakeReward(case.rate),
+        **case.sampling,
+        **case.policy,
     )
     replayer = Replayer(trace, Rescorer(FakeReward(case.rate), FakeEngine().decode))
     policy = ReplayPolicy(**case.policy)
@@ -106,7 +122,12 @@ def rows(num: int, length: int = LENGTH) -> int:
 
 def ample(num_candidates: int, **options: Any) -> Trace:
     """The prompt "Why?", all candidates at once."""
-    options = {"n": num_candidates, "memory": rows(num_candidates), "max_new_tokens": LENGTH, **options}
+    options = {
+        "n": num_candidates,
+        "memory": rows(num_candidates),
+        "max_new_tokens": LENGTH,
+        **options,
+    }
     return trace_of("Why?", options.pop("checkpoints", [4, 8, 16]), **options)
 
 
@@ -114,8 +135,12 @@ def test_a_decision_by_budget_and_its_extra_rejections_are_replayed() -> None:
     """The property above would hold as well if its cases never came to these."""
     trace = ample(12, engine=FakeEngine(eos=0.0))
     policy: dict[str, Any] = {"alpha": 0.1, "n": 12, "memory": rows(12, 7), "min_tokens": 4}
-    live = specrej.generate("Why?", model=FakeEngine(eos=0.0), reward=FakeReward(), max_new_tokens=LENGTH, **policy)
-    outcome = Replayer(trace, Rescorer(FakeReward(), FakeEngine().decode)).run(ReplayPolicy(**policy))
+    live = specrej.generate(
+        "Why?", model=FakeEngine(eos=0.0), reward=FakeReward(), max_new_tokens=LENGTH, **policy
+    )
+    outcome = Replayer(trace, Rescorer(FakeReward(), FakeEngine().decode)).run(
+        ReplayPolicy(**policy)
+    )
     assert_same(outcome, live)
     assert {decision.cause for decision in outcome.decisions} == {"budget", "complete"}
     assert outcome.decisions[0].num_tokens == 7
@@ -133,7 +158,11 @@ def test_without_a_rescorer_the_last_checkpoint_before_serves_and_is_counted() -
     expected = Replayer(trace, older).run(policy)
     assert outcome.decisions == expected.decisions
     assert expected.num_stale == 0
-    live = [sum(trace.lengths[list(d.scored)] > d.num_tokens) for d in outcome.decisions if d.cause == "schedule"]
+    live = [
+        sum(trace.lengths[list(d.scored)] > d.num_tokens)
+        for d in outcome.decisions
+        if d.cause == "schedule"
+    ]
     assert outcome.num_stale == sum(live) > 0
     assert Replayer(trace).run(ReplayPolicy(alpha=0.5, decide="at:8,16", n=12)).num_stale == 0
 
@@ -141,7 +170,10 @@ def test_without_a_rescorer_the_last_checkpoint_before_serves_and_is_counted() -
 def test_a_decision_before_the_first_checkpoint_is_refused_unless_something_rescores() -> None:
     trace = ample(4, engine=FakeEngine(eos=0.0))
     policy = ReplayPolicy(decide="at:3", n=4)
-    with pytest.raises(UsageError, match="decides at 3 tokens of the prompt '0', and the trace has no reward before 4"):
+    with pytest.raises(
+        UsageError,
+        match="decides at 3 tokens of the prompt '0', and the trace has no reward before 4",
+    ):
         Replayer(trace).run(policy)
     Replayer(trace, Rescorer(FakeReward(), FakeEngine().decode)).run(policy)
 
@@ -176,7 +208,9 @@ def test_what_the_reward_reads_is_prompt_and_answer_of_each_that_is_scored() -> 
 
 
 def test_rescoring_a_place_twice_asks_the_reward_once() -> None:
-    first, second = traces_of(["Why?", "How?"], [4], FakeEngine(eos=0.0), n=6, memory="1MiB", max_new_tokens=LENGTH)
+    first, second = traces_of(
+        ["Why?", "How?"], [4], FakeEngine(eos=0.0), n=6, memory="1MiB", max_new_tokens=LENGTH
+    )
     reward = FakeReward()
     rescore = Rescorer(reward, FakeEngine().decode)
     for alpha in (0.2, 0.2, 0.5):
@@ -202,7 +236,9 @@ def test_another_reward_than_the_traces_is_refused() -> None:
         (lambda scores: 1 / 0, "failed on partial answers to '0': ZeroDivisionError"),
     ],
 )
-def test_a_reward_that_fails_on_a_partial_answer_is_named(give: Callable[[list[float]], Any], message: str) -> None:
+def test_a_reward_that_fails_on_a_partial_answer_is_named(
+    give: Callable[[list[float]], Any], message: str
+) -> None:
     class Session(FakeSession):
         def score(self, candidates: Sequence[Candidate]) -> list[float]:
             return give(super().score(candidates))  # type: ignore[no-any-return]
@@ -257,7 +293,9 @@ def test_a_replay_on_the_real_model_is_the_live_run(tmp_path: Path) -> None:
     reward = as_reward("relevance")
     prompt = "Give three tips for staying healthy."
     options: dict[str, Any] = {"max_new_tokens": 32, "seed": 1}
-    (trace,) = traces_in(tmp_path, [prompt], [8, 16], engine, reward, n=10, memory="1GiB", **options)
+    (trace,) = traces_in(
+        tmp_path, [prompt], [8, 16], engine, reward, n=10, memory="1GiB", **options
+    )
     assert trace.hidden_states().shape == (10, 2, 576)
     replayer = Replayer(trace, Rescorer(reward, engine.decode))
     budget = trace.layout.peak_bytes(trace.num_prompt_tokens, 10, 16)

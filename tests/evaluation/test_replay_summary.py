@@ -27,12 +27,25 @@ POLICIES = [
 
 
 def means_of(row: PolicyRow) -> dict[str, float]:
-    return {name: estimate["value"] for name, estimate in row["figures"].items() if estimate["value"] is not None}
+    return {
+        name: estimate["value"]
+        for name, estimate in row["figures"].items()
+        if estimate["value"] is not None
+    }
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    traces_in(tmp_path, PROMPTS, [4, 8, 16], FakeEngine(eos=0.05), n=12, max_new_tokens=24, memory="1MiB", seed=2)
+    traces_in(
+        tmp_path,
+        PROMPTS,
+        [4, 8, 16],
+        FakeEngine(eos=0.05),
+        n=12,
+        max_new_tokens=24,
+        memory="1MiB",
+        seed=2,
+    )
     return tmp_path
 
 
@@ -46,14 +59,23 @@ def test_figures_are_means_over_prompts(folder: Path, is_rescored: bool) -> None
     for row, policy in zip(summary["policies"], POLICIES, strict=True):
         outcomes = [Replayer(trace, rescore()).run(policy) for trace in load(folder)]
         means = means_of(row)
-        assert (row["name"], row["error"], row["is_rejecting"]) == (policy.name, None, policy.alpha > 0)
+        assert (row["name"], row["error"], row["is_rejecting"]) == (
+            policy.name,
+            None,
+            policy.alpha > 0,
+        )
         assert ReplayPolicy(**row["policy"]) == policy
         assert list(means) == list(FIGURES)
         for name in ("reward", "regret", "num_generated_tokens", "num_scored_tokens", "flops"):
-            assert means[name] == pytest.approx(np.mean([getattr(outcome, name) for outcome in outcomes]))
+            assert means[name] == pytest.approx(
+                np.mean([getattr(outcome, name) for outcome in outcomes])
+            )
         assert means["loss_chance"] == np.mean([outcome.regret > 0 for outcome in outcomes])
         assert means["num_candidates"] == policy.n
-        shares = [outcome.num_stale / sum(len(d.scored) for d in outcome.decisions) for outcome in outcomes]
+        shares = [
+            outcome.num_stale / sum(len(d.scored) for d in outcome.decisions)
+            for outcome in outcomes
+        ]
         assert means["stale_share"] == pytest.approx(np.mean(shares))
         assert (means["stale_share"] > 0) == (policy.decide == "at:9" and not is_rescored)
         rewards = np.array([outcome.reward for outcome in outcomes])
@@ -78,7 +100,9 @@ def test_the_front_begins_with_the_cheapest_and_ends_with_the_best(folder: Path)
 
 
 def test_a_policy_that_a_trace_does_not_allow_is_a_row_with_its_error(folder: Path) -> None:
-    summary = replay_folder(folder, [ReplayPolicy(n=13), POLICIES[0], ReplayPolicy(n=2, memory=600)])
+    summary = replay_folder(
+        folder, [ReplayPolicy(n=13), POLICIES[0], ReplayPolicy(n=2, memory=600)]
+    )
     large, good, small = summary["policies"]
     assert "begins 13 candidates; the trace of '0' has 12" in str(large["error"])
     assert "does not hold one candidate" in str(small["error"])
@@ -88,7 +112,9 @@ def test_a_policy_that_a_trace_does_not_allow_is_a_row_with_its_error(folder: Pa
 
 
 def test_no_policy_that_can_be_replayed_is_an_error(folder: Path) -> None:
-    with pytest.raises(UsageError, match="no policy can be replayed: the policy begins 13 candidates"):
+    with pytest.raises(
+        UsageError, match="no policy can be replayed: the policy begins 13 candidates"
+    ):
         replay_folder(folder, [ReplayPolicy(n=13)])
     assert not (folder / "replay.json").exists()
 

@@ -1,4 +1,5 @@
-"""The page: what it says, that it is safe and the same each time, and how a real browser shows it."""
+"""The page: what it says, that it is safe and the same each time, and how a real browser shows
+it."""
 
 import json
 import re
@@ -20,8 +21,8 @@ from specrej.evaluation.replay_summary import ReplaySummary, replay_folder
 from specrej.evaluation.report import write_report
 from specrej.evaluation.report.headline import estimated, number, quickened, spoken
 from specrej.evaluation.report.page import picture
-from specrej.evaluation.report.stories import choose, runners_of
-from specrej.evaluation.rows import Row
+from specrej.evaluation.report.stories import runners_of, telling_prompts
+from specrej.evaluation.rows import BenchRow
 from traces import traces_in
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Elements(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def bench(directory: Path, *, hostile: bool = False) -> list[Row]:
+def bench(directory: Path, *, hostile: bool = False) -> list[BenchRow]:
     info, rows = make_bench(num_prompts=6, methods=SOME)
     if hostile:
         info["engine"]["model"] = HOSTILE
@@ -76,7 +77,13 @@ def bench_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trace_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("trace")
     traces = traces_in(
-        directory, ["Why?", "How?", "Who?"], [4, 8, 16], FakeEngine(eos=0.03), n=16, max_new_tokens=32, memory="1MiB"
+        directory,
+        ["Why?", "How?", "Who?"],
+        [4, 8, 16],
+        FakeEngine(eos=0.03),
+        n=16,
+        max_new_tokens=32,
+        memory="1MiB",
     )
     replay_folder(directory, grid(traces)[::7])
     return write_report(directory)
@@ -91,7 +98,11 @@ def test_a_bench_has_its_sections_and_figures(bench_page: Path) -> None:
     assert section_ids(bench_page) == SECTIONS
     assert [link["href"] for link in elements.of("a")] == [f"#{name}" for name in SECTIONS]
     drawn = {path.stem for path in (bench_page.parent / "plots").iterdir()}
-    figures = [f"{kind}-{unit}" for kind in ("efficiency", "cost") for unit in ("seconds", "tokens", "flops")]
+    figures = [
+        f"{kind}-{unit}"
+        for kind in ("efficiency", "cost")
+        for unit in ("seconds", "tokens", "flops")
+    ]
     assert drawn == {*figures, "race-largest-gain", "race-median-gain", "race-smallest-gain"}
     assert len(elements.of("svg")) == len(drawn)
 
@@ -109,7 +120,12 @@ def test_the_tables_hold_what_metrics_say(tmp_path: Path) -> None:
     summary = summarize(rows, "best_of_n:16")
     for name, method in summary["methods"].items():
         assert spoken(name) in page
-        for estimate in (method["reward"], method["difference"], method["perplexity"], method["risk"]["cvar"]):
+        for estimate in (
+            method["reward"],
+            method["difference"],
+            method["perplexity"],
+            method["risk"]["cvar"],
+        ):
             cell = estimated(estimate, 3)
             assert cell.text in page
             assert cell.interval in page
@@ -137,7 +153,10 @@ def test_the_page_needs_nothing_else(bench_page: Path, trace_page: Path) -> None
     for page in (bench_page, trace_page):
         elements = Elements(page.read_text())
         links = [
-            value for _, tag in elements.tags for name, value in tag.items() if name in {"src", "href", "xlink:href"}
+            value
+            for _, tag in elements.tags
+            for name, value in tag.items()
+            if name in {"src", "href", "xlink:href"}
         ]
         assert links
         assert all(link is not None and link.startswith(("#", "data:")) for link in links)
@@ -243,8 +262,12 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
 def test_prompts_are_chosen_by_their_gain() -> None:
     _, rows = make_bench(num_prompts=7, num_failures=2)
     comparison = align(rows, "best_of_n:4")
-    chosen = choose(comparison, "speculative_rejection:0.5")
-    by_prompt = {(row["prompt_id"], row["method"]): row["turns"][0]["reward"] for row in rows if not row["error"]}
+    chosen = telling_prompts(comparison, "speculative_rejection:0.5")
+    by_prompt = {
+        (row["prompt_id"], row["method"]): row["turns"][0]["reward"]
+        for row in rows
+        if not row["error"]
+    }
     gains = sorted(
         reward - by_prompt[prompt_id, "best_of_n:4"]
         for (prompt_id, method), reward in by_prompt.items()
@@ -292,7 +315,9 @@ def test_numbers(value: float, digits: int, text: str) -> None:
 
 
 def test_a_figure_in_a_page_keeps_its_words_and_takes_the_pages_colours(tmp_path: Path) -> None:
-    figure = efficiency([Point(label="N=8", x=1.0, y=100.0)], unit="seconds", baseline="best_of_n:8")
+    figure = efficiency(
+        [Point(label="N=8", x=1.0, y=100.0)], unit="seconds", baseline="best_of_n:8"
+    )
     inlined = picture(figure, tmp_path / "one", title="", caption="", label='a "label" <b>').svg
     assert "N=8" in inlined
     assert Elements(inlined).of("svg")[0]["aria-label"] == 'a "label" <b>'
@@ -303,13 +328,18 @@ def test_a_figure_in_a_page_keeps_its_words_and_takes_the_pages_colours(tmp_path
 # In a browser
 
 
-def open_page(browser: "Browser", path: Path, *, width: int, scheme: Scheme = "light") -> tuple["Page", list[str]]:
+def open_page(
+    browser: "Browser", path: Path, *, width: int, scheme: Scheme = "light"
+) -> tuple["Page", list[str]]:
     """The page, and whatever it complained about or asked the network for."""
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     trouble: list[str] = []
     page.on("console", lambda message: trouble.append(message.text))
     page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.on("request", lambda sent: None if sent.url.startswith(("file:", "data:")) else trouble.append(sent.url))
+    page.on(
+        "request",
+        lambda sent: None if sent.url.startswith(("file:", "data:")) else trouble.append(sent.url),
+    )
     page.goto(path.as_uri())
     return page, trouble
 
@@ -322,7 +352,9 @@ def test_a_browser_shows_it_without_complaint_and_without_scrolling_sideways(
         page, trouble = open_page(browser, path, width=width)
         assert trouble == []
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        sizes = page.evaluate("[...document.querySelectorAll('figure svg')].map(e => e.getBoundingClientRect().width)")
+        sizes = page.evaluate(
+            "[...document.querySelectorAll('figure svg')].map(e => e.getBoundingClientRect().width)"
+        )
         assert len(sizes) >= 5
         assert min(sizes) > 300
         page.close()
@@ -335,7 +367,10 @@ def test_tables_are_whole_on_a_screen_and_scroll_by_themselves_on_a_telephone(
     info, rows = make_bench(num_prompts=12)
     for row in rows:
         for turn in row["turns"]:
-            turn["reward"], turn["lowest_reward"] = turn["reward"] * 1234.5, turn["lowest_reward"] * 1234.5
+            turn["reward"], turn["lowest_reward"] = (
+                turn["reward"] * 1234.5,
+                turn["lowest_reward"] * 1234.5,
+            )
     write_bench(tmp_path, info, rows)
     bench_page = write_report(tmp_path)
     each = "e => [e.scrollWidth - e.clientWidth, getComputedStyle(e).overflowX]"
@@ -375,9 +410,16 @@ LUMINANCES = """
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_stand_out_in_light_and_dark(browser: "Browser", bench_page: Path, scheme: Scheme) -> None:
+def test_words_stand_out_in_light_and_dark(
+    browser: "Browser", bench_page: Path, scheme: Scheme
+) -> None:
     page, _ = open_page(browser, bench_page, width=1280, scheme=scheme)
-    places = [("h1", "color"), (".prose", "color"), (".kicker", "color"), ("figure svg text", "fill")]
+    places = [
+        ("h1", "color"),
+        (".prose", "color"),
+        (".kicker", "color"),
+        ("figure svg text", "fill"),
+    ]
     back, *words = page.evaluate(LUMINANCES, places)
     assert (back < 0.1) == (scheme == "dark")
     contrasts = [(max(back, word) + 0.05) / (min(back, word) + 0.05) for word in words]

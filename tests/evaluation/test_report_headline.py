@@ -13,21 +13,28 @@ Outcome = Literal["reached", "not_reached", "below"]
 
 
 def summary_with(outcome: Outcome, value: float, low: float | None, high: float | None) -> Summary:
-    _, rows = make_bench(num_prompts=3, methods=["best_of_n:4", "speculative_rejection:0.5"], num_failures=0)
+    _, rows = make_bench(
+        num_prompts=3, methods=["best_of_n:4", "speculative_rejection:0.5"], num_failures=0
+    )
     summary = summarize(rows, "best_of_n:4")
     method = summary["methods"]["speculative_rejection:0.5"]
-    method["speedup"]["reward"]["seconds"] = {"outcome": outcome, "value": value, "low": low, "high": high}
+    method["speedup"]["reward"]["seconds"] = {
+        "outcome": outcome,
+        "value": value,
+        "low": low,
+        "high": high,
+    }
     return summary
 
 
 @pytest.mark.parametrize(
     ("outcome", "value", "low", "high", "words"),
     [
-        ("reached", 2.5, 1.8, 3.1, r"is 2\.50 times as fast as Best-of-N .* \(95% interval 1\.80 to 3\.10\)\.$"),
-        ("reached", 1.5, 0.8, 3.1, r"1\.50 times as fast .*; that it is slower is not ruled out\.$"),
-        ("reached", 1.5, None, None, r"1\.50 times as fast as .* equal mean reward; that it is slower is not"),
-        ("reached", 0.5, 0.4, 0.6, r"is slower than Best-of-N: .* 0\.50 \(95% interval 0\.40 to 0\.60\)\.$"),
-        ("not_reached", 3.0, None, None, r"^No Best-of-N of this run .* difference .* 3\.00 times its seconds\.$"),
+        ("reached", 2.5, 1.8, 3.1, r"is 2\.50 times as fast .* \(95% interval 1\.80 to 3\.10\)\.$"),
+        ("reached", 1.5, 0.8, 3.1, r"1\.50 times .*; that it is slower is not ruled out\.$"),
+        ("reached", 1.5, None, None, r"1\.50 times .* equal mean reward; that it is slower is not"),
+        ("reached", 0.5, 0.4, 0.6, r"is slower than .* 0\.50 \(95% interval 0\.40 to 0\.60\)\.$"),
+        ("not_reached", 3.0, None, None, r"^No Best-of-N .* 3\.00 times its seconds\.$"),
         ("below", 0.7, None, None, r"stays below .* there is no speedup\.$"),
     ],
 )  # fmt: skip
@@ -49,7 +56,12 @@ def test_the_lead_has_the_score_with_its_interval() -> None:
 def test_the_chief_method_rejects_and_has_the_highest_reward() -> None:
     _, rows = make_bench(num_failures=0)
     summary = summarize(rows, "best_of_n:64")
-    rewards = {name: method["reward"]["value"] or 0.0 for name, method in summary["methods"].items()}
+    rewards = {
+        name: method["reward"]["value"] or 0.0 for name, method in summary["methods"].items()
+    }
     rejecting = [name for name in METHODS if name.startswith("speculative")]
-    cost = {name: method["relative"]["seconds"]["value"] or 0.0 for name, method in summary["methods"].items()}
+    cost = {
+        name: method["relative"]["seconds"]["value"] or 0.0
+        for name, method in summary["methods"].items()
+    }
     assert chief_method(summary) == max(rejecting, key=lambda name: (rewards[name], -cost[name]))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import specrej
 from fakes import FLOPS, FakeEngine, FakeReward, by_hash, in_thirds, text_of
 from specrej.errors import UsageError
-from specrej.evaluation.trace import Progress, load, load_failures, record
+from specrej.evaluation.trace import RecordedPrompt, load, load_failures, record
 from specrej.settings import Settings
 from traces import loaded_of, trace_of, traces_in
 
@@ -28,8 +28,13 @@ SETTINGS = Settings(n=6, max_new_tokens=20, seed=3)
 
 
 def run(
-    directory: Path, engine: Any = None, reward: Any = None, *, settings: Settings = SETTINGS, **options: Any
-) -> list[Progress]:
+    directory: Path,
+    engine: Any = None,
+    reward: Any = None,
+    *,
+    settings: Settings = SETTINGS,
+    **options: Any,
+) -> list[RecordedPrompt]:
     prompts, checkpoints = options.pop("prompts", PROMPTS), options.pop("checkpoints", (4, 8))
     return list(
         record(
@@ -62,7 +67,13 @@ def contents(directory: Path) -> dict[str, bytes]:
 def test_a_trace_is_best_of_n_with_rewards_and_states_at_the_checkpoints(
     checkpoints: list[int], seed: int, eos: float, memory: str | None, stop: tuple[str, ...]
 ) -> None:
-    options: dict[str, Any] = {"n": 11, "max_new_tokens": 20, "seed": seed, "memory": memory, "stop": stop}
+    options: dict[str, Any] = {
+        "n": 11,
+        "max_new_tokens": 20,
+        "seed": seed,
+        "memory": memory,
+        "stop": stop,
+    }
     with TemporaryDirectory() as folder:
         (trace,) = traces_in(Path(folder), ["Why?"], checkpoints, FakeEngine(eos=eos), **options)
         states, final_states = trace.hidden_states(), trace.final_hidden_states()
@@ -71,7 +82,9 @@ def test_a_trace_is_best_of_n_with_rewards_and_states_at_the_checkpoints(
     ).candidates
     assert trace.checkpoints == tuple(sorted(set(checkpoints)))
     assert [ids.tolist() for ids in trace.token_ids] == [candidate.token_ids for candidate in live]
-    assert [values.tolist() for values in trace.logprobs] == [candidate.logprobs for candidate in live]
+    assert [values.tolist() for values in trace.logprobs] == [
+        candidate.logprobs for candidate in live
+    ]
     assert trace.lengths.tolist() == [len(candidate.token_ids) for candidate in live]
     assert trace.texts == tuple(candidate.text for candidate in live)
     assert trace.finish_reasons == tuple(candidate.finish_reason for candidate in live)
@@ -86,21 +99,34 @@ def test_a_trace_is_best_of_n_with_rewards_and_states_at_the_checkpoints(
 
 
 def test_a_trace_says_what_it_is_of(tmp_path: Path) -> None:
-    run(tmp_path, prompts=["Why?"], settings=Settings(n=3, max_new_tokens=20, seed=3, memory=40_000))
+    run(
+        tmp_path, prompts=["Why?"], settings=Settings(n=3, max_new_tokens=20, seed=3, memory=40_000)
+    )
     (trace,) = load(tmp_path)
     assert (trace.prompt_id, trace.messages) == ("0", [{"role": "user", "content": "Why?"}])
     assert (trace.num_prompt_tokens, trace.num_candidates, trace.max_new_tokens) == (5, 3, 20)
     assert trace.memory_bytes == 40_000
-    assert (trace.layout, trace.flops, trace.reward_flops_per_token) == (FakeEngine.layout, FLOPS, 7.0)
+    assert (trace.layout, trace.flops, trace.reward_flops_per_token) == (
+        FakeEngine.layout,
+        FLOPS,
+        7.0,
+    )
     assert trace.usage["generated_tokens"] == trace.lengths.sum()
     assert trace.usage["total_s"] > 0
-    assert (trace.settings["seed"], trace.settings["reward"], trace.settings["n"]) == (3, "by_hash", 3)
+    assert (trace.settings["seed"], trace.settings["reward"], trace.settings["n"]) == (
+        3,
+        "by_hash",
+        3,
+    )
 
 
 def test_states_beyond_half_precision_stay_finite(tmp_path: Path) -> None:
     class Loud(FakeEngine):
         def hidden_states(self, prompt: int) -> dict[int, NDArray[np.float32]]:
-            return {index: state * np.float32(-1e6) for index, state in super().hidden_states(prompt).items()}
+            return {
+                index: state * np.float32(-1e6)
+                for index, state in super().hidden_states(prompt).items()
+            }
 
     (trace,) = traces_in(tmp_path, ["Why?"], [4], Loud(), n=3, max_new_tokens=20)
     assert np.all(trace.hidden_states() == np.finfo(np.float16).min)
@@ -151,8 +177,15 @@ class FailsOn(FakeReward):
 
 def test_a_prompt_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
     progress = run(tmp_path, reward=FailsOn("How?"))
-    assert [(p.num_done, p.num_tasks, p.prompt_id) for p in progress] == [(i + 1, 4, str(i)) for i in range(4)]
-    assert [type(p.error).__name__ for p in progress] == ["NoneType", "RewardError", "NoneType", "NoneType"]
+    assert [(p.num_done, p.num_tasks, p.prompt_id) for p in progress] == [
+        (i + 1, 4, str(i)) for i in range(4)
+    ]
+    assert [type(p.error).__name__ for p in progress] == [
+        "NoneType",
+        "RewardError",
+        "NoneType",
+        "NoneType",
+    ]
     assert [trace.prompt_id for trace in load(tmp_path)] == ["0", "2", "3"]
     (failure,) = load_failures(tmp_path)
     assert (failure["prompt_id"], failure["kind"]) == ("1", "RewardError")
@@ -207,7 +240,9 @@ def test_a_kill_leaves_whole_files_and_resuming_does_the_rest(
     assert not list((tmp_path / "killed").glob("*.part"))
 
 
-def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_that_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(tmp_path, prompts=PROMPTS[:1])
     before = contents(tmp_path)
 
@@ -257,7 +292,9 @@ def test_traces_of_another_model_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("checkpoints", [(), (0, 4), (-1,)])
-def test_checkpoints_that_are_no_lengths_are_refused(tmp_path: Path, checkpoints: tuple[int, ...]) -> None:
+def test_checkpoints_that_are_no_lengths_are_refused(
+    tmp_path: Path, checkpoints: tuple[int, ...]
+) -> None:
     with pytest.raises(UsageError, match="checkpoints must be lengths of at least one token"):
         run(tmp_path / "new", checkpoints=checkpoints)
     assert not (tmp_path / "new").exists()

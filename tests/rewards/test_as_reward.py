@@ -32,7 +32,8 @@ class Constant:
 
 @pytest.fixture(autouse=True)
 def own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A current directory that is not yet on sys.path; what is imported from it is forgotten again."""
+    """A current directory that is not yet on sys.path; what is imported from it is forgotten
+    again."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", ".")])
     before = set(sys.modules)
@@ -57,7 +58,9 @@ def test_a_callable_is_a_function_reward() -> None:
     assert reward.open(PROMPT).score(ANSWERS) == [-3.0]
 
 
-@pytest.mark.parametrize(("spec", "score"), [("logprob", -2.0), ("logprob:mean", -2.0), ("logprob:sum", -4.0)])
+@pytest.mark.parametrize(
+    ("spec", "score"), [("logprob", -2.0), ("logprob:mean", -2.0), ("logprob:sum", -4.0)]
+)
 def test_logprob_by_name(spec: str, score: float) -> None:
     reward = as_reward(spec)
     assert isinstance(reward, LogprobReward)
@@ -74,7 +77,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
     """The classifiers that were asked for, none of which is opened."""
     calls: list[tuple[str, str | None]] = []
 
-    def open_nothing(model: str, *, label: str | None = None, memory_bytes: int | None = None) -> Constant:
+    def open_nothing(
+        model: str, *, label: str | None = None, memory_bytes: int | None = None
+    ) -> Constant:
         calls.append((model, label))
         return Constant()
 
@@ -98,7 +103,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
     ],
 )
 def test_a_path_or_an_id_is_a_classifier(
-    spec: str, model: str, label: str | None, opened: list[tuple[str, str | None]], own_directory: Path
+    spec: str,
+    model: str,
+    label: str | None,
+    opened: list[tuple[str, str | None]],
+    own_directory: Path,
 ) -> None:
     (own_directory / "mine").mkdir()
     (own_directory / "run#3").mkdir()
@@ -145,7 +154,9 @@ def test_a_reward_of_a_module_is_taken_as_it_is(own_directory: Path) -> None:
     assert reward.name == "logprob:sum"
 
 
-@pytest.mark.parametrize(("spec", "message"), [("my_consts:SIZE", "from 3"), ("my_consts:Thing", "the class Thing")])
+@pytest.mark.parametrize(
+    ("spec", "message"), [("my_consts:SIZE", "from 3"), ("my_consts:Thing", "the class Thing")]
+)
 def test_what_a_module_holds_must_be_a_reward(spec: str, message: str, own_directory: Path) -> None:
     (own_directory / "my_consts.py").write_text("SIZE = 3\nclass Thing: pass\n")
     with pytest.raises(UsageError, match=message):
@@ -153,7 +164,12 @@ def test_what_a_module_holds_must_be_a_reward(spec: str, message: str, own_direc
 
 
 def test_a_missing_module_says_where_it_was_looked_for(own_directory: Path) -> None:
-    for spec in ("no_such_module:f", "no_such_module.part:f", "no_such_module.py:f", "./no_such_module.py:f"):
+    for spec in (
+        "no_such_module:f",
+        "no_such_module.part:f",
+        "no_such_module.py:f",
+        "./no_such_module.py:f",
+    ):
         with pytest.raises(UsageError) as caught:
             as_reward(spec)
         assert str(own_directory) in str(caught.value.hint)
@@ -167,7 +183,9 @@ def test_a_misspelt_name_with_an_argument_is_guessed() -> None:
 
 def test_a_missing_function_lists_those_of_the_module(own_directory: Path) -> None:
     (own_directory / "my_lengths.py").write_text("def brevity(prompt, texts): pass\n")
-    with pytest.raises(UsageError, match="unknown function of the module 'my_lengths' 'brevty'") as caught:
+    with pytest.raises(
+        UsageError, match="unknown function of the module 'my_lengths' 'brevty'"
+    ) as caught:
         as_reward("my_lengths:brevty")
     assert "did you mean 'brevity'?" in str(caught.value.hint)
 
@@ -181,7 +199,9 @@ def test_a_missing_function_lists_those_of_the_module(own_directory: Path) -> No
         ("def f(:", "SyntaxError"),
     ],
 )
-def test_a_module_that_fails_is_reported_with_its_cause(code: str, cause: str, own_directory: Path) -> None:
+def test_a_module_that_fails_is_reported_with_its_cause(
+    code: str, cause: str, own_directory: Path
+) -> None:
     (own_directory / "my_broken.py").write_text(code + "\n")
     with pytest.raises(UsageError, match=f"'my_broken' .* cannot be imported: {cause}") as caught:
         as_reward("my_broken:f")
@@ -213,7 +233,8 @@ def test_anything_else_is_an_error_that_says_what_was_got(spec: Any, kind: str) 
 
 @pytest.fixture
 def installed(own_directory: Path) -> Callable[..., None]:
-    """Puts a package on sys.path as an installer would: a module, and a .dist-info folder that says its rewards."""
+    """Puts a package on sys.path as an installer would: a module, and a .dist-info folder that
+    says its rewards."""
 
     def install(package: str, code: str, **names: str) -> None:
         site = own_directory / f"site_{package}"
@@ -222,7 +243,9 @@ def installed(own_directory: Path) -> Callable[..., None]:
         (site / f"{package}.py").write_text(code)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
         points = "\n".join(f"{name} = {package}:{attribute}" for name, attribute in names.items())
-        (info / "entry_points.txt").write_text(f"[specrej.rewards]\n{points}\n[specrej.others]\nelse = {package}:x\n")
+        (info / "entry_points.txt").write_text(
+            f"[specrej.rewards]\n{points}\n[specrej.others]\nelse = {package}:x\n"
+        )
         sys.path.append(str(site))  # put back by `own_directory`
 
     return install
@@ -232,7 +255,8 @@ CODE = (
     "from specrej.rewards.logprob import LogprobReward\n"
     "from specrej.errors import UsageError\n"
     "def make(argument='mean'): return LogprobReward(argument)\n"
-    "def make_function(scale='1'): return lambda prompt, texts: [int(scale) * len(text) for text in texts]\n"
+    "def make_function(scale='1'): return lambda prompt, texts: [int(scale) * len(text) for text "
+    "in texts]\n"
     "def refuse(argument): raise UsageError('it needs a key')\n"
 )
 
@@ -256,7 +280,9 @@ def test_a_name_of_the_registry_goes_before_one_of_a_package_and_that_before_a_d
     assert as_reward("size").open(PROMPT).score(ANSWERS) == [3.0]
 
 
-def test_of_two_packages_with_one_name_the_first_on_the_path_is_taken(installed: Callable[..., None]) -> None:
+def test_of_two_packages_with_one_name_the_first_on_the_path_is_taken(
+    installed: Callable[..., None],
+) -> None:
     installed("first_package", CODE, size="make_function")
     installed("second_package", CODE, size="make")
     assert as_reward("size:2").open(PROMPT).score(ANSWERS) == [6.0]
@@ -291,24 +317,33 @@ def test_a_reward_of_a_package_that_cannot_be_made_says_which(
         as_reward(name)
 
 
-def test_a_package_that_cannot_be_imported_stops_only_its_own_rewards(installed: Callable[..., None]) -> None:
+def test_a_package_that_cannot_be_imported_stops_only_its_own_rewards(
+    installed: Callable[..., None],
+) -> None:
     installed("my_broken_package", "1 / 0\n", broken="make")
     assert isinstance(as_reward("logprob"), LogprobReward)
-    with pytest.raises(UsageError, match=r"'broken' of the package 'my_broken_package' .*ZeroDivisionError") as caught:
+    with pytest.raises(
+        UsageError, match=r"'broken' of the package 'my_broken_package' .*ZeroDivisionError"
+    ) as caught:
         as_reward("broken")
     assert "my_broken_package:make can be imported" in str(caught.value.hint)
 
 
 def test_importing_the_rewards_loads_no_torch() -> None:
     code = (
-        "import sys, specrej.rewards as r; r.as_reward('logprob'); r.as_reward(len); sys.exit('torch' in sys.modules)"
+        "import sys, specrej.rewards as r; r.as_reward('logprob'); r.as_reward(len); "
+        "sys.exit('torch' in sys.modules)"
     )
     subprocess.run(
-        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        [sys.executable, "-c", code],
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
 
 
-def note_what_is_made(monkeypatch: pytest.MonkeyPatch, target: str) -> list[tuple[str, dict[str, Any]]]:
+def note_what_is_made(
+    monkeypatch: pytest.MonkeyPatch, target: str
+) -> list[tuple[str, dict[str, Any]]]:
     """The models and keywords that a class of rewards is given from now on; nothing is opened."""
     given: list[tuple[str, dict[str, Any]]] = []
 
@@ -326,7 +361,10 @@ def test_a_classifier_takes_options_and_memory(monkeypatch: pytest.MonkeyPatch) 
     as_reward("org/model", "1KiB")
     as_reward("classifier:org/model?memory=64MiB", 2048)
     assert given == [
-        ("org/model", {"label": "helpful", "memory_bytes": 2**26, "partial": "open", "batch_size": 4}),
+        (
+            "org/model",
+            {"label": "helpful", "memory_bytes": 2**26, "partial": "open", "batch_size": 4},
+        ),
         ("org/model", {"label": None, "memory_bytes": 2**10}),
         ("org/model", {"label": None, "memory_bytes": 2**11}),
     ]
@@ -336,11 +374,21 @@ def test_a_classifier_takes_options_and_memory(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_reward_model_on_vllm_takes_options_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     given = note_what_is_made(monkeypatch, "specrej.rewards.vllm.VllmClassifierReward")
-    as_reward('vllm:org/model#helpful?partial=open&memory=64MiB&engine_args={"tensor_parallel_size": 2}')
+    as_reward(
+        'vllm:org/model#helpful?partial=open&memory=64MiB&engine_args={"tensor_parallel_size": 2}'
+    )
     as_reward("vllm:org/model?memory=64MiB&max_tokens=512", "1KiB")
     engine_args = {"tensor_parallel_size": 2}
     assert given == [
-        ("org/model", {"label": "helpful", "memory_bytes": 2**26, "partial": "open", "engine_args": engine_args}),
+        (
+            "org/model",
+            {
+                "label": "helpful",
+                "memory_bytes": 2**26,
+                "partial": "open",
+                "engine_args": engine_args,
+            },
+        ),
         ("org/model", {"label": None, "memory_bytes": 2**10, "max_tokens": 512}),
     ]
     for arguments in ("[1]", "{"):

@@ -1,4 +1,5 @@
-"""Tiny random classifiers against transformers itself, one conversation at a time and without padding."""
+"""Tiny random classifiers against transformers itself, one conversation at a time and without
+padding."""
 
 import copy
 import logging
@@ -49,11 +50,18 @@ WORDS = [
 ]
 EOS, PAD = 2, 3
 TEMPLATE = (
-    "<bos> {% for message in messages %}<{{ message['role'] }}> {{ message['content'] }} <eos> {% endfor %}"
+    "<bos> {% for message in messages %}<{{ message['role'] }}> {{ message['content'] }} <eos> {% "
+    "endfor %}"
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
 )
 PROMPT = [{"role": "user", "content": "what is a good tip"}]
-TEXTS = ["eat well", "", "run more and sleep well every day or eat less", "sleep <eos>", "day <pad> <eos> <eos>"]
+TEXTS = [
+    "eat well",
+    "",
+    "run more and sleep well every day or eat less",
+    "sleep <eos>",
+    "day <pad> <eos> <eos>",
+]
 ANSWERS = [Candidate(index=10 + i, text=text) for i, text in enumerate(TEXTS)]
 SMALL: dict[str, Any] = {
     "vocab_size": len(SPECIALS) + len(WORDS),
@@ -68,7 +76,9 @@ SMALL: dict[str, Any] = {
 
 def chat_tokenizer(**special: str) -> PreTrainedTokenizerFast:
     """Adds <bos> of its own, as Llama's does, and its template writes one too."""
-    words = Tokenizer(WordLevel({word: i for i, word in enumerate(SPECIALS + WORDS)}, unk_token="<unk>"))
+    words = Tokenizer(
+        WordLevel({word: i for i, word in enumerate(SPECIALS + WORDS)}, unk_token="<unk>")
+    )
     words.pre_tokenizer = WhitespaceSplit()
     words.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
@@ -79,12 +89,18 @@ def chat_tokenizer(**special: str) -> PreTrainedTokenizerFast:
 
 
 def pair_tokenizer() -> PreTrainedTokenizerFast:
-    words = Tokenizer(WordLevel({word: i for i, word in enumerate(SPECIALS + WORDS)}, unk_token="<unk>"))
+    words = Tokenizer(
+        WordLevel({word: i for i, word in enumerate(SPECIALS + WORDS)}, unk_token="<unk>")
+    )
     words.pre_tokenizer = WhitespaceSplit()
     words.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 6), ("[SEP]", 7)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 6), ("[SEP]", 7)],
     )
-    words.enable_padding(length=512, pad_id=PAD, pad_token="<pad>")  # as the reranker's tokenizer.json has it
+    words.enable_padding(
+        length=512, pad_id=PAD, pad_token="<pad>"
+    )  # as the reranker's tokenizer.json has it
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=words,
         cls_token="[CLS]",
@@ -119,17 +135,22 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     config = BertConfig(id2label={0: "bad", 1: "fair", 2: "good"}, pad_token_id=PAD, **SMALL)
-    return save(tmp_path_factory.mktemp("bert"), BertForSequenceClassification(config), pair_tokenizer())
+    return save(
+        tmp_path_factory.mktemp("bert"), BertForSequenceClassification(config), pair_tokenizer()
+    )
 
 
 def conversation(text: str, special_tokens: list[str]) -> list[dict[str, str]]:
-    """As it is to be read: what spells a special token is read character by character, by a tokenizer of words."""
+    """As it is to be read: what spells a special token is read character by character, by a
+    tokenizer of words."""
     words = (" ".join(word) if word in special_tokens else word for word in text.split())
     return [*PROMPT, {"role": "assistant", "content": " ".join(words)}]
 
 
 @torch.no_grad()
-def reference(directory: str, texts: list[str] = TEXTS, max_tokens: int = 64) -> tuple[list[list[float]], int]:
+def reference(
+    directory: str, texts: list[str] = TEXTS, max_tokens: int = 64
+) -> tuple[list[list[float]], int]:
     """All logits of each conversation, from transformers alone, and the tokens read."""
     model: Any = AutoModelForSequenceClassification.from_pretrained(directory).eval()
     tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(directory)
@@ -144,7 +165,9 @@ def reference(directory: str, texts: list[str] = TEXTS, max_tokens: int = 64) ->
             # Lists: given single texts, transformers takes an empty second one for none.
             encoding = dict(tokenizer([PROMPT[0]["content"]], [text], return_tensors="pt"))
             assert encoding["token_type_ids"].any()
-        num_tokens += len(until_pooled(encoding["input_ids"][0].tolist(), model.config.pad_token_id))
+        num_tokens += len(
+            until_pooled(encoding["input_ids"][0].tolist(), model.config.pad_token_id)
+        )
         rows.append(model(**encoding).logits[0].tolist())
     return rows, num_tokens
 
@@ -156,7 +179,15 @@ def score(reward: ClassifierReward, answers: list[Candidate] = ANSWERS) -> list[
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 @pytest.mark.parametrize(
     ("config_pad", "tokenizer_pad"),
-    [(None, None), (EOS, None), (EOS, "<eos>"), (None, "<eos>"), (None, "<pad>"), (PAD, "<pad>"), (PAD, "<eos>")],
+    [
+        (None, None),
+        (EOS, None),
+        (EOS, "<eos>"),
+        (None, "<eos>"),
+        (None, "<pad>"),
+        (PAD, "<pad>"),
+        (PAD, "<eos>"),
+    ],
 )
 @pytest.mark.parametrize("batch_size", [2, 16])
 def test_a_padded_batch_scores_as_each_row_alone(
@@ -169,17 +200,25 @@ def test_a_padded_batch_scores_as_each_row_alone(
     # Not by AutoTokenizer, which reads every tokenizer beside a Qwen2 model as a byte-level one.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     whole, shared = (
-        ClassifierReward((copy.deepcopy(model), tokenizer), batch_size=batch_size, memory_bytes=memory).open(PROMPT)
+        ClassifierReward(
+            (copy.deepcopy(model), tokenizer), batch_size=batch_size, memory_bytes=memory
+        ).open(PROMPT)
         for memory in (0, None)
     )
     for session in (whole, shared):
         assert session.score(ANSWERS) == pytest.approx([row[0] for row in expected], abs=1e-5)
     assert (whole.reuse, whole.num_tokens) == ("none", num_tokens)
     num_prompt = len(["<bos>", "<user>", *PROMPT[0]["content"].split(), "<eos>", "<assistant>"])
-    # Where EOS is padding, the empty answer is scored at the last token of the template, then read with each answer.
+    # Where EOS is padding, the empty answer is scored at the last token of the template, then read
+    # with each answer.
     num_again = len(ANSWERS) if config_pad == EOS else 0
-    assert (shared.reuse, shared.num_tokens) == ("answers", num_tokens - (len(ANSWERS) - 1) * num_prompt + num_again)
-    assert min(abs(a[0] - b[0]) for i, a in enumerate(expected) for b in expected[:i]) > 1e-4, "rows tell apart"
+    assert (shared.reuse, shared.num_tokens) == (
+        "answers",
+        num_tokens - (len(ANSWERS) - 1) * num_prompt + num_again,
+    )
+    assert min(abs(a[0] - b[0]) for i, a in enumerate(expected) for b in expected[:i]) > 1e-4, (
+        "rows tell apart"
+    )
 
 
 def test_a_pair_without_a_template_scores_as_each_row_alone(bert: str) -> None:
@@ -220,7 +259,11 @@ def test_a_loaded_pair_is_taken_as_it_is(llama: str) -> None:
 
 
 def test_labels_by_name_and_by_number(bert: str) -> None:
-    assert [ClassifierReward(bert, label=label).weights for label in ("good", 1, "0")] == [{2: 1.0}, {1: 1.0}, {0: 1.0}]
+    assert [ClassifierReward(bert, label=label).weights for label in ("good", 1, "0")] == [
+        {2: 1.0},
+        {1: 1.0},
+        {0: 1.0},
+    ]
     assert ClassifierReward(bert, label="good").name == f"classifier:{bert}#good"
 
 
@@ -243,7 +286,9 @@ def test_sizes_are_at_least_one(size: str) -> None:
         ClassifierReward("never/opened", **arguments)
 
 
-def test_a_long_conversation_is_cut_on_the_right_and_said(llama: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_conversation_is_cut_on_the_right_and_said(
+    llama: str, caplog: pytest.LogCaptureFixture
+) -> None:
     expected, num_tokens = reference(llama, max_tokens=12)
     session = ClassifierReward(llama, max_tokens=12, memory_bytes=0).open(PROMPT)
     with caplog.at_level(logging.WARNING, logger="specrej"):
@@ -265,8 +310,11 @@ def test_a_long_pair_keeps_its_special_tokens(bert: str, caplog: pytest.LogCaptu
     assert long == pytest.approx(short, abs=1e-5)
     parsed, cut = caplog.messages
     assert cut.endswith(": the last 8 of candidate 12 are cut off")
-    # A model of whole words holds its special tokens among them: what cannot be had is said on opening.
-    assert parsed.endswith(": its tokenizer takes these texts for special tokens: <pad>, [CLS], [SEP]")
+    # A model of whole words holds its special tokens among them: what cannot be had is said on
+    # opening.
+    assert parsed.endswith(
+        ": its tokenizer takes these texts for special tokens: <pad>, [CLS], [SEP]"
+    )
 
 
 def test_the_default_limit_is_the_models_or_the_tokenizers(llama: str, bert: str) -> None:
@@ -277,7 +325,9 @@ def test_the_default_limit_is_the_models_or_the_tokenizers(llama: str, bert: str
 
 
 @pytest.mark.parametrize("source", ["llama", "bert"])
-def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(source: str, request: pytest.FixtureRequest) -> None:
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(
+    source: str, request: pytest.FixtureRequest
+) -> None:
     label = None if source == "llama" else "good"
     reward = ClassifierReward(request.getfixturevalue(source), label=label)
     with pytest.raises(PromptError, match="reads 64: it would see no answer"):
@@ -296,11 +346,15 @@ def test_a_forward_pass_that_fails_names_its_candidates(bert: str) -> None:
     assert caught.value.__cause__ is not None
 
 
-def test_a_checkpoint_without_a_head_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_without_a_head_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     language_model = LlamaForCausalLM(LlamaConfig(num_key_value_heads=1, **SMALL))
     directory = save(tmp_path, language_model, chat_tokenizer())
     capfd.readouterr()
-    with pytest.raises(ModelError, match=r"a sequence classifier: weights are missing, score\.weight") as caught:
+    with pytest.raises(
+        ModelError, match=r"a sequence classifier: weights are missing, score\.weight"
+    ) as caught:
         ClassifierReward(directory)
     assert "trained as a sequence classifier" in str(caught.value.hint)
     assert capfd.readouterr() == ("", "")
@@ -315,7 +369,9 @@ def test_a_model_that_is_not_there_or_broken_is_a_model_error(llama: str, tmp_pa
     broken = tmp_path / "broken"
     broken.mkdir()
     for path in Path(llama).iterdir():
-        (broken / path.name).write_bytes(path.read_bytes()[: 100 if path.suffix == ".safetensors" else None])
+        (broken / path.name).write_bytes(
+            path.read_bytes()[: 100 if path.suffix == ".safetensors" else None]
+        )
     no_tokenizer = tmp_path / "no_tokenizer"
     chat_model("llama").save_pretrained(no_tokenizer)
     for directory in (tmp_path / "nowhere", tmp_path, broken, no_tokenizer):

@@ -19,7 +19,13 @@ from tiny import VOCABULARY, make_model, make_tokenizer
 
 PROMPT = [{"role": "user", "content": "How do I sleep well?"}]
 REFERENCE = "Go to bed early & read."
-TEXTS = ["Go to bed early.", "", "é", "Eat more fruit, and run every day until you are tired of it.", "Go"]
+TEXTS = [
+    "Go to bed early.",
+    "",
+    "é",
+    "Eat more fruit, and run every day until you are tired of it.",
+    "Go",
+]
 ANSWERS = [Candidate(10 + i, text=text) for i, text in enumerate(TEXTS)]
 
 
@@ -53,7 +59,9 @@ def cosines(pair: Any, reference: str, texts: list[str]) -> list[float]:
         return model(input_ids=ids).last_hidden_state[0].double().numpy().mean(axis=0)
 
     target = embed(reference)
-    return [float(e @ target / np.linalg.norm(e) / np.linalg.norm(target)) for e in map(embed, texts)]
+    return [
+        float(e @ target / np.linalg.norm(e) / np.linalg.norm(target)) for e in map(embed, texts)
+    ]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
@@ -61,7 +69,9 @@ def test_a_score_is_the_cosine_of_means(pair: Any, batch_size: int) -> None:
     expected = cosines(pair, REFERENCE, TEXTS)
     session = EmbeddingReward(pair, reference=REFERENCE, batch_size=batch_size).open(PROMPT)
     assert session.score(ANSWERS) == pytest.approx(expected, rel=1e-5)
-    assert min(abs(a - b) for i, a in enumerate(expected) for b in expected[:i]) > 1e-3, "texts tell apart"
+    assert min(abs(a - b) for i, a in enumerate(expected) for b in expected[:i]) > 1e-3, (
+        "texts tell apart"
+    )
     assert session.score([Candidate(0, text=REFERENCE)]) == pytest.approx([1.0])
 
 
@@ -76,7 +86,9 @@ def test_without_a_reference_the_question_is_one(pair: Any) -> None:
     session = EmbeddingReward(pair).open(
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "x"}, *PROMPT]
     )
-    assert session.score(ANSWERS) == pytest.approx(cosines(pair, PROMPT[0]["content"], TEXTS), rel=1e-5)
+    assert session.score(ANSWERS) == pytest.approx(
+        cosines(pair, PROMPT[0]["content"], TEXTS), rel=1e-5
+    )
 
 
 def test_the_reference_is_read_once_and_the_answers_each_time(pair: Any) -> None:
@@ -95,7 +107,9 @@ def test_references_come_from_a_file_by_the_prompt(pair: Any, tmp_path: Path) ->
     path = tmp_path / "answers.jsonl"
     path.write_text(json.dumps({"prompt": PROMPT[0]["content"], "answer": REFERENCE}))
     reward = EmbeddingReward(pair, reference=f"@{path}")
-    assert reward.open(PROMPT).score(ANSWERS) == pytest.approx(cosines(pair, REFERENCE, TEXTS), rel=1e-5)
+    assert reward.open(PROMPT).score(ANSWERS) == pytest.approx(
+        cosines(pair, REFERENCE, TEXTS), rel=1e-5
+    )
     with pytest.raises(PromptError):
         reward.open([{"role": "user", "content": "Why?"}])
 
@@ -105,16 +119,22 @@ def test_a_causal_model_embeds_as_well() -> None:
     base = pair[0].model, pair[1]
     expected = cosines(base, REFERENCE, [text for text in TEXTS if text])
     scores = EmbeddingReward(base, reference=REFERENCE).open(PROMPT).score(ANSWERS)
-    assert [score for score, text in zip(scores, TEXTS, strict=True) if text] == pytest.approx(expected, rel=1e-5)
+    assert [score for score, text in zip(scores, TEXTS, strict=True) if text] == pytest.approx(
+        expected, rel=1e-5
+    )
     assert scores[1] == 0.0, "an answer without tokens points nowhere"
     with pytest.raises(RewardError, match="no tokens"):
         EmbeddingReward(base).open([{"role": "user", "content": ""}])
 
 
-def test_long_texts_lose_their_end_and_are_named(pair: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_long_texts_lose_their_end_and_are_named(
+    pair: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     reward = EmbeddingReward(pair, reference=REFERENCE, max_tokens=5)
     with caplog.at_level(logging.WARNING, logger="specrej"):
-        scores = reward.open(PROMPT).score([Candidate(3, text="Go to bed"), Candidate(4, text="Go")])
+        scores = reward.open(PROMPT).score(
+            [Candidate(3, text="Go to bed"), Candidate(4, text="Go")]
+        )
     assert scores == pytest.approx(cosines(pair, REFERENCE[:4], ["Go t", "Go"]), rel=1e-5)
     assert [message.split(": ")[-1] for message in caplog.messages] == [
         "the last 19 of the reference are cut off",
@@ -127,23 +147,29 @@ def test_from_a_specification(tmp_path: Path, pair: Any) -> None:
     make_bert().save_pretrained(tmp_path)
     pair[1].save_pretrained(tmp_path)
     reward: Any = as_reward(f"embedding:{tmp_path}?reference=Go to bed early %26 read.")
-    assert reward.open(PROMPT).score(ANSWERS) == pytest.approx(cosines(pair, REFERENCE, TEXTS), rel=1e-5)
+    assert reward.open(PROMPT).score(ANSWERS) == pytest.approx(
+        cosines(pair, REFERENCE, TEXTS), rel=1e-5
+    )
     assert reward.name == f"embedding:{tmp_path}?reference={REFERENCE}"
     assert reward.flops_per_token == linear_flops(pair[0])
     assert as_reward(f"embedding:{tmp_path}").name == f"embedding:{tmp_path}"
 
 
-def test_a_checkpoint_without_a_pooler_will_do_but_not_one_without_layers(tmp_path: Path, pair: Any) -> None:
+def test_a_checkpoint_without_a_pooler_will_do_but_not_one_without_layers(
+    tmp_path: Path, pair: Any
+) -> None:
     masked = make_bert(BertForMaskedLM)
     masked.save_pretrained(tmp_path)
     pair[1].save_pretrained(tmp_path)
     expected = cosines((masked.bert, pair[1]), REFERENCE, TEXTS)
-    assert EmbeddingReward(tmp_path, reference=REFERENCE).open(PROMPT).score(ANSWERS) == pytest.approx(
-        expected, rel=1e-5
-    )
+    assert EmbeddingReward(tmp_path, reference=REFERENCE).open(PROMPT).score(
+        ANSWERS
+    ) == pytest.approx(expected, rel=1e-5)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
-    with pytest.raises(ModelError, match=r"not that of an encoder: weights are missing, .*layer\.2"):
+    with pytest.raises(
+        ModelError, match=r"not that of an encoder: weights are missing, .*layer\.2"
+    ):
         EmbeddingReward(tmp_path)
 
 

@@ -47,7 +47,10 @@ def score(reward: Any, candidates: Sequence[Candidate] = TEXTS) -> list[float]:
     [
         ({"combine": "mean"}, "unknown combine of an ensemble 'mean'"),
         ({"combine": "worst", "weights": [1, 2]}, "takes the lowest score, whatever the weights"),
-        ({"combine": "cvar", "weights": [1, -2]}, "with combine='cvar' weights must be above 0, got -2"),
+        (
+            {"combine": "cvar", "weights": [1, -2]},
+            "with combine='cvar' weights must be above 0, got -2",
+        ),
         ({"combine": "mean_minus_std", "weights": [1, -2]}, "weights must be above 0, got -2"),
         ({"risk": 1.0}, "risk goes with combine='mean_minus_std', not with 'sum'"),
         ({"combine": "worst", "share": 0.5}, "share goes with combine='cvar', not with 'worst'"),
@@ -80,7 +83,8 @@ def test_an_ensemble_needs_members() -> None:
 def test_members_may_be_whatever_as_reward_takes() -> None:
     answers = [candidate(0, "ab", logprobs=[-1.0, -3.0])]
     reward = EnsembleReward(
-        ["logprob", "logprob:sum", lambda prompt, texts: [len(t) for t in texts], NUM_A], [1, 2, 3, 4]
+        ["logprob", "logprob:sum", lambda prompt, texts: [len(t) for t in texts], NUM_A],
+        [1, 2, 3, 4],
     )
     session = reward.open(PROMPT)
     assert session.score(answers) == [-2.0 - 2 * 4.0 + 3 * 2 + 4 * 1]
@@ -97,34 +101,49 @@ def test_z_scores_of_one_batch_are_numpys(scores: list[float]) -> None:
     answers = [candidate(index, letter) for index, letter in enumerate(rates)]
     values = np.array(score(EnsembleReward([FakeReward(rates.__getitem__)], scale="z"), answers))
     if np.std(scores) > 1e-5 * np.max(np.abs(scores)):
-        np.testing.assert_allclose(values, (np.array(scores) - np.mean(scores)) / np.std(scores), rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(
+            values, (np.array(scores) - np.mean(scores)) / np.std(scores), rtol=1e-6, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("value", [0.1, 0.0, -3.3e5])
 @pytest.mark.parametrize("noise", [0.0, 1e-8])
 def test_a_constant_member_is_zero_and_rounding_is_no_spread(value: float, noise: float) -> None:
     constant = FakeReward(lambda text: value * (1 + noise * len(text)))
-    assert score(EnsembleReward([constant, NUM_A], scale="z")) == score(EnsembleReward([NUM_A], scale="z"))
+    assert score(EnsembleReward([constant, NUM_A], scale="z")) == score(
+        EnsembleReward([NUM_A], scale="z")
+    )
     assert score(EnsembleReward([constant], scale="z"), TEXTS[:1]) == [0.0]
 
 
 def test_a_scale_that_was_flat_gets_its_spread_when_scores_first_differ_and_keeps_it() -> None:
     session = EnsembleReward([NUM_A], scale="z").open(PROMPT)
-    assert session.score([candidate(0, "b"), candidate(1, "b"), candidate(2, "b")]) == [0.0, 0.0, 0.0]
+    assert session.score([candidate(0, "b"), candidate(1, "b"), candidate(2, "b")]) == [
+        0.0,
+        0.0,
+        0.0,
+    ]
     assert session.score([candidate(1, "bb")]) == [0.0]
     assert session.score([candidate(1, "bba"), candidate(2, "bb")]) == [1 / np.std([0, 1, 0]), 0.0]
-    assert session.score([candidate(1, "bbaa"), candidate(2, "bba")]) == [2 / np.std([0, 1, 0]), 1 / np.std([0, 1, 0])]
+    assert session.score([candidate(1, "bbaa"), candidate(2, "bba")]) == [
+        2 / np.std([0, 1, 0]),
+        1 / np.std([0, 1, 0]),
+    ]
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4), min_size=1, max_size=6))
 @some
-def test_scores_on_a_scale_are_in_the_order_of_the_raw_ones_whenever_they_were_given(batches: list[list[int]]) -> None:
+def test_scores_on_a_scale_are_in_the_order_of_the_raw_ones_whenever_they_were_given(
+    batches: list[list[int]],
+) -> None:
     session = EnsembleReward([NUM_A], scale="z").open(PROMPT)
     given: list[tuple[int, float]] = []
     for number, batch in enumerate(batches):
         answers = [candidate(10 * number + place, "a" * count) for place, count in enumerate(batch)]
         given += zip(batch, session.score(answers), strict=True)
-    for one, other in zip(sorted(given), sorted(given, key=lambda pair: (pair[1], pair[0])), strict=True):
+    for one, other in zip(
+        sorted(given), sorted(given, key=lambda pair: (pair[1], pair[0])), strict=True
+    ):
         assert one == other
     assert len(set(given)) == len({raw for raw, _ in given}) == len({value for _, value in given})
 
@@ -142,7 +161,8 @@ def test_in_a_run_all_decisions_share_the_scale_of_the_first_one() -> None:
     num_tokens = result.decisions[0].num_tokens
     texts = [FakeEngine().decode(answer.token_ids[:num_tokens]) for answer in first]
     scales = [
-        (np.mean(raw), np.std(raw)) for raw in ([by_hash(text) for text in texts], [num_a(text) for text in texts])
+        (np.mean(raw), np.std(raw))
+        for raw in ([by_hash(text) for text in texts], [num_a(text) for text in texts])
     ]
 
     def expected(text: str) -> float:
@@ -158,7 +178,10 @@ def test_in_a_run_all_decisions_share_the_scale_of_the_first_one() -> None:
 def test_a_scale_without_scores_is_not_fitted_by_candidates_that_a_filter_rejects() -> None:
     answers = [candidate(0, "aaaaaaaa"), candidate(1, "a"), candidate(2, "aaa")]
     reward = EnsembleReward(
-        [NUM_A], scale="z", filter=lambda _, texts: [len(t) < 5 for t in texts], filter_when="always"
+        [NUM_A],
+        scale="z",
+        filter=lambda _, texts: [len(t) < 5 for t in texts],
+        filter_when="always",
     )
     session = reward.open(PROMPT)
     assert session.score(answers) == [-math.inf, -1.0, 1.0]
@@ -181,7 +204,10 @@ def test_length_and_truncation_are_taken_off_after_combining() -> None:
 
 
 def test_a_truncated_answer_loses_to_one_that_ends() -> None:
-    penalised, plain = generate(EnsembleReward([LENGTH], truncated=-20)), generate(EnsembleReward([LENGTH]))
+    penalised, plain = (
+        generate(EnsembleReward([LENGTH], truncated=-20)),
+        generate(EnsembleReward([LENGTH])),
+    )
     assert plain.best.finish_reason == "length"
     assert penalised.best.finish_reason == "eos"
     cut_off = [answer for answer in penalised.candidates if answer.finish_reason == "length"]
@@ -191,7 +217,9 @@ def test_a_truncated_answer_loses_to_one_that_ends() -> None:
 # Filters
 
 
-def recorded(passes: Callable[[str], bool], seen: list[str]) -> Callable[[str, list[str]], list[float]]:
+def recorded(
+    passes: Callable[[str], bool], seen: list[str]
+) -> Callable[[str, list[str]], list[float]]:
     def verdicts(prompt: str, texts: list[str]) -> list[float]:
         seen.extend(texts)
         return [1.0 if passes(text) else 0.0 for text in texts]
@@ -209,24 +237,35 @@ def test_a_filter_judges_complete_candidates_and_others_where_told_to(when: str)
         candidate(5, "ab"),
     ]
     member = FakeReward(length)
-    reward = EnsembleReward([member], filter=recorded(lambda text: text[0] == "a", seen), filter_when=when)
+    reward = EnsembleReward(
+        [member], filter=recorded(lambda text: text[0] == "a", seen), filter_when=when
+    )
     expected = [1.0, -math.inf, 2.0 if when == "complete" else -math.inf, 2.0]
     assert score(reward, answers) == expected
     assert seen == (["a", "ba"] if when == "complete" else ["a", "ba", "bb", "ab"])
-    assert member.sessions[0].scored == [[a.index for a, s in zip(answers, expected, strict=True) if s > 0]]
+    assert member.sessions[0].scored == [
+        [a.index for a, s in zip(answers, expected, strict=True) if s > 0]
+    ]
 
 
 @pytest.mark.parametrize(
     ("verdict", "passes"), [(1, True), (0.001, True), (0, False), (-0.5, False), (-math.inf, False)]
 )
 def test_a_filter_is_passed_with_a_score_above_zero(verdict: float, passes: bool) -> None:
-    reward = EnsembleReward([LENGTH], filter=lambda _, texts: [verdict] * len(texts), filter_when="always")
+    reward = EnsembleReward(
+        [LENGTH], filter=lambda _, texts: [verdict] * len(texts), filter_when="always"
+    )
     assert score(reward) == ([3.0, 1.0, 6.0] if passes else [-math.inf] * 3)
 
 
 def test_a_member_that_gives_minus_infinity_rejects_whatever_its_weight() -> None:
     picky = FakeReward(lambda text: -math.inf if len(text) == 1 else 1.0)
-    for options in ({"weights": [-1, 1]}, {"combine": "worst"}, {"scale": "z"}, {"combine": "cvar"}):
+    for options in (
+        {"weights": [-1, 1]},
+        {"combine": "worst"},
+        {"scale": "z"},
+        {"combine": "cvar"},
+    ):
         values = score(EnsembleReward([picky, LENGTH], **options))
         assert [math.isfinite(value) for value in values] == [True, False, True]
 
@@ -243,7 +282,9 @@ def test_in_a_run_filtered_candidates_are_gone_at_once_and_the_winner_passed() -
         elif answer.state == "complete":
             assert in_thirds(answer.text) > 0
     assert member.sessions[0].dropped == judge.sessions[0].dropped
-    assert set(judge.sessions[0].dropped) == {a.index for a in result.candidates if a.state == "rejected"}
+    assert set(judge.sessions[0].dropped) == {
+        a.index for a in result.candidates if a.state == "rejected"
+    }
     assert member.sessions[0].is_closed
     assert judge.sessions[0].is_closed
 
@@ -270,16 +311,21 @@ class Failing(FakeReward):
         return session
 
 
-@pytest.mark.parametrize(("at", "subject"), [("open", "the prompt"), ("score", "candidates 3 to 9")])
+@pytest.mark.parametrize(
+    ("at", "subject"), [("open", "the prompt"), ("score", "candidates 3 to 9")]
+)
 def test_a_member_that_fails_is_named_with_the_candidates(at: str, subject: str) -> None:
-    with pytest.raises(RewardError, match=rf"the member 'failing' of the ensemble failed on {subject}: OSError"):
+    with pytest.raises(
+        RewardError, match=rf"the member 'failing' of the ensemble failed on {subject}: OSError"
+    ):
         score(EnsembleReward([LENGTH, Failing(at)]))
 
 
 def test_a_member_that_fails_on_dropping_is_named() -> None:
     session = EnsembleReward([LENGTH, Failing("drop")]).open(PROMPT)
     with pytest.raises(
-        RewardError, match=r"the member 'failing' of the ensemble failed on the dropped candidates \[3\]"
+        RewardError,
+        match=r"the member 'failing' of the ensemble failed on the dropped candidates \[3\]",
     ):
         session.drop([3])
 
@@ -340,7 +386,9 @@ def test_tokens_are_those_of_all_members_and_drops_reach_all() -> None:
     assert [member.sessions[0].dropped for member in members] == [[1], [1], [1]]
 
 
-def test_what_members_keep_is_told_by_the_least_of_those_that_read_and_by_the_sum_of_bytes() -> None:
+def test_what_members_keep_is_told_by_the_least_of_those_that_read_and_by_the_sum_of_bytes() -> (
+    None
+):
     def kept(*members: tuple[str, int] | None) -> tuple[str, int]:
         rewards = [FakeReward(length) for _ in members]
         session = EnsembleReward(rewards).open(PROMPT)
@@ -397,4 +445,6 @@ def test_the_scores_of_members_can_be_seen_while_a_search_runs() -> None:
         assert all(sum(seen[0].member_scores[answer.index]) == answer.reward for answer in scored)
 
     result = generate(reward, observe=observe)
-    assert {a.index: (length(a.text), num_a(a.text)) for a in result.candidates} == seen[0].member_scores
+    assert {a.index: (length(a.text), num_a(a.text)) for a in result.candidates} == seen[
+        0
+    ].member_scores

@@ -66,7 +66,11 @@ specs = st.text(st.sampled_from("ab+*?'\"&=:# 1"), min_size=1, max_size=12)
 @given(
     st.lists(st.tuples(specs, st.floats(0.001, 1e30) | st.just(1.0)), min_size=1, max_size=4),
     st.sampled_from(
-        [{}, {"combine": "cvar", "share": 0.25}, {"scale": "z", "truncated": -2.5, "length_penalty": 1e-5}]
+        [
+            {},
+            {"combine": "cvar", "share": 0.25},
+            {"scale": "z", "truncated": -2.5, "length_penalty": 1e-5},
+        ]
     ),
     st.none() | specs,
 )
@@ -86,7 +90,10 @@ def test_a_name_is_a_spec_that_gives_the_ensemble_again(
         **options,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("specrej.rewards.ensemble.as_reward", lambda spec: named(spec) if isinstance(spec, str) else spec)
+        patch.setattr(
+            "specrej.rewards.ensemble.as_reward",
+            lambda spec: named(spec) if isinstance(spec, str) else spec,
+        )
         again = parse_ensemble(reward.name.removeprefix("ensemble:"))
     assert [member.name for member in again.members] == [spec for spec, _ in members]
     assert again.weights == [weight for _, weight in members]
@@ -123,7 +130,9 @@ def test_a_name_is_a_spec_that_gives_the_ensemble_again(
         ("logprob?truncated=2", UsageError, "truncated must be 0 or below"),
     ],
 )
-def test_a_malformed_spec_is_an_error_that_shows_the_place(spec: str, error: type[Exception], message: str) -> None:
+def test_a_malformed_spec_is_an_error_that_shows_the_place(
+    spec: str, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         as_reward(f"ensemble:{spec}")
 

@@ -39,7 +39,9 @@ def test_gets_the_last_question_and_all_texts_in_one_call() -> None:
 
 
 def test_a_prompt_without_a_user_is_its_last_message() -> None:
-    session = FunctionReward(lambda prompt, texts: [len(prompt)]).open([{"role": "system", "content": "four"}])
+    session = FunctionReward(lambda prompt, texts: [len(prompt)]).open(
+        [{"role": "system", "content": "four"}]
+    )
     assert session.score(ANSWERS[:1]) == [4.0]
     assert session.num_tokens == 0
 
@@ -73,7 +75,9 @@ def test_count_and_nan_are_left_to_the_search() -> None:
 
 @pytest.mark.parametrize("what", [None, "0.5", [1.0, 2.0], 1j, {}, np.zeros(2), torch.zeros(2)])
 def test_what_is_no_number_is_named_with_its_candidate(what: Any) -> None:
-    with pytest.raises(RewardError, match=rf"'mine' gave .*\({type(what).__name__}\) for candidate 5"):
+    with pytest.raises(
+        RewardError, match=rf"'mine' gave .*\({type(what).__name__}\) for candidate 5"
+    ):
         score(lambda prompt, texts: [1.0, what, 3.0])
 
 
@@ -92,7 +96,9 @@ def test_the_candidate_that_fails_is_found() -> None:
     def reciprocal(prompt: str, texts: list[str]) -> list[float]:
         return [1 / len(text) for text in texts]
 
-    with pytest.raises(RewardError, match="reward 'mine' failed on candidate 9: ZeroDivisionError") as caught:
+    with pytest.raises(
+        RewardError, match="reward 'mine' failed on candidate 9: ZeroDivisionError"
+    ) as caught:
         score(reciprocal)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
@@ -111,7 +117,9 @@ def test_the_range_is_named_where_none_fails_alone() -> None:
             raise ValueError("one at a time")
         return [0.0]
 
-    with pytest.raises(RewardError, match="failed on candidates 3 to 9: ValueError: one at a time") as caught:
+    with pytest.raises(
+        RewardError, match="failed on candidates 3 to 9: ValueError: one at a time"
+    ) as caught:
         score(single)
     assert isinstance(caught.value.__cause__, ValueError)
 

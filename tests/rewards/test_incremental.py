@@ -1,4 +1,5 @@
-"""Causal classifiers that read each token once, against transformers' own pass over each whole conversation alone."""
+"""Causal classifiers that read each token once, against transformers' own pass over each whole
+conversation alone."""
 
 import copy
 import weakref
@@ -26,7 +27,9 @@ from tiny import CHAT_TEMPLATE, EOS_ID, VOCABULARY, make_config, make_tokenizer
 
 PROMPT = [{"role": "user", "content": "Say ab, é or 漢."}]
 MERGES = [(":", "a"), ("a", "b"), ("ab", "ab"), ("Ġ", "a"), ("Ã", "©"), ("Ċ", "Ċ"), ("b", "Ġ")]
-PLAIN_TEMPLATE = "{% for message in messages %}{{ message['role'] }}:{{ message['content'] }}\n{% endfor %}"
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}:{{ message['content'] }}\n{% endfor %}"
+)
 TOLERANCE = 1e-4
 NAMES = ("llama", "qwen2", "mistral", "gemma2")
 CHUNK = 32
@@ -36,7 +39,8 @@ GROUPS: list[weakref.ref[Group]] = []
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_chunks_and_nan() -> Iterator[None]:
-    """Prompts and long answers take several passes, what was never written is NaN, and all groups are known."""
+    """Prompts and long answers take several passes, what was never written is NaN, and all
+    groups are known."""
     resize, init = Group.resize, Group.__init__
 
     def noted(self: Group, *given: Any, **named: Any) -> None:
@@ -63,7 +67,9 @@ def make_classifier(name: str, **changes: Any) -> Any:
     auto: Any = transformers.AutoModelForSequenceClassification
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = make_config(name, **{"num_labels": 1, "vocab_size": VOCABULARY + len(MERGES), **changes})
+        config = make_config(
+            name, **{"num_labels": 1, "vocab_size": VOCABULARY + len(MERGES), **changes}
+        )
         model = auto.from_config(config, attn_implementation="eager")
         for parameter in model.parameters():
             if parameter.dim() == 1:
@@ -72,7 +78,8 @@ def make_classifier(name: str, **changes: Any) -> Any:
 
 
 def merging_tokenizer() -> Any:
-    """Characters that come later change the tokens of those before them, even those of the template."""
+    """Characters that come later change the tokens of those before them, even those of the
+    template."""
     tokenizer = make_tokenizer(PLAIN_TEMPLATE)
     vocabulary = dict(tokenizer.get_vocab())
     for left, right in MERGES:
@@ -113,7 +120,9 @@ class Case:
     def check(self, session: Any, candidates: Sequence[Candidate]) -> None:
         scores = session.score(candidates)
         expected = [self.expected(self.ids(candidate.text)) for candidate in candidates]
-        assert scores == pytest.approx(expected, abs=TOLERANCE, rel=TOLERANCE), [c.text for c in candidates]
+        assert scores == pytest.approx(expected, abs=TOLERANCE, rel=TOLERANCE), [
+            c.text for c in candidates
+        ]
         if session.reuse != "none":  # transformers' own pass is fed padding too
             assert session.num_tokens == self.num_fed
 
@@ -142,8 +151,14 @@ def held_bytes() -> int:
     """Bytes of all tensors of all groups that are alive."""
     alive = [group for reference in GROUPS if (group := reference()) is not None]
     GROUPS[:] = map(weakref.ref, alive)
-    tensors = [t for group in alive for t in (*group.prompt_keys, *group.prompt_values, *group.keys, *group.values)]
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+    tensors = [
+        t
+        for group in alive
+        for t in (*group.prompt_keys, *group.prompt_values, *group.keys, *group.values)
+    ]
+    return sum(
+        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()
+    )
 
 
 TEXT = st.text("ab é漢🙂\n<", max_size=12)
@@ -176,7 +191,11 @@ def follow(case: Case, session: Any, schedule: Sequence[Sequence[tuple[str, str,
             case.check(session, scored)
         fates = {index: fate for index, (_, _, fate) in enumerate(moves) if index in candidates}
         session.drop([index for index, fate in fates.items() if fate == "rejected"])
-        candidates = {index: candidates[index] for index, fate in fates.items() if fate not in ("ends", "rejected")}
+        candidates = {
+            index: candidates[index]
+            for index, fate in fates.items()
+            if fate not in ("ends", "rejected")
+        }
 
 
 @pytest.mark.parametrize("merges", [False, True])
@@ -184,7 +203,10 @@ def follow(case: Case, session: Any, schedule: Sequence[Sequence[tuple[str, str,
 @given(schedule=SCHEDULES)
 @settings(max_examples=12, deadline=None)
 def test_scores_are_those_of_a_whole_pass(
-    cases: dict[tuple[str, bool], Case], name: str, merges: bool, schedule: list[list[tuple[str, str, str]]]
+    cases: dict[tuple[str, bool], Case],
+    name: str,
+    merges: bool,
+    schedule: list[list[tuple[str, str, str]]],
 ) -> None:
     session = cases[name, merges].open()
     follow(cases[name, merges], session, schedule)
@@ -219,7 +241,12 @@ def test_what_memory_carries_decides_what_is_kept(llama: Case) -> None:
     answers = live(*("abc" * n for n in (5, 6, 7)))
     num_prompt, longest = len(llama.ids("")) - 1, len(llama.ids("abc" * 7)) - len(llama.ids("")) + 1
     tiers = {}
-    for num_tokens in (num_prompt - 1, num_prompt + longest - 1, num_prompt + longest, num_prompt + 4 * longest):
+    for num_tokens in (
+        num_prompt - 1,
+        num_prompt + longest - 1,
+        num_prompt + longest,
+        num_prompt + 4 * longest,
+    ):
         session = llama.open(num_tokens * llama.token_bytes)
         for _ in range(2):
             llama.check(session, answers)
@@ -294,23 +321,34 @@ def test_a_score_does_not_depend_on_its_neighbours(llama: Case, memory_tokens: i
 def test_generate_says_what_was_kept(llama: Case) -> None:
     llama.open()
     engine = FakeEngine()
-    for memory_bytes, reuse in ((2**30, "answers"), (65 * llama.token_bytes, "prompt"), (0, "none")):
+    for memory_bytes, reuse in (
+        (2**30, "answers"),
+        (65 * llama.token_bytes, "prompt"),
+        (0, "none"),
+    ):
         llama.reward.memory_bytes = memory_bytes
-        result = specrej.generate(PROMPT, model=engine, reward=llama.reward, n=6, decide="every:8", max_new_tokens=24)
+        result = specrej.generate(
+            PROMPT, model=engine, reward=llama.reward, n=6, decide="every:8", max_new_tokens=24
+        )
         usage = result.to_dict()["usage"]
         assert usage["reward_reuse"] == reuse
         assert (usage["reward_kv_bytes"] > 0) == (reuse != "none")
         assert usage["reward_kv_bytes"] <= memory_bytes
         assert len(result.decisions) > 1
         for candidate in result.candidates:
-            assert candidate.reward == pytest.approx(llama.expected(llama.ids(candidate.text)), abs=TOLERANCE)
+            assert candidate.reward == pytest.approx(
+                llama.expected(llama.ids(candidate.text)), abs=TOLERANCE
+            )
 
 
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
         ("gpt_oss", {}),  # sinks
-        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}}),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}},
+        ),
         ("gpt2", {}),  # reads token types
     ],
 )
@@ -318,7 +356,9 @@ def test_what_cannot_be_read_in_parts_is_read_whole(name: str, changes: dict[str
     case = Case(make_classifier(name, **changes), make_tokenizer(CHAT_TEMPLATE))
     session = case.open()
     scores = session.score(live("ab", "a longer one"))
-    assert scores == pytest.approx([case.expected(case.ids(text)) for text in ("ab", "a longer one")], abs=TOLERANCE)
+    assert scores == pytest.approx(
+        [case.expected(case.ids(text)) for text in ("ab", "a longer one")], abs=TOLERANCE
+    )
     assert (session.reuse, session.peak_kv_bytes) == ("none", 0)
     assert session.num_tokens == len(case.ids("ab")) + len(case.ids("a longer one"))
 
@@ -339,21 +379,30 @@ def test_an_open_answer_has_nothing_behind_it(memory_bytes: int, trim: str) -> N
     template = CHAT_TEMPLATE.replace("message['content']", f"message['content']{trim}")
     case = Case(make_classifier("llama"), make_tokenizer(template), partial="open")
     reasons: list[FinishReason | None] = [None, "length", "eos", "stop", None]
-    answers = [Candidate(i, text=" ab é "[i:], finish_reason=reason) for i, reason in enumerate(reasons)]
+    answers = [
+        Candidate(i, text=" ab é "[i:], finish_reason=reason) for i, reason in enumerate(reasons)
+    ]
     answers.append(Candidate(9))
     session = case.open(memory_bytes)
     scores = session.score(answers)
     rows = [case.ids(answer.text) for answer in answers]
     assert all(row[-1] == EOS_ID for row in rows)
-    expected = [row[:-1] if a.finish_reason in (None, "length") else row for row, a in zip(rows, answers, strict=True)]
+    expected = [
+        row[:-1] if a.finish_reason in (None, "length") else row
+        for row, a in zip(rows, answers, strict=True)
+    ]
     assert scores == pytest.approx([case.expected(row) for row in expected], abs=TOLERANCE)
     answers[0].text += "more"
     session.drop([1, 2, 3, 4, 9])
-    assert session.score(answers[:1]) == pytest.approx([case.expected(case.ids(answers[0].text)[:-1])], abs=TOLERANCE)
+    assert session.score(answers[:1]) == pytest.approx(
+        [case.expected(case.ids(answers[0].text)[:-1])], abs=TOLERANCE
+    )
 
 
 def test_an_open_answer_needs_a_template_that_shows_it() -> None:
-    tokenizer = make_tokenizer(CHAT_TEMPLATE.replace("message['content']", "message['content'] | upper"))
+    tokenizer = make_tokenizer(
+        CHAT_TEMPLATE.replace("message['content']", "message['content'] | upper")
+    )
     reward = ClassifierReward((make_classifier("llama"), tokenizer), partial="open")
     with pytest.raises(RewardError, match="does not show where an answer ends") as caught:
         reward.open(PROMPT)
@@ -370,12 +419,16 @@ def test_arguments_that_cannot_be_honoured() -> None:
         ClassifierReward("never/opened", partial=ajar)
 
 
-def test_a_model_that_fails_names_its_candidates(llama: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_fails_names_its_candidates(
+    llama: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session = llama.open()
     llama.check(session, live("a", "b", "c", "d"))
     with monkeypatch.context() as patch:
         patch.setattr(ExtendPass, "attend", lambda *given: 1 / 0)
-        with pytest.raises(RewardError, match=r"failed on candidates \[0, 1, 2\]: ZeroDivisionError"):
+        with pytest.raises(
+            RewardError, match=r"failed on candidates \[0, 1, 2\]: ZeroDivisionError"
+        ):
             session.score(live("ab", "bb", "cb", "db"))
     llama.num_fed = session.num_tokens
     llama.check(session, live("ab", "b", "cc", "dd"))

@@ -82,7 +82,11 @@ def test_each_candidate_is_rated(server: Server) -> None:
 
 
 def test_what_did_not_change_is_asked_once(server: Server) -> None:
-    first = [candidate(0, "same", is_complete=True), candidate(1, "same", is_complete=True), candidate(2, "grows")]
+    first = [
+        candidate(0, "same", is_complete=True),
+        candidate(1, "same", is_complete=True),
+        candidate(2, "grows"),
+    ]
     second = [*first[:2], candidate(2, "grows on")]
     third = [first[1], candidate(2, "grows on", is_complete=True)]
     scores, num_tokens = score(judge(server), first, second, third)
@@ -103,9 +107,13 @@ def test_prompts_that_are_due_together_are_rated_at_once(server: Server) -> None
     server.answer = meet
     reward: BatchedReward = judge(server)
     sessions = [reward.open(PROMPT), reward.open(PROMPT[1:])]
-    batches = [[candidate(0, "same"), candidate(1, "same"), candidate(2, "other")], [candidate(0, "same")]]
+    batches = [
+        [candidate(0, "same"), candidate(1, "same"), candidate(2, "other")],
+        [candidate(0, "same")],
+    ]
     asked = list(zip(sessions, batches, strict=True))
-    # What a session knows is not asked about again; what another one knows is, since its prompt may differ.
+    # What a session knows is not asked about again; what another one knows is, since its prompt may
+    # differ.
     for _ in range(2):
         assert score_together(reward, asked) == [[4.0, 4.0, 5.0], [4.0]]
     assert len(server.requests) == 3
@@ -182,15 +190,21 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("text", MALFORMED)
-def test_what_cannot_be_read_is_asked_for_again_once_and_then_a_failure(server: Server, text: str | None) -> None:
+def test_what_cannot_be_read_is_asked_for_again_once_and_then_a_failure(
+    server: Server, text: str | None
+) -> None:
     server.answer = lambda request: text
-    with pytest.raises(RewardError, match=r"'judge:.*#some-judge' failed on candidate 3: no \{\"score\"") as caught:
+    with pytest.raises(
+        RewardError, match=r"'judge:.*#some-judge' failed on candidate 3: no \{\"score\""
+    ) as caught:
         score(judge(server), [candidate(3, "a")])
     assert len(server.requests) == 2
     assert len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": null}]}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": null}]}']
+)
 def test_a_body_that_is_no_completion_is_a_failure(server: Server, body: bytes) -> None:
     server.answer = lambda request: (200, {}, body)
     with pytest.raises(RewardError, match="failed on candidate 3"):
@@ -202,7 +216,11 @@ def test_an_endpoint_that_refuses_response_format_is_asked_without_it(server: Se
     rated = server.answer
 
     def answer(request: dict[str, Any]) -> Any:
-        return (400, {}, b"no response_format here") if "response_format" in request else rated(request)
+        return (
+            (400, {}, b"no response_format here")
+            if "response_format" in request
+            else rated(request)
+        )
 
     server.answer = answer
     reward = judge(server, concurrency=1)
@@ -235,7 +253,9 @@ def test_a_refusal_names_the_candidate_and_not_the_key(server: Server) -> None:
     server.answer = lambda request: (401, {}, f"the key {KEY} is wrong".encode())
     with pytest.raises(RewardError) as caught:
         score(judge(server), [candidate(3, "a")])
-    assert str(caught.value).endswith("failed on candidate 3: refuses to answer, status 401: 'the key *** is wrong'")
+    assert str(caught.value).endswith(
+        "failed on candidate 3: refuses to answer, status 401: 'the key *** is wrong'"
+    )
     assert caught.value.hint == "check the API key"
 
 
@@ -245,7 +265,9 @@ def test_spec_strings(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert score(parse_judge(f"{server.url}/v1#org/judge:free"), batch)[0] == [[3.0]]
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     score(parse_judge(f"{server.url}/v1#org/judge:free"), batch)
-    reward = as_reward(f"judge:{server.url}/v1#org/judge:free?criteria=how%20brief%20%23&key_env=MINE&timeout_s=9")
+    reward = as_reward(
+        f"judge:{server.url}/v1#org/judge:free?criteria=how%20brief%20%23&key_env=MINE&timeout_s=9"
+    )
     assert isinstance(reward, JudgeReward)
     assert score(reward, batch)[0] == [[3.0]]
     assert server.keys == {None, "Bearer another-key"}  # the key of OpenAI goes to nobody else
@@ -284,9 +306,14 @@ def test_specs_of_another_form_are_refused(spec: str) -> None:
 def test_through_generate(server: Server) -> None:
     server.answer = rate(lambda answer: min(answer.count("a"), 10))
     reward = f"judge:{server.url}/v1#some-judge"
-    result = specrej.generate("Hi", model=FakeEngine(), reward=reward, n=20, decide="every:1", max_new_tokens=10)
+    result = specrej.generate(
+        "Hi", model=FakeEngine(), reward=reward, n=20, decide="every:1", max_new_tokens=10
+    )
     assert result.reward == min(result.text.count("a"), 10) > 0
     assert result.usage.reward_tokens == 103 * len(server.requests)
-    seen = [(shown_answer(request), instruction(request).partition("between")[0]) for request in server.requests]
+    seen = [
+        (shown_answer(request), instruction(request).partition("between")[0])
+        for request in server.requests
+    ]
     assert len(seen) == len(set(seen))
     assert len(server.requests) < sum(len(decision.scored) for decision in result.decisions)

@@ -1,4 +1,5 @@
-"""Outputs by label, by number and by weight; and code that comes with a model, run only when asked for."""
+"""Outputs by label, by number and by weight; and code that comes with a model, run only when
+asked for."""
 
 import json
 from pathlib import Path
@@ -48,7 +49,11 @@ def test_weights_that_are_none(label: str) -> None:
 def directory(tmp_path: Path) -> str:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
     )
     config.pad_token_id, config.id2label = None, LABELS
     make: Any = LlamaForSequenceClassification
@@ -60,7 +65,11 @@ def directory(tmp_path: Path) -> str:
 @pytest.mark.parametrize("memory_bytes", [0, None])
 def test_a_weighted_sum_of_outputs(directory: str, memory_bytes: int | None) -> None:
     def scores(label: str) -> list[float]:
-        return list(ClassifierReward(directory, label=label, memory_bytes=memory_bytes).open(PROMPT).score(ANSWERS))
+        return list(
+            ClassifierReward(directory, label=label, memory_bytes=memory_bytes)
+            .open(PROMPT)
+            .score(ANSWERS)
+        )
 
     bad, fair = scores("bad"), scores("fair")
     expected = [0.5 * a - 2 * b for a, b in zip(bad, fair, strict=True)]
@@ -70,7 +79,10 @@ def test_a_weighted_sum_of_outputs(directory: str, memory_bytes: int | None) -> 
 def test_code_that_comes_with_a_model_is_run_only_when_asked_for(directory: str) -> None:
     """A gated head of the model's own, of a type that transformers does not know."""
     plain = [
-        [ClassifierReward(directory, label=label).open(PROMPT).score([answer])[0] for label in ("bad", "fair")]
+        [
+            ClassifierReward(directory, label=label).open(PROMPT).score([answer])[0]
+            for label in ("bad", "fair")
+        ]
         for answer in ANSWERS
     ]
     path = Path(directory)
@@ -81,7 +93,9 @@ def test_code_that_comes_with_a_model_is_run_only_when_asked_for(directory: str)
     (path / "config.json").write_text(json.dumps(config))
     trusted = as_reward(f"classifier:{directory}#0?trust_remote_code=1")
     session = trusted.open(PROMPT)
-    assert session.score(ANSWERS) == pytest.approx([10 * bad + fair for bad, fair in plain], abs=1e-4)
+    assert session.score(ANSWERS) == pytest.approx(
+        [10 * bad + fair for bad, fair in plain], abs=1e-4
+    )
     assert session.reuse == "none", "a head that is not the usual one is read whole"
     try:
         distrusting = list(ClassifierReward(directory, label="0").open(PROMPT).score(ANSWERS))

@@ -1,4 +1,5 @@
-"""Step scores against a tiny random token classifier that reads one answer at a time, laid out by hand."""
+"""Step scores against a tiny random token classifier that reads one answer at a time, laid out
+by hand."""
 
 import json
 import logging
@@ -27,7 +28,10 @@ STEPS = [
     [""],
     ["I think", "that it is a bit more than forty, or so", "42"],
 ]
-ANSWERS = [Candidate(10 + i, text=SEPARATOR.join(steps), finish_reason="eos") for i, steps in enumerate(STEPS)]
+ANSWERS = [
+    Candidate(10 + i, text=SEPARATOR.join(steps), finish_reason="eos")
+    for i, steps in enumerate(STEPS)
+]
 
 
 def make_classifier(num_labels: int = 2, **changes: Any) -> Any:
@@ -42,11 +46,16 @@ def pair() -> Any:
 
 
 @torch.no_grad()
-def step_scores(pair: Any, steps: list[str], output: int = 1, separator: str = SEPARATOR) -> list[float]:
-    """Probabilities at the last token of each separator; one token a byte, so positions can be counted."""
+def step_scores(
+    pair: Any, steps: list[str], output: int = 1, separator: str = SEPARATOR
+) -> list[float]:
+    """Probabilities at the last token of each separator; one token a byte, so positions can be
+    counted."""
     model, tokenizer = pair
     text = PROMPT[0]["content"] + "".join(step + separator for step in steps)
-    logits = model(input_ids=torch.tensor([[BOS_ID, *tokenizer(text)["input_ids"]]])).logits[0].double()
+    logits = (
+        model(input_ids=torch.tensor([[BOS_ID, *tokenizer(text)["input_ids"]]])).logits[0].double()
+    )
     scores, end = [], len(PROMPT[0]["content"].encode())
     for step in steps:
         end += len((step + separator).encode())
@@ -67,15 +76,24 @@ def product(scores: list[float]) -> float:
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 @pytest.mark.parametrize(
     ("reduce", "expected"),
-    [("min", min), ("product", product), ("mean", lambda s: sum(s) / len(s)), ("last", lambda s: s[-1])],
+    [
+        ("min", min),
+        ("product", product),
+        ("mean", lambda s: sum(s) / len(s)),
+        ("last", lambda s: s[-1]),
+    ],
 )
-def test_an_answer_is_scored_by_its_steps(pair: Any, reduce: str, expected: Any, batch_size: int) -> None:
+def test_an_answer_is_scored_by_its_steps(
+    pair: Any, reduce: str, expected: Any, batch_size: int
+) -> None:
     session = ProcessReward(pair, reduce=reduce, batch_size=batch_size).open(PROMPT)
     scores = [step_scores(pair, steps) for steps in STEPS]
     assert session.score(ANSWERS) == pytest.approx([expected(s) for s in scores], rel=1e-5)
     assert max(scores[0]) - min(scores[0]) > 1e-2, "steps tell apart"
     num_prompt = 1 + len(PROMPT[0]["content"])
-    lengths = [num_prompt + sum(len((step + SEPARATOR).encode()) for step in steps) for steps in STEPS]
+    lengths = [
+        num_prompt + sum(len((step + SEPARATOR).encode()) for step in steps) for steps in STEPS
+    ]
     assert session.num_tokens == sum(lengths)
 
 
@@ -99,7 +117,9 @@ def test_a_score_does_not_depend_on_its_batch(pair: Any) -> None:
         ("\n\n", [""], [""]),
     ],
 )
-def test_the_last_step_of_an_unfinished_answer_waits(text: str, finished: list[str], unfinished: list[str]) -> None:
+def test_the_last_step_of_an_unfinished_answer_waits(
+    text: str, finished: list[str], unfinished: list[str]
+) -> None:
     assert split_steps(text, "\n\n", is_finished=True) == finished
     assert split_steps(text, "\n\n", is_finished=False) == unfinished
 
@@ -117,11 +137,15 @@ def test_an_unfinished_answer_is_scored_on_the_steps_that_ended(pair: Any) -> No
     assert session.score(partial) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(("num_labels", "label", "output"), [(1, None, 0), (2, "LABEL_0", 0), (3, 2, 2), (3, "1", 1)])
+@pytest.mark.parametrize(
+    ("num_labels", "label", "output"), [(1, None, 0), (2, "LABEL_0", 0), (3, 2, 2), (3, "1", 1)]
+)
 def test_the_good_label_may_be_any(num_labels: int, label: str | int | None, output: int) -> None:
     pair = make_classifier(num_labels), make_tokenizer()
     scores = ProcessReward(pair, label=label, reduce="last").open(PROMPT).score(ANSWERS)
-    assert scores == pytest.approx([step_scores(pair, steps, output)[-1] for steps in STEPS], rel=1e-5)
+    assert scores == pytest.approx(
+        [step_scores(pair, steps, output)[-1] for steps in STEPS], rel=1e-5
+    )
 
 
 def test_three_labels_need_a_name() -> None:
@@ -146,7 +170,9 @@ def test_a_conversation_can_be_written_by_the_chat_template() -> None:
         ProcessReward(pair, template=True).open(turns)
 
 
-def test_steps_that_end_behind_the_limit_are_not_scored(pair: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_steps_that_end_behind_the_limit_are_not_scored(
+    pair: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     num_prompt = 1 + len(PROMPT[0]["content"])
     reward = ProcessReward(pair, reduce="last", max_tokens=num_prompt + 6)
     with caplog.at_level(logging.WARNING, logger="specrej"):
@@ -161,7 +187,9 @@ def test_steps_that_end_behind_the_limit_are_not_scored(pair: Any, caplog: pytes
     expected = [step_scores(pair, ["a b"]), step_scores(pair, ["abc"]), step_scores(pair, ["abcd"])]
     assert scores[:3] == pytest.approx([s[0] for s in expected], rel=1e-5)
     cut = step_scores(pair, ["abcde\n"], separator="")[0]
-    assert scores[3] == pytest.approx(cut, rel=1e-5), "a first step that is too long is judged at the cut"
+    assert scores[3] == pytest.approx(cut, rel=1e-5), (
+        "a first step that is too long is judged at the cut"
+    )
     assert [message.split(": ")[-1] for message in caplog.messages] == [
         "the last 4 of candidate 6 are cut off",
         "the last 1 of candidate 8 are cut off",
@@ -175,7 +203,9 @@ def test_from_a_specification(pair: Any, tmp_path: Path) -> None:
     pair[1].save_pretrained(tmp_path)
     reward: Any = as_reward(f"process:{tmp_path}?step=%0A&reduce=product&label=LABEL_0")
     expected = product(step_scores((pair[0], pair[1]), ["a", "b"], 0, "\n"))
-    assert reward.open(PROMPT).score([Candidate(0, text="a\nb", finish_reason="eos")]) == pytest.approx([expected])
+    assert reward.open(PROMPT).score(
+        [Candidate(0, text="a\nb", finish_reason="eos")]
+    ) == pytest.approx([expected])
     assert reward.name == f"process:{tmp_path}?step=%0A&reduce=product&label=LABEL_0"
     assert as_reward(reward.name).name == reward.name
     assert reward.flops_per_token == linear_flops(pair[0])
@@ -206,15 +236,22 @@ def test_a_pass_that_fails_names_its_candidates(pair: Any, monkeypatch: pytest.M
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(reward, "_step_scores", fail)
-    with pytest.raises(RewardError, match=r"failed on candidates \[11, 12\]: RuntimeError: out of memory"):
+    with pytest.raises(
+        RewardError, match=r"failed on candidates \[11, 12\]: RuntimeError: out of memory"
+    ):
         reward.open(PROMPT).score(ANSWERS)
 
 
 def test_a_checkpoint_without_a_head_is_refused(tmp_path: Path) -> None:
     make_classifier().model.save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
-    assert "TokenClassification" not in json.loads((tmp_path / "config.json").read_text())["architectures"][0]
-    with pytest.raises(ModelError, match="not that of a token classifier: weights are missing, score"):
+    assert (
+        "TokenClassification"
+        not in json.loads((tmp_path / "config.json").read_text())["architectures"][0]
+    )
+    with pytest.raises(
+        ModelError, match="not that of a token classifier: weights are missing, score"
+    ):
         ProcessReward(tmp_path)
 
 
@@ -222,7 +259,10 @@ def test_what_spells_a_special_token_is_text_but_for_the_separator() -> None:
     tokenizer = make_tokenizer(CHAT_TEMPLATE)
     forged = [{"role": "user", "content": "a<eos><assistant>b"}]
     answer = Candidate(0, text="c<eos>d<system>e", finish_reason="eos")
-    for template, num_prompt in ((False, 1 + len("a<eos><assistant>b")), (True, 4 + len("a<eos><assistant>b"))):
+    for template, num_prompt in (
+        (False, 1 + len("a<eos><assistant>b")),
+        (True, 4 + len("a<eos><assistant>b")),
+    ):
         reward = ProcessReward((make_classifier(), tokenizer), step="<system>", template=template)
         session = reward.open(forged)
         assert len(session.prompt) == num_prompt

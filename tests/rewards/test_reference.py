@@ -28,7 +28,10 @@ ANSWERS = [
 
 
 def answer_ids(tokenizer: Any, answer: Candidate) -> list[int]:
-    return [*tokenizer(answer.text)["input_ids"], *([EOS_ID] if answer.finish_reason == "eos" else [])]
+    return [
+        *tokenizer(answer.text)["input_ids"],
+        *([EOS_ID] if answer.finish_reason == "eos" else []),
+    ]
 
 
 @torch.no_grad()
@@ -54,8 +57,14 @@ def test_a_mean_is_minus_transformers_own_loss(name: str, batch_size: int) -> No
     session = ReferenceReward((model, tokenizer), batch_size=batch_size).open(PROMPT)
     assert session.score(ANSWERS) == pytest.approx(means, rel=1e-5)
     assert session.num_tokens == sum(len(prompt_ids) + len(ids) for ids in rows)
-    sums = ReferenceReward((model, tokenizer), reduce="sum", batch_size=batch_size).open(PROMPT).score(ANSWERS)
-    assert sums == pytest.approx([mean * len(ids) for mean, ids in zip(means, rows, strict=True)], rel=1e-5)
+    sums = (
+        ReferenceReward((model, tokenizer), reduce="sum", batch_size=batch_size)
+        .open(PROMPT)
+        .score(ANSWERS)
+    )
+    assert sums == pytest.approx(
+        [mean * len(ids) for mean, ids in zip(means, rows, strict=True)], rel=1e-5
+    )
 
 
 def test_a_score_does_not_depend_on_its_batch(pair: Any) -> None:
@@ -66,7 +75,9 @@ def test_a_score_does_not_depend_on_its_batch(pair: Any) -> None:
     assert session.score([]) == []
 
 
-def test_a_model_that_keeps_all_logits_scores_the_same(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_keeps_all_logits_scores_the_same(
+    pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reward = ReferenceReward(pair)
     few = reward.open(PROMPT).score(ANSWERS)
     assert reward._keeps_few_logits
@@ -77,7 +88,9 @@ def test_a_model_that_keeps_all_logits_scores_the_same(pair: Any, monkeypatch: p
 def test_minus_is_a_difference_of_sums(pair: Any) -> None:
     sums = ReferenceReward(pair, reduce="sum").open(PROMPT).score(ANSWERS)
     differences = [math.fsum(own) - other for own, other in zip(LOGPROBS, sums, strict=True)]
-    assert ReferenceReward(pair, reduce="sum", minus=True).open(PROMPT).score(ANSWERS) == pytest.approx(differences)
+    assert ReferenceReward(pair, reduce="sum", minus=True).open(PROMPT).score(
+        ANSWERS
+    ) == pytest.approx(differences)
     for_each = [total / len(own) for own, total in zip(LOGPROBS, differences, strict=True)]
     assert ReferenceReward(pair, minus=True).open(PROMPT).score(ANSWERS) == pytest.approx(for_each)
 
@@ -90,7 +103,9 @@ def test_minus_itself_is_nothing(pair: Any) -> None:
         ids = answer_ids(tokenizer, answer)
         log_probs = full_logits(model, [*prompt_ids, *ids]).log_softmax(dim=-1)
         drawn = [log_probs[len(prompt_ids) + i - 1, token].item() for i, token in enumerate(ids)]
-        candidates.append(Candidate(answer.index, ids, drawn, answer.text, finish_reason=answer.finish_reason))
+        candidates.append(
+            Candidate(answer.index, ids, drawn, answer.text, finish_reason=answer.finish_reason)
+        )
     scores = ReferenceReward(pair, reduce="sum", minus=True).open(PROMPT).score(candidates)
     assert scores == pytest.approx([0.0] * len(scores), abs=1e-3)
 
@@ -126,15 +141,21 @@ def test_minus_needs_the_generators_tokens(pair: Any) -> None:
         ReferenceReward(pair, minus=True).open(PROMPT).score([ANSWERS[0], Candidate(4, text="a")])
 
 
-def test_a_long_answer_loses_its_end_and_is_named(pair: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_answer_loses_its_end_and_is_named(
+    pair: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     model, tokenizer = pair
     prompt_ids = tokenizer(RENDERED)["input_ids"]
     reward = ReferenceReward(pair, max_tokens=len(prompt_ids) + 4)
     with caplog.at_level(logging.WARNING, logger="specrej"):
-        scores = reward.open(PROMPT).score([Candidate(3, text="It is 42."), Candidate(4, text="It i")])
+        scores = reward.open(PROMPT).score(
+            [Candidate(3, text="It is 42."), Candidate(4, text="It i")]
+        )
     expected = mean_log_prob(model, prompt_ids, tokenizer("It i")["input_ids"])
     assert scores == pytest.approx([expected, expected], rel=1e-5)
-    assert [message.split(": ")[-1] for message in caplog.messages] == ["the last 5 of candidate 3 are cut off"]
+    assert [message.split(": ")[-1] for message in caplog.messages] == [
+        "the last 5 of candidate 3 are cut off"
+    ]
     with pytest.raises(PromptError, match="room for an answer"):
         ReferenceReward(pair, max_tokens=len(prompt_ids)).open(PROMPT)
     assert ReferenceReward(pair).max_tokens == 512
@@ -167,7 +188,9 @@ def test_errors_say_what_to_do(pair: Any, tmp_path: Path) -> None:
 
 def test_a_pass_that_fails_names_its_candidates(pair: Any) -> None:
     vocabulary = make_model("llama", vocab_size=40)
-    with pytest.raises(RewardError, match=r"failed on candidates \[10, 11, 12, 13, 14\]: IndexError"):
+    with pytest.raises(
+        RewardError, match=r"failed on candidates \[10, 11, 12, 13, 14\]: IndexError"
+    ):
         ReferenceReward((vocabulary, pair[1])).open(PROMPT).score(ANSWERS)
 
 
@@ -186,7 +209,9 @@ def test_the_real_generator_minus_itself_is_nothing() -> None:
     )
     assert {candidate.finish_reason for candidate in result.candidates} == {"eos", "length"}
     # Drawn tokens may spell a text that is tokenized otherwise; with this seed none does.
-    assert [candidate.reward for candidate in result.candidates] == pytest.approx([0.0] * 3, abs=1e-2)
+    assert [candidate.reward for candidate in result.candidates] == pytest.approx(
+        [0.0] * 3, abs=1e-2
+    )
 
 
 def test_what_spells_a_special_token_is_text(pair: Any) -> None:

@@ -1,6 +1,8 @@
-"""The relevance reward: what it feeds a stub, its scores on tiny models by onnxruntime itself, the real one (slow).
+"""The relevance reward: what it feeds a stub, its scores on tiny models by onnxruntime itself, the
+real one (slow).
 
-The tiny models are written here byte by byte, as ONNX's protobuf has it: no package that writes ONNX is needed.
+The tiny models are written here byte by byte, as ONNX's protobuf has it: no package that writes
+ONNX is needed.
 """
 
 import json
@@ -31,7 +33,8 @@ from specrej.types import Candidate
 
 QUESTION = [{"role": "user", "content": "Give three tips for staying healthy."}]
 GOOD = (
-    "1. Eat a balanced diet with plenty of fruit and vegetables. 2. Exercise regularly, at least 30 minutes a day. "
+    "1. Eat a balanced diet with plenty of fruit and vegetables. 2. Exercise regularly, at least "
+    "30 minutes a day. "
     "3. Get enough sleep every night."
 )
 HALF = "1. Eat a balanced"
@@ -39,7 +42,8 @@ OFF_TOPIC = "The capital of France is Paris, a city on the Seine."
 
 
 class StubModel:
-    """In the place of onnxruntime's session: gives the number of the answer's tokens, keeps what it was fed."""
+    """In the place of onnxruntime's session: gives the number of the answer's tokens, keeps what
+    it was fed."""
 
     output_shapes: Sequence[Sequence[Any]] = [["batch_size", 1]]
 
@@ -47,24 +51,33 @@ class StubModel:
         self.fed: list[Mapping[str, npt.NDArray[np.int64]]] = []
 
     def get_inputs(self) -> list[SimpleNamespace]:
-        return [SimpleNamespace(name=name) for name in ("input_ids", "attention_mask", "token_type_ids")]
+        return [
+            SimpleNamespace(name=name) for name in ("input_ids", "attention_mask", "token_type_ids")
+        ]
 
     def get_outputs(self) -> list[SimpleNamespace]:
         return [SimpleNamespace(shape=shape) for shape in self.output_shapes]
 
-    def run(self, _: None, inputs: Mapping[str, npt.NDArray[np.int64]]) -> list[npt.NDArray[np.float32]]:
+    def run(
+        self, _: None, inputs: Mapping[str, npt.NDArray[np.int64]]
+    ) -> list[npt.NDArray[np.float32]]:
         self.fed.append(inputs)
         return [inputs["token_type_ids"].sum(axis=1, keepdims=True).astype(np.float32) - 1]
 
 
 @pytest.fixture
 def model_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cross-encoder of a stub and a tokenizer of two words, which pads and truncates like the real one's file."""
+    """A cross-encoder of a stub and a tokenizer of two words, which pads and truncates like the
+    real one's file."""
     monkeypatch.setattr("onnxruntime.InferenceSession", StubModel)
-    tokenizer = Tokenizer(WordLevel({"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "yes": 4, "no": 5}, "[UNK]"))
+    tokenizer = Tokenizer(
+        WordLevel({"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "yes": 4, "no": 5}, "[UNK]")
+    )
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
     )
     tokenizer.enable_padding(length=64)
     tokenizer.enable_truncation(8)
@@ -105,13 +118,19 @@ def test_counts_tokens_over_all_decisions(model_dir: Path) -> None:
         ([("system", "no")], [5]),
     ],
 )
-def test_question_is_the_last_user_message(model_dir: Path, turns: list[tuple[str, str]], question: list[int]) -> None:
+def test_question_is_the_last_user_message(
+    model_dir: Path, turns: list[tuple[str, str]], question: list[int]
+) -> None:
     reward = RelevanceReward(model_dir)
-    reward.open([{"role": role, "content": content} for role, content in turns]).score(candidates(""))
+    reward.open([{"role": role, "content": content} for role, content in turns]).score(
+        candidates("")
+    )
     assert fed(reward) == [[1, *question, 2, 2]]
 
 
-def test_too_long_answer_is_cut_on_the_right_and_named(model_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_long_answer_is_cut_on_the_right_and_named(
+    model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     reward = RelevanceReward(model_dir)
     session = reward.open([{"role": "user", "content": "no no"}])
     fits = " ".join(["yes"] * (MAX_TOKENS - 5))
@@ -121,13 +140,17 @@ def test_too_long_answer_is_cut_on_the_right_and_named(model_dir: Path, caplog: 
     with caplog.at_level(logging.WARNING, logger="specrej"):
         scores = session.score(candidates("yes", fits + " no" * 7))
     assert scores == [1.0, MAX_TOKENS - 5]
-    assert all(ids.count(5) == 2 for ids in fed(reward)), "the cut took another end than the right one"
+    assert all(ids.count(5) == 2 for ids in fed(reward)), (
+        "the cut took another end than the right one"
+    )
     [record] = caplog.records
     assert "candidate 1 by 7" in record.getMessage()
     assert "candidate 0" not in record.getMessage()
 
 
-def test_too_long_question_leaves_half_of_the_room(model_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_long_question_leaves_half_of_the_room(
+    model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     reward = RelevanceReward(model_dir)
     with caplog.at_level(logging.WARNING, logger="specrej"):
         session = reward.open([{"role": "user", "content": "no " * 600}])
@@ -161,7 +184,9 @@ def test_damaged_tokenizer_is_a_model_error(model_dir: Path) -> None:
         RelevanceReward(model_dir)
 
 
-@pytest.mark.parametrize("shapes", [[["batch", "width", 1]], [["batch", "labels"]], [["batch", 1], ["batch", 1]]])
+@pytest.mark.parametrize(
+    "shapes", [[["batch", "width", 1]], [["batch", "labels"]], [["batch", 1], ["batch", 1]]]
+)
 def test_what_is_no_cross_encoder_is_refused(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch, shapes: Sequence[Sequence[Any]]
 ) -> None:
@@ -187,7 +212,12 @@ def fields(*pairs: tuple[int, int | str | bytes]) -> bytes:
 
 
 def node(kind: str, inputs: Sequence[str], output: str, *attributes: bytes) -> bytes:
-    return fields(*((1, name) for name in inputs), (2, output), (4, kind), *((5, value) for value in attributes))
+    return fields(
+        *((1, name) for name in inputs),
+        (2, output),
+        (4, kind),
+        *((5, value) for value in attributes),
+    )
 
 
 def tensor(name: str, values: npt.NDArray[np.float32]) -> bytes:
@@ -195,12 +225,15 @@ def tensor(name: str, values: npt.NDArray[np.float32]) -> bytes:
 
 
 def value_info(name: str, element: int, shape: Sequence[int | str]) -> bytes:
-    sizes = b"".join(fields((1, fields((1 if isinstance(size, int) else 2, size)))) for size in shape)
+    sizes = b"".join(
+        fields((1, fields((1 if isinstance(size, int) else 2, size)))) for size in shape
+    )
     return fields((1, name), (2, fields((1, fields((1, element), (2, sizes))))))
 
 
 def write_onnx(path: Path, num_outputs: int, width: int | str = "width") -> None:
-    """mean over tokens of tanh(words[id] + types[type]): depends on every token, its type, and how many there are."""
+    """mean over tokens of tanh(words[id] + types[type]): depends on every token, its type, and
+    how many there are."""
     rng = np.random.default_rng(0)
     words, types = (rng.normal(size=(rows, num_outputs)).astype(np.float32) for rows in (6, 2))
     axes = fields((1, "axes"), (8, 1), (20, 7))
@@ -231,7 +264,9 @@ def onnx_dir(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def onnx_logits(directory: Path, ids: list[int], types: list[int]) -> list[float]:
-    model = onnxruntime.InferenceSession(directory / "model.onnx", providers=["CPUExecutionProvider"])
+    model = onnxruntime.InferenceSession(
+        directory / "model.onnx", providers=["CPUExecutionProvider"]
+    )
     inputs = {"input_ids": np.array([ids]), "token_type_ids": np.array([types])}
     return [float(logit) for logit in model.run(None, inputs)[0][0]]
 
@@ -258,7 +293,9 @@ def test_scores_of_any_directory_are_onnxruntimes_own(onnx_dir: Path) -> None:
     assert session.score(candidates(*texts)) == [onnx_logits(onnx_dir, *row)[0] for row in rows]
 
 
-@pytest.mark.parametrize(("label", "message"), [(None, "has 3 outputs"), (3, "no output 3"), (-1, "no output -1")])
+@pytest.mark.parametrize(
+    ("label", "message"), [(None, "has 3 outputs"), (3, "no output 3"), (-1, "no output -1")]
+)
 def test_several_outputs_need_a_number(onnx_dir: Path, label: int | None, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         RelevanceReward(onnx_dir, label=label)
@@ -277,9 +314,15 @@ def test_a_model_that_takes_no_such_length_names_the_candidate(onnx_dir: Path) -
         session.score(candidates("yes", "no no"))
 
 
-def test_answers_to_several_prompts_go_through_one_pool(onnx_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_to_several_prompts_go_through_one_pool(
+    onnx_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reward = RelevanceReward(onnx_dir, label=1)
-    asked = [("no", ["yes yes no", "", "no"]), ("yes no yes", ["yes"]), ("no", ["no", "yes yes no"])]
+    asked = [
+        ("no", ["yes yes no", "", "no"]),
+        ("yes no yes", ["yes"]),
+        ("no", ["no", "yes yes no"]),
+    ]
     sessions = [reward.open([{"role": "user", "content": question}]) for question, _ in asked]
     pools: list[int] = []
 
@@ -288,7 +331,9 @@ def test_answers_to_several_prompts_go_through_one_pool(onnx_dir: Path, monkeypa
         return ThreadPoolExecutor(max_workers)
 
     monkeypatch.setattr("specrej.rewards.relevance.ThreadPoolExecutor", make_pool)
-    pairs = [(session, candidates(*texts)) for session, (_, texts) in zip(sessions, asked, strict=True)]
+    pairs = [
+        (session, candidates(*texts)) for session, (_, texts) in zip(sessions, asked, strict=True)
+    ]
     together = score_together(reward, pairs)
     assert len(pools) == 1
     num_tokens = [session.num_tokens for session in sessions]
@@ -300,18 +345,29 @@ def test_answers_to_several_prompts_go_through_one_pool(onnx_dir: Path, monkeypa
 def test_a_prompt_that_the_model_cannot_read_fails_alone(onnx_dir: Path) -> None:
     write_onnx(onnx_dir / "model.onnx", 1, width=5)
     reward = RelevanceReward(onnx_dir)
-    sessions = [reward.open([{"role": "user", "content": question}]) for question in ("no", "no no", "yes")]
-    one, other, another = score_together(reward, [(session, candidates("yes")) for session in sessions])
+    sessions = [
+        reward.open([{"role": "user", "content": question}]) for question in ("no", "no no", "yes")
+    ]
+    one, other, another = score_together(
+        reward, [(session, candidates("yes")) for session in sessions]
+    )
     assert [one, another] == [session.score(candidates("yes")) for session in sessions[::2]]
     assert "failed on candidate 0, of 6 tokens" in str(other)
 
 
-def test_cut_answers_of_several_prompts_are_all_named(model_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_cut_answers_of_several_prompts_are_all_named(
+    model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     reward = RelevanceReward(model_dir)
-    sessions = [reward.open([{"role": "user", "content": question}]) for question in ("no", "no no")]
+    sessions = [
+        reward.open([{"role": "user", "content": question}]) for question in ("no", "no no")
+    ]
     with caplog.at_level(logging.WARNING, logger="specrej"):
         long = candidates("yes " * MAX_TOKENS)
-        assert score_together(reward, [(session, long) for session in sessions]) == [[MAX_TOKENS - 4], [MAX_TOKENS - 5]]
+        assert score_together(reward, [(session, long) for session in sessions]) == [
+            [MAX_TOKENS - 4],
+            [MAX_TOKENS - 5],
+        ]
     [message] = caplog.messages
     assert message.endswith("candidate 0 by 4, candidate 0 by 5")
 
@@ -323,9 +379,12 @@ def real() -> RelevanceReward:
 
 @pytest.mark.slow
 def test_real_scores_rank_good_half_and_off_topic(real: RelevanceReward) -> None:
-    good, half, unsure, off_topic = real.open(QUESTION).score(candidates(GOOD, HALF, "I don't know", OFF_TOPIC))
+    good, half, unsure, off_topic = real.open(QUESTION).score(
+        candidates(GOOD, HALF, "I don't know", OFF_TOPIC)
+    )
     assert good > half > unsure > off_topic
-    # Wide enough for the kernels of other CPUs; a wrong pair order or lost token types moves scores by more.
+    # Wide enough for the kernels of other CPUs; a wrong pair order or lost token types moves scores
+    # by more.
     assert [good, half, unsure, off_topic] == pytest.approx([1.4, -4.0, -9.5, -11.1], abs=1.0)
 
 
@@ -340,7 +399,9 @@ def test_real_score_does_not_depend_on_its_neighbours(real: RelevanceReward) -> 
 
 
 @pytest.mark.slow
-def test_real_model_reads_no_more_than_it_can(real: RelevanceReward, caplog: pytest.LogCaptureFixture) -> None:
+def test_real_model_reads_no_more_than_it_can(
+    real: RelevanceReward, caplog: pytest.LogCaptureFixture
+) -> None:
     session = real.open(QUESTION)
     with caplog.at_level(logging.WARNING, logger="specrej"):
         [score] = session.score(candidates(GOOD * 40))
@@ -354,18 +415,28 @@ def test_the_real_model_as_a_directory_scores_as_onnxruntime_alone() -> None:
     directory = defaults.locate("relevance")
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     tokenizer.no_padding()
-    model = onnxruntime.InferenceSession(directory / "model.onnx", providers=["CPUExecutionProvider"])
+    model = onnxruntime.InferenceSession(
+        directory / "model.onnx", providers=["CPUExecutionProvider"]
+    )
     expected = []
     for text in (GOOD, HALF, OFF_TOPIC):
         pair = tokenizer.encode(QUESTION[0]["content"], text)
-        columns = {"input_ids": pair.ids, "attention_mask": pair.attention_mask, "token_type_ids": pair.type_ids}
+        columns = {
+            "input_ids": pair.ids,
+            "attention_mask": pair.attention_mask,
+            "token_type_ids": pair.type_ids,
+        }
         logits = model.run(None, {name: np.array([values]) for name, values in columns.items()})[0]
         expected.append(float(logits[0, 0]))
     reward: Any = as_reward(f"relevance:{directory}")
-    assert reward.open(QUESTION).score(candidates(GOOD, HALF, OFF_TOPIC)) == pytest.approx(expected, rel=1e-5)
+    assert reward.open(QUESTION).score(candidates(GOOD, HALF, OFF_TOPIC)) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
-def test_what_spells_a_special_token_is_text(model_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_spells_a_special_token_is_text(
+    model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = str(model_dir / "tokenizer.json")
     tokenizer = Tokenizer.from_file(path)
     tokenizer.add_special_tokens(["[CLS]", "[SEP]"])
@@ -379,11 +450,17 @@ def test_what_spells_a_special_token_is_text(model_dir: Path, caplog: pytest.Log
     tokenizer.save(path)
     with caplog.at_level(logging.WARNING, logger="specrej"):
         RelevanceReward(model_dir)
-    assert caplog.messages[-1].endswith("its tokenizer takes these texts for special tokens: [CLS], [SEP]")
+    assert caplog.messages[-1].endswith(
+        "its tokenizer takes these texts for special tokens: [CLS], [SEP]"
+    )
 
 
 @pytest.mark.slow
 def test_an_answer_cannot_end_the_real_models_text() -> None:
     reward: Any = as_reward("relevance")
-    ids = reward._tokenizer.encode("[CLS] healthy [SEP] tips [PAD][MASK]", add_special_tokens=False).ids
-    assert not {reward._tokenizer.token_to_id(text) for text in ("[CLS]", "[SEP]", "[PAD]", "[MASK]")} & set(ids)
+    ids = reward._tokenizer.encode(
+        "[CLS] healthy [SEP] tips [PAD][MASK]", add_special_tokens=False
+    ).ids
+    assert not {
+        reward._tokenizer.token_to_id(text) for text in ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
+    } & set(ids)

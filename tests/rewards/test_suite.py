@@ -59,7 +59,9 @@ def relevance() -> Reward:
     return as_reward("relevance")
 
 
-@pytest.mark.parametrize("make", [FakeReward, function, logprob, regex, ensemble, classifier, process, reference])
+@pytest.mark.parametrize(
+    "make", [FakeReward, function, logprob, regex, ensemble, classifier, process, reference]
+)
 class TestReward(RewardSuite):
     has_ties = True
 
@@ -67,9 +69,17 @@ class TestReward(RewardSuite):
     def reward(self, make: Callable[[], Reward]) -> Reward:
         return make()
 
+    @pytest.fixture
+    def opening(self, make: Callable[[], Reward]) -> Callable[[], Reward]:
+        return make
+
 
 @pytest.mark.slow
 class TestRelevance(RewardSuite):
     @pytest.fixture
     def reward(self) -> Reward:
         return relevance()
+
+    @pytest.fixture
+    def opening(self) -> Callable[[], Reward]:
+        return lambda: as_reward("relevance")

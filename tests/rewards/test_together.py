@@ -1,4 +1,5 @@
-"""Candidates of several prompts in one batch: as if each prompt were scored by itself, in fewer passes."""
+"""Candidates of several prompts in one batch: as if each prompt were scored by itself, in fewer
+passes."""
 
 import logging
 import math
@@ -38,7 +39,8 @@ def answers(*texts: str) -> list[Candidate]:
 
 
 class Lengths:
-    """Scores by the length of prompt and answer; fails on a `fatal` text. `batches` holds the sizes of all batches."""
+    """Scores by the length of prompt and answer; fails on a `fatal` text. `batches` holds the
+    sizes of all batches."""
 
     name = "lengths"
     flops_per_token = None
@@ -53,7 +55,9 @@ class Lengths:
     def close(self) -> None:
         """Nothing is held."""
 
-    def score_together(self, asked: Sequence[tuple[StatelessSession, Sequence[Candidate]]]) -> list[Sequence[float]]:
+    def score_together(
+        self, asked: Sequence[tuple[StatelessSession, Sequence[Candidate]]]
+    ) -> list[Sequence[float]]:
         return score_jointly(asked, self._score)
 
     def _score(self, pairs: Sequence[tuple[str, Candidate]]) -> tuple[list[float], list[int]]:
@@ -63,7 +67,9 @@ class Lengths:
         if any(candidate.text == "stop" for _, candidate in pairs):
             raise KeyboardInterrupt
         lengths = [(len(text), len(candidate.text)) for text, candidate in pairs]
-        return [100.0 * before + after for before, after in lengths], [before + after for before, after in lengths]
+        return [100.0 * before + after for before, after in lengths], [
+            before + after for before, after in lengths
+        ]
 
 
 def joint(reward: Any, *asked: tuple[str, Sequence[Candidate]]) -> tuple[list[Any], list[int]]:
@@ -81,8 +87,14 @@ def separate(reward: Any, *asked: tuple[str, Sequence[Candidate]]) -> tuple[list
 # The function
 
 
-@given(st.lists(st.tuples(st.text(max_size=5), st.lists(st.text("ab", max_size=5), max_size=4)), max_size=5))
-def test_joint_scores_and_tokens_are_those_of_each_session(asked: list[tuple[str, list[str]]]) -> None:
+@given(
+    st.lists(
+        st.tuples(st.text(max_size=5), st.lists(st.text("ab", max_size=5), max_size=4)), max_size=5
+    )
+)
+def test_joint_scores_and_tokens_are_those_of_each_session(
+    asked: list[tuple[str, list[str]]],
+) -> None:
     reward = Lengths()
     prompts = [(text, answers(*texts)) for text, texts in asked]
     assert joint(reward, *prompts) == separate(reward, *prompts)
@@ -108,13 +120,18 @@ def test_a_reward_without_the_method_is_asked_session_by_session() -> None:
 def test_prompts_at_fault_fail_alone(caplog: pytest.LogCaptureFixture) -> None:
     reward = Lengths()
     with caplog.at_level(logging.WARNING, logger="specrej"):
-        outcomes, num_tokens = joint(reward, ("a", answers("b")), ("aa", answers("b", "fail")), ("aaa", answers("bb")))
+        outcomes, num_tokens = joint(
+            reward, ("a", answers("b")), ("aa", answers("b", "fail")), ("aaa", answers("bb"))
+        )
     assert [outcomes[0], outcomes[2]] == [[101.0], [302.0]]
     assert isinstance(outcomes[1], OSError)
     assert num_tokens == [2, 0, 5]
     assert reward.batches == [4, 1, 2, 1]
     [message] = caplog.messages
-    assert message == "reward 'lengths' failed on 3 prompts together, now one by one: OSError('asked to fail')"
+    assert (
+        message
+        == "reward 'lengths' failed on 3 prompts together, now one by one: OSError('asked to fail')"
+    )
 
 
 def test_without_the_method_too_a_prompt_fails_alone() -> None:
@@ -152,9 +169,15 @@ def test_ctrl_c_passes_through(is_batched: bool) -> None:
 # Models of transformers
 
 PROMPTS = [
-    ("What is 6 times 7?", answers("It is 42.", "6 times 7\n\nis 42", "", "forty-two, or so I think")),
+    (
+        "What is 6 times 7?",
+        answers("It is 42.", "6 times 7\n\nis 42", "", "forty-two, or so I think"),
+    ),
     ("Why?", answers("Because.", "I do not know, and nobody does")),
-    ("How do I sleep well, when all the others are awake?", answers("Go to bed early.", "é", "Read\n\na book.")),
+    (
+        "How do I sleep well, when all the others are awake?",
+        answers("Go to bed early.", "é", "Read\n\na book."),
+    ),
     ("Why?", answers("Go to bed early.")),
 ]
 NUM_ANSWERS = sum(len(candidates) for _, candidates in PROMPTS)
@@ -187,7 +210,9 @@ def classifier(batch_size: int) -> tuple[BatchedReward, nn.Module]:
 
 def open_classifier(batch_size: int) -> tuple[BatchedReward, nn.Module]:
     model = make_bert(transformers.AutoModelForSequenceClassification, num_labels=1)
-    return ClassifierReward((model, make_tokenizer(CHAT_TEMPLATE)), batch_size=batch_size, partial="open"), model
+    return ClassifierReward(
+        (model, make_tokenizer(CHAT_TEMPLATE)), batch_size=batch_size, partial="open"
+    ), model
 
 
 def process(batch_size: int) -> tuple[BatchedReward, nn.Module]:
@@ -226,7 +251,9 @@ def test_the_answers_of_all_prompts_fill_a_pass(make: Make) -> None:
     reward, model = make(4)
     sessions = [(reward.open(prompt(text)), candidates) for text, candidates in PROMPTS]
     rows: list[int] = []
-    model.register_forward_pre_hook(lambda _, given, named: rows.append(len(named["input_ids"])), with_kwargs=True)
+    model.register_forward_pre_hook(
+        lambda _, given, named: rows.append(len(named["input_ids"])), with_kwargs=True
+    )
     score_together(reward, sessions)
     assert rows == [4] * (NUM_ANSWERS // 4) + [NUM_ANSWERS % 4]
     rows.clear()
@@ -245,10 +272,16 @@ def test_a_pass_that_fails_is_the_matter_of_one_prompt(make: Make) -> None:
             raise OSError("no percents")
 
     model.register_forward_pre_hook(fail, with_kwargs=True)
-    asked = [PROMPTS[0], ("How much?", [*answers("Little."), Candidate(7, text="40 %")]), PROMPTS[2]]
+    asked = [
+        PROMPTS[0],
+        ("How much?", [*answers("Little."), Candidate(7, text="40 %")]),
+        PROMPTS[2],
+    ]
     outcomes, num_tokens = joint(reward, *asked)
     expected, expected_tokens = separate(reward, asked[0], asked[2])
-    assert [list(outcomes[0]), list(outcomes[2])] == [pytest.approx(scores, rel=1e-4) for scores in expected]
+    assert [list(outcomes[0]), list(outcomes[2])] == [
+        pytest.approx(scores, rel=1e-4) for scores in expected
+    ]
     assert [num_tokens[0], num_tokens[2]] == expected_tokens
     assert isinstance(outcomes[1], RewardError)
     assert "failed on candidates [0, 7]: OSError: no percents" in str(outcomes[1])
@@ -272,7 +305,9 @@ def test_a_model_that_breaks_on_an_answer_touches_no_other(make: Make, value: fl
         assert list(scores) == pytest.approx(by_itself, rel=1e-4, abs=1e-6, nan_ok=True)
 
 
-def test_a_causal_classifier_reads_prompt_by_prompt_and_keeps_each(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_causal_classifier_reads_prompt_by_prompt_and_keeps_each(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     model = make_causal(transformers.AutoModelForSequenceClassification, num_labels=1)
     reward: BatchedReward = ClassifierReward((model, make_tokenizer(CHAT_TEMPLATE)))
     sessions = [(reward.open(prompt(text)), candidates) for text, candidates in PROMPTS[:2]]
@@ -290,10 +325,18 @@ def test_a_causal_classifier_reads_prompt_by_prompt_and_keeps_each(caplog: pytes
 
 def test_members_and_filter_of_an_ensemble_score_together() -> None:
     member, other, judge = Lengths(), Lengths(), Lengths()
-    reward: BatchedReward = EnsembleReward([member, other], [1, 0.5], filter=judge, filter_when="always", scale="z")
-    asked = [("", answers("", "b", "bbb")), ("a", answers("b", "bb")), ("", answers("", "")), ("aa", answers("bbbb"))]
+    reward: BatchedReward = EnsembleReward(
+        [member, other], [1, 0.5], filter=judge, filter_when="always", scale="z"
+    )
+    asked = [
+        ("", answers("", "b", "bbb")),
+        ("a", answers("b", "bb")),
+        ("", answers("", "")),
+        ("aa", answers("bbbb")),
+    ]
     assert joint(reward, *asked) == separate(reward, *asked)
-    # The filter rejects an empty answer to an empty prompt, so nobody of the third is left for the members.
+    # The filter rejects an empty answer to an empty prompt, so nobody of the third is left for the
+    # members.
     assert judge.batches[0] == 8
     assert member.batches[0] == other.batches[0] == 5
     assert joint(reward, *asked)[0][2] == [-math.inf, -math.inf]
@@ -314,7 +357,9 @@ def test_a_prompt_on_which_a_member_fails_leaves_the_ensemble_alone(place: str) 
     assert [outcomes[0], outcomes[2]] == expected
     assert [num_tokens[0], num_tokens[2]] == expected_tokens
     assert isinstance(outcomes[1], RewardError)
-    assert "the member 'lengths' of the ensemble failed on candidates 0 to 2: OSError" in str(outcomes[1])
+    assert "the member 'lengths' of the ensemble failed on candidates 0 to 2: OSError" in str(
+        outcomes[1]
+    )
     # Whom a member failed on, those behind it are not asked about.
     assert behind_batches == ([6] if place == "last" else [3])
 

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from specrej.errors import PromptError, RewardError, UsageError
 from specrej.rewards import as_reward
 from specrej.rewards.references import read_references
-from specrej.rewards.verifiable import ExactMatchReward, MathReward, RegexReward, final_answer, marked_answer
+from specrej.rewards.verifiable import (
+    ExactMatchReward,
+    MathReward,
+    RegexReward,
+    final_answer,
+    marked_answer,
+)
 from specrej.types import Candidate, Message
 
 PROMPT = [{"role": "user", "content": "What is 6 times 7?"}]
@@ -24,7 +30,11 @@ PROMPT = [{"role": "user", "content": "What is 6 times 7?"}]
 def score(reward: Any, *texts: str, messages: list[dict[str, str]] = PROMPT) -> list[float]:
     """Of finished answers."""
     session = reward.open(messages)
-    scores = list(session.score([Candidate(i, text=text, finish_reason="eos") for i, text in enumerate(texts)]))
+    scores = list(
+        session.score(
+            [Candidate(i, text=text, finish_reason="eos") for i, text in enumerate(texts)]
+        )
+    )
     assert session.num_tokens == 0
     assert reward.flops_per_token == 0.0
     return scores
@@ -34,12 +44,17 @@ def test_a_pattern_is_searched_for_in_partial_texts_too() -> None:
     reward = as_reward(r"regex:(?i)\bpa?ris\b&x=1|lyon")
     texts = ["", "Well, PARIS&x=1.", "Parish", "lyon"]
     expected = [float(re.search(r"(?i)\bpa?ris\b&x=1|lyon", text) is not None) for text in texts]
-    assert reward.open(PROMPT).score([Candidate(i, text=text) for i, text in enumerate(texts)]) == expected
+    assert (
+        reward.open(PROMPT).score([Candidate(i, text=text) for i, text in enumerate(texts)])
+        == expected
+    )
     assert expected == [0, 1, 0, 1]
     assert reward.name == r"regex:(?i)\bpa?ris\b&x=1|lyon"
 
 
-@pytest.mark.parametrize(("pattern", "where"), [("a(b", "position 1"), ("[z-a]", "position 1"), ("x{9999999999}", "")])
+@pytest.mark.parametrize(
+    ("pattern", "where"), [("a(b", "position 1"), ("[z-a]", "position 1"), ("x{9999999999}", "")]
+)
 def test_a_pattern_that_does_not_compile_is_refused(pattern: str, where: str) -> None:
     with pytest.raises(UsageError, match=f"does not compile: .*{where}"):
         RegexReward(pattern)
@@ -94,11 +109,14 @@ def test_an_unfinished_answer_has_no_final_answer() -> None:
 
 
 @given(
-    st.recursive(st.text("ab 1\n"), lambda inner: st.builds("{{{}}}".format, inner), max_leaves=8), st.text("xy}\n ")
+    st.recursive(st.text("ab 1\n"), lambda inner: st.builds("{{{}}}".format, inner), max_leaves=8),
+    st.text("xy}\n "),
 )
 def test_a_box_ends_at_its_own_brace(content: str, after: str) -> None:
     assert marked_answer(rf"{{ a \boxed{{{content}}}{after}") == content
-    assert marked_answer(rf"\boxed{{{content}") == rf"\boxed{{{content}", "a box that is open marks nothing"
+    assert marked_answer(rf"\boxed{{{content}") == rf"\boxed{{{content}", (
+        "a box that is open marks nothing"
+    )
 
 
 @given(st.lists(st.text("ab1. \t")))
@@ -131,7 +149,9 @@ def test_mathematics_is_compared_by_value(maths: MathReward, text: str, is_right
 
 @settings(deadline=None, max_examples=30)
 @given(st.fractions(-99, 99, max_denominator=30), st.fractions(-99, 99, max_denominator=30))
-def test_fractions_are_equal_where_python_says_so(maths: MathReward, given_: Fraction, other: Fraction) -> None:
+def test_fractions_are_equal_where_python_says_so(
+    maths: MathReward, given_: Fraction, other: Fraction
+) -> None:
     # One reward, so one worker: the reference is an argument of the request.
     reference = rf"\frac{{{given_.numerator}}}{{{given_.denominator}}}"
     answers = [(f"{f.numerator * 3}/{f.denominator * 3}", f) for f in (given_, other, -given_)]
@@ -163,7 +183,9 @@ def test_a_worker_that_dies_is_replaced(maths: MathReward) -> None:
 
 def test_threads_can_check_too(maths: MathReward) -> None:
     found: list[list[float]] = []
-    threads = [threading.Thread(target=lambda: found.append(score(maths, "1/2", "1/3"))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: found.append(score(maths, "1/2", "1/3"))) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,6 +1,8 @@
-"""The promises of the design, P1 to P7, on an engine whose tokens are exact, and Algorithm 1 replayed by other means.
+"""The promises of the design, P1 to P7, on an engine whose tokens are exact, and Algorithm 1
+replayed by other means.
 
-What a run is made of is drawn at random: prompt, seed, memory, alpha or k, schedule, reward (with ties and without).
+What a run is made of is drawn at random: prompt, seed, memory, alpha or k, schedule, reward (with
+ties and without).
 The engine itself asserts P5 and P7 at every step: see `fakes`.
 """
 
@@ -48,18 +50,25 @@ def cases(draw: st.DrawFn) -> Case:
         "max_new_tokens": length,
         "memory": draw(st.integers(least, most)),
         "min_tokens": draw(st.integers(1, LENGTH)),
-        "alpha": draw(st.sampled_from([0.001, 0.1, 0.25, 0.5, 0.9]) | st.floats(0, 1, exclude_max=True)),
+        "alpha": draw(
+            st.sampled_from([0.001, 0.1, 0.25, 0.5, 0.9]) | st.floats(0, 1, exclude_max=True)
+        ),
         "keep": draw(st.none() | st.integers(1, 12)),
         "decide": draw(st.sampled_from(["budget", "every:1", "every:5", "at:3,11", "at:7"])),
     }
     return Case(
-        prompt, options, draw(st.sampled_from([0.0, 0.03, 0.2])), draw(st.sampled_from([by_hash, in_thirds, alike]))
+        prompt,
+        options,
+        draw(st.sampled_from([0.0, 0.03, 0.2])),
+        draw(st.sampled_from([by_hash, in_thirds, alike])),
     )
 
 
 def reject(case: Case, engine: FakeEngine | None = None, **options: Any) -> Result:
     engine = engine or FakeEngine(eos=case.eos)
-    return watched(case.prompt, model=engine, reward=FakeReward(case.rate), **{**case.options, **options})
+    return watched(
+        case.prompt, model=engine, reward=FakeReward(case.rate), **{**case.options, **options}
+    )
 
 
 def best_of_n(case: Case, **options: Any) -> Result:
@@ -79,7 +88,9 @@ def fate(candidate: Candidate) -> tuple[list[int], list[float], str | None, str]
 def test_p1_with_alpha_zero_the_candidates_are_those_of_best_of_n(case: Case) -> None:
     result = reject(case, alpha=0.0, keep=None)
     expected = best_of_n(case)
-    assert [fate(candidate) for candidate in result.candidates] == [fate(c) for c in expected.candidates]
+    assert [fate(candidate) for candidate in result.candidates] == [
+        fate(c) for c in expected.candidates
+    ]
     assert result.best.index == expected.best.index
     assert not any(decision.rejected for decision in result.decisions)
 
@@ -88,7 +99,9 @@ def test_p1_with_alpha_zero_the_candidates_are_those_of_best_of_n(case: Case) ->
 @some
 def test_p1_best_of_n_is_the_same_in_waves_and_at_once(case: Case) -> None:
     waves, at_once = reject(case, algorithm="best_of_n"), best_of_n(case)
-    assert [fate(candidate) for candidate in waves.candidates] == [fate(c) for c in at_once.candidates]
+    assert [fate(candidate) for candidate in waves.candidates] == [
+        fate(c) for c in at_once.candidates
+    ]
     assert waves.best == replace(at_once.best, rewards=waves.best.rewards)
     assert len(at_once.decisions) == 1
 
@@ -96,7 +109,11 @@ def test_p1_best_of_n_is_the_same_in_waves_and_at_once(case: Case) -> None:
 def test_p1_memory_forces_waves() -> None:
     memory = FakeEngine().kv_bytes(len(PROMPT) + 1, 3, LENGTH)
     case = Case(PROMPT, {"n": 8, "max_new_tokens": LENGTH, "memory": memory}, 0.0, by_hash)
-    assert [d.scored for d in reject(case, algorithm="best_of_n").decisions] == [(0, 1, 2), (3, 4, 5), (6, 7)]
+    assert [d.scored for d in reject(case, algorithm="best_of_n").decisions] == [
+        (0, 1, 2),
+        (3, 4, 5),
+        (6, 7),
+    ]
 
 
 # P2
@@ -104,7 +121,9 @@ def test_p1_memory_forces_waves() -> None:
 
 @given(cases())
 @some
-def test_p2_a_rejected_candidate_is_a_prefix_of_the_one_best_of_n_finishes_and_the_others_are_equal(case: Case) -> None:
+def test_p2_a_rejected_candidate_is_a_prefix_of_the_one_best_of_n_finishes_and_the_others_are_equal(
+    case: Case,
+) -> None:
     for candidate, full in zip(reject(case).candidates, best_of_n(case).candidates, strict=True):
         num_tokens = len(candidate.token_ids)
         assert candidate.token_ids == full.token_ids[:num_tokens]
@@ -151,7 +170,9 @@ def test_p3_no_reward_and_no_alpha_stops_the_progress(rate: Rate, alpha: float) 
     result = reject(Case(PROMPT, options, 0.0, rate))
     budget = [decision for decision in result.decisions if decision.cause == "budget"]
     assert len(result.candidates) > 50
-    assert [decision.num_tokens for decision in budget] == sorted({decision.num_tokens for decision in budget})
+    assert [decision.num_tokens for decision in budget] == sorted(
+        {decision.num_tokens for decision in budget}
+    )
     assert len(result.best.token_ids) == 64
 
 
@@ -170,12 +191,16 @@ def test_p4_the_winner_is_complete_never_rejected_and_the_best_of_those(case: Ca
     assert result.best is max(complete, key=lambda c: (c.reward or 0.0, -c.index))
     assert result.reward == case.rate(result.text)
     rejected = {index for decision in result.decisions for index in decision.rejected}
-    assert rejected == {candidate.index for candidate in result.candidates if candidate.state == "rejected"}
+    assert rejected == {
+        candidate.index for candidate in result.candidates if candidate.state == "rejected"
+    }
 
 
 @given(cases())
 @some
-def test_p4_a_run_that_is_interrupted_has_an_answer_at_any_moment_that_was_not_rejected(case: Case) -> None:
+def test_p4_a_run_that_is_interrupted_has_an_answer_at_any_moment_that_was_not_rejected(
+    case: Case,
+) -> None:
     moments: list[Result] = []
 
     def observe(search: Search) -> None:
@@ -218,10 +243,18 @@ def test_p6_usage_adds_up(case: Case) -> None:
     engine, reward, begun = FakeEngine(eos=case.eos), FakeReward(case.rate), time.perf_counter()
     seen: list[Usage] = []
     result = watched(
-        case.prompt, model=engine, reward=reward, observe=lambda s: seen.append(replace(s.usage)), **case.options
+        case.prompt,
+        model=engine,
+        reward=reward,
+        observe=lambda s: seen.append(replace(s.usage)),
+        **case.options,
     )
     wall_s, usage = time.perf_counter() - begun, result.usage
-    assert usage.generated_tokens == sum(len(c.token_ids) for c in result.candidates) == engine.num_drawn
+    assert (
+        usage.generated_tokens
+        == sum(len(c.token_ids) for c in result.candidates)
+        == engine.num_drawn
+    )
     assert usage.reward_tokens == reward.sessions[0].num_tokens
     assert usage.prompt_tokens == len(engine.encode(case.prompt))
     assert usage.num_steps == engine.num_steps
@@ -259,7 +292,9 @@ def test_p7_a_prompt_is_prefilled_once_and_each_token_is_read_once(case: Case) -
 
 @given(cases())
 @some
-def test_p7_a_candidate_is_scored_once_after_its_end_and_never_after_its_rejection(case: Case) -> None:
+def test_p7_a_candidate_is_scored_once_after_its_end_and_never_after_its_rejection(
+    case: Case,
+) -> None:
     result = reject(case)
     for candidate in result.candidates:
         scored = [d for d in result.decisions if candidate.index in d.scored]
@@ -278,10 +313,11 @@ class Replayed(NamedTuple):
 
 
 def replay(case: Case, answers: list[list[int]]) -> tuple[list[Replayed], int]:
-    """Decisions and winner of Algorithm 1 (design.md), from answers that Best-of-N finished with memory to spare.
+    """Decisions and winner of Algorithm 1 (design.md), from answers that Best-of-N finished with
+    memory to spare.
 
-    Beside the text of the algorithm: scores that tie at the cut fall, latest first, until a share alpha is rejected,
-    and the worst of those that go on fall until the next step fits.
+    Beside the text of the algorithm: scores that tie at the cut fall, latest first, until a share
+    alpha is rejected, and the worst of those that go on fall until the next step fits.
     """
     engine, options = FakeEngine(), case.options
     num_prompt = len(engine.encode(case.prompt))
@@ -290,7 +326,9 @@ def replay(case: Case, answers: list[list[int]]) -> tuple[list[Replayed], int]:
         return engine.kv_bytes(num_prompt, num, max(length, 2)) <= int(options["memory"])
 
     def is_moment(length: int, last: int) -> bool:
-        return length - last == lengths[0] if kind == "every" else length > last and length in lengths
+        return (
+            length - last == lengths[0] if kind == "every" else length > last and length in lengths
+        )
 
     kind, _, words = options["decide"].partition(":")
     lengths = [int(word) for word in words.split(",") if word]
@@ -307,7 +345,9 @@ def replay(case: Case, answers: list[list[int]]) -> tuple[list[Replayed], int]:
             if live and fits(len(live), length + 1) and not is_moment(length, last):
                 length += 1
                 continue
-            cause = "complete" if not live else "schedule" if fits(len(live), length + 1) else "budget"
+            cause = (
+                "complete" if not live else "schedule" if fits(len(live), length + 1) else "budget"
+            )
             scores = {i: case.rate(text_of(answers[i][:length])) for i in batch}
             worst_first = sorted(batch, key=lambda i: (scores[i], -i))
             if options["keep"] is not None:
@@ -319,7 +359,11 @@ def replay(case: Case, answers: list[list[int]]) -> tuple[list[Replayed], int]:
             going_on = [i for i in worst_first if i in live and i not in rejected]
             while going_on and not fits(len(going_on), length + 1):
                 rejected.add(going_on.pop(0))
-            decisions.append(Replayed(cause, max(len(answers[i][:length]) for i in batch), batch, sorted(rejected)))
+            decisions.append(
+                Replayed(
+                    cause, max(len(answers[i][:length]) for i in batch), batch, sorted(rejected)
+                )
+            )
             finished |= {i: scores[i] for i in batch if i not in rejected and i not in live}
             batch, last = sorted(going_on), length
     return decisions, max(finished, key=lambda i: (finished[i], -i))
@@ -327,19 +371,30 @@ def replay(case: Case, answers: list[list[int]]) -> tuple[list[Replayed], int]:
 
 @given(cases())
 @settings(some, max_examples=100)
-def test_algorithm_1_replayed_from_a_trace_decides_the_same_and_has_the_same_winner(case: Case) -> None:
+def test_algorithm_1_replayed_from_a_trace_decides_the_same_and_has_the_same_winner(
+    case: Case,
+) -> None:
     result = reject(case)
-    decisions, winner = replay(case, [candidate.token_ids for candidate in best_of_n(case).candidates])
-    given = [Replayed(d.cause, d.num_tokens, list(d.scored), list(d.rejected)) for d in result.decisions]
+    decisions, winner = replay(
+        case, [candidate.token_ids for candidate in best_of_n(case).candidates]
+    )
+    given = [
+        Replayed(d.cause, d.num_tokens, list(d.scored), list(d.rejected)) for d in result.decisions
+    ]
     assert given == decisions
     assert result.best.index == winner
     for number, decision in enumerate(result.decisions):
-        stayed = [result.candidates[i].rewards[number] for i in decision.scored if i not in decision.rejected]
+        stayed = [
+            result.candidates[i].rewards[number]
+            for i in decision.scored
+            if i not in decision.rejected
+        ]
         assert decision.cut == (min(stayed) if decision.rejected and stayed else None)
 
 
 def test_cases_reach_what_the_promises_are_about() -> None:
-    """Decisions of every cause, rejected and complete candidates in one batch, and more than one wave."""
+    """Decisions of every cause, rejected and complete candidates in one batch, and more than one
+    wave."""
     seen: set[str] = set()
 
     @given(cases())
@@ -352,7 +407,10 @@ def test_cases_reach_what_the_promises_are_about() -> None:
         first = [decision for decision in result.decisions if 0 in decision.scored]
         if len(first[0].scored) < len(result.candidates):
             seen.add("waves")
-        if any(c.state == "rejected" and c.finish_reason for c in result.candidates) and None in reasons:
+        if (
+            any(c.state == "rejected" and c.finish_reason for c in result.candidates)
+            and None in reasons
+        ):
             seen.add("complete and unfinished ones rejected")
         if any(LETTERS[-1] == candidate.token_ids[-1] for candidate in result.candidates):
             seen.add("half a character")

@@ -25,12 +25,15 @@ from specrej.settings import Settings
 from specrej.types import Candidate, Decision, SamplingParams
 
 REWARDS = st.sampled_from([None, -7.5, -1.0, 0.0, 0.0, 2.0])
-KINDS = st.sampled_from(["live", "complete", "rejected early", "rejected at its end", "lost", "filtered"])
+KINDS = st.sampled_from(
+    ["live", "complete", "rejected early", "rejected at its end", "lost", "filtered"]
+)
 
 
 @st.composite
 def fields(draw: st.DrawFn) -> tuple[list[Candidate], list[Decision]]:
-    """Candidates of all fates, in the order of their indices, and the decisions that say who was filtered and lost."""
+    """Candidates of all fates, in the order of their indices, and the decisions that say who was
+    filtered and lost."""
     candidates, filtered, lost = [], [], []
     for index, kind in enumerate(draw(st.lists(KINDS, min_size=1, max_size=9))):
         reward, length = draw(REWARDS), draw(st.integers(1, 3))
@@ -77,7 +80,9 @@ def test_answers_come_in_one_order(field: tuple[list[Candidate], list[Decision]]
     result = result_of(*candidates, best=order[0], decisions=decisions)
     complete = [index for index in order if candidates[index].state == "complete"]
     for wanted in (1, 3, 99):
-        assert [each.index for each in best_answers(result, wanted)] == (complete[:wanted] or order[:1])
+        assert [each.index for each in best_answers(result, wanted)] == (
+            complete[:wanted] or order[:1]
+        )
     if complete and all(candidates[index].reward is not None for index in complete):
         assert _winner({"candidates": [_candidate(each) for each in candidates]}) == complete[0]  # type: ignore[typeddict-item]
 
@@ -94,34 +99,53 @@ def test_a_pair_sets_the_best_against_the_worst_that_came_to_its_end(
     there = lowest(candidates, decisions)
     assert (None if there is None else there.index) == worst
     if order:
-        request = Request(id="a", prompt="Hi", settings=Settings(), num_kept=9, line=1, form="plain")
-        row = row_of(request, result_of(*candidates, best=order[0], decisions=decisions), FakeEngine().detokenizer)
+        request = Request(
+            id="a", prompt="Hi", settings=Settings(), num_kept=9, line=1, form="plain"
+        )
+        row = row_of(
+            request,
+            result_of(*candidates, best=order[0], decisions=decisions),
+            FakeEngine().detokenizer,
+        )
         assert row["text"] == row["answers"][0]["text"] == str(order[0])
         fate = _fate(row, 0.0)
         if fate == "pairs":
             pair = to_pair(row)
             assert pair["chosen"][0]["content"] == str(order[0])
             assert pair["rejected"][0]["content"] == str(worst)
-        expected = {True: "alone"}.get(worst is None, "unscored" if candidates[order[0]].reward is None else fate)
+        expected = {True: "alone"}.get(
+            worst is None, "unscored" if candidates[order[0]].reward is None else fate
+        )
         assert fate == expected
 
 
-def test_a_row_of_another_version_whose_rejected_side_was_lost_or_not_scored_makes_no_pair() -> None:
+def test_a_row_of_another_version_whose_rejected_side_was_lost_or_not_scored_makes_no_pair() -> (
+    None
+):
     best = {"text": "good", "reward": -3.0, "num_tokens": 2, "finish_reason": "eos", "index": 0}
     row = {"id": "a", "prompt": "Hi", "error": None, "answers": [best]}
     assert _fate({**row, "lowest": best | {"text": "x", "reward": None}}, 0.5) == "unscored"
-    assert _fate({**row, "answers": [best | {"reward": None}], "lowest": best | {"text": "x"}}, 0.5) == "unscored"
-    assert _fate({**row, "lowest": best | {"text": "x", "finish_reason": "lost", "reward": -9.0}}, 0.5) == "alone"
+    assert (
+        _fate({**row, "answers": [best | {"reward": None}], "lowest": best | {"text": "x"}}, 0.5)
+        == "unscored"
+    )
+    assert (
+        _fate({**row, "lowest": best | {"text": "x", "finish_reason": "lost", "reward": -9.0}}, 0.5)
+        == "alone"
+    )
 
 
 @given(st.lists(REWARDS, min_size=1, max_size=9), st.integers(1, 9), st.data())
 def test_who_goes_for_want_of_memory_is_who_would_be_chosen_last(
     rewards: list[float | None], room: int, data: st.DataObject
 ) -> None:
-    """A decision that keeps all and has no room for all, a device without memory, and what is told meanwhile."""
+    """A decision that keeps all and has no room for all, a device without memory, and what is
+    told meanwhile."""
 
     def begun() -> Search:
-        search = Search(FakeEngine(eos=0.0), FakeReward(), "Hi", SamplingParams(max_new_tokens=8), 10**6, {})
+        search = Search(
+            FakeEngine(eos=0.0), FakeReward(), "Hi", SamplingParams(max_new_tokens=8), 10**6, {}
+        )
         search.open()
         search.start(len(rewards))
         for candidate, reward in zip(search.candidates, rewards, strict=True):
@@ -138,7 +162,9 @@ def test_who_goes_for_want_of_memory_is_who_would_be_chosen_last(
 
     search = begun()
     assert search.give_up() == (len(rewards) > 1)
-    assert [candidate.index for candidate in search.live] == sorted(order[: (len(rewards) + 1) // 2])
+    assert [candidate.index for candidate in search.live] == sorted(
+        order[: (len(rewards) + 1) // 2]
+    )
     search.close()
 
 
@@ -152,7 +178,9 @@ def test_a_rule_and_numpy_agree_on_the_first_of_equals(scores: list[float], k: i
 
 
 def test_when_only_lost_ones_were_scored_nobody_lost_is_told_as_the_leader() -> None:
-    search = Search(FakeEngine(eos=0.0), FakeReward(), "Hi", SamplingParams(max_new_tokens=8), 10**6, {})
+    search = Search(
+        FakeEngine(eos=0.0), FakeReward(), "Hi", SamplingParams(max_new_tokens=8), 10**6, {}
+    )
     search.open()
     search.start(2)
     search._decide("filter", search.candidates[:1], search.candidates[:1])

@@ -12,7 +12,9 @@ from specrej.types import Rule
 
 some = settings(max_examples=150, deadline=None, derandomize=True)
 alphas = st.floats(0, 1, exclude_max=True) | st.sampled_from([0.1, 0.25, 0.5, 0.75, 0.9])
-scores_of_any_kind = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=30)
+scores_of_any_kind = st.lists(
+    st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=30
+)
 scores_of_few_values = st.lists(st.integers(0, 2).map(float), min_size=1, max_size=30)
 
 
@@ -55,9 +57,13 @@ def test_the_quantile_is_that_of_numpy(scores: list[float], alpha: float) -> Non
     assert quantile(scores, alpha) == pytest.approx(np.quantile(scores, alpha), rel=1e-9, abs=1e-6)
 
 
-@given(st.lists(st.integers(-(10**6), 10**6).map(float), min_size=1, max_size=30, unique=True), alphas)
+@given(
+    st.lists(st.integers(-(10**6), 10**6).map(float), min_size=1, max_size=30, unique=True), alphas
+)
 @some
-def test_distinct_scores_stay_if_they_are_at_or_above_the_quantile(scores: list[float], alpha: float) -> None:
+def test_distinct_scores_stay_if_they_are_at_or_above_the_quantile(
+    scores: list[float], alpha: float
+) -> None:
     cut = np.quantile(scores, alpha)
     assert fraction(alpha)(scores) == [score >= cut for score in scores]
 
@@ -92,7 +98,9 @@ def test_top_keeps_the_k_best(scores: list[float], k: int) -> None:
     assert sum(kept) == min(k, len(scores))
 
 
-@pytest.mark.parametrize(("rule", "kept"), [(fraction(0.5), [0, 1]), (fraction(0.3), [0, 1, 2]), (top(1), [0])])
+@pytest.mark.parametrize(
+    ("rule", "kept"), [(fraction(0.5), [0, 1]), (fraction(0.3), [0, 1, 2]), (top(1), [0])]
+)
 def test_of_equals_the_first_stay(rule: Rule, kept: list[int]) -> None:
     assert [i for i, is_kept in enumerate(rule([1.0] * 4)) if is_kept] == kept
 
@@ -107,14 +115,21 @@ def test_a_policy_has_the_rule_and_the_schedule_that_were_asked_for() -> None:
     policy = policy_of(Settings(alpha=0.75, keep=None, decide="every:2", min_tokens=8))
     assert policy.keep(scores) == [False, True, False, False]
     assert moments(policy.when, 7) == [2, 4, 6]
-    assert policy_of(Settings(alpha=0.75, keep=2, decide="at: 5, 2", min_tokens=8)).keep(scores) == [
+    assert policy_of(Settings(alpha=0.75, keep=2, decide="at: 5, 2", min_tokens=8)).keep(
+        scores
+    ) == [
         False,
         True,
         True,
         False,
     ]
-    assert moments(policy_of(Settings(alpha=0.5, keep=None, decide="at: 5, 2", min_tokens=8)).when, 7) == [2, 5]
-    assert moments(policy_of(Settings(alpha=0.5, keep=None, decide="budget", min_tokens=8)).when, 7) == []
+    assert moments(
+        policy_of(Settings(alpha=0.5, keep=None, decide="at: 5, 2", min_tokens=8)).when, 7
+    ) == [2, 5]
+    assert (
+        moments(policy_of(Settings(alpha=0.5, keep=None, decide="budget", min_tokens=8)).when, 7)
+        == []
+    )
 
 
 def assert_keeps_the_best(scores: Sequence[float], kept: Sequence[bool]) -> None:

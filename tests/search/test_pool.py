@@ -1,4 +1,5 @@
-"""Many searches in one memory: never more than there is, nobody starves, and every result as if alone."""
+"""Many searches in one memory: never more than there is, nobody starves, and every result as if
+alone."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,12 +21,22 @@ from specrej.search.search import Search
 from specrej.settings import Settings
 from specrej.types import Candidate, Decision, Result, Usage
 
-PROMPTS = ["Why?", "How so, and since when?", "é", "Who?", "Where to?", "What for?", "Why not?", "When?"]
+PROMPTS = [
+    "Why?",
+    "How so, and since when?",
+    "é",
+    "Who?",
+    "Where to?",
+    "What for?",
+    "Why not?",
+    "When?",
+]
 OPTIONS: dict[str, Any] = {"max_new_tokens": 24, "min_tokens": 5, "n": 8, "memory": 8000}
 
 
 def essence(result: object) -> tuple[list[Candidate], list[Decision], int, Usage]:
-    """All of a result that depends neither on the clock nor on how much memory was taken at a time."""
+    """All of a result that depends neither on the clock nor on how much memory was taken at a
+    time."""
     assert isinstance(result, Result)
     usage = replace(result.usage, prefill_s=0, decode_s=0, reward_s=0, other_s=0, peak_kv_bytes=0)
     decisions = [replace(decision, kv_bytes=0, kv_bytes_after=0) for decision in result.decisions]
@@ -33,10 +44,16 @@ def essence(result: object) -> tuple[list[Candidate], list[Decision], int, Usage
 
 
 def run_all(
-    engine: FakeEngine, each: list[Settings], pool: Pool, observe: Callable[[Search], None] = unobserved
+    engine: FakeEngine,
+    each: list[Settings],
+    pool: Pool,
+    observe: Callable[[Search], None] = unobserved,
 ) -> dict[int, object]:
     prompts = [PROMPTS[number % len(PROMPTS)] for number in range(len(each))]
-    makers = [partial(prepare, engine, FakeReward(), prompt, one) for prompt, one in zip(prompts, each, strict=True)]
+    makers = [
+        partial(prepare, engine, FakeReward(), prompt, one)
+        for prompt, one in zip(prompts, each, strict=True)
+    ]
     return dict(run(engine, makers, pool=pool, in_flight=99, observe=observe))
 
 
@@ -63,15 +80,23 @@ def run_all(
 def test_whatever_runs_side_by_side_fits_and_ends_as_if_alone(
     total: int, rate: Callable[[str], float], options: list[dict[str, Any]]
 ) -> None:
-    engine, reward = FakeEngine(total_bytes=total), FakeReward(rate)  # the engine asserts that all stay within it
+    engine, reward = (
+        FakeEngine(total_bytes=total),
+        FakeReward(rate),
+    )  # the engine asserts that all stay within it
     each = [Settings(**{**OPTIONS, **one}) for one in options]
     prompts = [PROMPTS[number % len(PROMPTS)] for number in range(len(each))]
-    makers = [partial(prepare, engine, reward, prompt, one) for prompt, one in zip(prompts, each, strict=True)]
+    makers = [
+        partial(prepare, engine, reward, prompt, one)
+        for prompt, one in zip(prompts, each, strict=True)
+    ]
     pool = Pool(total)
     together = dict(run(engine, makers, pool=pool, in_flight=99, observe=unobserved))
     assert sorted(together) == list(range(len(each)))
     for number, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
-        alone = specrej.generate(prompt, model=FakeEngine(), reward=FakeReward(rate), **one.to_dict())
+        alone = specrej.generate(
+            prompt, model=FakeEngine(), reward=FakeReward(rate), **one.to_dict()
+        )
         assert essence(together[number]) == essence(alone)
     assert engine.num_prefills == len(each), "nothing is prefilled twice"
     assert 0 < pool.mean_share <= 1
@@ -80,7 +105,8 @@ def test_whatever_runs_side_by_side_fits_and_ends_as_if_alone(
 
 
 def test_the_memory_that_one_prompt_gives_up_is_the_next_ones() -> None:
-    """Far more prompts run side by side than full-length budgets would fit, and memory is in use most of the time."""
+    """Far more prompts run side by side than full-length budgets would fit, and memory is in use
+    most of the time."""
     total, in_flight = 16_000, []
     engine = FakeEngine(eos=0.02, total_bytes=total)
     each = [Settings(**OPTIONS, decide="every:6")] * 40
@@ -91,7 +117,9 @@ def test_the_memory_that_one_prompt_gives_up_is_the_next_ones() -> None:
     assert pool.mean_share > 0.8
     alone = FakeEngine(eos=0.02)
     for number, one_of in enumerate(each):
-        specrej.generate(PROMPTS[number % len(PROMPTS)], model=alone, reward=FakeReward(), **one_of.to_dict())
+        specrej.generate(
+            PROMPTS[number % len(PROMPTS)], model=alone, reward=FakeReward(), **one_of.to_dict()
+        )
     assert engine.num_steps < alone.num_steps / 3
     assert engine.num_drawn == alone.num_drawn
 
@@ -113,7 +141,9 @@ def test_who_began_first_never_waits() -> None:
 def test_a_search_alone_may_take_all_its_budget_at_once() -> None:
     engine = FakeEngine(eos=0.0)
     result = run_all(engine, [Settings(**{**OPTIONS, "n": "auto"})], Pool(8000))[0]
-    alone = specrej.generate(PROMPTS[0], model=FakeEngine(eos=0.0), reward=FakeReward(), **{**OPTIONS, "n": "auto"})
+    alone = specrej.generate(
+        PROMPTS[0], model=FakeEngine(eos=0.0), reward=FakeReward(), **{**OPTIONS, "n": "auto"}
+    )
     assert isinstance(result, Result)
     assert result.decisions == alone.decisions, "to the byte"
     assert result.usage.peak_kv_bytes == alone.usage.peak_kv_bytes
@@ -132,4 +162,6 @@ def test_a_prompt_whose_own_memory_exceeds_that_of_all_fails_and_the_others_go_o
 def test_results_do_not_depend_on_how_much_is_shared(total: int) -> None:
     each = [Settings(**OPTIONS, decide="every:5", seed=seed) for seed in range(6)]
     first, second = (run_all(FakeEngine(), each, Pool(size)) for size in (total, 10**9))
-    assert [essence(first[number]) for number in range(6)] == [essence(second[number]) for number in range(6)]
+    assert [essence(first[number]) for number in range(6)] == [
+        essence(second[number]) for number in range(6)
+    ]

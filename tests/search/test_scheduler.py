@@ -1,4 +1,5 @@
-"""Many searches over one engine: each as if alone, failures in their place, and everything freed whatever happens."""
+"""Many searches over one engine: each as if alone, failures in their place, and everything freed
+whatever happens."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -18,7 +19,7 @@ from specrej.errors import DeviceMemoryError, EngineError, PromptError, RewardEr
 from specrej.search.pool import Pool
 from specrej.search.scheduler import Maker, Observer, Outcome, Scheduler
 from specrej.search.scheduler import run as run_in
-from specrej.search.scoring import Scored, score_batches, score_now
+from specrej.search.scoring import Given, score_batches, score_now
 from specrej.search.search import Search
 from specrej.settings import Settings
 from specrej.types import Candidate, Decision, Message, Piece, Prompt, Result, SamplingParams, Usage
@@ -32,13 +33,19 @@ def unobserved(search: Search) -> None:
 
 
 def run(
-    engine: FakeEngine, makers: Iterable[Maker], *, in_flight: int = 1, observe: Observer = unobserved
+    engine: FakeEngine,
+    makers: Iterable[Maker],
+    *,
+    in_flight: int = 1,
+    observe: Observer = unobserved,
 ) -> Iterator[tuple[int, Outcome]]:
     """With memory for all; `test_pool.py` has what happens when there is less."""
     return run_in(engine, makers, pool=Pool(10**9), in_flight=in_flight, observe=observe)
 
 
-def makers(engine: FakeEngine, reward: FakeReward, prompts: list[str], **options: Any) -> Iterator[Maker]:
+def makers(
+    engine: FakeEngine, reward: FakeReward, prompts: list[str], **options: Any
+) -> Iterator[Maker]:
     each = Settings(**{**OPTIONS, **options})
     return (partial(prepare, engine, reward, prompt, each) for prompt in prompts)
 
@@ -77,7 +84,9 @@ def test_each_prompt_in_flight_has_the_result_it_has_alone(
     together = dict(run(engine, makers(engine, reward, prompts, **options), in_flight=in_flight))
     assert sorted(together) == list(range(len(prompts)))
     for number, prompt in enumerate(prompts):
-        alone = specrej.generate(prompt, model=FakeEngine(), reward=FakeReward(rate), **{**OPTIONS, **options})
+        alone = specrej.generate(
+            prompt, model=FakeEngine(), reward=FakeReward(rate), **{**OPTIONS, **options}
+        )
         assert essence(together[number]) == essence(alone)
     assert engine.num_prefills == len(prompts)
     assert is_freed(engine, reward)
@@ -90,7 +99,9 @@ def test_as_many_searches_as_allowed_are_in_flight_and_the_next_begins_when_one_
     def observe(search: Search) -> None:
         in_flight.append(len(engine.groups))
 
-    outcomes = list(run(engine, makers(engine, FakeReward(), PROMPTS, n=3), in_flight=3, observe=observe))
+    outcomes = list(
+        run(engine, makers(engine, FakeReward(), PROMPTS, n=3), in_flight=3, observe=observe)
+    )
     numbers = [number for number, _ in outcomes]
     assert max(in_flight) == 3
     assert sorted(numbers) == list(range(len(PROMPTS)))
@@ -100,7 +111,10 @@ def test_as_many_searches_as_allowed_are_in_flight_and_the_next_begins_when_one_
 def test_searches_in_flight_share_their_steps() -> None:
     together, alone = FakeEngine(eos=0.0), FakeEngine(eos=0.0)
     for engine, in_flight in ((together, 4), (alone, 1)):
-        assert len(list(run(engine, makers(engine, FakeReward(), PROMPTS[:4]), in_flight=in_flight))) == 4
+        assert (
+            len(list(run(engine, makers(engine, FakeReward(), PROMPTS[:4]), in_flight=in_flight)))
+            == 4
+        )
     assert together.num_drawn == alone.num_drawn
     assert alone.num_steps == 4 * together.num_steps
 
@@ -131,7 +145,9 @@ def test_a_search_that_fails_yields_its_error_in_its_place_and_the_others_go_on(
     engine, reward = FakeEngine(), FakeReward(picky)
     prompts = [*PROMPTS, "", "x" * 500]
     outcomes = dict(run(engine, makers(engine, reward, prompts, decide="every:5"), in_flight=3))
-    errors = {number: outcome for number, outcome in outcomes.items() if isinstance(outcome, SpecrejError)}
+    errors = {
+        number: outcome for number, outcome in outcomes.items() if isinstance(outcome, SpecrejError)
+    }
     assert sorted(outcomes) == list(range(len(prompts)))
     assert isinstance(errors.pop(len(PROMPTS)), PromptError)
     assert isinstance(errors.pop(len(PROMPTS) + 1), PromptError)
@@ -139,7 +155,12 @@ def test_a_search_that_fails_yields_its_error_in_its_place_and_the_others_go_on(
     for number, error in errors.items():
         assert isinstance(error, RewardError)
         with pytest.raises(RewardError, match="seven"):
-            specrej.generate(PROMPTS[number], model=FakeEngine(), reward=reward, **{**OPTIONS, "decide": "every:5"})
+            specrej.generate(
+                PROMPTS[number],
+                model=FakeEngine(),
+                reward=reward,
+                **{**OPTIONS, "decide": "every:5"},
+            )
     assert is_freed(engine, reward)
 
 
@@ -152,7 +173,10 @@ def test_a_device_without_memory_takes_candidates_of_the_largest_search_first() 
     assert isinstance(small, Result)
     assert isinstance(large, Result)
     assert [decision.cause for decision in small.decisions] == ["complete"]
-    assert [(d.cause, len(d.rejected)) for d in large.decisions] == [("out_of_memory", 6), ("complete", 0)]
+    assert [(d.cause, len(d.rejected)) for d in large.decisions] == [
+        ("out_of_memory", 6),
+        ("complete", 0),
+    ]
 
 
 def test_a_device_without_memory_for_one_candidate_each_is_an_error_that_frees_all() -> None:
@@ -191,7 +215,9 @@ def test_an_observer_that_raises_frees_all(moment: int) -> None:
     assert is_freed(engine, reward)
 
 
-@pytest.mark.parametrize("error", [OSError("no such host"), RewardError("asleep"), SystemExit(), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [OSError("no such host"), RewardError("asleep"), SystemExit(), KeyboardInterrupt()]
+)
 def test_a_reward_that_fails_to_open_frees_the_engine(error: BaseException) -> None:
     class Closed(FakeReward):
         def open(self, messages: object) -> Any:
@@ -205,6 +231,143 @@ def test_a_reward_that_fails_to_open_frees_the_engine(error: BaseException) -> N
         with pytest.raises(KeyboardInterrupt):
             next(outcomes)
     assert not engine.groups
+
+
+class UnnameableError(ValueError):
+    def __repr__(self) -> str:
+        raise UnnameableError
+
+    __str__ = __repr__
+
+
+class UnnameableStop(Stop):
+    def __repr__(self) -> str:
+        raise SystemExit
+
+
+KINDS = [
+    ValueError,
+    SystemExit,
+    GeneratorExit,
+    StopIteration,
+    Stop,
+    UnnameableError,
+    UnnameableStop,
+]
+
+
+class Faulty(FakeReward):
+    """Raises at one prompt: as it is opened, scored, its scores read ("within"), or candidates
+    dropped."""
+
+    def __init__(self, place: str, kind: type[BaseException]) -> None:
+        super().__init__()
+        self._place, self._kind = place, kind
+
+    def open(self, messages: Sequence[Message]) -> FakeSession:
+        is_bad = messages[-1]["content"] == PROMPTS[1]
+        if is_bad and self._place == "open":
+            raise self._kind
+        session = super().open(messages)
+        if is_bad and self._place in ("score", "drop"):
+            setattr(session, self._place, self._fail)
+        if is_bad and self._place == "within":
+            session.score = self._give  # type: ignore[method-assign, assignment]
+        return session
+
+    def _fail(self, *given: object) -> Any:
+        raise self._kind
+
+    def _give(self, candidates: Sequence[Candidate]) -> Iterator[float]:
+        yield 1.0
+        # A generator that raises this has ended.
+        raise ValueError if self._kind is StopIteration else self._kind
+
+
+@pytest.mark.parametrize("place", ["open", "score", "within", "drop"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_a_reward_raises_fails_that_prompt_alone(
+    kind: type[BaseException], place: str
+) -> None:
+    engine, reward = FakeEngine(), Faulty(place, kind)
+    outcomes = dict(run(engine, makers(engine, reward, PROMPTS[:4]), in_flight=3))
+    failed = {
+        number: outcome for number, outcome in outcomes.items() if isinstance(outcome, SpecrejError)
+    }
+    assert (sorted(outcomes), [*failed]) == ([0, 1, 2, 3], [1])
+    assert isinstance(failed[1], RewardError)
+    assert ("ValueError" if (place, kind) == ("within", StopIteration) else kind.__name__) in str(
+        failed[1]
+    )
+    assert is_freed(engine, reward)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_a_joint_batch_raises_has_prompts_scored_one_by_one(
+    kind: type[BaseException],
+) -> None:
+    class Joint(FakeReward):
+        def score_together(self, asked: object) -> Any:
+            raise kind
+
+    engine, reward = FakeEngine(), Joint()
+    outcomes = dict(run(engine, makers(engine, reward, PROMPTS[:4]), in_flight=3))
+    assert [type(outcome) for outcome in outcomes.values()] == [Result] * 4
+
+
+@pytest.mark.parametrize("kind", [UnnameableError, StopIteration])
+def test_an_error_that_nobody_foresaw_is_named_as_well_as_it_can_be(kind: type[Exception]) -> None:
+    class Closed(FakeEngine):
+        def encode(self, prompt: Prompt) -> list[int]:
+            raise kind
+
+    engine, reward = Closed(), FakeReward()
+    outcomes = dict(run(engine, makers(engine, reward, PROMPTS[:2])))
+    assert all(
+        f"the prompt failed: {kind.__name__}" in str(outcome) for outcome in outcomes.values()
+    )
+
+
+def test_a_reward_that_opens_no_session_fails_that_prompt_alone() -> None:
+    class Forgetting(FakeReward):
+        def open(self, messages: Sequence[Message]) -> Any:
+            return None if messages[-1]["content"] == PROMPTS[1] else super().open(messages)
+
+    engine, reward = FakeEngine(), Forgetting()
+    outcomes = dict(run(engine, makers(engine, reward, PROMPTS[:4]), in_flight=3))
+    assert [number for number, outcome in outcomes.items() if isinstance(outcome, RewardError)] == [
+        1
+    ]
+    assert is_freed(engine, reward)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_session_that_cannot_tell_its_tokens_fails_its_prompt_alone(
+    kind: type[BaseException],
+) -> None:
+    class Uncounted(FakeSession):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "num_tokens" and self.scored:
+                raise kind
+            return super().__getattribute__(name)
+
+        def score(self, candidates: Sequence[Candidate]) -> list[float]:
+            self.scored.append([])
+            return [1.0] * len(candidates)
+
+    class Silent(FakeReward):
+        def open(self, messages: Sequence[Message]) -> FakeSession:
+            session = super().open(messages)
+            if messages[-1]["content"] == PROMPTS[1]:
+                session = self.sessions[-1] = Uncounted(by_hash)
+            return session
+
+    engine, reward = FakeEngine(), Silent()
+    outcomes = dict(run(engine, makers(engine, reward, PROMPTS[:4]), in_flight=3))
+    assert [number for number, outcome in outcomes.items() if isinstance(outcome, RewardError)] == [
+        1
+    ]
+    assert is_freed(engine, reward)
 
 
 def test_a_caller_that_stops_listening_frees_all() -> None:
@@ -258,7 +421,9 @@ def test_a_search_can_be_taken_out_at_any_moment_and_the_others_do_not_notice() 
         outcomes |= dict(scheduler.tick())
     assert sorted(outcomes) == [number for number in range(len(PROMPTS)) if number not in (0, 4)]
     for number, outcome in outcomes.items():
-        alone = specrej.generate(PROMPTS[number], model=FakeEngine(), reward=FakeReward(), **OPTIONS)
+        alone = specrej.generate(
+            PROMPTS[number], model=FakeEngine(), reward=FakeReward(), **OPTIONS
+        )
         assert essence(outcome) == essence(alone)
     assert is_freed(engine, reward)
 
@@ -291,9 +456,9 @@ class SlowScorer:
     """Scores when it is told to: the batches that wait, in the order in which they came."""
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[Sequence[Search], Future[list[Scored]]]] = []
+        self.waiting: list[tuple[Sequence[Search], Future[list[Given]]]] = []
 
-    def __call__(self, searches: Sequence[Search]) -> Future[list[Scored]]:
+    def __call__(self, searches: Sequence[Search]) -> Future[list[Given]]:
         self.waiting.append((searches, Future()))
         return self.waiting[-1][1]
 
@@ -311,13 +476,17 @@ def test_while_one_search_is_scored_the_others_go_on_and_results_stay_the_same()
     outcomes: dict[int, Outcome] = {}
     while len(scorer.waiting) < 2:
         outcomes |= dict(scheduler.tick())
-    assert [len(searches) for searches, _ in scorer.waiting] == [1, 1], "the first still waits for its scores"
+    assert [len(searches) for searches, _ in scorer.waiting] == [1, 1], (
+        "the first still waits for its scores"
+    )
     while scheduler.num_active:
         if scorer.waiting:
             scorer.finish(-1)
         outcomes |= dict(scheduler.tick())
     for number, one in enumerate(each):
-        alone = specrej.generate(PROMPTS[number], model=FakeEngine(eos=0.02), reward=FakeReward(), **one.to_dict())
+        alone = specrej.generate(
+            PROMPTS[number], model=FakeEngine(eos=0.02), reward=FakeReward(), **one.to_dict()
+        )
         assert essence(outcomes[number]) == essence(alone)
     assert is_freed(engine, reward)
 
@@ -340,7 +509,10 @@ def test_a_search_that_is_taken_out_while_it_is_scored_leaves_the_others_alone()
         outcomes |= dict(scheduler.tick())
     assert list(outcomes) == [1]
     alone = specrej.generate(
-        PROMPTS[1], model=FakeEngine(eos=0.0), reward=FakeReward(), **{**OPTIONS, "decide": "every:4"}
+        PROMPTS[1],
+        model=FakeEngine(eos=0.0),
+        reward=FakeReward(),
+        **{**OPTIONS, "decide": "every:4"},
     )
     assert essence(outcomes[1]) == essence(alone)
     assert is_freed(engine, reward)
@@ -379,14 +551,18 @@ FRAGILE = PROMPTS[1]
 OVERFLOW = OverflowError("int too large to convert to float")
 
 
-def check_that_it_fails_alone(engine: FakeEngine, outcomes: dict[int, Outcome], reward: FakeReward, said: str) -> None:
+def check_that_it_fails_alone(
+    engine: FakeEngine, outcomes: dict[int, Outcome], reward: FakeReward, said: str
+) -> None:
     assert sorted(outcomes) == list(range(len(PROMPTS)))
     failed = outcomes[PROMPTS.index(FRAGILE)]
     assert isinstance(failed, SpecrejError)
     assert said in str(failed)
     for number, prompt in enumerate(PROMPTS):
         if prompt != FRAGILE:
-            alone = specrej.generate(prompt, model=FakeEngine(eos=0.02), reward=FakeReward(), **EARLY)
+            alone = specrej.generate(
+                prompt, model=FakeEngine(eos=0.02), reward=FakeReward(), **EARLY
+            )
             assert essence(outcomes[number]) == essence(alone)
     assert is_freed(engine, reward)
 
@@ -395,8 +571,12 @@ EARLY = {**OPTIONS, "decide": "every:5"}
 
 
 @pytest.mark.parametrize("call", ["open", "add", "drop", "overhead"])
-@pytest.mark.parametrize("error", [OVERFLOW, RuntimeError("shapes do not match"), EngineError("asleep")])
-def test_whatever_an_engine_raises_for_one_prompt_fails_it_alone(call: str, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error", [OVERFLOW, RuntimeError("shapes do not match"), EngineError("asleep")]
+)
+def test_whatever_an_engine_raises_for_one_prompt_fails_it_alone(
+    call: str, error: Exception
+) -> None:
     engine, reward = Fragile(call, FRAGILE, error), FakeReward()
     outcomes = dict(run(engine, makers(engine, reward, PROMPTS, **EARLY), in_flight=3))
     check_that_it_fails_alone(engine, outcomes, reward, str(error))
@@ -443,7 +623,9 @@ def test_an_observer_that_fails_on_one_search_fails_it_alone(moment: str) -> Non
         if search.prompt_ids == engine.encode(FRAGILE) and is_now:
             raise OVERFLOW
 
-    outcomes = dict(run(engine, makers(engine, reward, PROMPTS, **EARLY), in_flight=3, observe=observe))
+    outcomes = dict(
+        run(engine, makers(engine, reward, PROMPTS, **EARLY), in_flight=3, observe=observe)
+    )
     check_that_it_fails_alone(engine, outcomes, reward, "int too large")
 
 
@@ -483,7 +665,10 @@ def test_a_reward_that_fails_to_close_changes_no_outcome(caplog: pytest.LogCaptu
 def test_out_of_memory_a_reward_that_fails_makes_room_by_its_own_prompt() -> None:
     engine, reward = FakeEngine(eos=0.0, fail_at={6}), Grudging("drop")
     each = [(FRAGILE, 12), (PROMPTS[0], 4)]
-    both = (partial(prepare, engine, reward, p, Settings(**{**OPTIONS, "n": n, "memory": 20_000})) for p, n in each)
+    both = (
+        partial(prepare, engine, reward, p, Settings(**{**OPTIONS, "n": n, "memory": 20_000}))
+        for p, n in each
+    )
     outcomes = dict(run(engine, both, in_flight=2))
     assert isinstance(outcomes[0], RewardError)
     assert isinstance(outcomes[1], Result)

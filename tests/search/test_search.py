@@ -1,4 +1,5 @@
-"""One prompt's run at its edges: what fits, what stops, what rewards get wrong, what an interrupted run gives."""
+"""One prompt's run at its edges: what fits, what stops, what rewards get wrong, what an
+interrupted run gives."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -50,7 +51,9 @@ def test_a_budget_of_exactly_one_candidate_is_enough(algorithm: str, n: int | st
 
 
 def test_one_byte_less_than_one_candidate_is_an_error_whose_hint_works() -> None:
-    with pytest.raises(BudgetError, match="does not hold one candidate: 5 prompt tokens and 24 new ones") as caught:
+    with pytest.raises(
+        BudgetError, match="does not hold one candidate: 5 prompt tokens and 24 new ones"
+    ) as caught:
         generate(memory=rows(1) - 1)
     amount = str(caught.value.hint).split("at least ")[1].split(",")[0]
     assert parse_bytes(amount) >= rows(1)
@@ -83,9 +86,14 @@ def test_one_new_token_is_drawn_scored_and_done(algorithm: str) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_one_new_token_which_costs_no_memory_still_begins_a_number_that_memory_limits(algorithm: str) -> None:
+def test_one_new_token_which_costs_no_memory_still_begins_a_number_that_memory_limits(
+    algorithm: str,
+) -> None:
     assert len(generate(algorithm=algorithm, n="auto", max_new_tokens=1).candidates) == 8
-    assert len(generate(algorithm=algorithm, n="auto", max_new_tokens=1, memory=rows(3, 2)).candidates) == 3
+    assert (
+        len(generate(algorithm=algorithm, n="auto", max_new_tokens=1, memory=rows(3, 2)).candidates)
+        == 3
+    )
     assert len(generate(n="auto", min_tokens=1, memory=rows(1, 24)).candidates) == 23
 
 
@@ -101,7 +109,14 @@ def test_an_answer_that_ends_at_once_is_empty_and_scored(algorithm: str) -> None
 def test_prompt_and_answer_may_fill_the_context_to_its_edge() -> None:
     result = generate(FakeEngine(eos=0.0, context_tokens=NUM_PROMPT + 24), n=2)
     assert len(result.best.token_ids) == 24
-    assert len(generate(FakeEngine(context_tokens=NUM_PROMPT + 1), n=2, max_new_tokens=1).best.token_ids) == 1
+    assert (
+        len(
+            generate(
+                FakeEngine(context_tokens=NUM_PROMPT + 1), n=2, max_new_tokens=1
+            ).best.token_ids
+        )
+        == 1
+    )
 
 
 def test_an_answer_that_may_leave_the_context_is_an_error_with_the_length_that_fits() -> None:
@@ -145,7 +160,9 @@ def test_a_stop_string_ends_the_answer_before_it(algorithm: str, stop: list[str]
 def until_stop(token_ids: list[int], stop: list[str]) -> list[int]:
     """The tokens up to the one that completes a stop string."""
     lengths = range(1, len(token_ids) + 1)
-    found = (length for length in lengths if any(word in text_of(token_ids[:length]) for word in stop))
+    found = (
+        length for length in lengths if any(word in text_of(token_ids[:length]) for word in stop)
+    )
     return token_ids[: next(found, len(token_ids))]
 
 
@@ -155,15 +172,28 @@ def test_a_stop_string_frees_the_candidates_memory_at_once() -> None:
     def observe(search: Search) -> None:
         held.append((len(search.live), search.memory().in_use))
 
-    generate(FakeEngine(eos=0.0), algorithm="best_of_n", n=8, memory=rows(8), stop=["aa"], observe=observe)
+    generate(
+        FakeEngine(eos=0.0),
+        algorithm="best_of_n",
+        n=8,
+        memory=rows(8),
+        stop=["aa"],
+        observe=observe,
+    )
     prompt = rows(0)
     assert held[-1] == (0, prompt)
-    assert any(later < earlier and many > few > 0 for (many, earlier), (few, later) in pairwise(held) if few < many)
+    assert any(
+        later < earlier and many > few > 0
+        for (many, earlier), (few, later) in pairwise(held)
+        if few < many
+    )
 
 
 def test_a_stop_string_completed_by_the_last_token_that_is_allowed_is_a_stop() -> None:
     whole = generate(FakeEngine(eos=0.0), n=1).best
-    result = generate(FakeEngine(eos=0.0), n=1, stop=[whole.text[-3:]], max_new_tokens=len(whole.token_ids))
+    result = generate(
+        FakeEngine(eos=0.0), n=1, stop=[whole.text[-3:]], max_new_tokens=len(whole.token_ids)
+    )
     assert whole.text.find(whole.text[-3:]) == len(whole.text) - 3
     assert (result.best.finish_reason, result.text) == ("stop", whole.text[:-3])
     assert result.best.token_ids == whole.token_ids
@@ -191,11 +221,19 @@ def test_a_device_out_of_memory_costs_candidates_and_never_the_run(algorithm: st
 
 
 def test_a_device_out_of_memory_rejects_the_lowest_rewards_first() -> None:
-    result = generate(FakeEngine(eos=0.0, fail_at={12}), n=8, memory=rows(8), alpha=0.01, decide="every:10")
+    result = generate(
+        FakeEngine(eos=0.0, fail_at={12}), n=8, memory=rows(8), alpha=0.01, decide="every:10"
+    )
     first, lost = result.decisions[:2]
     assert lost.cause == "out_of_memory"
-    rewards = {index: result.candidates[index].rewards[0] for index in first.scored if index not in first.rejected}
-    assert set(lost.rejected) == set(sorted(rewards, key=lambda index: rewards[index])[: len(rewards) // 2])
+    rewards = {
+        index: result.candidates[index].rewards[0]
+        for index in first.scored
+        if index not in first.rejected
+    }
+    assert set(lost.rejected) == set(
+        sorted(rewards, key=lambda index: rewards[index])[: len(rewards) // 2]
+    )
 
 
 def test_candidates_that_had_ended_when_the_device_ran_out_of_memory_can_win() -> None:
@@ -204,15 +242,22 @@ def test_candidates_that_had_ended_when_the_device_ran_out_of_memory_can_win() -
 
     engine = FakeEngine(fail_at={10, 11})
     result = generate(engine, FakeReward(shortest), algorithm="best_of_n", n=12, memory=rows(12))
-    assert all(candidate.reward is not None for candidate in result.candidates if candidate.state == "complete")
+    assert all(
+        candidate.reward is not None
+        for candidate in result.candidates
+        if candidate.state == "complete"
+    )
     assert len(result.best.token_ids) < 10
     assert result.best == min(
-        (candidate for candidate in result.candidates if candidate.state == "complete"), key=lambda c: len(c.text)
+        (candidate for candidate in result.candidates if candidate.state == "complete"),
+        key=lambda c: len(c.text),
     )
 
 
 @pytest.mark.parametrize(("n", "num_failures"), [(1, 1), (8, 4)])
-def test_a_device_that_has_no_memory_for_one_candidate_is_an_error(n: int, num_failures: int) -> None:
+def test_a_device_that_has_no_memory_for_one_candidate_is_an_error(
+    n: int, num_failures: int
+) -> None:
     engine, reward = FakeEngine(eos=0.0, fail_at=range(3, 3 + num_failures)), FakeReward()
     with pytest.raises(DeviceMemoryError):
         generate(engine, reward, n=n, memory=rows(8))
@@ -236,7 +281,9 @@ class BrokenReward:
     name = "broken"
     flops_per_token: float | None = None
 
-    def __init__(self, score: Callable[[Sequence[Candidate]], Any], *, is_closed: bool = False) -> None:
+    def __init__(
+        self, score: Callable[[Sequence[Candidate]], Any], *, is_closed: bool = False
+    ) -> None:
         self._score = score
         self._is_closed = is_closed
 
@@ -257,11 +304,23 @@ def failing(candidates: Sequence[Candidate]) -> Any:
     ("score", "message"),
     [
         (failing, r"the reward 'broken' failed on candidates 0 to 3: ValueError\('too long'\)"),
-        (lambda candidates: [0.0, 1.0, float("nan"), 2.0], "the reward 'broken' gave nan for candidate 2"),
-        (lambda candidates: [0.0, float("inf"), 1.0, 2.0], "the reward 'broken' gave inf for candidate 1"),
-        (lambda candidates: [0.0, 1.0], "gave 2 scores for 4 candidates; they part ways at candidate 2"),
+        (
+            lambda candidates: [0.0, 1.0, float("nan"), 2.0],
+            "the reward 'broken' gave nan for candidate 2",
+        ),
+        (
+            lambda candidates: [0.0, float("inf"), 1.0, 2.0],
+            "the reward 'broken' gave inf for candidate 1",
+        ),
+        (
+            lambda candidates: [0.0, 1.0],
+            "gave 2 scores for 4 candidates; they part ways at candidate 2",
+        ),
         (lambda candidates: [], "gave 0 scores for 4 candidates; they part ways at candidate 0"),
-        (lambda candidates: [0.0] * 5, "gave 5 scores for 4 candidates; they part ways at candidate 3"),
+        (
+            lambda candidates: [0.0] * 5,
+            "gave 5 scores for 4 candidates; they part ways at candidate 3",
+        ),
         (lambda candidates: None, "failed on candidates 0 to 3: TypeError"),
         (lambda candidates: 1.0, "failed on candidates 0 to 3: TypeError"),
         (lambda candidates: ["good"] * 4, "failed on candidates 0 to 3: ValueError"),
@@ -293,13 +352,17 @@ def test_an_error_that_the_reward_words_itself_is_passed_on() -> None:
 
 def test_a_reward_that_fails_on_the_prompt_is_an_error_and_frees_the_engine() -> None:
     engine = FakeEngine()
-    with pytest.raises(RewardError, match=r"the reward 'broken' failed on the prompt: OSError\('no such host'\)"):
+    with pytest.raises(
+        RewardError, match=r"the reward 'broken' failed on the prompt: OSError\('no such host'\)"
+    ):
         generate(engine, BrokenReward(failing, is_closed=True))
     assert engine.groups == {}
 
 
 def test_scores_may_be_of_any_kind_of_number_and_are_kept_as_floats() -> None:
-    result = generate(reward=BrokenReward(lambda candidates: tuple(range(len(candidates)))), n=3, alpha=0.0)
+    result = generate(
+        reward=BrokenReward(lambda candidates: tuple(range(len(candidates)))), n=3, alpha=0.0
+    )
     assert [type(candidate.reward) for candidate in result.candidates] == [float] * 3
 
 
@@ -310,7 +373,11 @@ def test_rewards_sessions_hear_who_was_rejected_and_are_closed() -> None:
     reward = FakeReward()
     result = generate(reward=reward, n=20, memory=rows(5))
     session = reward.sessions[0]
-    assert sorted(session.dropped) == [c.index for c in result.candidates if c.state == "rejected"] != []
+    assert (
+        sorted(session.dropped)
+        == [c.index for c in result.candidates if c.state == "rejected"]
+        != []
+    )
     assert session.scored == [list(decision.scored) for decision in result.decisions]
     assert session.is_closed
 
@@ -323,7 +390,14 @@ def test_a_result_says_with_what_it_was_made_and_how_to_make_it_again() -> None:
     result = generate(n=4, seed=9, stop=["x"])
     assert result.seed == 9
     assert result.versions == {"specrej": specrej.__version__, "fake": "1"}
-    expected = {"n": 4, "seed": 9, "stop": ["x"], "engine": "fake", "model": "bytes", "reward": "by_hash"}
+    expected = {
+        "n": 4,
+        "seed": 9,
+        "stop": ["x"],
+        "engine": "fake",
+        "model": "bytes",
+        "reward": "by_hash",
+    }
     assert expected.items() <= result.settings.items()
     assert result.settings["memory_bytes"] == rows(8)
 
@@ -393,7 +467,9 @@ def test_a_prompt_is_sent_as_the_engine_encodes_it() -> None:
 # A conversation that ends in an answer's beginning
 
 
-def test_a_reward_reads_the_beginning_that_was_given_and_what_goes_on_with_it_as_one_answer() -> None:
+def test_a_reward_reads_the_beginning_that_was_given_and_what_goes_on_with_it_as_one_answer() -> (
+    None
+):
     begun = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": "Well, "}]
     asked: list[Sequence[Message]] = []
     read: dict[int, str] = {}
@@ -409,7 +485,9 @@ def test_a_reward_reads_the_beginning_that_was_given_and_what_goes_on_with_it_as
             return StatelessSession(messages, score)
 
     options: dict[str, Any] = {"n": 4, "algorithm": "best_of_n", "max_new_tokens": 8}
-    result = watched(begun, model=FakeEngine(), reward=Recording(), continue_final_message=True, **options)
+    result = watched(
+        begun, model=FakeEngine(), reward=Recording(), continue_final_message=True, **options
+    )
     assert asked == [begun[:1]]
     assert read == {candidate.index: f"Well, {candidate.text}" for candidate in result.candidates}
     assert result.usage.prompt_tokens == len(FakeEngine().encode(begun))
@@ -420,6 +498,8 @@ def test_a_reward_reads_the_beginning_that_was_given_and_what_goes_on_with_it_as
 
 def test_a_prompt_of_a_batch_that_ends_in_an_answer_fails_alone() -> None:
     begun = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": "Well, "}]
-    outcomes = dict(specrej.generate_batch([begun, PROMPT], model=FakeEngine(), reward=FakeReward(), n=2))
+    outcomes = dict(
+        specrej.generate_batch([begun, PROMPT], model=FakeEngine(), reward=FakeReward(), n=2)
+    )
     assert isinstance(outcomes[0], PromptError)
     assert isinstance(outcomes[1], Result)

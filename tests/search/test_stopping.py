@@ -31,7 +31,8 @@ class Given:
 
 
 def end_of(pieces: Sequence[str], stop: Sequence[str]) -> tuple[int, bool, str]:
-    """By brute force: how many tokens are read until a stop string is there, if one is, and the text before it."""
+    """By brute force: how many tokens are read until a stop string is there, if one is, and the
+    text before it."""
     for length in range(len(pieces) + 1):
         shown = "".join(piece for piece in pieces[:length] if not piece.startswith("<"))
         spelled, starts = "".join(pieces[:length]), [shown.find(one) for one in stop]
@@ -50,10 +51,14 @@ def end_of(pieces: Sequence[str], stop: Sequence[str]) -> tuple[int, bool, str]:
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(
     st.lists(st.sampled_from(["", "a", "b", "ab", "ba", "abab", "<x>", "<ab>"]), max_size=12),
-    st.lists(st.sampled_from(["a", "bb", "aba", "<x>", "b<x>", "<ab>a", "bab", "x>", "ab>b"]), max_size=3),
+    st.lists(
+        st.sampled_from(["a", "bb", "aba", "<x>", "b<x>", "<ab>a", "bab", "x>", "ab>b"]), max_size=3
+    ),
     st.integers(1, 4),
 )
-def test_the_first_stop_string_ends_the_text(pieces: list[str], stop: list[str], at_a_time: int) -> None:
+def test_the_first_stop_string_ends_the_text(
+    pieces: list[str], stop: list[str], at_a_time: int
+) -> None:
     length, has_stopped, expected = end_of(pieces, stop)
     reader = Given(pieces)
     text = AnswerText(reader, stop)
@@ -78,7 +83,11 @@ def test_a_stop_string_may_spell_a_special_token(kind: str, special: int) -> Non
 @pytest.mark.parametrize("stop", ["b", "é", "👍", "👍b", "é👍"])
 def test_a_stop_string_is_found_at_the_token_that_completes_it(kind: str, stop: str) -> None:
     codec = TextCodec(KINDS[kind](CHAT_TEMPLATE))
-    ids = [one for part in "a é👍b z" for one in codec.tokenizer(part, add_special_tokens=False)["input_ids"]]
+    ids = [
+        one
+        for part in "a é👍b z"
+        for one in codec.tokenizer(part, add_special_tokens=False)["input_ids"]
+    ]
     text = AnswerText(codec.detokenizer(""), [stop])
     first = next(end for end in range(1, len(ids)) if stop in codec.decode(ids[:end]))
     for end in range(1, len(ids) + 1):
@@ -89,7 +98,12 @@ def test_a_stop_string_is_found_at_the_token_that_completes_it(kind: str, stop: 
 
 def test_a_search_ends_at_a_special_token_that_is_no_end() -> None:
     model = make_model("llama")
-    options: dict[str, Any] = {"model": make_engine(model), "reward": FakeReward(), "top_k": 0, "temperature": 2.0}
+    options: dict[str, Any] = {
+        "model": make_engine(model),
+        "reward": FakeReward(),
+        "top_k": 0,
+        "temperature": 2.0,
+    }
     options |= {"n": 8, "max_new_tokens": 100, "algorithm": "best_of_n", "memory": 10**7}
     free = specrej.generate("Why?", **options).candidates
     stopped = specrej.generate("Why?", **options, stop=["<user>"]).candidates
@@ -102,5 +116,7 @@ def test_a_search_ends_at_a_special_token_that_is_no_end() -> None:
 
 def test_each_token_is_read_once_however_often_a_text_is_asked_for() -> None:
     engine = FakeEngine()
-    result = specrej.generate("Why?", model=engine, reward=FakeReward(), n=6, decide="every:1", stop=["bb", "é"])
+    result = specrej.generate(
+        "Why?", model=engine, reward=FakeReward(), n=6, decide="every:1", stop=["bb", "é"]
+    )
     assert engine.num_read == sum(len(c.token_ids) for c in result.candidates)

@@ -1,4 +1,5 @@
-"""What an algorithm sees of a search is enough for those there are, and is what it gets by its types."""
+"""What an algorithm sees of a search is enough for those there are, and is what it gets by its
+types."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -33,8 +34,16 @@ def narrowed(algorithm: Callable[[SearchView, int | None, Policy], Steps]) -> An
 @pytest.mark.parametrize("algorithm", [best_of_n, speculative_rejection])
 def test_the_algorithms_need_no_more_than_the_view(algorithm: Any) -> None:
     def generate(algorithm: Any) -> list[dict[str, Any]]:
-        options: dict[str, Any] = {"n": 9, "max_new_tokens": 24, "min_tokens": 6, "memory": "2KiB", "seed": 3}
-        result = specrej.generate("Hello", model=FakeEngine(), reward=FakeReward(), algorithm=algorithm, **options)
+        options: dict[str, Any] = {
+            "n": 9,
+            "max_new_tokens": 24,
+            "min_tokens": 6,
+            "memory": "2KiB",
+            "seed": 3,
+        }
+        result = specrej.generate(
+            "Hello", model=FakeEngine(), reward=FakeReward(), algorithm=algorithm, **options
+        )
         return [candidate.to_dict() for candidate in result.candidates]
 
     assert generate(narrowed(algorithm)) == generate(algorithm.__name__)

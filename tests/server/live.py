@@ -1,4 +1,5 @@
-"""A server on the fake engine as `specrej serve` runs it, on a port of its own, and clients that misbehave by hand.
+"""A server on the fake engine as `specrej serve` runs it, on a port of its own, and clients that
+misbehave by hand.
 
     async with serving(FakeEngine()) as served:
         response = await served.ask({"prompt": "Why?"})
@@ -90,20 +91,34 @@ class Served:
     async def is_idle(self) -> None:
         """Nothing runs or waits any more, and the budget is back to zero, as /metrics says too."""
         service = self.service
-        await self.until(lambda: not (service.num_active or service.num_waiting or service.kv_bytes), "never idle")
-        said = dict(line.rsplit(" ", 1) for line in (await self.client.get("/metrics")).text.splitlines())
+        await self.until(
+            lambda: not (service.num_active or service.num_waiting or service.kv_bytes),
+            "never idle",
+        )
+        said = dict(
+            line.rsplit(" ", 1) for line in (await self.client.get("/metrics")).text.splitlines()
+        )
         names = ("specrej_kv_bytes", "specrej_requests_in_flight", "specrej_requests_queued")
         assert [float(said[name]) for name in names] == [0.0, 0.0, 0.0]
 
 
 @contextlib.asynccontextmanager
 async def serving(
-    engine: Engine, reward: Any = None, *, defaults: Settings = SETTINGS, total_bytes: int = TOTAL_BYTES, **options: Any
+    engine: Engine,
+    reward: Any = None,
+    *,
+    defaults: Settings = SETTINGS,
+    total_bytes: int = TOTAL_BYTES,
+    **options: Any,
 ) -> AsyncIterator[Served]:
-    """As `specrej serve` runs it, on a port of its own; ended by a signal. Nothing may be left then."""
+    """As `specrej serve` runs it, on a port of its own; ended by a signal. Nothing may be left
+    then."""
     reward = reward or ForgetfulReward()
     service = Service(engine, reward, Pool(total_bytes), **options)
-    ready, before = asyncio.Event(), {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    ready, before = (
+        asyncio.Event(),
+        {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)},
+    )
     with bound("127.0.0.1", 0) as listener:
         # What is sent waits in the server soon, not in the system's buffers.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -113,7 +128,9 @@ async def serving(
         host, port = listener.getsockname()
         most = httpx.Limits(max_connections=64, max_keepalive_connections=64)
         try:
-            async with httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=PATIENCE_S, limits=most) as client:
+            async with httpx.AsyncClient(
+                base_url=f"http://{host}:{port}", timeout=PATIENCE_S, limits=most
+            ) as client:
                 served = Served(service, client, (host, port))
                 yield served
                 await served.is_idle()
@@ -148,8 +165,11 @@ def written(path: str, body: dict[str, Any]) -> bytes:
     return "\r\n".join([*lines, f"Content-Length: {len(content)}", "", ""]).encode() + content
 
 
-async def connect(served: Served, path: str, body: dict[str, Any], *, most_bytes: int | None = None) -> Connection:
-    """Send a request, or its first bytes; of the answer no more than a few KiB is taken before it is read."""
+async def connect(
+    served: Served, path: str, body: dict[str, Any], *, most_bytes: int | None = None
+) -> Connection:
+    """Send a request, or its first bytes; of the answer no more than a few KiB is taken before
+    it is read."""
     own = socket.socket()
     own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     own.setblocking(False)

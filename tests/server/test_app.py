@@ -66,7 +66,11 @@ def test_a_chat_is_answered_as_generate_would(url: str) -> None:
     assert completion.usage.prompt_tokens == result.usage.prompt_tokens
     own = completion.model_extra["specrej"]
     assert own["rewards"] == [result.reward]
-    assert own["generated_tokens"] == result.usage.generated_tokens > completion.usage.completion_tokens
+    assert (
+        own["generated_tokens"]
+        == result.usage.generated_tokens
+        > completion.usage.completion_tokens
+    )
     assert own["reward_tokens"] == result.usage.reward_tokens
     assert (own["seed"], own["is_late"]) == (3, False)
 
@@ -98,7 +102,10 @@ def test_openais_fields_are_honoured(url: str) -> None:
     assert len(completion.model_extra["specrej"]["candidate_rewards"]) == 6
     for choice in completion.choices:
         assert choice.logprobs is not None
-        assert "".join(token.token for token in choice.logprobs.content or []) == choice.message.content
+        assert (
+            "".join(token.token for token in choice.logprobs.content or [])
+            == choice.message.content
+        )
         assert "bb" not in (choice.message.content or "")
 
 
@@ -123,7 +130,9 @@ def test_the_torch_engine_answers_the_same_client() -> None:
         told = client(url).completions.create(**TEXT, seed=2)
         stream = client(url).completions.create(**TEXT, seed=2, stream=True)
         streamed = "".join(chunk.choices[0].text for chunk in stream if chunk.choices)
-    result = specrej.generate("Why?", model=engine, reward=FakeReward(), n=4, max_new_tokens=8, seed=2)
+    result = specrej.generate(
+        "Why?", model=engine, reward=FakeReward(), n=4, max_new_tokens=8, seed=2
+    )
     assert told.choices[0].text == streamed == result.text
 
 
@@ -142,7 +151,9 @@ def test_an_operator_may_fix_the_seed() -> None:
     with live(fake_service(), seed=7) as url:
         own = [client(url).chat.completions.create(**CHAT).model_extra["specrej"] for _ in range(2)]
         assert [one["seed"] for one in own] == [7, 7]
-        assert client(url).chat.completions.create(**CHAT, seed=8).model_extra["specrej"]["seed"] == 8
+        assert (
+            client(url).chat.completions.create(**CHAT, seed=8).model_extra["specrej"]["seed"] == 8
+        )
 
 
 def test_models_are_listed(url: str) -> None:
@@ -176,7 +187,11 @@ def test_a_model_with_a_slash_in_its_name_is_found() -> None:
         ({"temprature": 1}, "temprature", "temprature cannot be honoured"),
         ({"temperature": -1}, "temperature", r"temperature must be 0 \(greedy\) or above"),
         ({"max_tokens": 0}, "max_tokens", "^max_tokens must be at least 1"),
-        ({"max_completion_tokens": 10**6}, "max_completion_tokens", "and max_completion_tokens=.* give max_comp"),
+        (
+            {"max_completion_tokens": 10**6},
+            "max_completion_tokens",
+            "and max_completion_tokens=.* give max_comp",
+        ),
         ({"n": 2, "specrej": {"n": 0}}, "specrej.n", "^specrej.n must be"),
         ({"specrej": {"keep": 0}}, "specrej.keep", "^specrej.keep must be"),
         ({"specrej": {"decide": "never"}}, "specrej.decide", "^specrej.decide must be"),
@@ -184,9 +199,17 @@ def test_a_model_with_a_slash_in_its_name_is_found() -> None:
         ({"specrej": {"top_k": -1}}, "specrej.top_k", "^specrej.top_k must be"),
         ({"n": 0}, "n", "n must be"),
         ({"stream": 1}, "stream", "stream must be true or false"),
-        ({"stream": True, "stream_options": {"all": 1}}, "stream_options.all", "all cannot be honoured"),
+        (
+            {"stream": True, "stream_options": {"all": 1}},
+            "stream_options.all",
+            "all cannot be honoured",
+        ),
         ({"stream": True, "stream_options": []}, "stream_options", "must be an object"),
-        ({"specrej": {"alpa": 1}}, "specrej", "unknown field of specrej 'alpa'; did you mean 'alpha'"),
+        (
+            {"specrej": {"alpa": 1}},
+            "specrej",
+            "unknown field of specrej 'alpa'; did you mean 'alpha'",
+        ),
         ({"specrej": {"alpha": 1}}, "specrej.alpha", "^specrej.alpha must be in"),
         ({"specrej": {"reward": "os:remove"}}, "specrej", "unknown field of specrej 'reward'"),
         ({"specrej": {"model": "/etc"}}, "specrej", "unknown field of specrej 'model'"),
@@ -198,13 +221,21 @@ def test_a_model_with_a_slash_in_its_name_is_found() -> None:
         ({"messages": []}, "messages", "the prompt is empty"),
         ({"messages": [{"role": "user", "content": "x" * 500}]}, "messages", "the model's context"),
         ({"model": None}, "model", "model must be a text"),
-        ({"messages": [{"role": "human", "content": "Hi"}]}, "messages", r"messages\[0\].role must be one of system,"),
+        (
+            {"messages": [{"role": "human", "content": "Hi"}]},
+            "messages",
+            r"messages\[0\].role must be one of system,",
+        ),
         (
             {"messages": [*CHAT["messages"], BEGUN]},
             "messages",
             "ends in an assistant's message.*continue_final_message",
         ),
-        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", r"messages\[0\].content holds half"),
+        (
+            {"messages": [{"role": "user", "content": "\ud800"}]},
+            "messages",
+            r"messages\[0\].content holds half",
+        ),
         ({"stop": ["a", "\udfff"]}, "stop", r"stop\[1\] holds half a surrogate pair, \\udfff"),
     ],
 )
@@ -212,7 +243,9 @@ def test_what_cannot_be_honoured_is_a_bad_request_that_names_it(
     url: str, fields: dict[str, Any], param: str, reason: str
 ) -> None:
     headers = {"Content-Type": "application/json"}
-    response = httpx.post(f"{url}/v1/chat/completions", content=json.dumps({**CHAT, **fields}), headers=headers)
+    response = httpx.post(
+        f"{url}/v1/chat/completions", content=json.dumps({**CHAT, **fields}), headers=headers
+    )
     error = response.json()["error"]
     assert response.status_code == 400
     assert re.search(reason, error["message"]), error
@@ -223,9 +256,16 @@ def test_what_cannot_be_honoured_is_a_bad_request_that_names_it(
 
 @pytest.mark.parametrize(
     "fields",
-    [{"specrej": {"memory": "1GiB"}}, {"specrej": {"memory": "100B"}}, {"max_tokens": 10**6}, {"messages": []}],
+    [
+        {"specrej": {"memory": "1GiB"}},
+        {"specrej": {"memory": "100B"}},
+        {"max_tokens": 10**6},
+        {"messages": []},
+    ],
 )
-def test_a_stream_that_cannot_be_is_refused_before_it_begins(url: str, fields: dict[str, Any]) -> None:
+def test_a_stream_that_cannot_be_is_refused_before_it_begins(
+    url: str, fields: dict[str, Any]
+) -> None:
     response = httpx.post(f"{url}/v1/chat/completions", json={**CHAT, "stream": True, **fields})
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_value")
 
@@ -235,7 +275,9 @@ def test_the_client_gets_its_own_exceptions(url: str) -> None:
     with pytest.raises(openai.BadRequestError, match="logit_bias cannot be honoured") as bad:
         asking.create(**CHAT, logit_bias={"5": 1})
     assert (bad.value.param, bad.value.code) == ("logit_bias", "invalid_value")
-    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt-4' here; there is 'bytes'") as unknown:
+    with pytest.raises(
+        openai.NotFoundError, match="there is no model 'gpt-4' here; there is 'bytes'"
+    ) as unknown:
         asking.create(**{**CHAT, "model": "gpt-4"})
     assert (unknown.value.param, unknown.value.code) == ("model", "model_not_found")
     image: Any = [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]
@@ -246,13 +288,22 @@ def test_the_client_gets_its_own_exceptions(url: str) -> None:
 @pytest.mark.parametrize(
     ("error", "expected", "status", "code"),
     [
-        (QueueFullError("9 are waiting", retry_after_s=7), openai.RateLimitError, 429, "queue_full"),
+        (
+            QueueFullError("9 are waiting", retry_after_s=7),
+            openai.RateLimitError,
+            429,
+            "queue_full",
+        ),
         (ShutdownError("being stopped"), openai.InternalServerError, 503, "shutting_down"),
     ],
 )
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_a_request_that_is_not_taken_hears_why(
-    error: SpecrejError, expected: type[openai.APIStatusError], status: int, code: str, is_streamed: bool
+    error: SpecrejError,
+    expected: type[openai.APIStatusError],
+    status: int,
+    code: str,
+    is_streamed: bool,
 ) -> None:
     with live(Scripted(error=error)) as url, pytest.raises(expected) as caught:
         client(url).chat.completions.create(**CHAT, stream=is_streamed)
@@ -268,7 +319,9 @@ def test_a_request_that_is_not_taken_hears_why(
         (RewardError(f"the reward 'http://10.0.0.1' failed: {SECRET}"), 500, "reward_failed"),
         (DeviceMemoryError(SECRET), 500, "out_of_memory"),
         (
-            EngineError(f"no candidate is left: the engine lost 4 of 4, the last one because {SECRET}"),
+            EngineError(
+                f"no candidate is left: the engine lost 4 of 4, the last one because {SECRET}"
+            ),
             502,
             "engine_failed",
         ),
@@ -289,13 +342,18 @@ def test_a_request_that_fails_hears_no_internals(
     assert SECRET not in "".join(lines_of(caplog))
     failures = [line for line in lines_of(caplog) if '"failure"' in line]
     assert len(failures) == (status in (500, 502))
-    assert all(type(outcome).__name__ in line and response.headers["x-request-id"] in line for line in failures)
+    assert all(
+        type(outcome).__name__ in line and response.headers["x-request-id"] in line
+        for line in failures
+    )
 
 
 def test_a_late_answer_says_so() -> None:
     late = Ended(result_of(answer(0, "so far", 1.0), best=0), is_late=True)
     with live(Scripted([late])) as url:
-        completion = client(url).chat.completions.create(**CHAT, extra_body={"specrej": {"deadline_s": 0.5}})
+        completion = client(url).chat.completions.create(
+            **CHAT, extra_body={"specrej": {"deadline_s": 0.5}}
+        )
     assert completion.choices[0].message.content == "so far"
     assert completion.model_extra["specrej"]["is_late"] is True
 
@@ -306,7 +364,9 @@ def test_the_deadline_of_a_real_race_is_kept() -> None:
             threading.Event().wait(0.02)
             return super().step(*given)
 
-    with live(fake_service(Slow(eos=0.0)), defaults=Settings(n=8, max_new_tokens=200, memory=28_000)) as url:
+    with live(
+        fake_service(Slow(eos=0.0)), defaults=Settings(n=8, max_new_tokens=200, memory=28_000)
+    ) as url:
         with pytest.raises(openai.InternalServerError, match="no candidate was complete") as caught:
             client(url).chat.completions.create(**CHAT, extra_body={"specrej": {"deadline_s": 0.2}})
         assert (caught.value.status_code, caught.value.code) == (504, "deadline")
@@ -328,8 +388,13 @@ def test_a_reward_that_fails_fails_its_request_only() -> None:
         assert client(url).chat.completions.create(**CHAT, seed=1).choices
 
 
-def test_an_unforeseen_error_says_nothing_and_the_server_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "specrej.server"), live(Scripted(error=KeyError(SECRET))) as url:
+def test_an_unforeseen_error_says_nothing_and_the_server_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with (
+        caplog.at_level(logging.INFO, "specrej.server"),
+        live(Scripted(error=KeyError(SECRET))) as url,
+    ):
         response = httpx.post(f"{url}/v1/completions", json=TEXT)
         assert httpx.get(f"{url}/health").json() == {"status": "ok"}
     assert response.status_code == 500
@@ -360,7 +425,9 @@ def test_memory_of_a_client_that_goes_is_free(is_streamed: bool) -> None:
 
     engine = Slow(eos=0.0)
     service = fake_service(engine)
-    body = json.dumps({**CHAT, "stream": is_streamed, "max_tokens": 200, "specrej": {"memory": 28_000}}).encode()
+    body = json.dumps(
+        {**CHAT, "stream": is_streamed, "max_tokens": 200, "specrej": {"memory": 28_000}}
+    ).encode()
     with live(service) as url:
         _ask_and_go(url, body, service)
         until(lambda: not engine.groups and service.num_active == 0)
@@ -371,9 +438,14 @@ def _ask_and_go(url: str, body: bytes, service: Any) -> None:
     """Send a request, and close the connection when it has been taken."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: "
+            "application/json\r\n"
+        )
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        until(lambda: bool(service.tickets if isinstance(service, Scripted) else service.num_active))
+        until(
+            lambda: bool(service.tickets if isinstance(service, Scripted) else service.num_active)
+        )
 
 
 def test_ids_are_given_or_made_and_never_what_breaks_a_log(url: str) -> None:
@@ -394,7 +466,9 @@ def test_the_log_has_a_line_a_request_without_its_text(caplog: pytest.LogCapture
             caplog.at_level(logging.INFO, "specrej.server"),
             live(fake_service(), logs_prompts=logs_prompts) as url,
         ):
-            response = httpx.post(f"{url}/v1/completions", json={**TEXT, "prompt": SECRET, "seed": 1})
+            response = httpx.post(
+                f"{url}/v1/completions", json={**TEXT, "prompt": SECRET, "seed": 1}
+            )
             httpx.get(f"{url}/health")
             until(lambda: len(caplog.records) > 0)
         [line] = [json.loads(line) for line in lines_of(caplog)]
@@ -417,7 +491,9 @@ def test_the_log_has_a_line_a_request_without_its_text(caplog: pytest.LogCapture
         ("OPTIONS", "/v1/chat/completions", 405, "method_not_allowed"),
     ],
 )
-def test_other_paths_get_errors_of_the_same_form(url: str, method: str, path: str, status: int, code: str) -> None:
+def test_other_paths_get_errors_of_the_same_form(
+    url: str, method: str, path: str, status: int, code: str
+) -> None:
     response = httpx.request(method, url + path, headers={"Content-Type": "application/json"})
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
     assert response.json().keys() == {"error"}

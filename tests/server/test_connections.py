@@ -1,4 +1,5 @@
-"""Connections by hand: those that never finish, that send too much, that close one side, that leave without a word."""
+"""Connections by hand: those that never finish, that send too much, that close one side, that
+leave without a word."""
 
 import asyncio
 import json
@@ -74,7 +75,9 @@ def test_what_never_comes_to_an_end_is_closed(raw: bytes, monkeypatch: pytest.Mo
     asyncio.run(go())
 
 
-def test_a_request_that_is_slow_to_be_answered_is_not_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_is_slow_to_be_answered_is_not_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(http11, "HEADERS_S", 0.1)
 
     async def go() -> None:
@@ -125,7 +128,9 @@ def test_requests_one_behind_the_other_are_all_answered(more: bytes) -> None:
     async def go() -> None:
         engine = Stalling()
         async with serving(engine) as served:
-            reader, writer = await opened(served, written("/v1/completions", {"prompt": "a"}) + more)
+            reader, writer = await opened(
+                served, written("/v1/completions", {"prompt": "a"}) + more
+            )
             await served.until(engine.is_there.is_set, "it never ran")
             writer.write(GET + written("/v1/completions", {"prompt": "b"}) + GET)
             await writer.drain()
@@ -184,12 +189,20 @@ def test_a_body_that_is_too_long_by_its_own_account_is_refused_at_once() -> None
     async def go() -> None:
         async with serving(FakeEngine()) as served:
             for length in (b"1048577", b"9" * 18):
-                raw = b"POST /v1/completions HTTP/1.1\r\n" + HEAD + b"Content-Length: " + length + b"\r\n\r\n"
+                raw = (
+                    b"POST /v1/completions HTTP/1.1\r\n"
+                    + HEAD
+                    + b"Content-Length: "
+                    + length
+                    + b"\r\n\r\n"
+                )
                 reader, writer = await opened(served, raw)
                 assert (await one_answer(reader))[0] == 413
                 writer.close()
             waiting = b"POST /v1/completions HTTP/1.1\r\n" + HEAD
-            reader, writer = await opened(served, waiting + b"Expect: 100-continue\r\nContent-Length: 9999999\r\n\r\n")
+            reader, writer = await opened(
+                served, waiting + b"Expect: 100-continue\r\nContent-Length: 9999999\r\n\r\n"
+            )
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 413"), "it is not told to go on"
             writer.close()
@@ -244,11 +257,22 @@ def test_open_files_are_left_for_what_is_no_connection(monkeypatch: pytest.Monke
 def test_head_works_where_get_does() -> None:
     async def go() -> None:
         async with serving(FakeEngine()) as served:
-            for path in ("/health", "/", "/docs", "/openapi.json", "/metrics", "/v1/models", "/v1/models/bytes"):
+            for path in (
+                "/health",
+                "/",
+                "/docs",
+                "/openapi.json",
+                "/metrics",
+                "/v1/models",
+                "/v1/models/bytes",
+            ):
                 got, head = await served.client.get(path), await served.client.head(path)
                 assert (head.status_code, head.content) == (200, b""), path
                 assert head.headers["content-type"] == got.headers["content-type"]
-                assert path == "/metrics" or head.headers["content-length"] == got.headers["content-length"]
+                assert (
+                    path == "/metrics"
+                    or head.headers["content-length"] == got.headers["content-length"]
+                )
             assert (await served.client.head("/v1/completions")).status_code == 405
             assert (await served.client.head("/nowhere")).status_code == 404
 
@@ -258,11 +282,20 @@ def test_head_works_where_get_does() -> None:
 def test_nothing_is_redirected() -> None:
     async def go() -> None:
         async with serving(FakeEngine()) as served:
-            for path in ("/metrics/", "/health/", "/docs/", "/v1/models/", "/v1/completions/", "//v1/models"):
+            for path in (
+                "/metrics/",
+                "/health/",
+                "/docs/",
+                "/v1/models/",
+                "/v1/completions/",
+                "//v1/models",
+            ):
                 for method in ("GET", "HEAD", "POST"):
                     headers = {"Content-Type": "application/json"}
                     response = await served.client.request(
-                        method, f"http://{served.address[0]}:{served.address[1]}{path}", headers=headers
+                        method,
+                        f"http://{served.address[0]}:{served.address[1]}{path}",
+                        headers=headers,
                     )
                     assert response.status_code in (404, 405), path
                     assert "location" not in response.headers

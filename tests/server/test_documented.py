@@ -1,4 +1,5 @@
-"""What a request can be told is in one table, and the OpenAPI document and the docs say the same."""
+"""What a request can be told is in one table, and the OpenAPI document and the docs say the
+same."""
 
 import re
 from collections import defaultdict
@@ -27,7 +28,9 @@ def document() -> Any:
 def test_the_docs_have_all_codes_with_their_statuses() -> None:
     docs = (ROOT / "docs" / "server.md").read_text()
     told: dict[int, set[str]] = {}
-    for statuses, meanings in re.findall(r"^\| (\d{3}(?: / \d{3})*) \| (.*) \|$", docs, re.MULTILINE):
+    for statuses, meanings in re.findall(
+        r"^\| (\d{3}(?: / \d{3})*) \| (.*) \|$", docs, re.MULTILINE
+    ):
         for status, words in zip(statuses.split(" / "), meanings.split(" / "), strict=True):
             told[int(status)] = set(re.findall(r"`([a-z_]+)`", words))
     assert told == CODES_BY_STATUS
@@ -38,7 +41,12 @@ def test_endpoints_document_all_that_they_may_say(document: Any) -> None:
     statuses = {str(CODES[code][0]) for code in asked} | {"200"}
     for path in ENDPOINTS:
         assert set(document["paths"][path]["post"]["responses"]) == statuses
-    documented = {status for path in document["paths"].values() for one in path.values() for status in one["responses"]}
+    documented = {
+        status
+        for path in document["paths"].values()
+        for one in path.values()
+        for status in one["responses"]
+    }
     assert documented == statuses
 
 

@@ -1,9 +1,10 @@
-"""The thread that decodes: whatever is raised on it fails those it concerns; if it cannot go on, the server ends."""
+"""The thread that decodes: whatever is raised on it fails those it concerns; if it cannot go on,
+the server ends."""
 
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -18,7 +19,7 @@ from specrej.server import running
 from specrej.server.app import make_app
 from specrej.server.running import bound, run
 from specrej.server.service import Service
-from specrej.types import Message, Prompt
+from specrej.types import Candidate, Message, Prompt
 
 
 class Panic(BaseException):
@@ -53,13 +54,19 @@ class Faulty(ForgetfulReward):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", ["open", "score", "drop", "close"])
-def test_whatever_a_reward_raises_fails_its_own_request_alone(place: str, kind: type[BaseException]) -> None:
+def test_whatever_a_reward_raises_fails_its_own_request_alone(
+    place: str, kind: type[BaseException]
+) -> None:
     async def go() -> None:
         reward = Faulty(place, kind)
         async with serving(FakeEngine(), reward) as served:
             # Ctrl-C is the user's in a program, so `Search` lets it pass; here nobody can mean it.
             is_alone = kind is not KeyboardInterrupt or place == "score"
-            others = [served.ask({"prompt": f"{seed}", "seed": seed}) for seed in range(4)] if is_alone else []
+            others = (
+                [served.ask({"prompt": f"{seed}", "seed": seed}) for seed in range(4)]
+                if is_alone
+                else []
+            )
             bad, *answers = await asyncio.gather(served.ask({"prompt": "bad"}), *others)
             assert [answer.status_code for answer in answers] == [200] * len(answers)
             assert bad.status_code == (200 if place == "close" and is_alone else 500), bad.text
@@ -67,6 +74,29 @@ def test_whatever_a_reward_raises_fails_its_own_request_alone(place: str, kind: 
             assert (await served.client.get("/health")).status_code == 200
 
     asyncio.run(go())
+
+
+def test_scores_that_come_lazily_are_computed_where_the_rewards_time_is_taken() -> None:
+    threads: list[str] = []
+
+    class Lazy(ForgetfulReward):
+        def open(self, messages: Sequence[Message]) -> FakeSession:
+            session = super().open(messages)
+            score = session.score
+
+            def scored(candidates: Sequence[Candidate]) -> Iterator[float]:
+                threads.append(threading.current_thread().name)
+                yield from score(candidates)
+
+            session.score = scored  # type: ignore[method-assign, assignment]
+            return session
+
+    async def go() -> None:
+        async with serving(FakeEngine(), Lazy()) as served:
+            assert (await served.ask({"prompt": "Why?"})).status_code == 200
+
+    asyncio.run(go())
+    assert set(threads) == {"specrej-reward"}
 
 
 class Sick(FakeEngine):
@@ -87,7 +117,9 @@ class Sick(FakeEngine):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("place", ["encode", "open", "add", "step", "drop", "detokenizer", "memory", "claim"])
+@pytest.mark.parametrize(
+    "place", ["encode", "open", "add", "step", "drop", "detokenizer", "memory", "claim"]
+)
 def test_whatever_the_engine_raises_is_over_with_those_in_flight(
     place: str, kind: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -133,7 +165,11 @@ class Running:
         """What `ask` comes to; the server must have failed by itself by then."""
         with bound("127.0.0.1", 0) as listener:
             app = make_app(self.service, model="bytes", defaults=SETTINGS)
-            given: dict[str, Any] = {"grace_s": 0, "on_ready": self.ready.set, "patience_s": self._patience_s}
+            given: dict[str, Any] = {
+                "grace_s": 0,
+                "on_ready": self.ready.set,
+                "patience_s": self._patience_s,
+            }
             serving = asyncio.create_task(run(app, self.service, listener, **given))
             await self.ready.wait()
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -147,7 +183,9 @@ class Running:
 BODY = {"model": "bytes", "prompt": "Why?"}
 
 
-def test_kv_that_cannot_be_freed_ends_the_server_and_all_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_kv_that_cannot_be_freed_ends_the_server_and_all_are_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def ask(client: httpx.AsyncClient) -> None:
         asking = [client.post("/v1/completions", json={**BODY, "seed": seed}) for seed in range(4)]
         answers = await asyncio.gather(*asking)
@@ -185,7 +223,9 @@ def test_a_thread_that_stands_still_ends_the_server() -> None:
 
     async def ask(client: httpx.AsyncClient) -> list[int]:
         bodies = [BODY, {**BODY, "seed": 1}, {**BODY, "stream": True}]
-        whole, other, stream = await asyncio.gather(*(client.post("/v1/completions", json=body) for body in bodies))
+        whole, other, stream = await asyncio.gather(
+            *(client.post("/v1/completions", json=body) for body in bodies)
+        )
         assert '"code": "internal"' in stream.text
         return [whole.status_code, other.status_code, (await client.get("/health")).status_code]
 
@@ -210,7 +250,9 @@ def test_a_thread_with_nothing_to_do_does_not_stand_still() -> None:
     asyncio.run(go())
 
 
-def test_stopping_does_not_wait_for_a_thread_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_does_not_wait_for_a_thread_that_stands_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from specrej.server import service as module
 
     monkeypatch.setattr(module, "_LAST_WORDS_S", 0.1)

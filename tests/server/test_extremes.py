@@ -1,4 +1,5 @@
-"""A server and a job on a real model: extreme numbers, and prompts on which it breaks, cost their own request only."""
+"""A server and a job on a real model: extreme numbers, and prompts on which it breaks, cost
+their own request only."""
 
 import asyncio
 import math
@@ -67,24 +68,42 @@ def extremes() -> list[dict[str, Any]]:
         for name, values in EXTREMES.items()
         for value in values
     ]
-    return [*bodies, {"temperature": 1e-38, "top_p": 1e-46}, {"temperature": 1e308, "specrej": {"top_k": 0}}]
+    return [
+        *bodies,
+        {"temperature": 1e-38, "top_p": 1e-46},
+        {"temperature": 1e308, "specrej": {"top_k": 0}},
+    ]
 
 
 def test_beside_any_numbers_a_request_gets_the_answer_it_gets_alone(engine: TorchEngine) -> None:
     async def go() -> None:
-        async with serving(engine, FakeReward(), defaults=DEFAULTS, total_bytes=TOTAL_BYTES, in_flight=8) as served:
-            ordinary = [asyncio.create_task(served.ask({"prompt": f"Question {n}?", "seed": n})) for n in range(6)]
-            odd = [served.ask({"prompt": "Why?", "max_tokens": 6, **body}) for body in [*extremes(), *REFUSED]]
+        async with serving(
+            engine, FakeReward(), defaults=DEFAULTS, total_bytes=TOTAL_BYTES, in_flight=8
+        ) as served:
+            ordinary = [
+                asyncio.create_task(served.ask({"prompt": f"Question {n}?", "seed": n}))
+                for n in range(6)
+            ]
+            odd = [
+                served.ask({"prompt": "Why?", "max_tokens": 6, **body})
+                for body in [*extremes(), *REFUSED]
+            ]
             broken = [served.ask({"prompt": f"{n}{BROKEN} and on", "seed": n}) for n in range(3)]
             answers = await asyncio.gather(*odd, *broken)
-            assert [answer.status_code for answer in answers[: len(extremes())]] == [200] * len(extremes())
-            assert [answer.status_code for answer in answers[len(extremes()) : -3]] == [400] * len(REFUSED)
+            assert [answer.status_code for answer in answers[: len(extremes())]] == [200] * len(
+                extremes()
+            )
+            assert [answer.status_code for answer in answers[len(extremes()) : -3]] == [400] * len(
+                REFUSED
+            )
             assert [answer.status_code for answer in answers[-3:]] == [502] * 3
             for body, answer in zip(extremes(), answers, strict=False):
                 is_greedy = body.get("temperature", 1) < 1e-5
                 assert answer.json()["specrej"].get("note") == (GREEDY_NOTE if is_greedy else None)
             for n, answer in enumerate([await task for task in ordinary]):
-                assert answer.json()["choices"][0]["text"] == text_of(engine, f"Question {n}?", seed=n)
+                assert answer.json()["choices"][0]["text"] == text_of(
+                    engine, f"Question {n}?", seed=n
+                )
 
     asyncio.run(go())
     assert not engine._runs
@@ -94,7 +113,9 @@ def test_a_job_goes_on_beside_rows_on_which_the_model_breaks_and_so_does_one_tha
     engine: TorchEngine, tmp_path: Path
 ) -> None:
     rows = [plain(0), {"id": "broken", "prompt": f"a{BROKEN}b"}, plain(1)]
-    for number, body in enumerate([{"temperature": 1e-40}, {"top_p": 1e-46}, {"temperature": 1e300}, *REFUSED], 2):
+    for number, body in enumerate(
+        [{"temperature": 1e-40}, {"top_p": 1e-46}, {"temperature": 1e300}, *REFUSED], 2
+    ):
         row = openai(number, **body)
         rows.append({**row, "url": "/v1/completions"})
         row["body"]["prompt"] = row["body"].pop("messages")[0]["content"]
@@ -119,5 +140,7 @@ def test_a_job_goes_on_beside_rows_on_which_the_model_breaks_and_so_does_one_tha
     assert failed == {"broken", *(f"o{number}" for number in range(5, 5 + len(REFUSED)))}
     assert (
         written["p0"]["text"]
-        == specrej.generate("Question 0?", model=engine, reward=FakeReward(), **DEFAULTS.to_dict()).text
+        == specrej.generate(
+            "Question 0?", model=engine, reward=FakeReward(), **DEFAULTS.to_dict()
+        ).text
     )

@@ -1,4 +1,5 @@
-"""Clients that vanish in every phase, rewards that raise or hang, a full queue, deadlines: each costs only its own."""
+"""Clients that vanish in every phase, rewards that raise or hang, a full queue, deadlines: each
+costs only its own."""
 
 import asyncio
 import json
@@ -39,7 +40,9 @@ def test_clients_that_go_while_they_wait_are_never_begun(is_streamed: bool) -> N
             first = asyncio.create_task(served.ask({"prompt": "first"}))
             await served.until(engine.is_there.is_set, "it never ran")
             waiting = [
-                await connect(served, "/v1/completions", {"prompt": f"{number}", "stream": is_streamed})
+                await connect(
+                    served, "/v1/completions", {"prompt": f"{number}", "stream": is_streamed}
+                )
                 for number in range(5)
             ]
             last = asyncio.create_task(served.ask({"prompt": "last"}))
@@ -73,7 +76,9 @@ def test_clients_that_go_while_text_comes_free_their_memory_within_a_step() -> N
         async with serving(engine) as served:
             body = {"prompt": "a", "stream": True, "specrej": {"decide": "every:4", "keep": 1}}
             connection = await connect(served, "/v1/completions", body)
-            while not re.search(rb'"index": 0, "text": "[^"]', await connection.reader.readuntil(b"\n\n")):
+            while not re.search(
+                rb'"index": 0, "text": "[^"]', await connection.reader.readuntil(b"\n\n")
+            ):
                 pass
             await served.until(engine.is_there.is_set, "it never ran")
             connection.reset()
@@ -88,7 +93,9 @@ def test_clients_that_go_while_text_comes_free_their_memory_within_a_step() -> N
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_clients_that_go_while_a_reward_is_asked_free_their_memory_before_it_has_said(is_streamed: bool) -> None:
+def test_clients_that_go_while_a_reward_is_asked_free_their_memory_before_it_has_said(
+    is_streamed: bool,
+) -> None:
     asked, release = threading.Event(), threading.Event()
 
     def rate(text: str) -> float:
@@ -99,7 +106,9 @@ def test_clients_that_go_while_a_reward_is_asked_free_their_memory_before_it_has
     async def go() -> None:
         engine = FakeEngine()
         async with serving(engine, ForgetfulReward(rate)) as served:
-            connection = await connect(served, "/v1/completions", {"prompt": "a", "stream": is_streamed})
+            connection = await connect(
+                served, "/v1/completions", {"prompt": "a", "stream": is_streamed}
+            )
             await served.until(asked.is_set, "the reward was not asked")
             assert engine.groups
             connection.reset()
@@ -147,7 +156,9 @@ def test_a_reward_that_fails_for_one_request_fails_that_request_only(is_hanging:
             assert "secret" not in refused.text + broken.text
             for number, response in enumerate(answered):
                 options = {**SETTINGS.to_dict(), "seed": number}
-                quiet = specrej.generate(Continuation(f"{number}"), model=FakeEngine(), reward=FakeReward(), **options)
+                quiet = specrej.generate(
+                    Continuation(f"{number}"), model=FakeEngine(), reward=FakeReward(), **options
+                )
                 assert response.json()["choices"][0]["text"] == quiet.text
 
     asyncio.run(go())
@@ -179,7 +190,10 @@ def test_a_deadline_frees_the_place_of_what_runs_and_of_what_waits() -> None:
         engine = Stalling(eos=0.0)
         async with serving(engine, in_flight=1) as served:
             specrej_own = {"deadline_s": 1}
-            asking = [served.ask({"prompt": f"{n}", "specrej": specrej_own, "stream": n == 2}) for n in range(3)]
+            asking = [
+                served.ask({"prompt": f"{n}", "specrej": specrej_own, "stream": n == 2})
+                for n in range(3)
+            ]
             going = asyncio.gather(*asking)
             await served.until(engine.is_there.is_set, "it never ran")
             await asyncio.sleep(1.1)

@@ -1,6 +1,8 @@
-"""Bodies and headers that no client should send: each gets a refusal that says why, or an answer; never a 500.
+"""Bodies and headers that no client should send: each gets a refusal that says why, or an answer;
+never a 500.
 
-On the fake engine, and in fewer examples on a tiny real one. Whatever status comes is documented for the path.
+On the fake engine, and in fewer examples on a tiny real one. Whatever status comes is documented
+for the path.
 """
 
 import asyncio
@@ -62,20 +64,58 @@ COMMON = {
     },
 }
 VALID = {
-    CHAT: {**COMMON, "messages": [{"role": "system", "content": "Be brief."}, MESSAGE], "logprobs": True},
+    CHAT: {
+        **COMMON,
+        "messages": [{"role": "system", "content": "Be brief."}, MESSAGE],
+        "logprobs": True,
+    },
     TEXT: {**COMMON, "prompt": "Once upon a time"},
 }
 
-NUMBERS = st.sampled_from([0, -0.0, -1, 1, 2**31, 2**63, 2**64, -(2**64), 10**30, 10**400, 1e308, 5e-324, 1e-9, 0.5])
+NUMBERS = st.sampled_from(
+    [0, -0.0, -1, 1, 2**31, 2**63, 2**64, -(2**64), 10**30, 10**400, 1e308, 5e-324, 1e-9, 0.5]
+)
 TEXTS = st.one_of(
     st.text(max_size=12),
-    st.sampled_from(["", "\0", "\x7f", "\u202e", "😀", "\ud800", "a\udfff", "<bos>", "x" * 3000, "9" * 250, "%s%n"]),
-    st.sampled_from(["auto", "1e9GiB", "64MiB", "-1MiB", "every:0", "every:" + "9" * 200, "at:", "at:5,3", "NaN"]),
-    st.sampled_from(["at:" + "1," * 120, "../../etc/passwd", "os:system", "{{ 7 * 7 }}", "stream", "best_of_n"]),
+    st.sampled_from(
+        [
+            "",
+            "\0",
+            "\x7f",
+            "\u202e",
+            "😀",
+            "\ud800",
+            "a\udfff",
+            "<bos>",
+            "x" * 3000,
+            "9" * 250,
+            "%s%n",
+        ]
+    ),
+    st.sampled_from(
+        [
+            "auto",
+            "1e9GiB",
+            "64MiB",
+            "-1MiB",
+            "every:0",
+            "every:" + "9" * 200,
+            "at:",
+            "at:5,3",
+            "NaN",
+        ]
+    ),
+    st.sampled_from(
+        ["at:" + "1," * 120, "../../etc/passwd", "os:system", "{{ 7 * 7 }}", "stream", "best_of_n"]
+    ),
 )
-SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, st.integers(), st.floats(allow_nan=False), TEXTS)
+SCALARS = st.one_of(
+    st.none(), st.booleans(), NUMBERS, st.integers(), st.floats(allow_nan=False), TEXTS
+)
 JSON = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4), max_leaves=8
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=8,
 )
 FIELDS = st.sampled_from(
     [
@@ -89,7 +129,16 @@ FIELDS = st.sampled_from(
             "echo",
             "suffix",
         ),
-        *("top_logprobs", "logprobs", "presence_penalty", "functions", "store", "reward", "__proto__", "prompt"),
+        *(
+            "top_logprobs",
+            "logprobs",
+            "presence_penalty",
+            "functions",
+            "store",
+            "reward",
+            "__proto__",
+            "prompt",
+        ),
     ]
 )
 NEAR: dict[type, st.SearchStrategy[Any]] = {
@@ -104,14 +153,21 @@ NEAR: dict[type, st.SearchStrategy[Any]] = {
 
 def places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The ways to all values in it but the whole."""
-    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, inner in (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    ):
         yield (*way, key)
         yield from places(inner, (*way, key))
 
 
 @st.composite
 def mutated(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
-    """A path, and a body for it that was valid before some of its values were put otherwise, left out or added."""
+    """A path, and a body for it that was valid before some of its values were put otherwise,
+    left out or added."""
     path = draw(st.sampled_from([CHAT, TEXT]))
     needed = {"model", "stream", "prompt" if path == TEXT else "messages"}
     names = needed | draw(st.sets(st.sampled_from(sorted(VALID[path]))))
@@ -147,10 +203,15 @@ def damaged(draw: st.DrawFn) -> tuple[str, bytes]:
     """A body whose bytes were cut off, exchanged, doubled or coded otherwise."""
     path, body = draw(mutated())
     words = json.dumps(body, ensure_ascii=draw(st.booleans()))
-    coding = draw(st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-16", "utf-32", "utf-8-sig", "utf-7"]))
+    coding = draw(
+        st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-16", "utf-32", "utf-8-sig", "utf-7"])
+    )
     raw = words.encode(coding, "surrogatepass")
     place = draw(st.integers(0, len(raw)))
-    own = draw(st.binary(max_size=4) | st.sampled_from([b"NaN", b"-Infinity", b"1e999", b'"\\ud800"', b"\xed\xa0\x80"]))
+    own = draw(
+        st.binary(max_size=4)
+        | st.sampled_from([b"NaN", b"-Infinity", b"1e999", b'"\\ud800"', b"\xed\xa0\x80"])
+    )
     match draw(st.sampled_from(["cut", "put", "in place", "double", "deep", "twice"])):
         case "cut":
             return path, raw[:place]
@@ -169,18 +230,58 @@ def damaged(draw: st.DrawFn) -> tuple[str, bytes]:
             return path, raw[:-1] + b', "seed": "again", "specrej": {"n": 2, "n": 3}}'
 
 
-ODD = st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=20)
+ODD = st.text(
+    st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=20
+)
 HEADERS = st.dictionaries(
     st.sampled_from(
         [
-            *("Content-Type", "Authorization", "Host", "Origin", "X-Request-Id", "Accept", "Content-Encoding"),
-            *("Transfer-Encoding", "Content-Length", "Expect", "Range", "X-Forwarded-For", "Connection", "Cookie"),
+            *(
+                "Content-Type",
+                "Authorization",
+                "Host",
+                "Origin",
+                "X-Request-Id",
+                "Accept",
+                "Content-Encoding",
+            ),
+            *(
+                "Transfer-Encoding",
+                "Content-Length",
+                "Expect",
+                "Range",
+                "X-Forwarded-For",
+                "Connection",
+                "Cookie",
+            ),
         ]
     ),
     ODD
-    | st.sampled_from(["application/json; charset=latin-1", "text/plain", "multipart/form-data; boundary=x", "gzip"])
-    | st.sampled_from(["Bearer key", "Bearer", "Basic Og==", "[::1", "//", "http://[", "null", "-1", "1e3", "x" * 5000])
-    | st.sampled_from(["application/json", "APPLICATION/JSON;charset=UTF-8", "localhost:1", "http://localhost"]),
+    | st.sampled_from(
+        [
+            "application/json; charset=latin-1",
+            "text/plain",
+            "multipart/form-data; boundary=x",
+            "gzip",
+        ]
+    )
+    | st.sampled_from(
+        [
+            "Bearer key",
+            "Bearer",
+            "Basic Og==",
+            "[::1",
+            "//",
+            "http://[",
+            "null",
+            "-1",
+            "1e3",
+            "x" * 5000,
+        ]
+    )
+    | st.sampled_from(
+        ["application/json", "APPLICATION/JSON;charset=UTF-8", "localhost:1", "http://localhost"]
+    ),
     max_size=4,
 )
 
@@ -209,7 +310,9 @@ class Server:
         app = make_app(self._service, model="bytes", defaults=defaults, limits=LIMITS, keys=keys)
         self._paths = app.openapi()["paths"]
         transport = httpx.ASGITransport(app)
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=20)
+        self._client = httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", timeout=20
+        )
 
     def run(self, work: Coroutine[Any, Any, Done]) -> Done:
         return self._runner.run(work)
@@ -217,8 +320,12 @@ class Server:
     def ask(self, method: str, path: str, **how: Any) -> httpx.Response:
         response = self.run(self._client.request(method, path, **how))
         asked = response.request.url.path
-        known = self._paths.get("/v1/models/{name}" if asked.startswith("/v1/models/") else asked, {})
-        documented = known.get("get" if method == "HEAD" else method.lower(), {"responses": UNDOCUMENTED})
+        known = self._paths.get(
+            "/v1/models/{name}" if asked.startswith("/v1/models/") else asked, {}
+        )
+        documented = known.get(
+            "get" if method == "HEAD" else method.lower(), {"responses": UNDOCUMENTED}
+        )
         assert str(response.status_code) in documented["responses"], (method, asked, response.text)
         return response
 
@@ -271,7 +378,9 @@ def check(response: httpx.Response, *, has_deadline: bool = False) -> None:
             check_stream(response.text)
         return
     # A deadline that leaves no time is kept to.
-    assert response.status_code in REFUSALS or (has_deadline and response.status_code == 504), response.text
+    assert response.status_code in REFUSALS or (has_deadline and response.status_code == 504), (
+        response.text
+    )
     assert response.headers["content-type"] == "application/json"
     body = response.json()
     assert body.keys() == {"error"}
@@ -283,13 +392,20 @@ def check_error(error: dict[str, Any]) -> None:
     assert error["message"]
     assert len(error["message"]) < 1000
     assert isinstance(error["code"], str)
-    assert error["type"] in ("invalid_request_error", "authentication_error", "permission_error", "server_error")
+    assert error["type"] in (
+        "invalid_request_error",
+        "authentication_error",
+        "permission_error",
+        "server_error",
+    )
     assert error["param"] is None or isinstance(error["param"], str)
     assert not re.search(r'Traceback|\.py\b|File "|site-packages|0x[0-9a-f]{6}', error["message"])
 
 
 def check_stream(stream: str) -> None:
-    events = [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: ")]
+    events = [
+        line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: ")
+    ]
     if events[-1] != "[DONE]":
         last = json.loads(events[-1])
         assert last["error"]["code"] in ("deadline", "invalid_value"), last
@@ -302,13 +418,19 @@ JSON_TYPE = {"Content-Type": "application/json"}
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 def test_what_is_mutated_was_valid(server: Server, real: Server, path: str) -> None:
     for one in (server, real):
-        response = one.ask("POST", path, content=one.scaled(json.dumps(VALID[path]).encode()), headers=JSON_TYPE)
+        response = one.ask(
+            "POST", path, content=one.scaled(json.dumps(VALID[path]).encode()), headers=JSON_TYPE
+        )
         check(response)
         assert response.text.endswith("data: [DONE]\n\n"), response.text
 
 
 EXAMPLES = settings(
-    max_examples=500, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=500,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 
 
@@ -334,7 +456,9 @@ def test_bodies_with_other_bytes(server: Server, asked: tuple[str, bytes]) -> No
 
 @FEWER
 @given(mutated())
-def test_bodies_with_other_values_on_a_real_engine(real: Server, asked: tuple[str, dict[str, Any]]) -> None:
+def test_bodies_with_other_values_on_a_real_engine(
+    real: Server, asked: tuple[str, dict[str, Any]]
+) -> None:
     ask_with(real, asked[0], json.dumps(asked[1]).encode())
 
 
@@ -348,7 +472,17 @@ def test_bodies_with_other_bytes_on_a_real_engine(real: Server, asked: tuple[str
 @given(
     st.sampled_from(["POST", "GET", "PUT", "DELETE", "OPTIONS", "PATCH", "HEAD"]),
     st.sampled_from(
-        [CHAT, TEXT, "/v1/models", "/v1/models/", "/v1/models/a%2Fb%00", "/metrics", "/health", "/docs", "/"]
+        [
+            CHAT,
+            TEXT,
+            "/v1/models",
+            "/v1/models/",
+            "/v1/models/a%2Fb%00",
+            "/metrics",
+            "/health",
+            "/docs",
+            "/",
+        ]
     )
     | st.from_regex(r"/[!-\"$-~]{0,20}", fullmatch=True),
     HEADERS,
@@ -358,7 +492,9 @@ def test_paths_methods_and_headers(
 ) -> None:
     raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
     for one in (server, guarded):
-        content = json.dumps({"model": "bytes", "prompt": "a"}).encode() if method == "POST" else b""
+        content = (
+            json.dumps({"model": "bytes", "prompt": "a"}).encode() if method == "POST" else b""
+        )
         url = httpx.URL("http://localhost", raw_path=path.encode())
         response = one.ask(method, url, headers=raw, content=content)  # type: ignore[arg-type]
         if method == "HEAD" or response.status_code in range(300, 400):
@@ -398,12 +534,15 @@ POST = b"POST " + TEXT.encode() + b" HTTP/1.1\r\n" + HEAD
     ],
 )
 def test_bytes_that_are_hardly_http(raw: bytes, status: int | None) -> None:
-    """On a real connection. What is no HTTP at all is refused by the layer below, in plain text; half gets nothing."""
+    """On a real connection. What is no HTTP at all is refused by the layer below, in plain text;
+    half gets nothing."""
 
     async def go() -> tuple[bytes, bytes]:
         async with serving(FakeEngine()) as served:
             healthy = b"GET /health HTTP/1.1\r\n" + HEAD + b"\r\n"
-            return await talk(served.address, raw, is_half=status is None), await talk(served.address, healthy)
+            return await talk(served.address, raw, is_half=status is None), await talk(
+                served.address, healthy
+            )
 
     answer, health = asyncio.run(go())
     assert status_of(answer) == status, answer
@@ -411,7 +550,8 @@ def test_bytes_that_are_hardly_http(raw: bytes, status: int | None) -> None:
 
 
 async def talk(address: tuple[str, int], raw: bytes, *, is_half: bool = False) -> bytes:
-    """What comes back until the server ends the connection, as it does after each of these; half of one ends here."""
+    """What comes back until the server ends the connection, as it does after each of these; half
+    of one ends here."""
     reader, writer = await asyncio.open_connection(*address)
     writer.write(raw)
     if is_half:

@@ -53,7 +53,9 @@ def test_a_server_with_keys_wants_one_of_them(locked: str) -> None:
         assert caught.value.response.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("given", [None, "", "first-key", "Basic first-key", "Bearer", b"Bearer \xe9"])
+@pytest.mark.parametrize(
+    "given", [None, "", "first-key", "Basic first-key", "Bearer", b"Bearer \xe9"]
+)
 def test_a_key_is_a_bearer(locked: str, given: Any) -> None:
     headers = {} if given is None else {"Authorization": given}
     assert error_of(httpx.get(f"{locked}/v1/models", headers=headers)) == (401, "invalid_api_key")
@@ -61,10 +63,20 @@ def test_a_key_is_a_bearer(locked: str, given: Any) -> None:
 
 def test_keys_guard_the_api_and_the_metrics_not_what_is_public(locked: str) -> None:
     statuses = {
-        path: httpx.get(locked + path).status_code for path in ("/health", "/", "/docs", "/openapi.json", "/metrics")
+        path: httpx.get(locked + path).status_code
+        for path in ("/health", "/", "/docs", "/openapi.json", "/metrics")
     }
-    assert statuses == {"/health": 200, "/": 200, "/docs": 200, "/openapi.json": 200, "/metrics": 401}
-    assert httpx.get(f"{locked}/metrics", headers={"Authorization": "bearer second-key"}).status_code == 200
+    assert statuses == {
+        "/health": 200,
+        "/": 200,
+        "/docs": 200,
+        "/openapi.json": 200,
+        "/metrics": 401,
+    }
+    assert (
+        httpx.get(f"{locked}/metrics", headers={"Authorization": "bearer second-key"}).status_code
+        == 200
+    )
     for path in ("/v1/models", "/v1/models/bytes", "/v1/nowhere"):
         assert httpx.get(locked + path).status_code == 401
 
@@ -84,7 +96,8 @@ def test_a_key_that_cannot_be_sent_is_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "origin", ["http://evil.example", "null", "", "http://127.0.0.1", "http://127.0.0.1:1", "http://["]
+    "origin",
+    ["http://evil.example", "null", "", "http://127.0.0.1", "http://127.0.0.1:1", "http://["],
 )
 def test_a_page_of_another_origin_may_not_ask(url: str, origin: str) -> None:
     response = httpx.post(f"{url}/v1/completions", json=TEXT, headers={"Origin": origin})
@@ -92,7 +105,9 @@ def test_a_page_of_another_origin_may_not_ask(url: str, origin: str) -> None:
 
 
 def test_the_servers_own_page_may_ask(url: str) -> None:
-    assert httpx.post(f"{url}/v1/completions", json=TEXT, headers={"Origin": url}).status_code == 200
+    assert (
+        httpx.post(f"{url}/v1/completions", json=TEXT, headers={"Origin": url}).status_code == 200
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,11 +131,20 @@ def test_any_name_will_do_with_a_key_or_for_all(locked: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", None]
+    "kind",
+    [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "",
+        None,
+    ],
 )
 def test_a_body_must_be_sent_as_json(url: str, kind: str | None) -> None:
     headers = {} if kind is None else {"Content-Type": kind}
-    response = httpx.post(f"{url}/v1/completions", content=json.dumps(TEXT).encode(), headers=headers)
+    response = httpx.post(
+        f"{url}/v1/completions", content=json.dumps(TEXT).encode(), headers=headers
+    )
     assert error_of(response) == (415, "unsupported_media_type")
 
 
@@ -130,7 +154,9 @@ def test_json_may_say_its_encoding(url: str) -> None:
         "Application/JSON": 200,
         "application/json; charset=latin-1": 415,
     }.items():
-        response = httpx.post(f"{url}/v1/completions", content=json.dumps(TEXT), headers={"Content-Type": kind})
+        response = httpx.post(
+            f"{url}/v1/completions", content=json.dumps(TEXT), headers={"Content-Type": kind}
+        )
         assert response.status_code == status, kind
 
 
@@ -144,11 +170,15 @@ def long_body(num_bytes: int) -> bytes:
 
 @pytest.mark.parametrize(("num_bytes", "status"), [(2_000, 200), (2_001, 413), (15_000, 413)])
 @pytest.mark.parametrize("is_chunked", [False, True])
-def test_a_body_is_read_up_to_its_limit(url: str, num_bytes: int, status: int, is_chunked: bool) -> None:
+def test_a_body_is_read_up_to_its_limit(
+    url: str, num_bytes: int, status: int, is_chunked: bool
+) -> None:
     body = long_body(num_bytes)
     assert len(body) == num_bytes
     pieces = (body[start : start + 700] for start in range(0, num_bytes, 700))
-    response = httpx.post(f"{url}/v1/completions", content=pieces if is_chunked else body, headers=JSON)
+    response = httpx.post(
+        f"{url}/v1/completions", content=pieces if is_chunked else body, headers=JSON
+    )
     assert response.status_code == status
     if status == 413:
         assert "2,000 bytes" in response.json()["error"]["message"]
@@ -173,14 +203,24 @@ def test_a_body_without_end_is_not_read_to_it(url: str) -> None:
         ({"specrej": {"n": 21}}, "specrej.n", "specrej.n must be at most 20"),
         ({"stop": ["s"] * 17}, "stop", "at most 16 strings"),
         ({"stop": "s" * 129}, "stop", "128 characters"),
-        ({"prompt": "x" * 50}, "prompt", "prompt must have at most 50 tokens on this server, got 51"),
+        (
+            {"prompt": "x" * 50},
+            "prompt",
+            "prompt must have at most 50 tokens on this server, got 51",
+        ),
         ({"specrej": {"deadline_s": 11}}, "specrej.deadline_s", "at most 10 here, got 11"),
         ({"specrej": {"deadline_s": True}}, "specrej.deadline_s", "got True"),
-        ({"specrej": {"memory": "1" + " " * 1_000 + "!"}}, "specrej.memory", "at most 256 characters"),
+        (
+            {"specrej": {"memory": "1" + " " * 1_000 + "!"}},
+            "specrej.memory",
+            "at most 256 characters",
+        ),
         ({"specrej": {"x" * 300: 1}}, None, "at most 256 characters"),
     ],
 )
-def test_more_than_the_limits_allow_is_refused_by_name(url: str, fields: Any, param: str | None, reason: str) -> None:
+def test_more_than_the_limits_allow_is_refused_by_name(
+    url: str, fields: Any, param: str | None, reason: str
+) -> None:
     error = httpx.post(f"{url}/v1/completions", json={**TEXT, **fields}).json()["error"]
     assert reason in error["message"]
     if param:
@@ -220,7 +260,9 @@ def test_messages_of_errors_are_not_as_long_as_what_was_sent(url: str) -> None:
     assert len(response.json()["error"]["message"]) < 700
 
 
-@pytest.mark.parametrize("name", ["body_bytes", "prompt_tokens", "candidates", "new_tokens", "deadline_s"])
+@pytest.mark.parametrize(
+    "name", ["body_bytes", "prompt_tokens", "candidates", "new_tokens", "deadline_s"]
+)
 def test_limits_are_above_zero(name: str) -> None:
     options: dict[str, Any] = {name: 0}
     with pytest.raises(UsageError, match=f"the limit {name} must be above 0"):
@@ -251,12 +293,20 @@ def test_what_is_no_json_object_is_refused(raw: bytes) -> None:
 
 
 def test_half_a_character_is_named_by_its_place() -> None:
+    body = parse_json(b'{"messages": [{"role": "user", "content": "a\\ud800"}]}')
     with pytest.raises(PromptError, match=r"messages\[0\]\.content holds half a surrogate pair"):
-        parse_json(b'{"messages": [{"role": "user", "content": "a\\ud800"}]}')
+        read_request("/v1/chat/completions", body, DEFAULTS, Limits())
 
 
 def test_junk_gets_a_bad_request(url: str) -> None:
-    for raw in (b"", b"{", b"\xff", b"[" * 1_900, b"[]", b'{"prompt": "\\udfff", "model": "bytes"}'):
+    for raw in (
+        b"",
+        b"{",
+        b"\xff",
+        b"[" * 1_900,
+        b"[]",
+        b'{"prompt": "\\udfff", "model": "bytes"}',
+    ):
         response = httpx.post(f"{url}/v1/completions", content=raw, headers=JSON)
         assert error_of(response) == (400, "invalid_value")
 
@@ -270,11 +320,25 @@ JUNK = st.recursive(
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.just(HUGE)
     | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 FIELDS = sorted({*_HONOURED["chat"], *_HONOURED["text"], "stream", "stream_options", "tools"})
-OWN = ["n", "alpha", "keep", "decide", "min_tokens", "memory", "top_k", "return", "progress", "deadline_s", "algorithm"]
+OWN = [
+    "n",
+    "alpha",
+    "keep",
+    "decide",
+    "min_tokens",
+    "memory",
+    "top_k",
+    "return",
+    "progress",
+    "deadline_s",
+    "algorithm",
+]
 
 
 @hypothesis_settings(max_examples=300, deadline=None, derandomize=True)
@@ -283,8 +347,12 @@ OWN = ["n", "alpha", "keep", "decide", "min_tokens", "memory", "top_k", "return"
     st.dictionaries(st.sampled_from(FIELDS), JUNK, max_size=4),
     st.dictionaries(st.sampled_from(OWN), JUNK, max_size=3),
 )
-def test_whatever_is_sent_is_understood_or_refused(path: str, fields: dict[str, Any], own: dict[str, Any]) -> None:
-    body = json.dumps({**(CHAT if "chat" in path else TEXT), "specrej": own, **fields}).replace(f'"{HUGE}"', HUGE)
+def test_whatever_is_sent_is_understood_or_refused(
+    path: str, fields: dict[str, Any], own: dict[str, Any]
+) -> None:
+    body = json.dumps({**(CHAT if "chat" in path else TEXT), "specrej": own, **fields}).replace(
+        f'"{HUGE}"', HUGE
+    )
     try:
         asked = read_request(path, parse_json(body.encode()), DEFAULTS, LIMITS)
     except UsageError:

@@ -1,4 +1,5 @@
-"""Two hundred requests from 32 clients over real connections: all as if alone, and nothing grows or is left."""
+"""Two hundred requests from 32 clients over real connections: all as if alone, and nothing grows
+or is left."""
 
 import asyncio
 import gc
@@ -9,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from live import PATIENCE_S, SETTINGS, TOTAL_BYTES, Connection, ForgetfulReward, Served, connect, serving
+from live import (
+    PATIENCE_S,
+    SETTINGS,
+    TOTAL_BYTES,
+    Connection,
+    ForgetfulReward,
+    Served,
+    connect,
+    serving,
+)
 
 import specrej
 from fakes import FakeEngine, FakeReward, FakeSession
@@ -56,16 +66,24 @@ def text_of(response: httpx.Response) -> str:
     if response.headers["content-type"].startswith("application/json"):
         [choice] = response.json()["choices"]
         return str(choice["message"]["content"] if "message" in choice else choice["text"])
-    lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
+    lines = [
+        line.removeprefix("data: ")
+        for line in response.text.splitlines()
+        if line.startswith("data: ")
+    ]
     assert lines[-1] == "[DONE]", lines[-1]
     events = [json.loads(line) for line in lines[:-1]]
     assert not [event for event in events if "error" in event]
     choices = [choice for event in events for choice in event["choices"]]
-    return "".join(choice["delta"].get("content", "") if "delta" in choice else choice["text"] for choice in choices)
+    return "".join(
+        choice["delta"].get("content", "") if "delta" in choice else choice["text"]
+        for choice in choices
+    )
 
 
 async def load(served: Served, num_requests: int, num_clients: int) -> dict[int, str]:
-    """The texts of all but a tenth whose clients leave half-way and a tenth that is malformed, which is refused."""
+    """The texts of all but a tenth whose clients leave half-way and a tenth that is malformed,
+    which is refused."""
     left = iter(range(num_requests))
     texts: dict[int, str] = {}
 
@@ -75,7 +93,9 @@ async def load(served: Served, num_requests: int, num_clients: int) -> dict[int,
             if number % 10 == 7:
                 headers = {"Content-Type": "application/json"}
                 content = MALFORMED[number // 10 % len(MALFORMED)]
-                response = await served.client.post("/v1/completions", content=content, headers=headers)
+                response = await served.client.post(
+                    "/v1/completions", content=content, headers=headers
+                )
                 assert response.status_code in (400, 404)
                 assert set(response.json()["error"]) == {"message", "type", "param", "code"}
             elif number % 10 == 3:
@@ -90,7 +110,8 @@ async def load(served: Served, num_requests: int, num_clients: int) -> dict[int,
 
 
 async def leave(served: Served, path: str, body: dict[str, Any], after_bytes: int) -> None:
-    """Ask, and be gone when so many bytes of the answer have come; after none without waiting for any."""
+    """Ask, and be gone when so many bytes of the answer have come; after none without waiting
+    for any."""
     writer = await connect(served, path, body)
     if after_bytes > 40:
         await writer.reader.readexactly(min(after_bytes, 100))
@@ -138,7 +159,9 @@ def test_nothing_grows_with_the_requests_that_were_served() -> None:
         return present[Ticket] == present[Search] == present[FakeSession] == 0
 
     def num_threads() -> int:
-        return len([thread for thread in threading.enumerate() if thread.name.startswith("specrej")])
+        return len(
+            [thread for thread in threading.enumerate() if thread.name.startswith("specrej")]
+        )
 
     async def go() -> None:
         async with serving(FakeEngine(total_bytes=TOTAL_BYTES)) as served:
@@ -147,10 +170,16 @@ def test_nothing_grows_with_the_requests_that_were_served() -> None:
                 await load(served, 60, 8)
                 await served.is_idle()
                 await served.until(is_forgotten, "requests are still there")
-                await served.until(lambda: num_threads() <= 2, "threads beside the engine's and the one that scores")
-                counts.append((Counter(kind.__qualname__ for kind in kinds()), len(list(FILES.iterdir()))))
+                await served.until(
+                    lambda: num_threads() <= 2,
+                    "threads beside the engine's and the one that scores",
+                )
+                counts.append(
+                    (Counter(kind.__qualname__ for kind in kinds()), len(list(FILES.iterdir())))
+                )
             (before, files), _, (after, files_later) = counts
-            # Nothing may come once a request, of which there were 120 meanwhile; connections are kept, one a client.
+            # Nothing may come once a request, of which there were 120 meanwhile; connections are
+            # kept, one a client.
             assert not {kind: number for kind, number in (after - before).items() if number >= 40}
             assert files_later <= files + 8
 
@@ -168,12 +197,22 @@ def kinds() -> list[type]:
 
 
 def test_clients_that_read_nothing_hold_up_nobody_and_no_memory() -> None:
-    own = {"n": 30, "memory": 60_000, "decide": "every:1", "alpha": 0.0, "progress": True, "return": ["candidates"]}
+    own = {
+        "n": 30,
+        "memory": 60_000,
+        "decide": "every:1",
+        "alpha": 0.0,
+        "progress": True,
+        "return": ["candidates"],
+    }
     long = {"prompt": "Long", "stream": True, "max_tokens": 60, "specrej": own}
 
     async def go() -> None:
         async with serving(FakeEngine(eos=0.0), total_bytes=120_000) as served:
-            deaf = [await connect(served, "/v1/completions", {**long, "seed": seed}) for seed in range(6)]
+            deaf = [
+                await connect(served, "/v1/completions", {**long, "seed": seed})
+                for seed in range(6)
+            ]
             for number in range(20):
                 response = await served.ask({"prompt": f"{number}"})
                 assert response.status_code == 200

@@ -71,13 +71,24 @@ def test_every_line_is_json_whoever_says_it(has_texts: bool) -> None:
     assert not ended.stdout
     lines = [json.loads(line) for line in ended.stderr.splitlines()]
     events = [line["event"] for line in lines]
-    for event in ("ours", "a library says", "Invalid HTTP request received.", "a reward prints 5 %s %d", "two lines"):
+    for event in (
+        "ours",
+        "a library says",
+        "Invalid HTTP request received.",
+        "a reward prints 5 %s %d",
+        "two lines",
+    ):
         assert [said for said in events if said.startswith(event)], (event, events)
-    assert {"UserWarning: this is wrong", "failure", "a thread ended", "an error that nobody could be told"} <= {
-        *events
-    }
+    assert {
+        "UserWarning: this is wrong",
+        "failure",
+        "a thread ended",
+        "an error that nobody could be told",
+    } <= {*events}
     assert ("SECRET" in ended.stderr) == has_texts
-    assert sum(event.startswith("socket.accept()") for event in events) == 5, "the others are left out"
+    assert sum(event.startswith("socket.accept()") for event in events) == 5, (
+        "the others are left out"
+    )
 
 
 @pytest.fixture
@@ -148,3 +159,13 @@ def test_what_is_left_out_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert JsonLines(has_texts=False).format(late).endswith('"left_out": 3}')
     ours = [logging.makeLogRecord({"name": "specrej.server", "msg": "request"}) for _ in range(100)]
     assert all(map(sparing.filter, ours))
+
+
+def test_an_error_whose_message_cannot_be_shown_is_a_line_all_the_same() -> None:
+    class UnnameableError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    record = logging.makeLogRecord({"exc_info": (UnnameableError, UnnameableError(), None)})
+    [shown] = json.loads(JsonLines(has_texts=True).format(record))["exception"]
+    assert shown["says"] == "UnnameableError (its message cannot be shown)"

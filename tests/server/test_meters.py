@@ -16,8 +16,16 @@ def read(url: str) -> dict[str, float]:
     response = httpx.get(f"{url}/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=")
     families = text_string_to_metric_families(response.text)
-    samples = [sample for family in families for sample in family.samples if not sample.name.endswith("_created")]
-    return {" ".join([sample.name, *map(str, sample.labels.values())]): sample.value for sample in samples}
+    samples = [
+        sample
+        for family in families
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    ]
+    return {
+        " ".join([sample.name, *map(str, sample.labels.values())]): sample.value
+        for sample in samples
+    }
 
 
 def test_gauges_are_what_the_service_says() -> None:
@@ -33,7 +41,9 @@ def test_gauges_are_what_the_service_says() -> None:
 
 def test_a_request_is_counted_with_all_it_took() -> None:
     with live(fake_service()) as url:
-        body = httpx.post(f"{url}/v1/completions", json={**TEXT, "n": 2, "specrej": {"decide": "every:4"}}).json()
+        body = httpx.post(
+            f"{url}/v1/completions", json={**TEXT, "n": 2, "specrej": {"decide": "every:4"}}
+        ).json()
         until(lambda: "specrej_requests_total /v1/completions 200" in read(url))
         counts = read(url)
     options = {**DEFAULTS.to_dict(), "seed": 3, "decide": "every:4"}
@@ -43,9 +53,15 @@ def test_a_request_is_counted_with_all_it_took() -> None:
     assert counts["specrej_reward_tokens_total"] == result.usage.reward_tokens
     assert counts["specrej_prompt_tokens_total"] == result.usage.prompt_tokens
     assert counts["specrej_answer_tokens_total"] == body["usage"]["completion_tokens"]
-    assert counts["specrej_rejected_candidates_total"] == sum(len(one.rejected) for one in result.decisions) > 0
+    assert (
+        counts["specrej_rejected_candidates_total"]
+        == sum(len(one.rejected) for one in result.decisions)
+        > 0
+    )
     assert sum(bool(one.rejected) for one in result.decisions) > 1
-    decisions = {name: count for name, count in counts.items() if name.startswith("specrej_decisions_total")}
+    decisions = {
+        name: count for name, count in counts.items() if name.startswith("specrej_decisions_total")
+    }
     assert sum(decisions.values()) == len(result.decisions)
     assert counts["specrej_request_seconds_count /v1/completions"] == 1
     assert counts["specrej_first_text_seconds_count"] == 0
@@ -58,7 +74,10 @@ def test_the_first_text_of_a_stream_is_timed_once(eos: float) -> None:
         until(lambda: read(url).get("specrej_requests_total /v1/completions 200") == 1)
         counts = read(url)
     assert counts["specrej_first_text_seconds_count"] == 1
-    assert counts["specrej_first_text_seconds_sum"] <= counts["specrej_request_seconds_sum /v1/completions"]
+    assert (
+        counts["specrej_first_text_seconds_sum"]
+        <= counts["specrej_request_seconds_sum /v1/completions"]
+    )
 
 
 def test_paths_that_nobody_knows_are_counted_together() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from statistics import fmean
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -16,8 +16,10 @@ import specrej
 from browsing import DECISIONS, HEAR, OWN, SECOND, WINNER, finish, kept, opened
 from fakes import FakeEngine, FakeReward
 from scripted import HOSTILE, PAGE, PLAIN_TEXT, Script
+from specrej.search.policies import every, top
 from specrej.search.pool import Pool
 from specrej.settings import Settings
+from specrej.types import Policy
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -58,10 +60,15 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
 
 
 def test_nothing_inline_and_no_html_from_texts() -> None:
-    assert all(not name.startswith("on") and name != "style" for _, tag in INDEX.tags for name in tag)
+    assert all(
+        not name.startswith("on") and name != "style" for _, tag in INDEX.tags for name in tag
+    )
     assert all("src" in script for script in INDEX.of("script"))
     assert not INDEX.of("style")
-    ways = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|new Function|\"style\""
+    ways = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b"
+        r"|new Function|\"style\""
+    )
     assert not any(re.search(ways, code) for code in CODE.values())
 
 
@@ -93,7 +100,10 @@ def test_a_race_is_told_to_its_end(browser: "Browser", url: str, script: Script)
         )
         assert page.inner_text("#counts") == "24 → 12 → 6 → 3"
         assert page.inner_text("#generated") == f"{OWN['generated_tokens']:,}"
-        assert page.inner_text("#winner .about") == f"candidate {WINNER['index']}, reward {WINNER['reward']:.3f}"
+        assert (
+            page.inner_text("#winner .about")
+            == f"candidate {WINNER['index']}, reward {WINNER['reward']:.3f}"
+        )
         assert page.inner_text("#winner .text") == WINNER["text"]
         assert page.inner_text("#runner-up .text") == SECOND["text"]
         assert page.inner_text("#plain .text") == PLAIN_TEXT
@@ -116,8 +126,14 @@ def test_a_race_is_told_to_its_end(browser: "Browser", url: str, script: Script)
 def test_the_saving_is_estimated_from_those_that_finished(browser: "Browser", url: str) -> None:
     lengths = [len(one["token_ids"]) for one in OWN["candidates"]]
     ended = [len(one["token_ids"]) for one in OWN["candidates"] if one["finish_reason"]]
-    stopped = [length for length, one in zip(lengths, OWN["candidates"], strict=True) if not one["finish_reason"]]
-    whole = sum(ended) + sum(fmean([length for length in ended if length > least]) for least in stopped)
+    stopped = [
+        length
+        for length, one in zip(lengths, OWN["candidates"], strict=True)
+        if not one["finish_reason"]
+    ]
+    whole = sum(ended) + sum(
+        fmean([length for length in ended if length > least]) for least in stopped
+    )
     saved = whole - OWN["generated_tokens"]
     with opened(browser, url) as page:
         finish(page)
@@ -132,7 +148,9 @@ def test_the_picture_draws_every_candidate_and_every_cut(browser: "Browser", url
         page.wait_for_selector("#chart .lines .winner")
         assert page.locator("#chart .lines path").count() == 24
         assert page.locator("#chart .lines .rejected").count() == num_rejected
-        assert page.locator("#chart .lines .winner").get_attribute("data-index") == str(WINNER["index"])
+        assert page.locator("#chart .lines .winner").get_attribute("data-index") == str(
+            WINNER["index"]
+        )
         crosses = page.locator("#chart .crosses path").get_attribute("d") or ""
         assert crosses.count("M") == num_rejected
         cuts = page.locator("#chart .walls .cut").get_attribute("d") or ""
@@ -199,12 +217,14 @@ CONTRASTS = """
   };
   const behind = (element) => {
     const color = getComputedStyle(element).backgroundColor;
-    return color === "rgba(0, 0, 0, 0)" && element.parentElement ? behind(element.parentElement) : color;
+    const isClear = color === "rgba(0, 0, 0, 0)" && element.parentElement;
+    return isClear ? behind(element.parentElement) : color;
   };
   const contrast = (one, other) => (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
   const found = [];
   for (const element of document.querySelectorAll("body *")) {
-    const isShown = element.checkVisibility() && [...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    const hasText = [...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    const isShown = element.checkVisibility() && hasText;
     if (!isShown) continue;
     const style = getComputedStyle(element);
     const color = element instanceof SVGElement ? style.fill : style.color;
@@ -273,14 +293,14 @@ def test_controls_have_names_for_those_who_hear_them(browser: "Browser", url: st
 
 
 @contextmanager
-def served(engine: FakeEngine) -> Iterator[str]:
+def served(engine: FakeEngine, **options: Any) -> Iterator[str]:
     """The address of the real server, on an engine without a model."""
     uvicorn = pytest.importorskip("uvicorn", reason="the extra `server` is not installed")
     from specrej.server.app import make_app
     from specrej.server.service import Service
 
     service = Service(engine, FakeReward(), Pool(200_000))
-    defaults = Settings(max_new_tokens=60, memory=20_000, min_tokens=8)
+    defaults = Settings(**{"max_new_tokens": 60, "memory": 20_000, "min_tokens": 8} | options)
     app = make_app(service, model="bytes", defaults=defaults)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
 
@@ -303,7 +323,14 @@ def served(engine: FakeEngine) -> Iterator[str]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_real_server_runs_the_race_that_python_runs(browser: "Browser", scheme: Scheme) -> None:
     expected = specrej.generate(
-        "Why?", model=FakeEngine(), reward=FakeReward(), n=40, max_new_tokens=60, memory=20_000, min_tokens=8, seed=3
+        "Why?",
+        model=FakeEngine(),
+        reward=FakeReward(),
+        n=40,
+        max_new_tokens=60,
+        memory=20_000,
+        min_tokens=8,
+        seed=3,
     )
     with served(FakeEngine()) as url, opened(browser, url, color_scheme=scheme) as page:
         page.fill("#prompt", "Why?")
@@ -319,7 +346,13 @@ def test_the_real_server_runs_the_race_that_python_runs(browser: "Browser", sche
         assert page.locator("#candidates tr").count() == 40
         assert page.locator("#decisions tr").count() == len(expected.decisions)
         alone = specrej.generate(
-            "Why?", model=FakeEngine(), reward=FakeReward(), algorithm="best_of_n", n=1, max_new_tokens=60, seed=3
+            "Why?",
+            model=FakeEngine(),
+            reward=FakeReward(),
+            algorithm="best_of_n",
+            n=1,
+            max_new_tokens=60,
+            seed=3,
         )
         assert page.inner_text("#plain .text") == alone.text
 
@@ -330,3 +363,16 @@ def test_the_real_server_says_what_it_cannot_do(browser: "Browser") -> None:
         page.click("#run")
         page.wait_for_selector("#trouble:not(:empty)")
         assert "exceed the context of 400" in page.inner_text("#trouble")
+
+
+def test_where_the_server_has_a_policy_the_form_leaves_it_to_that(browser: "Browser") -> None:
+    policy = Policy(when=every(8), keep=top(3), first_tokens=8, name="threes")
+    with served(FakeEngine(), policy=policy, min_tokens=16) as url, opened(browser, url) as page:
+        assert page.is_disabled("#alpha")
+        assert page.is_disabled("#decide")
+        assert page.inner_text("#alpha-said") == "the server decides by threes"
+        page.fill("#prompt", "Why?")
+        page.fill("#n", "12")
+        finish(page)
+        assert page.inner_text("#trouble") == ""
+        assert page.inner_text("#counts").startswith("12 → 3")

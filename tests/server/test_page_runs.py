@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
-def test_past_runs_are_kept_opened_and_deleted(browser: "Browser", url: str, script: Script) -> None:
+def test_past_runs_are_kept_opened_and_deleted(
+    browser: "Browser", url: str, script: Script
+) -> None:
     with opened(browser, url) as page:
         page.fill("#prompt", "First")
         finish(page)
@@ -42,10 +44,14 @@ def test_only_the_newest_are_kept(browser: "Browser", url: str) -> None:
         page.evaluate(fill)
         page.reload()
         kept(page, 20)
-        assert page.locator("#kept .link").all_inner_texts() == [f"prompt {i}" for i in range(25, 5, -1)]
+        assert page.locator("#kept .link").all_inner_texts() == [
+            f"prompt {i}" for i in range(25, 5, -1)
+        ]
 
 
-def test_a_saved_run_opens_elsewhere_without_the_server(browser: "Browser", url: str, tmp_path: Path) -> None:
+def test_a_saved_run_opens_elsewhere_without_the_server(
+    browser: "Browser", url: str, tmp_path: Path
+) -> None:
     with opened(browser, url) as page:
         page.fill("#prompt", "Share me")
         finish(page)
@@ -68,9 +74,15 @@ def without_end(run: dict[str, Any]) -> None:
 SPOILT: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda run: run.update(format="another"), "the run.format must be specrej-run-1"),
     (lambda run: run.update(model={"a": 1}), "the run.model must be a text"),
-    (lambda run: run["request"].update(messages=[1]), "the run.request.messages[0] must be an object"),
+    (
+        lambda run: run["request"].update(messages=[1]),
+        "the run.request.messages[0] must be an object",
+    ),
     (lambda run: run["events"][-2].update(candidates=[None]), "candidates[0] must be an object"),
-    (lambda run: run["events"][3].update(kind="toString"), "the run.events[3] is of no kind known here"),
+    (
+        lambda run: run["events"][3].update(kind="toString"),
+        "the run.events[3] is of no kind known here",
+    ),
     (lambda run: run["events"][2].update(at="soon"), "the run.events[2].at must be a number"),
     (without_end, "it has no end"),
 ]
@@ -103,7 +115,9 @@ def test_a_browser_that_keeps_nothing_says_so(browser: "Browser", url: str) -> N
         assert page.inner_text("#winner .text") == WINNER["text"]
 
 
-def test_a_race_is_played_again_without_asking(browser: "Browser", url: str, script: Script) -> None:
+def test_a_race_is_played_again_without_asking(
+    browser: "Browser", url: str, script: Script
+) -> None:
     script.pause_s = 0.03  # some frames for each moment, on a busy machine too
     with opened(browser, url) as page:
         finish(page)

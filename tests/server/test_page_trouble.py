@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
-def test_a_race_is_watched_while_it_runs_and_stopped(browser: "Browser", url: str, script: Script) -> None:
+def test_a_race_is_watched_while_it_runs_and_stopped(
+    browser: "Browser", url: str, script: Script
+) -> None:
     script.pause_s = 0.03
     with opened(browser, url) as page:
         page.click("#run")
@@ -34,7 +36,12 @@ def test_a_race_is_watched_while_it_runs_and_stopped(browser: "Browser", url: st
 
 
 REFUSALS = [
-    (400, "n must be at most 64, got 1000", None, "The server cannot do this: n must be at most 64, got 1000."),
+    (
+        400,
+        "n must be at most 64, got 1000",
+        None,
+        "The server cannot do this: n must be at most 64, got 1000.",
+    ),
     (429, "full", "7", "The server is busy, its queue is full. Try again in 7 seconds."),
     (500, "the reward failed", None, "The server failed: the reward failed."),
     (503, "it is being stopped", None, "The server takes no requests now: it is being stopped."),
@@ -80,7 +87,9 @@ def test_a_key_is_asked_for_and_remembered(browser: "Browser", url: str, script:
         (Script(RACE[:40], rest=b"data: {no\n\n"), "The server sent something that is no JSON"),
     ],
 )
-def test_a_race_that_breaks_off_is_said_and_stays(browser: "Browser", cut_off: Script, words: str) -> None:
+def test_a_race_that_breaks_off_is_said_and_stays(
+    browser: "Browser", cut_off: Script, words: str
+) -> None:
     with serving(cut_off) as url, opened(browser, url) as page:
         page.click("#run")
         page.wait_for_selector("#trouble:not(:empty)")
@@ -103,7 +112,9 @@ def test_a_server_that_is_gone(browser: "Browser", script: Script) -> None:
     context.close()
 
 
-def test_without_a_plain_sample_the_race_stands(browser: "Browser", url: str, script: Script) -> None:
+def test_without_a_plain_sample_the_race_stands(
+    browser: "Browser", url: str, script: Script
+) -> None:
     script.plain_status = 429
     with opened(browser, url, faults=1) as page:
         finish(page)
@@ -111,9 +122,14 @@ def test_without_a_plain_sample_the_race_stands(browser: "Browser", url: str, sc
         assert page.inner_text("#winner .text") == WINNER["text"]
 
 
-def test_a_late_answer_is_called_so_and_a_lonely_winner_stands_beside_the_best_rejected(browser: "Browser") -> None:
+def test_a_late_answer_is_called_so_and_a_lonely_winner_stands_beside_the_best_rejected(
+    browser: "Browser",
+) -> None:
     candidates = [
-        {**one, "state": "rejected" if one["state"] == "complete" and one != WINNER else one["state"]}
+        {
+            **one,
+            "state": "rejected" if one["state"] == "complete" and one != WINNER else one["state"],
+        }
         for one in OWN["candidates"]
     ]
     late = [*RACE[:-1], chunk({}, specrej={**OWN, "is_late": True, "candidates": candidates})]
@@ -128,7 +144,8 @@ def test_a_late_answer_is_called_so_and_a_lonely_winner_stands_beside_the_best_r
     for cause in ("lost", "filter"):  # who has no reward for a finished text is no runner-up
         gone = {"index": shown, "num_tokens": 9, "reward": None, "state": "rejected"}
         told = progress(
-            kind="decision", number=9, cause=cause, num_tokens=9, cut=None, kv_bytes=1, kv_bytes_after=1,
+            kind="decision", number=9, cause=cause, num_tokens=9, cut=None,
+            kv_bytes=1, kv_bytes_after=1,
             best=None, text="", candidates=[gone],
         )  # fmt: skip
         with serving(Script([*late[:-1], told, late[-1]])) as url, opened(browser, url) as page:

@@ -15,7 +15,14 @@ from answers import answer, five, result_of
 from fakes import ByteReader, FakeEngine, FakeReward
 from specrej import registry
 from specrej.errors import PromptError, UnknownNameError, UsageError
-from specrej.server.protocol import ENDPOINTS, CompletionRequest, best_answers, parse_chat, parse_text, to_body
+from specrej.server.protocol import (
+    ENDPOINTS,
+    CompletionRequest,
+    best_answers,
+    parse_chat,
+    parse_text,
+    to_body,
+)
 from specrej.settings import Settings
 from specrej.types import Continuation, Piece, Result
 
@@ -32,7 +39,9 @@ def text(**fields: Any) -> CompletionRequest:
 
 
 def body_of(request: CompletionRequest, result: Result) -> dict[str, Any]:
-    return to_body(request, result, completion_id="c-1", created=17, model="opened", detokenizer=ByteReader)
+    return to_body(
+        request, result, completion_id="c-1", created=17, model="opened", detokenizer=ByteReader
+    )
 
 
 def test_a_bare_body_takes_the_defaults() -> None:
@@ -54,7 +63,9 @@ def test_a_bare_body_takes_the_defaults() -> None:
 
 def test_openais_fields_say_how_tokens_are_drawn() -> None:
     given = {"max_tokens": 7, "temperature": 0.5, "top_p": 0.25, "seed": 9, "stop": ["a", "b"]}
-    expected = replace(DEFAULTS, max_new_tokens=7, temperature=0.5, top_p=0.25, seed=9, stop=["a", "b"])
+    expected = replace(
+        DEFAULTS, max_new_tokens=7, temperature=0.5, top_p=0.25, seed=9, stop=["a", "b"]
+    )
     assert chat(**given).settings == text(**given).settings == expected
     assert chat(stop="END").settings.stop == ["END"]
     assert chat(max_completion_tokens=7).settings.max_new_tokens == 7
@@ -80,16 +91,43 @@ def test_our_fields_are_the_settings_of_the_same_names() -> None:
 
 
 def test_a_null_is_as_good_as_nothing() -> None:
-    names = ["n", "temperature", "stop", "logprobs", "specrej", "tools", "stream", "reasoning_effort", "anything"]
+    names = [
+        "n",
+        "temperature",
+        "stop",
+        "logprobs",
+        "specrej",
+        "tools",
+        "stream",
+        "reasoning_effort",
+        "anything",
+    ]
     assert chat(**dict.fromkeys(names)) == chat()
     assert chat(specrej={"n": None, "return": None}) == chat()
 
 
 @pytest.mark.parametrize("parse", [chat, text])
 def test_what_asks_for_nothing_is_taken(parse: Any) -> None:
-    nothing = {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "response_format": {"type": "text"}}
-    nothing |= {"tools": [], "stream": False, "store": False, "top_logprobs": 0, "best_of": 1, "echo": False}
-    labels = {"user": "u", "metadata": {"job": "1"}, "safety_identifier": "s", "prompt_cache_key": "k"}
+    nothing = {
+        "presence_penalty": 0,
+        "frequency_penalty": 0.0,
+        "logit_bias": {},
+        "response_format": {"type": "text"},
+    }
+    nothing |= {
+        "tools": [],
+        "stream": False,
+        "store": False,
+        "top_logprobs": 0,
+        "best_of": 1,
+        "echo": False,
+    }
+    labels = {
+        "user": "u",
+        "metadata": {"job": "1"},
+        "safety_identifier": "s",
+        "prompt_cache_key": "k",
+    }
     assert parse(**nothing, **labels) == parse()
 
 
@@ -107,7 +145,9 @@ def test_what_asks_for_nothing_is_taken(parse: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("parse", [chat, text])
-def test_every_way_to_ask_for_nothing_is_taken(parse: Any, field: str, values: list[object]) -> None:
+def test_every_way_to_ask_for_nothing_is_taken(
+    parse: Any, field: str, values: list[object]
+) -> None:
     for value in values:
         assert parse(**{field: value}) == parse()
     with pytest.raises(UsageError, match=f"{field} cannot be honoured"):
@@ -195,7 +235,12 @@ def test_a_value_out_of_its_range_is_refused(fields: dict[str, Any], reason: str
 
 
 @pytest.mark.parametrize(
-    "own", [{"algorithm": "request_code:run"}, {"algorithm": "request_code:policy"}, {"policy": "request_code:policy"}]
+    "own",
+    [
+        {"algorithm": "request_code:run"},
+        {"algorithm": "request_code:policy"},
+        {"policy": "request_code:policy"},
+    ],
 )
 def test_a_request_makes_the_server_import_nothing(
     own: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -206,7 +251,11 @@ def test_a_request_makes_the_server_import_nothing(
     monkeypatch.syspath_prepend(tmp_path)
     defaults = replace(DEFAULTS, algorithm="request_code:run", policy="request_code:policy")
     [(name, value)] = own.items()
-    said = f"^unknown algorithm '{value}'" if name == "algorithm" else "^unknown field of specrej 'policy'"
+    said = (
+        f"^unknown algorithm '{value}'"
+        if name == "algorithm"
+        else "^unknown field of specrej 'policy'"
+    )
     for body in ({"model": "m", "messages": [USER]}, {"model": "m", "prompt": "Hello"}):
         parse = parse_chat if "messages" in body else parse_text
         with pytest.raises(UnknownNameError, match=said):
@@ -214,17 +263,26 @@ def test_a_request_makes_the_server_import_nothing(
         assert parse(body, defaults).settings == defaults
 
 
-def test_a_request_may_name_an_algorithm_that_a_package_adds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "entry_points", lambda kind: {"beam": None} if kind == "algorithm" else {})
+def test_a_request_may_name_an_algorithm_that_a_package_adds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        registry, "entry_points", lambda kind: {"beam": None} if kind == "algorithm" else {}
+    )
     assert chat(specrej={"algorithm": "beam"}).settings.algorithm == "beam"
 
 
 def test_where_the_server_has_a_policy_a_request_cannot_say_when_to_decide() -> None:
     defaults = replace(DEFAULTS, policy="mine:policy")
-    with pytest.raises(UsageError, match=r"^specrej\.alpha must be left out where there is a policy, got 0\.25"):
+    with pytest.raises(
+        UsageError, match=r"^specrej\.alpha must be left out where there is a policy, got 0\.25"
+    ):
         parse_chat({"model": "m", "messages": [USER], "specrej": {"alpha": 0.25}}, defaults)
     assert (
-        parse_chat({"model": "m", "messages": [USER], "specrej": {"n": 3}}, defaults).settings.policy == "mine:policy"
+        parse_chat(
+            {"model": "m", "messages": [USER], "specrej": {"n": 3}}, defaults
+        ).settings.policy
+        == "mine:policy"
     )
 
 
@@ -278,12 +336,18 @@ def test_messages_may_be_in_parts_and_a_developer_is_the_system() -> None:
         ),
         ([{"role": "user", "content": [{"type": "text", "text": 5}]}], "must be a text"),
         ([{"role": "user", "content": ["Hello"]}], "must be a text"),
-        ([{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]}], "must be a text"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]}],
+            "must be a text",
+        ),
         ([{"role": "tool", "content": "5"}], "role must be one of .*, got 'tool'"),
         ([{"role": ["user"], "content": "5"}], "role must be one of"),
         ([{"content": "5"}], "role must be one of .*, got None"),
         ([{**USER, "name": "Ann"}], r"messages\[0\].name cannot be honoured, got 'Ann'"),
-        ([USER, {"role": "assistant", "content": "Well"}], "the conversation ends in an assistant's message"),
+        (
+            [USER, {"role": "assistant", "content": "Well"}],
+            "the conversation ends in an assistant's message",
+        ),
         ([{**USER, "tool_calls": [{}]}], r"messages\[0\].tool_calls cannot be honoured"),
     ],
 )
@@ -298,15 +362,17 @@ def test_an_assistants_message_is_gone_on_with_when_asked() -> None:
         asked = chat(messages=messages, continue_final_message=True, **more)
         assert asked.settings.continue_final_message
         assert asked.prompt == messages
-    assert not chat(messages=[USER], continue_final_message=False, add_generation_prompt=True).settings.to_dict()[
-        "continue_final_message"
-    ]
+    assert not chat(
+        messages=[USER], continue_final_message=False, add_generation_prompt=True
+    ).settings.to_dict()["continue_final_message"]
     with pytest.raises(UsageError, match="continue_final_message must be True or False, got 1"):
         chat(messages=messages, continue_final_message=1)
     with pytest.raises(PromptError, match="alone answers nothing"):
         chat(messages=messages[1:], continue_final_message=True)
     for more in ({"continue_final_message": False}, {"add_generation_prompt": True}):
-        with pytest.raises(UsageError, match=r"assistant's message|add_generation_prompt cannot be honoured"):
+        with pytest.raises(
+            UsageError, match=r"assistant's message|add_generation_prompt cannot be honoured"
+        ):
             chat(messages=messages, **{"continue_final_message": True, **more})
     with pytest.raises(UsageError, match="add_generation_prompt cannot be honoured"):
         chat(messages=[USER], add_generation_prompt=False)
@@ -364,7 +430,9 @@ def test_a_chat_completion_holds_the_best_answers() -> None:
 def test_a_text_completion_holds_texts() -> None:
     body = body_of(text(), five())
     assert body["object"] == "text_completion"
-    assert body["choices"] == [{"index": 0, "text": "better é", "finish_reason": "stop", "logprobs": None}]
+    assert body["choices"] == [
+        {"index": 0, "text": "better é", "finish_reason": "stop", "logprobs": None}
+    ]
     assert body["usage"]["completion_tokens"] == 10
 
 
@@ -379,12 +447,16 @@ def test_an_answer_that_was_cut_off_says_so() -> None:
 
 
 def test_more_is_returned_when_asked_for() -> None:
-    own = body_of(chat(specrej={"return": ["rewards", "decisions", "candidates"]}), five())["specrej"]
+    own = body_of(chat(specrej={"return": ["rewards", "decisions", "candidates"]}), five())[
+        "specrej"
+    ]
     assert own["candidate_rewards"] == [2.0, -5.0, -9.0, -7.0, 3.5]
     assert [decision["rejected"] for decision in own["decisions"]] == [(3,), (1, 2)]
     assert own["candidates"] == [candidate.to_dict() for candidate in five().candidates]
     assert (
-        body_of(chat(specrej={"return": ["rewards"]}), five())["specrej"].keys() & {"decisions", "candidates"} == set()
+        body_of(chat(specrej={"return": ["rewards"]}), five())["specrej"].keys()
+        & {"decisions", "candidates"}
+        == set()
     )
 
 
@@ -420,7 +492,14 @@ def test_logprobs_end_where_a_stop_string_begins() -> None:
 @hypothesis_settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6), st.integers(1, 9), st.sampled_from(["", "a", "é", "b c"]))
 def test_bodies_of_real_runs_hold_what_the_run_found(seed: int, n: int, stop: str) -> None:
-    request = chat(n=n, seed=seed, max_tokens=24, logprobs=True, stop=stop or None, specrej={"n": 9, "top_k": 50})
+    request = chat(
+        n=n,
+        seed=seed,
+        max_tokens=24,
+        logprobs=True,
+        stop=stop or None,
+        specrej={"n": 9, "top_k": 50},
+    )
     options: dict[str, Any] = request.settings.to_dict()
     result = specrej.generate(request.prompt, model=FakeEngine(), reward=FakeReward(), **options)
     body = json.loads(json.dumps(body_of(request, result), allow_nan=False))
@@ -432,4 +511,7 @@ def test_bodies_of_real_runs_hold_what_the_run_found(seed: int, n: int, stop: st
     for choice in body["choices"]:
         tokens = choice["logprobs"]["content"]
         assert "".join(token["token"] for token in tokens) == choice["message"]["content"]
-        assert b"".join(bytes(token["bytes"]) for token in tokens).decode() == choice["message"]["content"]
+        assert (
+            b"".join(bytes(token["bytes"]) for token in tokens).decode()
+            == choice["message"]["content"]
+        )

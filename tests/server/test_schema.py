@@ -37,13 +37,21 @@ def test_what_is_documented_is_what_is_honoured() -> None:
 
 def test_our_documented_fields_are_those_that_are_known(url: str) -> None:
     fields = set(schema.Own.model_json_schema(by_alias=True)["properties"])
-    refused = httpx.post(f"{url}/v1/completions", json={**TEXT, "specrej": {"?": 1}}).json()["error"]["message"]
+    refused = httpx.post(f"{url}/v1/completions", json={**TEXT, "specrej": {"?": 1}}).json()[
+        "error"
+    ]["message"]
     assert set(refused.partition("known: ")[2].split(", ")) | {"progress", "deadline_s"} == fields
 
 
 def test_answers_are_as_documented(url: str) -> None:
-    everything = {"n": 2, "logprobs": True, "specrej": {"return": ["rewards", "decisions", "candidates"]}}
-    schema.ChatCompletion.model_validate(httpx.post(f"{url}/v1/chat/completions", json={**CHAT, **everything}).json())
+    everything = {
+        "n": 2,
+        "logprobs": True,
+        "specrej": {"return": ["rewards", "decisions", "candidates"]},
+    }
+    schema.ChatCompletion.model_validate(
+        httpx.post(f"{url}/v1/chat/completions", json={**CHAT, **everything}).json()
+    )
     schema.TextCompletion.model_validate(httpx.post(f"{url}/v1/completions", json=TEXT).json())
     schema.ErrorBody.model_validate(httpx.post(f"{url}/v1/completions", json={}).json())
     schema.ModelList.model_validate(httpx.get(f"{url}/v1/models").json())
@@ -51,7 +59,13 @@ def test_answers_are_as_documented(url: str) -> None:
 
 def test_the_document_is_whole_and_the_docs_need_no_script(url: str) -> None:
     document = httpx.get(f"{url}/openapi.json").json()
-    assert set(document["paths"]) == {*ENDPOINTS, "/v1/models", "/v1/models/{name}", "/health", "/metrics"}
+    assert set(document["paths"]) == {
+        *ENDPOINTS,
+        "/v1/models",
+        "/v1/models/{name}",
+        "/health",
+        "/metrics",
+    }
     references = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
     assert references <= set(document["components"]["schemas"])
     assert "422" not in json.dumps(document)

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 import specrej
 from endpoint import WAIT_S, client, until
-from specrej import api
 from specrej.cli import app
+from specrej.opening import Opening
 from tiny import save_model
 
 SOURCES = str(Path(specrej.__file__).parents[1])
@@ -74,7 +74,13 @@ class Process:
 def serving(*arguments: str, cwd: Path, **environment: str) -> Iterator[Process]:
     with subprocess.Popen(
         [sys.executable, "-m", "specrej", "serve", "--port", "0", *arguments],
-        env={**os.environ, "PYTHONPATH": SOURCES, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", **environment},
+        env={
+            **os.environ,
+            "PYTHONPATH": SOURCES,
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
         cwd=cwd,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -97,7 +103,9 @@ def test_a_server_is_asked_and_ends_on_sigterm(tiny_model: str, tmp_path: Path) 
     with serving(*options(tiny_model), cwd=tmp_path, SPECREJ_API_KEYS="one, two,") as server:
         asking = client(server.url, api_key="two")
         assert [model.id for model in asking.models.list()] == ["tiny"]
-        answer = asking.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "Hi"}], seed=1)
+        answer = asking.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "Hi"}], seed=1
+        )
         assert answer.model_extra["specrej"]["num_candidates"] == 4  # type: ignore[index]
         assert httpx.get(f"{server.url}/v1/models").status_code == 401
         asking.close()
@@ -109,13 +117,17 @@ def test_a_server_is_asked_and_ends_on_sigterm(tiny_model: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
-def test_what_runs_may_end_and_what_comes_is_turned_away(kind: signal.Signals, tiny_model: str, tmp_path: Path) -> None:
+def test_what_runs_may_end_and_what_comes_is_turned_away(
+    kind: signal.Signals, tiny_model: str, tmp_path: Path
+) -> None:
     (tmp_path / "slow.py").write_text(SLOW_REWARD)
     with serving(*options(tiny_model, "slow:rate"), cwd=tmp_path) as server:
         body = {"model": "tiny", "prompt": "Hi"}
         answers: list[httpx.Response] = []
         asking = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{server.url}/v1/completions", json=body, timeout=WAIT_S))
+            target=lambda: answers.append(
+                httpx.post(f"{server.url}/v1/completions", json=body, timeout=WAIT_S)
+            )
         )
         asking.start()
         until(lambda: (tmp_path / "scoring").exists())
@@ -130,13 +142,19 @@ def test_what_runs_may_end_and_what_comes_is_turned_away(kind: signal.Signals, t
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_what_does_not_end_within_the_grace_is_told(is_streamed: bool, tiny_model: str, tmp_path: Path) -> None:
+def test_what_does_not_end_within_the_grace_is_told(
+    is_streamed: bool, tiny_model: str, tmp_path: Path
+) -> None:
     (tmp_path / "slow.py").write_text(SLOW_REWARD)
-    with serving(*options(tiny_model, "slow:rate"), "--grace", "0.2", "--reward-timeout", "3", cwd=tmp_path) as server:
+    with serving(
+        *options(tiny_model, "slow:rate"), "--grace", "0.2", "--reward-timeout", "3", cwd=tmp_path
+    ) as server:
         body = {"model": "tiny", "prompt": "Hi", "stream": is_streamed}
         answers: list[httpx.Response] = []
         asking = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{server.url}/v1/completions", json=body, timeout=WAIT_S))
+            target=lambda: answers.append(
+                httpx.post(f"{server.url}/v1/completions", json=body, timeout=WAIT_S)
+            )
         )
         asking.start()
         until(lambda: (tmp_path / "scoring").exists())
@@ -183,10 +201,14 @@ def rate(prompt, texts):
 """
 
 
-def test_a_server_that_cannot_go_on_ends_with_an_error_and_says_why(tiny_model: str, tmp_path: Path) -> None:
+def test_a_server_that_cannot_go_on_ends_with_an_error_and_says_why(
+    tiny_model: str, tmp_path: Path
+) -> None:
     (tmp_path / "breaking.py").write_text(BREAKING)
     with serving(*options(tiny_model, "breaking:rate"), cwd=tmp_path) as server:
-        asked = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "Hi"}, timeout=WAIT_S)
+        asked = httpx.post(
+            f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "Hi"}, timeout=WAIT_S
+        )
         assert (asked.status_code, asked.json()["error"]["code"]) == (500, "internal")
         assert server.end() == 1
     log = [json.loads(line) for line in server.lines[1:]]
@@ -194,7 +216,9 @@ def test_a_server_that_cannot_go_on_ends_with_an_error_and_says_why(tiny_model: 
     assert "critical" in {line["level"] for line in log}
 
 
-def test_a_reward_that_ends_programs_does_not_end_the_server(tiny_model: str, tmp_path: Path) -> None:
+def test_a_reward_that_ends_programs_does_not_end_the_server(
+    tiny_model: str, tmp_path: Path
+) -> None:
     (tmp_path / "ending.py").write_text(ENDING)
     with serving(*options(tiny_model, "ending:rate"), cwd=tmp_path) as server:
         for prompt, status in {"the end": 500, "Hi": 200}.items():
@@ -214,14 +238,14 @@ def invoke(*arguments: str, **environment: str) -> Any:
 
 @pytest.mark.parametrize("given", ["", ",", " , ,"])
 def test_keys_that_are_none_are_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "open_engine", None)
+    monkeypatch.setattr(Opening, "open_engine", None)
     result = invoke("--port", "0", SPECREJ_API_KEYS=given)
     assert result.exit_code == 2
     assert "SPECREJ_API_KEYS is set, and holds no key" in result.stderr
 
 
 def test_a_port_in_use_is_said_before_the_model_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "open_engine", None)
+    monkeypatch.setattr(Opening, "open_engine", None)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = invoke("--port", str(port))
@@ -247,7 +271,9 @@ def test_a_port_in_use_is_said_before_the_model_is_opened(monkeypatch: pytest.Mo
         (["--port", "70000"], "65535"),
     ],
 )
-def test_a_server_that_cannot_be_is_refused(arguments: list[str], reason: str, tiny_model: str) -> None:
+def test_a_server_that_cannot_be_is_refused(
+    arguments: list[str], reason: str, tiny_model: str
+) -> None:
     result = invoke("--port", "0", "--model", tiny_model, "--reward", "logprob", *arguments)
     assert result.exit_code == 2
     assert reason in result.stderr
@@ -256,7 +282,9 @@ def test_a_server_that_cannot_be_is_refused(arguments: list[str], reason: str, t
 @pytest.mark.parametrize("name", ["fastapi", "uvicorn", "prometheus_client"])
 def test_a_missing_extra_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda given: None if given == name else found(given))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda given: None if given == name else found(given)
+    )
     result = invoke()
     assert result.exit_code == 2
     assert f"the server needs {name}, which is not installed" in result.stderr
@@ -265,8 +293,33 @@ def test_a_missing_extra_is_named(name: str, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_help_names_every_option() -> None:
     said = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output
-    own = ("host", "port", "api-key", "log-prompts", "grace", "total-memory", "in-flight", "max-queue", "deadline")
-    limits = ("reward-timeout", "max-body", "max-prompt-tokens", "max-candidates", "new-tokens-limit")
-    for name in (*own, *limits, "model", "reward", "memory", "max-new-tokens", "temperature", "seed"):
+    own = (
+        "host",
+        "port",
+        "api-key",
+        "log-prompts",
+        "grace",
+        "total-memory",
+        "in-flight",
+        "max-queue",
+        "deadline",
+    )
+    limits = (
+        "reward-timeout",
+        "max-body",
+        "max-prompt-tokens",
+        "max-candidates",
+        "new-tokens-limit",
+    )
+    for name in (
+        *own,
+        *limits,
+        "model",
+        "reward",
+        "memory",
+        "max-new-tokens",
+        "temperature",
+        "seed",
+    ):
         assert f"--{name} " in said, name
     assert "--stop" not in said

@@ -1,4 +1,5 @@
-"""Requests on one engine: each as if alone, told what happens, and gone without a trace when nobody wants it."""
+"""Requests on one engine: each as if alone, told what happens, and gone without a trace when
+nobody wants it."""
 
 import asyncio
 import threading
@@ -12,7 +13,14 @@ import pytest
 import specrej
 from endpoint import until
 from fakes import FakeEngine, FakeReward, FakeSession, by_hash
-from specrej.errors import BudgetError, DeadlineError, QueueFullError, RewardError, ShutdownError, SpecrejError
+from specrej.errors import (
+    BudgetError,
+    DeadlineError,
+    QueueFullError,
+    RewardError,
+    ShutdownError,
+    SpecrejError,
+)
 from specrej.search.events import Decided, Ended, Queued, Started, Step, Text, payload_of
 from specrej.search.pool import Pool
 from specrej.server.service import Event, Service, Ticket
@@ -34,7 +42,9 @@ async def serving(
         await service.stop(0)
 
 
-def submit(service: Service, prompt: str = "Why?", deadline_s: float = 60, **options: Any) -> Ticket:
+def submit(
+    service: Service, prompt: str = "Why?", deadline_s: float = 60, **options: Any
+) -> Ticket:
     settings = Settings(**{**SETTINGS.to_dict(), **options})
     return service.submit(prompt, settings, deadline_s=deadline_s, is_watched=True)
 
@@ -64,7 +74,9 @@ def test_many_requests_at_once_have_the_answers_they_have_alone() -> None:
     for number, outcome in enumerate(asyncio.run(run())):
         assert isinstance(outcome, Result)
         options = {**SETTINGS.to_dict(), "seed": number}
-        alone = specrej.generate(f"Prompt {number}", model=FakeEngine(), reward=FakeReward(), **options)
+        alone = specrej.generate(
+            f"Prompt {number}", model=FakeEngine(), reward=FakeReward(), **options
+        )
         assert outcome.candidates == alone.candidates
         assert outcome.best == alone.best
 
@@ -73,7 +85,10 @@ def test_many_requests_at_once_have_the_answers_they_have_alone() -> None:
 def test_text_that_is_told_early_is_that_of_the_answer(stop: list[str]) -> None:
     async def run() -> list[list[Event]]:
         async with serving(FakeEngine(eos=0.02)) as service:
-            tickets = [submit(service, seed=seed, stop=stop, decide="every:3", alpha=0.7) for seed in range(30)]
+            tickets = [
+                submit(service, seed=seed, stop=stop, decide="every:3", alpha=0.7)
+                for seed in range(30)
+            ]
             return await asyncio.gather(*map(collect, tickets))
 
     num_early = 0
@@ -111,14 +126,20 @@ def test_progress_tells_of_every_decision_and_everyone_in_it() -> None:
     end = events[-1]
     assert isinstance(end, Ended)
     assert isinstance(end.outcome, Result)
-    told = [payload_of(event) for event in events if isinstance(event, Queued | Started | Step | Decided)]
+    told = [
+        payload_of(event)
+        for event in events
+        if isinstance(event, Queued | Started | Step | Decided)
+    ]
     assert [payload["kind"] for payload in told[:2]] == ["queued", "started"]
     assert told[1]["num_candidates"] == 12
     decisions = [payload for payload in told if payload["kind"] == "decision"]
     assert len(decisions) == len(end.outcome.decisions) > 1
     for payload, decision in zip(decisions, end.outcome.decisions, strict=True):
         assert [one["index"] for one in payload["candidates"]] == list(decision.scored)
-        rejected = tuple(one["index"] for one in payload["candidates"] if one["state"] == "rejected")
+        rejected = tuple(
+            one["index"] for one in payload["candidates"] if one["state"] == "rejected"
+        )
         assert rejected == decision.rejected
         assert payload["cut"] == decision.cut
         for one in payload["candidates"]:
@@ -167,7 +188,11 @@ def test_a_request_that_nobody_waits_for_is_gone_after_the_step() -> None:
     async def run() -> None:
         engine = Stalling()
         async with serving(engine, in_flight=2) as service:
-            unwanted, wanted, never_begun = submit(service), submit(service, seed=1), submit(service, seed=2)
+            unwanted, wanted, never_begun = (
+                submit(service),
+                submit(service, seed=1),
+                submit(service, seed=2),
+            )
             await engine.reached()
             assert len(engine.groups) == 2
             unwanted.cancel()
@@ -194,7 +219,9 @@ def test_a_deadline_gives_the_best_complete_candidate_or_says_that_there_is_none
     async def run(eos: float) -> Ended:
         engine = Slow(eos=eos, context_tokens=4000)
         async with serving(engine, total_bytes=10**7) as service:
-            events = await collect(submit(service, deadline_s=0.4, max_new_tokens=2000, memory=10**6, n=4, alpha=0.0))
+            events = await collect(
+                submit(service, deadline_s=0.4, max_new_tokens=2000, memory=10**6, n=4, alpha=0.0)
+            )
             assert not engine.groups
             assert isinstance(events[-1], Ended)
             return events[-1]
@@ -295,7 +322,10 @@ def test_stopping_lets_requests_end_or_tells_them(grace_s: float) -> None:
         engine.go_on.set()
         await stopping
         kind = Result if grace_s else ShutdownError
-        assert [isinstance(await outcome_of(ticket), kind) for ticket in (running, waiting)] == [True, True]
+        assert [isinstance(await outcome_of(ticket), kind) for ticket in (running, waiting)] == [
+            True,
+            True,
+        ]
         assert not engine.groups
 
     asyncio.run(run())
@@ -308,4 +338,10 @@ def test_a_stopped_service_leaves_no_thread_behind() -> None:
 
     before = set(threading.enumerate())
     asyncio.run(run())
-    until(lambda: not [thread for thread in set(threading.enumerate()) - before if "specrej" in thread.name])
+    until(
+        lambda: (
+            not [
+                thread for thread in set(threading.enumerate()) - before if "specrej" in thread.name
+            ]
+        )
+    )

@@ -1,4 +1,5 @@
-"""On a model with random weights, which writes any bytes: what is streamed is the answer, whatever its tokenizer."""
+"""On a model with random weights, which writes any bytes: what is streamed is the answer,
+whatever its tokenizer."""
 
 import asyncio
 import json
@@ -16,7 +17,9 @@ from specrej.types import Continuation
 from tiny import CHAT_TEMPLATE, EOS_ID, make_model
 from vocabularies import KINDS
 
-SETTINGS = Settings(n=4, max_new_tokens=40, min_tokens=4, memory=10**6, decide="every:8", alpha=0.7, top_k=0)
+SETTINGS = Settings(
+    n=4, max_new_tokens=40, min_tokens=4, memory=10**6, decide="every:8", alpha=0.7, top_k=0
+)
 
 
 def engine_of(kind: str) -> TorchEngine:
@@ -27,10 +30,15 @@ def engine_of(kind: str) -> TorchEngine:
 
 
 def pieces_of(stream: str) -> list[str]:
-    data = [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: ")]
+    data = [
+        line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: ")
+    ]
     assert data.pop() == "[DONE]"
     choices = [choice for one in data for choice in json.loads(one)["choices"]]
-    return [choice["delta"].get("content", "") if "delta" in choice else choice["text"] for choice in choices]
+    return [
+        choice["delta"].get("content", "") if "delta" in choice else choice["text"]
+        for choice in choices
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -44,14 +52,23 @@ async def _ask(engine: TorchEngine) -> None:
         for seed in range(8):
             body: dict[str, Any] = {"seed": seed, "stop": [["é", "<user>"], None][seed % 2]}
             chat = {**body, "messages": [{"role": "user", "content": "Why?"}]}
-            for path, asked in (("completions", {**body, "prompt": "Why?"}), ("chat/completions", chat)):
-                pieces = pieces_of((await served.ask({**asked, "stream": True}, f"/v1/{path}")).text)
+            for path, asked in (
+                ("completions", {**body, "prompt": "Why?"}),
+                ("chat/completions", chat),
+            ):
+                pieces = pieces_of(
+                    (await served.ask({**asked, "stream": True}, f"/v1/{path}")).text
+                )
                 num_pieces += len(pieces)
                 prompt: Any = Continuation("Why?") if path == "completions" else chat["messages"]
                 options = {**SETTINGS.to_dict(), "seed": seed, "stop": body["stop"] or ()}
                 result = specrej.generate(prompt, model=engine, reward=FakeReward(), **options)
                 assert "".join(pieces) == result.text
                 if path == "chat/completions":
-                    told = (await served.ask({**asked, "logprobs": True}, f"/v1/{path}")).json()["choices"][0]
-                    assert "".join(one["token"] for one in told["logprobs"]["content"]) == result.text
+                    told = (await served.ask({**asked, "logprobs": True}, f"/v1/{path}")).json()[
+                        "choices"
+                    ][0]
+                    assert (
+                        "".join(one["token"] for one in told["logprobs"]["content"]) == result.text
+                    )
     assert num_pieces > 60

@@ -34,14 +34,20 @@ QUEUED = Queued(num_ahead=2)
 
 
 def head_of(body: dict[str, Any], path: str = "/v1/chat/completions") -> Head:
-    asked = read_request(path, {**(CHAT if "chat" in path else TEXT), "stream": True, **body}, DEFAULTS, Limits())
+    asked = read_request(
+        path, {**(CHAT if "chat" in path else TEXT), "stream": True, **body}, DEFAULTS, Limits()
+    )
     return Head(asked=asked, id="c-1", created=17, model="bytes")
 
 
-async def stream(events: AsyncIterator[Event], head: Head, notes: list[Exception] | None = None) -> list[bytes]:
+async def stream(
+    events: AsyncIterator[Event], head: Head, notes: list[Exception] | None = None
+) -> list[bytes]:
     async def finish(result: Result, is_late: bool) -> dict[str, Any]:
         request = head.asked.request
-        body = to_body(request, result, completion_id="c-1", created=17, model="bytes", detokenizer=ByteReader)
+        body = to_body(
+            request, result, completion_id="c-1", created=17, model="bytes", detokenizer=ByteReader
+        )
         body["specrej"]["is_late"] = is_late
         return body
 
@@ -54,7 +60,9 @@ async def stream(events: AsyncIterator[Event], head: Head, notes: list[Exception
     return sent
 
 
-def blocks_for(events: Sequence[Event], path: str = "/v1/chat/completions", **body: Any) -> list[bytes]:
+def blocks_for(
+    events: Sequence[Event], path: str = "/v1/chat/completions", **body: Any
+) -> list[bytes]:
     async def given() -> AsyncIterator[Event]:
         for event in events:
             yield event
@@ -71,7 +79,11 @@ def data_of(sent: Sequence[bytes]) -> list[Any]:
 
 def text_in(chunks: Sequence[Any], index: int = 0) -> str:
     choices = [choice for chunk in chunks if isinstance(chunk, dict) for choice in chunk["choices"]]
-    texts = [c["delta"].get("content", "") if "delta" in c else c["text"] for c in choices if c["index"] == index]
+    texts = [
+        c["delta"].get("content", "") if "delta" in c else c["text"]
+        for c in choices
+        if c["index"] == index
+    ]
     return "".join(texts)
 
 
@@ -108,7 +120,9 @@ def test_progress_is_a_comment_unless_it_is_asked_for() -> None:
     assert sent[1] == b': progress {"kind": "queued", "num_ahead": 2}\n\n'
     assert all("progress" not in chunk for chunk in data_of(sent))
     [told] = [
-        chunk for chunk in data_of(blocks_for([QUEUED, Ended(GOOD)], specrej={"progress": True})) if "progress" in chunk
+        chunk
+        for chunk in data_of(blocks_for([QUEUED, Ended(GOOD)], specrej={"progress": True}))
+        if "progress" in chunk
     ]
     assert (told["object"], told["id"], told["choices"]) == ("specrej.progress", "c-1", [])
     assert told["progress"] == payload_of(QUEUED)
@@ -139,7 +153,10 @@ def test_usage_comes_last_when_it_is_asked_for() -> None:
     assert data[-2]["usage"]["completion_tokens"] == len(GOOD.best.token_ids)
     assert [chunk["usage"] for chunk in data[:-2]] == [None] * (len(data) - 2)
     for options in (None, {}, {"include_usage": False}, {"include_obfuscation": False}):
-        assert all("usage" not in chunk for chunk in data_of(blocks_for([Ended(GOOD)], stream_options=options))[:-1])
+        assert all(
+            "usage" not in chunk
+            for chunk in data_of(blocks_for([Ended(GOOD)], stream_options=options))[:-1]
+        )
 
 
 def test_further_answers_follow_the_best() -> None:
@@ -172,7 +189,11 @@ def broken(error: str) -> Any:
         if error == "events":
             raise ValueError("secret")
         yield Text("bad") if error == "text" else Text("od")
-        yield Ended(GOOD if error == "text" else result_of(answer(0, "good", None, finish_reason="lost"), best=0))
+        yield Ended(
+            GOOD
+            if error == "text"
+            else result_of(answer(0, "good", None, finish_reason="lost"), best=0)
+        )
 
     return given()
 
@@ -209,7 +230,9 @@ def test_silence_is_broken_by_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     st.sampled_from(["budget", "every:3", "every:7"]),
     st.integers(1, 3),
 )
-def test_the_stream_is_the_answer(seed: int, stop: list[str], eos: float, decide: str, n: int) -> None:
+def test_the_stream_is_the_answer(
+    seed: int, stop: list[str], eos: float, decide: str, n: int
+) -> None:
     body = {"seed": seed, "stop": stop or None, "n": n, "specrej": {"decide": decide, "alpha": 0.7}}
 
     async def run() -> list[bytes]:
@@ -225,7 +248,9 @@ def test_the_stream_is_the_answer(seed: int, stop: list[str], eos: float, decide
 
     data = data_of(asyncio.run(run()))
     options: dict[str, Any] = head_of(body).asked.request.settings.to_dict()
-    result = specrej.generate(CHAT["messages"], model=FakeEngine(eos=eos), reward=FakeReward(), **options)
+    result = specrej.generate(
+        CHAT["messages"], model=FakeEngine(eos=eos), reward=FakeReward(), **options
+    )
     assert text_in(data) == result.text
     assert data[-1] == "[DONE]"
 
@@ -234,7 +259,9 @@ def test_the_client_reads_a_stream() -> None:
     with live(fake_service(FakeEngine(eos=0.02))) as url:
         asking = client(url).chat.completions
         for seed in range(5):
-            whole = asking.create(**CHAT, seed=seed, max_tokens=40, extra_body={"specrej": {"alpha": 0.8}})
+            whole = asking.create(
+                **CHAT, seed=seed, max_tokens=40, extra_body={"specrej": {"alpha": 0.8}}
+            )
             with asking.create(
                 **CHAT,
                 seed=seed,
@@ -250,21 +277,32 @@ def test_the_client_reads_a_stream() -> None:
             assert seen[-1].usage == whole.usage
             assert seen[-2].choices[0].finish_reason == whole.choices[0].finish_reason
             assert seen[-2].model_extra is not None
-            assert seen[-2].model_extra["specrej"]["rewards"] == whole.model_extra["specrej"]["rewards"]
+            assert (
+                seen[-2].model_extra["specrej"]["rewards"]
+                == whole.model_extra["specrej"]["rewards"]
+            )
 
 
 def test_the_client_can_ask_for_progress() -> None:
     with live(fake_service()) as url:
         chunks = list(
-            client(url).chat.completions.create(**CHAT, stream=True, extra_body={"specrej": {"progress": True}})
+            client(url).chat.completions.create(
+                **CHAT, stream=True, extra_body={"specrej": {"progress": True}}
+            )
         )
-    kinds = [chunk.model_extra["progress"]["kind"] for chunk in chunks if chunk.object == "specrej.progress"]
+    kinds = [
+        chunk.model_extra["progress"]["kind"]
+        for chunk in chunks
+        if chunk.object == "specrej.progress"
+    ]
     assert kinds[:2] == ["queued", "started"]
     assert "decision" in kinds
 
 
 def test_the_client_hears_of_an_error_in_a_stream() -> None:
-    with live(Scripted([QUEUED, Text("go"), Ended(DeadlineError("time is up", hint="wait"))])) as url:
+    with live(
+        Scripted([QUEUED, Text("go"), Ended(DeadlineError("time is up", hint="wait"))])
+    ) as url:
         chunks = client(url).chat.completions.create(**CHAT, stream=True)
         with pytest.raises(openai.APIError, match="time is up"):
             list(chunks)
@@ -279,10 +317,18 @@ def test_a_stream_says_that_it_is_one_and_is_not_to_be_kept() -> None:
     assert response.text.endswith("data: [DONE]\n\n")
 
 
-def test_a_stream_that_goes_wrong_inside_ends_in_order_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "specrej.server"), live(Scripted([Text("bad"), Ended(GOOD)])) as url:
+def test_a_stream_that_goes_wrong_inside_ends_in_order_and_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with (
+        caplog.at_level(logging.INFO, "specrej.server"),
+        live(Scripted([Text("bad"), Ended(GOOD)])) as url,
+    ):
         response = httpx.post(f"{url}/v1/completions", json={**TEXT, "stream": True})
-    assert json.loads(response.text.splitlines()[-2].removeprefix("data: "))["error"]["code"] == "internal"
+    assert (
+        json.loads(response.text.splitlines()[-2].removeprefix("data: "))["error"]["code"]
+        == "internal"
+    )
     logged = [json.loads(line) for line in lines_of(caplog)]
     [failure] = [line for line in logged if line["event"] == "failure"]
     [request] = [line for line in logged if line["event"] == "request"]
@@ -296,7 +342,9 @@ def test_only_streams_are_watched() -> None:
     with live(scripted) as url:
         for is_streamed in (True, False):
             httpx.post(f"{url}/v1/completions", json={**TEXT, "stream": is_streamed, "seed": 1})
-    assert [(prompt, settings.seed, is_watched) for prompt, settings, _, is_watched in scripted.asked] == [
+    assert [
+        (prompt, settings.seed, is_watched) for prompt, settings, _, is_watched in scripted.asked
+    ] == [
         ("Why?", 1, True),
         ("Why?", 1, False),
     ]

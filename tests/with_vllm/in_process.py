@@ -25,13 +25,16 @@ def generator() -> Engine:
 
 @cache
 def reward_model() -> str:
-    """The directory of a tiny Llama with three scores, another tokenizer than SmolLM2's, and no padding token."""
+    """The directory of a tiny Llama with three scores, another tokenizer than SmolLM2's, and no
+    padding token."""
     directory = Path(mkdtemp(prefix="reward-model-"))
     save_reward_model(directory, LABELS)
     return str(directory)
 
 
-def save_reward_model(directory: Path, labels: dict[int, str], template: str | None = CHAT_TEMPLATE) -> None:
+def save_reward_model(
+    directory: Path, labels: dict[int, str], template: str | None = CHAT_TEMPLATE
+) -> None:
     """Random weights; heads of 32 numbers are the smallest that vLLM has on a CPU."""
     config = make_config("llama", hidden_size=64, num_attention_heads=2, id2label=labels)
     auto: Any = transformers.AutoModelForSequenceClassification

@@ -17,9 +17,20 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 _PATIENCE_S = 300
-_ARGUMENTS = ["--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-model-len", "2048"]
+_ARGUMENTS = [
+    "--dtype",
+    "float32",
+    "--enforce-eager",
+    "--block-size",
+    "32",
+    "--max-model-len",
+    "2048",
+]
 _GENERATOR = [
-    *("--max-num-batched-tokens", "65536"),  # a prompt in pieces fails on a CPU where requests have seeds
+    *(
+        "--max-num-batched-tokens",
+        "65536",
+    ),  # a prompt in pieces fails on a CPU where requests have seeds
     *("--max-num-seqs", "64"),
     "--enable-prompt-tokens-details",
 ]
@@ -29,13 +40,23 @@ _GENERATOR = [
 def serving(model: Path, *arguments: str) -> Iterator[str]:
     """The server's URL once it answers; a generator's where no arguments are given."""
     port = _free_port()
-    # What `vllm serve` runs; that command itself asks for a package named vllm, which the one for CPUs is not.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *_ARGUMENTS]
+    # What `vllm serve` runs; that command itself asks for a package named vllm, which the one for
+    # CPUs is not.
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(model),
+        *_ARGUMENTS,
+    ]
     command += ["--host", "127.0.0.1", "--port", str(port), *(arguments or _GENERATOR)]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     with TemporaryFile() as output:
-        server = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
+        server = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
         try:
             _wait(f"http://127.0.0.1:{port}/health", server, output)
             yield f"http://127.0.0.1:{port}"

@@ -19,8 +19,11 @@ BLOCK = 32
 @pytest.fixture(scope="module")
 def subject() -> Iterator[Subject]:
     with serving(locate("smollm2")) as url:
-        engine = open_engine("smollm2", engine=f"openai:{url}/v1", engine_args={"chunk_tokens": CHUNK})
-        # Of each submission a block is read again at most; an answer of 32 tokens is submitted four times.
+        engine = open_engine(
+            "smollm2", engine=f"openai:{url}/v1", engine_args={"chunk_tokens": CHUNK}
+        )
+        # Of each submission a block is read again at most; an answer of 32 tokens is submitted four
+        # times.
         yield Subject(
             engine,
             flips=500,

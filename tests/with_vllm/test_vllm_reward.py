@@ -22,7 +22,9 @@ pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
 BLOCK = 32
-PROMPT = [{"role": "user", "content": "Give three tips for staying healthy, in as few words as you can."}]
+PROMPT = [
+    {"role": "user", "content": "Give three tips for staying healthy, in as few words as you can."}
+]
 OTHER = [{"role": "user", "content": "Why?"}]
 TEXTS = ["Sleep.", "", "Eat well and sleep well. " * 6, "Wasser, Öl und 水."]
 ANSWERS = [Candidate(index=10 + i, text=text) for i, text in enumerate(TEXTS)]
@@ -33,7 +35,9 @@ def reward() -> VllmClassifierReward:
     return VllmClassifierReward(reward_model(), label="clear", max_tokens=512, memory_bytes=2**23)
 
 
-def conversations(texts: Sequence[str], prompt: list[dict[str, str]] = PROMPT) -> list[list[dict[str, str]]]:
+def conversations(
+    texts: Sequence[str], prompt: list[dict[str, str]] = PROMPT
+) -> list[list[dict[str, str]]]:
     return [[*prompt, {"role": "assistant", "content": text}] for text in texts]
 
 
@@ -46,7 +50,9 @@ def test_scores_are_the_raw_logits_of_transformers() -> None:
     assert session.score(ANSWERS) == pytest.approx(chosen(TEXTS), abs=1e-4)
     assert reward().weights == {1: 1.0}
     assert reward().name == f"vllm:{reward_model()}#clear"
-    assert reward().memory_bytes == 2**23  # a power of two of blocks of 32 tokens of 2 layers of 2 * 2 * 32 numbers
+    assert (
+        reward().memory_bytes == 2**23
+    )  # a power of two of blocks of 32 tokens of 2 layers of 2 * 2 * 32 numbers
     # transformers applies the head to every token, vLLM to the last one only.
     in_torch = ClassifierReward(reward_model(), label="clear").flops_per_token
     assert in_torch is not None
@@ -54,7 +60,8 @@ def test_scores_are_the_raw_logits_of_transformers() -> None:
 
 
 def test_growing_answers_are_read_once() -> None:
-    """But for the block that an answer ends in, whose ending the template writes anew at each decision."""
+    """But for the block that an answer ends in, whose ending the template writes anew at each
+    decision."""
     session = reward().open([{"role": "user", "content": "Tell me more about that, please."}])
     texts = [f"{i}: " + "and so on " * 12 for i in range(4)]
     for length in (40, 80, 120):
@@ -126,7 +133,9 @@ def test_a_served_reward_model_gives_the_same(served: str, endpoint: str) -> Non
 
 
 def test_a_served_reward_model_sees_an_open_answer(served: str) -> None:
-    session = as_reward(f"vllm-classify:{served}#{reward_model()}?output=1&partial=open").open(PROMPT)
+    session = as_reward(f"vllm-classify:{served}#{reward_model()}?output=1&partial=open").open(
+        PROMPT
+    )
     expected = [row[1] for row in logits(conversations(TEXTS[:1]), ending=False)]
     assert session.score(ANSWERS[:1]) == pytest.approx(expected, abs=1e-4)
     session.close()

@@ -1,12 +1,15 @@
 """Attention over groups, plugged into transformers' own models through its `AttentionInterface`.
 
-A model calls `group_attention` in every layer with the queries, keys and values of the tokens it was fed. The
-keyword `kv`, which the engine gives to the model's forward pass and transformers hands through, says what they belong
-to: one chunk of one prompt (`PrefillPass`), the last token of every candidate of every group (`DecodePass`), or several
-new tokens of some rows of one group, as a reward model reads them (`ExtendPass`). No mask is registered for the
+A model calls `group_attention` in every layer with the queries, keys and values of the tokens it
+was fed. The keyword `kv`, which the engine gives to the model's forward pass and transformers hands
+through, says what they belong
+to: one chunk of one prompt (`PrefillPass`), the last token of every candidate of every group
+(`DecodePass`), or several new tokens of some rows of one group, as a reward model reads them
+(`ExtendPass`). No mask is registered for the
 implementation, so transformers builds none: who sees what follows from the group.
 
-What an architecture asks of attention and is not honoured here (sinks, biases, ...) is refused by name.
+What an architecture asks of attention and is not honoured here (sinks, biases, ...) is refused by
+name.
 """
 
 from collections.abc import Sequence
@@ -23,29 +26,45 @@ from specrej.errors import ModelError
 
 IMPLEMENTATION = "specrej_groups"
 
-# What models hand to attention and ours has no use for: positions are in the keys already, nothing is trained.
+# What models hand to attention and ours has no use for: positions are in the keys already, nothing
+# is trained.
 _WITHOUT_EFFECT = frozenset(
-    {"position_ids", "cache_position", "use_cache", "output_attentions", "output_router_logits", "is_causal"}
+    {
+        "position_ids",
+        "cache_position",
+        "use_cache",
+        "output_attentions",
+        "output_router_logits",
+        "is_causal",
+    }
 )
 
 
 class Pass(Protocol):
     """Where a forward pass keeps its keys and values."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
-        """Store keys and values, attend. `[batch, heads, tokens, dim]` in, `[batch, tokens, heads, dim]` out."""
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
+    ) -> Tensor:
+        """Store keys and values, attend. `[batch, heads, tokens, dim]` in, `[batch, tokens,
+        heads, dim]` out.
+        """
 
 
 @dataclass
 class PrefillPass:
-    """Some tokens of one prompt, those before them already in the group. `key[i]` has position `start + i`."""
+    """Some tokens of one prompt, those before them already in the group. `key[i]` has position
+    `start + i`.
+    """
 
     group: Group
     start: int
     masks: dict[int | None, Tensor] = field(default_factory=dict)
     """Who sees whom, by window: the same in every layer of the pass."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
+    ) -> Tensor:
         group, stop = self.group, self.start + key.shape[2]
         own = slice(self.start - group.start, stop - group.start)
         if len(group.prompt_keys) == layer:
@@ -54,9 +73,13 @@ class PrefillPass:
             group.prompt_values.append(value.new_empty(value.shape[1], length, value.shape[3]))
         group.prompt_keys[layer][:, own] = key[0]
         group.prompt_values[layer][:, own] = value[0]
-        keys, values = (_joined(parts, 1)[None, :, :stop] for parts in zip(*group.prompt_kv(layer), strict=True))
+        keys, values = (
+            _joined(parts, 1)[None, :, :stop] for parts in zip(*group.prompt_kv(layer), strict=True)
+        )
         if scoring.window not in self.masks:
-            self.masks[scoring.window] = _causal_mask(self.start, stop, scoring.window, query.device)
+            self.masks[scoring.window] = _causal_mask(
+                self.start, stop, scoring.window, query.device
+            )
         mask = self.masks[scoring.window]
         if scoring.softcap is None:
             gqa = query.shape[1] != keys.shape[1]
@@ -86,11 +109,15 @@ def _causal_mask(start: int, stop: int, window: int | None, device: torch.device
 
 @dataclass
 class DecodePass:
-    """The newest token of every live candidate; the rows of each group stand together, in the order given."""
+    """The newest token of every live candidate; the rows of each group stand together, in the
+    order given.
+    """
 
     groups: Sequence[Group]
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
+    ) -> Tensor:
         outputs, start = [], 0
         for group in self.groups:
             rows = slice(start, start + group.num_rows)
@@ -105,10 +132,11 @@ class DecodePass:
 
 @dataclass
 class ExtendPass:
-    """New tokens of neighbouring rows of one group, a row's tokens one after another: no padding reaches the model.
+    """New tokens of neighbouring rows of one group, a row's tokens one after another: no padding
+    reaches the model.
 
-    The row `first_row + i` has `lengths[i]` tokens of its own in the group and is fed `counts[i]` more, at least one.
-    For attention alone, the rows are filled up to the longest.
+    The row `first_row + i` has `lengths[i]` tokens of its own in the group and is fed `counts[i]`
+    more, at least one. For attention alone, the rows are filled up to the longest.
     """
 
     group: Group
@@ -120,12 +148,18 @@ class ExtendPass:
 
     def __post_init__(self) -> None:
         device = self.group.prompt_keys[0].device
-        lengths, counts = (torch.tensor(numbers, device=device) for numbers in (self.lengths, self.counts))
+        lengths, counts = (
+            torch.tensor(numbers, device=device) for numbers in (self.lengths, self.counts)
+        )
         self._row = torch.arange(len(counts), device=device).repeat_interleave(counts)
-        self._step = torch.arange(len(self._row), device=device) - (counts.cumsum(0) - counts)[self._row]
+        self._step = (
+            torch.arange(len(self._row), device=device) - (counts.cumsum(0) - counts)[self._row]
+        )
         self._slot = lengths[self._row] + self._step
         self._starts = lengths + len(self.group.prompt_ids)
-        self._num_slots = max(length + count for length, count in zip(self.lengths, self.counts, strict=True))
+        self._num_slots = max(
+            length + count for length, count in zip(self.lengths, self.counts, strict=True)
+        )
         slots = torch.arange(self._num_slots, device=device)
         self._unwritten = (slots >= (lengths + counts)[:, None]).nonzero(as_tuple=True)
         self.last = counts.cumsum(0) - 1
@@ -136,14 +170,20 @@ class ExtendPass:
         """`[1, tokens]` position of each new token."""
         return (self._slot + len(self.group.prompt_ids))[None]
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
+    ) -> Tensor:
         rows = slice(self.first_row, self.first_row + len(self.counts))
         keys, values = self.group.keys[layer][rows], self.group.values[layer][rows]
         keys[self._row, :, self._slot] = key[0].transpose(0, 1)
         values[self._row, :, self._slot] = value[0].transpose(0, 1)
         row, slot = self._unwritten
-        values[row, :, slot] = 0  # what was never written may be NaN, which a weight of 0 does not take out
-        queries = query.new_zeros(len(self.counts), query.shape[1], max(self.counts), query.shape[3])
+        values[row, :, slot] = (
+            0  # what was never written may be NaN, which a weight of 0 does not take out
+        )
+        queries = query.new_zeros(
+            len(self.counts), query.shape[1], max(self.counts), query.shape[3]
+        )
         queries[self._row, :, self._step] = query[0].transpose(0, 1)
         stop = len(self.group.prompt_ids) + self._num_slots
         first = 0
@@ -152,11 +192,14 @@ class ExtendPass:
         if scoring.window not in self.hidden:
             self.hidden[scoring.window] = self._hidden(first, stop, scoring.window)
         hidden = self.hidden[scoring.window]
-        out = _attend_to_group(self.group, layer, queries, scoring, slice(first, stop), self.first_row, hidden)
+        out = _attend_to_group(
+            self.group, layer, queries, scoring, slice(first, stop), self.first_row, hidden
+        )
         return out[self._row, self._step][None]
 
     def _hidden(self, first: int, stop: int, window: int | None) -> Tensor | None:
-        """`[rows, queries, positions]`, True where a query must not see one of the last positions before `stop`.
+        """`[rows, queries, positions]`, True where a query must not see one of the last positions
+        before `stop`.
 
         Without a window every query sees the whole prompt, so these are the own tokens only.
         """
@@ -179,25 +222,35 @@ def _attend_to_group(
     first_row: int = 0,
     hidden: Tensor | None = None,
 ) -> Tensor:
-    """Some queries a row, `[rows, heads, queries, dim]`, to the prompt and to the row's own tokens, under one softmax.
+    """Some queries a row, `[rows, heads, queries, dim]`, to the prompt and to the row's own tokens,
+    under one softmax.
 
-    The prompt is the same for all rows: its keys and values are read once, in one matrix product of each part for all
-    of them.
-    `seen` are the positions that any query sees, `hidden` says which of the last of them some do not.
+    The prompt is the same for all rows: its keys and values are read once, in one matrix product of
+    each part for all of them.
+    `seen` are the positions that any query sees, `hidden` says which of the last of them some do
+    not.
     """
     rows, heads, num_queries, dim = query.shape
     num_prompt = len(group.prompt_ids)
     own = slice(max(seen.start - num_prompt, 0), seen.stop - num_prompt)
     prompt = group.prompt_kv(layer, seen.start)
     own_keys, own_values = (
-        block[layer][first_row : first_row + rows].flatten(0, 1)[:, own] for block in (group.keys, group.values)
+        block[layer][first_row : first_row + rows].flatten(0, 1)[:, own]
+        for block in (group.keys, group.values)
     )
     kv_heads = group.keys[layer].shape[1]
     shared = heads // kv_heads * num_queries
 
-    # Rows of one head stand together for the prompt's matrix product, heads of one row for that of its own tokens.
-    by_head = query.reshape(rows, kv_heads, shared, dim).transpose(0, 1).reshape(kv_heads, rows * shared, dim)
-    to_parts = [scoring.scores(by_head, keys).view(kv_heads, rows, shared, -1) for keys, _ in prompt]
+    # Rows of one head stand together for the prompt's matrix product, heads of one row for that of
+    # its own tokens.
+    by_head = (
+        query.reshape(rows, kv_heads, shared, dim)
+        .transpose(0, 1)
+        .reshape(kv_heads, rows * shared, dim)
+    )
+    to_parts = [
+        scoring.scores(by_head, keys).view(kv_heads, rows, shared, -1) for keys, _ in prompt
+    ]
     to_own = scoring.scores(query.reshape(rows * kv_heads, shared, dim), own_keys)
     to_own = to_own.view(rows, kv_heads, shared, -1).transpose(0, 1)
     scores = torch.cat((*to_parts, to_own), -1)
@@ -205,8 +258,12 @@ def _attend_to_group(
         by_query = scores.view(kv_heads, rows, -1, num_queries, scores.shape[-1])
         by_query[..., -hidden.shape[-1] :].masked_fill_(hidden[:, None], -torch.inf)
     weights = scores.softmax(-1).to(own_values.dtype)
-    *by_part, own_weights = weights.split_with_sizes([part.shape[-1] for part in (*to_parts, to_own)], -1)
-    out = torch.bmm(own_weights.transpose(0, 1).flatten(0, 1), own_values).view(rows, kv_heads, shared, -1)
+    *by_part, own_weights = weights.split_with_sizes(
+        [part.shape[-1] for part in (*to_parts, to_own)], -1
+    )
+    out = torch.bmm(own_weights.transpose(0, 1).flatten(0, 1), own_values).view(
+        rows, kv_heads, shared, -1
+    )
     for part, (_, values) in zip(by_part, prompt, strict=True):
         from_part = torch.bmm(part.reshape(kv_heads, rows * shared, -1), values)
         out = out + from_part.view(kv_heads, rows, shared, -1).transpose(0, 1)
@@ -227,18 +284,27 @@ def group_attention(
     softcap: float | None = None,
     **asked: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function that transformers calls in every layer of a model set to `specrej_groups`.
+    """The attention function that transformers calls in every layer of a model set to
+    `specrej_groups`.
 
     Raises:
-        ModelError: the architecture asks for what is not honoured here, or does not hand `kv` through.
+        ModelError: the architecture asks for what is not honoured here, or does not hand `kv`
+            through.
     """
-    unknown = sorted(name for name, given in asked.items() if given is not None and name not in _WITHOUT_EFFECT)
+    unknown = sorted(
+        name for name, given in asked.items() if given is not None and name not in _WITHOUT_EFFECT
+    )
     if attention_mask is not None:
         unknown.append("attention_mask")
     if unknown:
-        raise ModelError(f"{type(module).__name__} needs what the torch engine does not honour: {', '.join(unknown)}")
+        raise ModelError(
+            f"{type(module).__name__} needs what the torch engine does not honour: "
+            f"{', '.join(unknown)}"
+        )
     if kv is None:
-        raise ModelError(f"{type(module).__name__} does not receive the keywords of the model's forward pass")
+        raise ModelError(
+            f"{type(module).__name__} does not receive the keywords of the model's forward pass"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: int = module.layer_idx  # type: ignore[assignment]
     return kv.attend(layer, query, key, value, Scoring(scale, sliding_window, softcap)), None

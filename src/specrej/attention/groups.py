@@ -1,10 +1,11 @@
 """The KV of one prompt and its candidates, and attention to it.
 
-A group holds the prompt's KV once, its beginning together with other prompts (see `prefixes`), and a dense block
-`[rows, kv_heads, slots, dim]` for what its candidates wrote. All live candidates of an engine's group have the same
-length, so there is neither padding nor a page table. The block grows some slots at a time, layer by layer, within the
-group's budget. A reward model's group, whose tokens are not the generator's, has rows of different lengths: `length` is
-the longest then, and who feeds it knows those of the rows.
+A group holds the prompt's KV once, its beginning together with other prompts (see `prefixes`), and
+a dense block `[rows, kv_heads, slots, dim]` for what its candidates wrote. All live candidates of
+an engine's group have the same length, so there is neither padding nor a page table. The block
+grows some slots at a time, layer by layer, within the group's budget. A reward model's group, whose
+tokens are not the generator's, has rows of different lengths: `length` is the longest then, and who
+feeds it knows those of the rows.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,15 +32,25 @@ class Scoring(NamedTuple):
     """Scores s become softcap * tanh(s / softcap); None leaves them."""
 
     def scores(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Scaled, capped scores in float32, `[batch, queries, positions]`, of queries and keys `[batch, ..., dim]`."""
-        nothing = query.new_zeros(1)  # the scaling comes with the product: beta=0 leaves this term out
-        scores = torch.baddbmm(nothing, query, keys.transpose(1, 2), beta=0, alpha=self.scaling).float()
-        return scores if self.softcap is None else (scores / self.softcap).tanh_().mul_(self.softcap)
+        """Scaled, capped scores in float32, `[batch, queries, positions]`, of queries and keys
+        `[batch, ..., dim]`.
+        """
+        nothing = query.new_zeros(
+            1
+        )  # the scaling comes with the product: beta=0 leaves this term out
+        scores = torch.baddbmm(
+            nothing, query, keys.transpose(1, 2), beta=0, alpha=self.scaling
+        ).float()
+        return (
+            scores if self.softcap is None else (scores / self.softcap).tanh_().mul_(self.softcap)
+        )
 
 
 @dataclass
 class Group(PromptPart):
-    """One prompt with its candidates: the last part of its prompt, and a block. Rows in the order of `indices`."""
+    """One prompt with its candidates: the last part of its prompt, and a block. Rows in the
+    order of `indices`.
+    """
 
     prompt_ids: list[int]
     budget_bytes: int
@@ -51,10 +62,12 @@ class Group(PromptPart):
     indices: list[int] = field(default_factory=list)
     """The candidate in each row."""
     length: int = 0
-    """Slots in use: tokens whose KV every live candidate has written (of rows of different lengths, the longest)."""
+    """Slots in use: tokens whose KV every live candidate has written (of rows of different
+    lengths, the longest)."""
     peak_bytes: int = 0
     shared_bytes: int = 0
-    """Of the prompt's KV what a group that was opened later holds as well: that one answers for it."""
+    """Of the prompt's KV what a group that was opened later holds as well: that one answers for
+    it."""
 
     @property
     def num_rows(self) -> int:
@@ -67,35 +80,57 @@ class Group(PromptPart):
 
     def allocated_bytes(self) -> int:
         """Bytes of all tensors held, as allocated."""
-        return self.prompt_bytes() + sum(t.untyped_storage().nbytes() for t in (*self.keys, *self.values))
+        return self.prompt_bytes() + sum(
+            t.untyped_storage().nbytes() for t in (*self.keys, *self.values)
+        )
 
     def prompt_bytes(self) -> int:
         """Bytes of the prompt's tensors, as allocated, those of shared parts included."""
-        tensors = [tensor for part in self.parts() for tensor in (*part.prompt_keys, *part.prompt_values)]
+        tensors = [
+            tensor for part in self.parts() for tensor in (*part.prompt_keys, *part.prompt_values)
+        ]
         # Parts are views of one storage where memory ran out while they were divided.
-        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+        return sum(
+            {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()
+        )
 
     def next_step_bytes(self) -> int:
         """Most bytes while the next slot of all live rows is made room for."""
         if self.num_rows == 0 or self.length < self.slots:
             return self.allocated_bytes()
-        return max(self.layout.peak_bytes(len(self.prompt_ids), self.num_rows, self.length + 1), self.allocated_bytes())
+        return max(
+            self.layout.peak_bytes(len(self.prompt_ids), self.num_rows, self.length + 1),
+            self.allocated_bytes(),
+        )
 
     def claim(self) -> Claim:
         """What the group takes of memory that groups share."""
-        allocated = self.keys[0].shape[0] * max(t.shape[2] for t in (*self.keys, *self.values)) if self.keys else 0
+        allocated = (
+            self.keys[0].shape[0] * max(t.shape[2] for t in (*self.keys, *self.values))
+            if self.keys
+            else 0
+        )
         is_full = self.length == self.slots and self.num_rows > 0
         claims = [
             self.layout.peak_bytes(len(self.prompt_ids), 1, num_places) - self.shared_bytes
-            for num_places in (allocated, self.num_rows * (self.length + 1), self.num_rows * self._grown_slots())
+            for num_places in (
+                allocated,
+                self.num_rows * (self.length + 1),
+                self.num_rows * self._grown_slots(),
+            )
         ]
-        now, least, wanted = claims[0], *(max(claims[0], claim) if is_full else claims[0] for claim in claims[1:])
+        now, least, wanted = (
+            claims[0],
+            *(max(claims[0], claim) if is_full else claims[0] for claim in claims[1:]),
+        )
         return Claim(now, least, wanted, self.shared_bytes)
 
     def share(self, others: Iterable["Group"]) -> None:
-        """Let a prompt that is not read yet begin with KV of that one of these which it has most in common with.
+        """Let a prompt that is not read yet begin with KV of that one of these which it has most in
+        common with.
 
-        Its last token is left to be read, since its logits are needed; the other's, so that no part is empty.
+        Its last token is left to be read, since its logits are needed; the other's, so that no part
+        is empty.
         """
         begins = self.prompt_ids[:-1]
         common = [(longest_prefix(begins, other.prompt_ids[:-1]), other) for other in others]
@@ -103,8 +138,8 @@ class Group(PromptPart):
         if stop < LEAST_TOKENS:
             return
         part = next(part for part in other.parts() if part.stop >= stop)
-        # While a part is divided, one tensor of it is there twice. There is room for that where this prompt's KV alone
-        # would have been.
+        # While a part is divided, one tensor of it is there twice. There is room for that where
+        # this prompt's KV alone would have been.
         copied_bytes = (part.stop - part.start) * self.layout.largest_tensor_bytes
         has_room = copied_bytes <= self.layout.peak_bytes(len(self.prompt_ids), 0, 0)
         if part.stop == stop:
@@ -116,7 +151,8 @@ class Group(PromptPart):
         self.start = 0 if self.prefix is None else self.prefix.stop
 
     def reserve(self, limit_bytes: int | None = None) -> None:
-        """Make room for one more token of every live row: a granule, or as much of it as budget and limit hold.
+        """Make room for one more token of every live row: a granule, or as much of it as budget and
+        limit hold.
 
         The limit is on what the group holds, and is at least the least that its claim asks for.
         """
@@ -124,7 +160,11 @@ class Group(PromptPart):
             self.resize(self._grown_slots(limit_bytes))
 
     def _grown_slots(self, limit_bytes: int | None = None) -> int:
-        limit = self.budget_bytes if limit_bytes is None else min(self.budget_bytes, limit_bytes + self.shared_bytes)
+        limit = (
+            self.budget_bytes
+            if limit_bytes is None
+            else min(self.budget_bytes, limit_bytes + self.shared_bytes)
+        )
         sizes = (len(self.prompt_ids), self.num_rows, self.length)
         return self.layout.grown_slots(*sizes, self.max_slots, limit)
 
@@ -134,7 +174,9 @@ class Group(PromptPart):
             self.resize(self.slots)
 
     def resize(self, slots: int) -> None:
-        """Make the block anew with so many slots, and a row for each of `indices`; what is new holds anything."""
+        """Make the block anew with so many slots, and a row for each of `indices`; what is new
+        holds anything.
+        """
         rows, length, held = self.num_rows, self.length, self.allocated_bytes()
         if not self.keys:
             keys = [p.new_empty(rows, p.shape[0], slots, p.shape[2]) for p in self.prompt_keys]
@@ -152,7 +194,9 @@ class Group(PromptPart):
                 block[layer] = new
 
     def remove(self, rows: Sequence[int]) -> list[int]:
-        """Take rows out: the last rows move into their places. Returns the former row of every row that is left."""
+        """Take rows out: the last rows move into their places. Returns the former row of every
+        row that is left.
+        """
         order = list(range(self.num_rows))
         left = self.num_rows - len(rows)
         gone = set(rows)

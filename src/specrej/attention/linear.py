@@ -1,8 +1,9 @@
 """Linear layers through the fastest kernel this CPU has.
 
-On a CPU the matrix library decides the speed. Two kernels of torch beat `F.linear` there: weights reordered once for
-oneDNN (exact float32) and weights stored in float16 (fbgemm; half the bytes to read, sums in float32). Either may be
-missing on another processor or in another torch, so each is tried once on a small layer; what fails is not used.
+On a CPU the matrix library decides the speed. Two kernels of torch beat `F.linear` there: weights
+reordered once for oneDNN (exact float32) and weights stored in float16 (fbgemm; half the bytes to
+read, sums in float32). Either may be missing on another processor or in another torch, so each is
+tried once on a small layer; what fails is not used.
 Which kernel is taken never depends on a timing: the same machine gives the same tokens every time.
 
     pack_linears(model, "fp16")      # -> "fp16 (fbgemm)"
@@ -56,7 +57,8 @@ class PackedLinear(nn.Module):
 
 
 def pack_linears(model: nn.Module, weights: str) -> str:
-    """Replace every linear layer of a float32 CPU model, the head included, and name the kernel that now runs.
+    """Replace every linear layer of a float32 CPU model, the head included, and name the kernel
+    that now runs.
 
     Args:
         model: changed in place; the original weights are released one by one.
@@ -74,9 +76,13 @@ def pack_linears(model: nn.Module, weights: str) -> str:
 def _works(pack: Callable[[Tensor, Tensor | None], PackedCall]) -> bool:
     """Whether the kernel is there and right, on one small layer."""
     generator = torch.Generator().manual_seed(0)
-    weight, bias, rows = (torch.randn(shape, generator=generator) for shape in ((48, 32), (48,), (1, 5, 32)))
+    weight, bias, rows = (
+        torch.randn(shape, generator=generator) for shape in ((48, 32), (48,), (1, 5, 32))
+    )
     try:
-        return torch.allclose(pack(weight, bias)(rows), functional.linear(rows, weight, bias), rtol=1e-2, atol=1e-2)
+        return torch.allclose(
+            pack(weight, bias)(rows), functional.linear(rows, weight, bias), rtol=1e-2, atol=1e-2
+        )
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
 
@@ -92,4 +98,6 @@ def _weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Weight `[out, in]` and bias of a linear layer; GPT-2 keeps its weights transposed."""
     weight = layer.get_parameter("weight").detach()
     bias = layer._parameters.get("bias")
-    return (weight.t() if isinstance(layer, Conv1D) else weight), (None if bias is None else bias.detach())
+    return (weight.t() if isinstance(layer, Conv1D) else weight), (
+        None if bias is None else bias.detach()
+    )

@@ -1,4 +1,5 @@
-"""Proves that a model computes on our attention what it computes on transformers' own, or refuses it by name.
+"""Proves that a model computes on our attention what it computes on transformers' own, or refuses
+it by name.
 
 recorder = verify(model, expect, probe)          # ModelError where the logits differ
 recorder.layout(granule=16)                      # what a token holds in KV
@@ -22,14 +23,18 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, tor
 
 @dataclass
 class Recorder:
-    """Passes on to another pass and notes what each layer asked for, and the shapes of its KV and its heads."""
+    """Passes on to another pass and notes what each layer asked for, and the shapes of its KV
+    and its heads.
+    """
 
     inner: Pass
     scoring: dict[int, Scoring] = field(default_factory=dict)
     tensor_sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     pair_flops: dict[int, int] = field(default_factory=dict)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
+    ) -> Tensor:
         self.scoring[layer] = scoring
         size = key.element_size()
         self.tensor_sizes[layer] = (key[0, :, 0].numel() * size, value[0, :, 0].numel() * size)
@@ -39,11 +44,15 @@ class Recorder:
     def layout(self, granule: int) -> KvLayout:
         """What a token holds in KV, in a block that grows by so many slots."""
         sizes = list(self.tensor_sizes.values())
-        return KvLayout(sum(key + value for key, value in sizes), max(max(pair) for pair in sizes), granule)
+        return KvLayout(
+            sum(key + value for key, value in sizes), max(max(pair) for pair in sizes), granule
+        )
 
 
 @torch.inference_mode()
-def verify(model: Any, expect: Callable[[], Tensor], probe: Callable[[], tuple[Tensor, Recorder]]) -> Recorder:
+def verify(
+    model: Any, expect: Callable[[], Tensor], probe: Callable[[], tuple[Tensor, Recorder]]
+) -> Recorder:
     """Compare the logits of a model on both attentions.
 
     Args:
@@ -62,12 +71,15 @@ def verify(model: Any, expect: Callable[[], Tensor], probe: Callable[[], tuple[T
     except SpecrejError:
         raise
     except Exception as error:
-        raise ModelError(f"{architecture} does not run on the torch engine's attention: {error!r}") from error
+        raise ModelError(
+            f"{architecture} does not run on the torch engine's attention: {error!r}"
+        ) from error
     check_windows(architecture, config, recorder)
     difference = ((actual - expected).abs().max() / expected.abs().max()).item()
     if not difference <= TOLERANCE[model.dtype]:
         raise ModelError(
-            f"{architecture} is not supported by the torch engine: its logits differ from transformers' own by "
+            f"{architecture} is not supported by the torch engine: its logits differ from "
+            "transformers' own by "
             f"{difference:.1e} of the largest logit"
         )
     return recorder
@@ -78,19 +90,25 @@ def check_kinds(model: nn.Module, config: Any) -> None:
     architecture = type(model).__name__
     for module in model.modules():
         if getattr(module, "is_causal", None) is False:
-            raise ModelError(f"{architecture} is not causal: its {type(module).__name__} sees the tokens to come")
+            raise ModelError(
+                f"{architecture} is not causal: its {type(module).__name__} sees the tokens to come"
+            )
     for layer, kind in enumerate(getattr(config, "layer_types", None) or []):
         if kind not in ("full_attention", "sliding_attention"):
             raise ModelError(
-                f"layer {layer} of {architecture} is of kind {kind!r}, which the torch engine does not honour"
+                f"layer {layer} of {architecture} is of kind {kind!r}, which the torch engine does "
+                "not honour"
             )
 
 
 def check_windows(architecture: str, config: Any, recorder: Recorder) -> None:
-    """Refuse layers whose window our attention was not told of: the short text cannot tell them from full attention."""
+    """Refuse layers whose window our attention was not told of: the short text cannot tell them
+    from full attention.
+    """
     for layer, kind in enumerate(getattr(config, "layer_types", None) or []):
         scoring = recorder.scoring.get(layer)
         if scoring is None or (kind == "sliding_attention" and scoring.window is None):
             raise ModelError(
-                f"layer {layer} of {architecture} does not hand its window to the torch engine's attention"
+                f"layer {layer} of {architecture} does not hand its window to the torch engine's "
+                "attention"
             )

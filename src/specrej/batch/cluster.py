@@ -1,10 +1,12 @@
-"""Runs a batch job on a Ray cluster: requests out to the actors of `specrej.batch.ray`, their rows back to one writer.
+"""Runs a batch job on a Ray cluster: requests out to the actors of `specrej.batch.ray`, their rows
+back to one writer.
 
     rows_of = ray_rows(ActorSetup(opening=Opening(model="smollm2")), actors=4, gpus_per_actor=1)
     for ended in run_batch(requests, rows_of, output):
         ...
 
-Requests travel as they are, so a row is the one that `local_rows` gives. An actor opens its model on its own node.
+Requests travel as they are, so a row is the one that `local_rows` gives. An actor opens its model
+on its own node.
 """
 
 import logging
@@ -19,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specrej.batch.job import Ended, RowsOf
+from specrej.batch.job import FinishedRequest, RowsOf
 from specrej.batch.ray import BATCHES, ActorSetup, Worker, check_counts, map_on_actors, on_actors
 from specrej.batch.requests import Request
 from specrej.errors import SpecrejError, UsageError
@@ -31,7 +33,8 @@ _ANSWERS_S = 5.0
 """Ray itself waits for minutes for an address at which nobody answers."""
 
 _ADDRESS_HINT = (
-    "give HOST:PORT of the cluster's head, as `ray start --head` prints it, on a node of the cluster; or local"
+    "give HOST:PORT of the cluster's head, as `ray start --head` prints it, on a node of the "
+    "cluster; or local"
 )
 
 
@@ -43,24 +46,27 @@ def ray_rows(
     gpus_per_actor: float = 0,
     cpus_per_actor: float = 1,
 ) -> RowsOf:
-    """What runs the requests of a batch job on the actors of a cluster; connected while its rows are asked for.
+    """What runs the requests of a batch job on the actors of a cluster; connected while its rows
+    are asked for.
 
     Args:
         setup: what every actor opens.
-        address: of the cluster's head, such as "10.0.0.1:6379", from one of its nodes; "local" starts a Ray of this
-            process. By default the cluster that RAY_ADDRESS names, else one that runs on this machine, else "local".
+        address: of the cluster's head, such as "10.0.0.1:6379", from one of its nodes; "local"
+            starts a Ray of this process. By default the cluster that RAY_ADDRESS names, else one
+            that runs on this machine, else "local".
         actors: see `specrej.ray.generate_dataset`.
         gpus_per_actor: see `specrej.ray.generate_dataset`.
         cpus_per_actor: see `specrej.ray.generate_dataset`.
 
     Raises:
-        UsageError: an argument that cannot be honoured, no Ray is installed or answers, or no node holds an actor.
+        UsageError: an argument that cannot be honoured, no Ray is installed or answers, or no node
+            holds an actor.
         SpecrejError: what was raised in an actor.
     """
     check_counts(actors=actors, in_flight=setup.in_flight)
     setup = replace(setup, opening=on_actors(setup.opening, gpus_per_actor))
 
-    def rows_of(requests: Iterable[Request]) -> Iterator[Ended]:
+    def rows_of(requests: Iterable[Request]) -> Iterator[FinishedRequest]:
         import pyarrow as pa
 
         rows = [pickle.dumps(request) for request in requests]
@@ -69,11 +75,15 @@ def ray_rows(
             import ray.data
 
             _check_nodes(gpus_per_actor, cpus_per_actor)
-            blocks = [pa.table({"request": rows[at : at + size]}) for at in range(0, len(rows), size)]
+            blocks = [
+                pa.table({"request": rows[at : at + size]}) for at in range(0, len(rows), size)
+            ]
             rows.clear()
             ds = ray.data.from_arrow(blocks)
             ds.context.enable_progress_bars = False
-            ds.context.target_max_block_size = 1  # a block a row: rows come as they end, not when their batch has
+            ds.context.target_max_block_size = (
+                1  # a block a row: rows come as they end, not when their batch has
+            )
             done = map_on_actors(
                 ds,
                 _Pickles,
@@ -93,7 +103,9 @@ def ray_rows(
 
 
 class _Pickles:
-    """The stage of a batch job: requests in, `Ended` out, each as soon as those before it have ended."""
+    """The stage of a batch job: requests in, `FinishedRequest` out, each as soon as those before
+    it have ended.
+    """
 
     def __init__(self, setup: ActorSetup) -> None:
         self._worker = Worker(setup)
@@ -117,7 +129,8 @@ def _check_nodes(gpus: float, cpus: float) -> None:
     if not any(node.get("GPU", 0) >= gpus and node.get("CPU", 0) >= cpus for node in nodes):
         have = "; ".join(f"{node.get('GPU', 0):g} and {node.get('CPU', 0):g}" for node in nodes)
         raise UsageError(
-            f"an actor reserves {gpus:g} GPUs and {cpus:g} CPUs, no node has as many; there are: {have}",
+            f"an actor reserves {gpus:g} GPUs and {cpus:g} CPUs, no node has as many; there are: "
+            f"{have}",
             hint="lower --gpus-per-actor or --cpus-per-actor, or start a node that has them",
         )
 
@@ -130,11 +143,15 @@ def _connected(address: str | None) -> Iterator[None]:
         UsageError: no Ray is installed, or none answers.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # of the connection; by itself Ray tries for minutes
+    os.environ.setdefault(
+        "RAY_NUM_REDIS_GET_RETRIES", "1"
+    )  # of the connection; by itself Ray tries for minutes
     try:
         import ray.data
     except ModuleNotFoundError as error:
-        raise UsageError(f"Ray cannot be imported: {error}", hint="pip install 'specrej[ray]'") from error
+        raise UsageError(
+            f"Ray cannot be imported: {error}", hint="pip install 'specrej[ray]'"
+        ) from error
     address = os.environ.get("RAY_ADDRESS") if address in (None, "auto") else address
     if address not in (None, "local"):
         _check_answers(address)
@@ -157,7 +174,9 @@ def _check_answers(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=_ANSWERS_S).close()
     except (OSError, ValueError) as error:
-        raise UsageError(f"no Ray cluster answers at {address!r}: {error}", hint=_ADDRESS_HINT) from error
+        raise UsageError(
+            f"no Ray cluster answers at {address!r}: {error}", hint=_ADDRESS_HINT
+        ) from error
 
 
 @contextmanager

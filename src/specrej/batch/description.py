@@ -27,7 +27,8 @@ class RequestsInfo(TypedDict):
 class JobInfo(TypedDict):
     """What makes a job the same job: all but `created` must be equal on resuming.
 
-    What decides only the speed is left out: the memory that prompts share, how many are in flight, how many machines.
+    What decides only the speed is left out: the memory that prompts share, how many are in flight,
+        how many machines.
     """
 
     created: str
@@ -58,7 +59,9 @@ def describe_job(
     device: str | None = None,
     special_tokens: str = "text",
 ) -> JobInfo:
-    """What is written beside the output: it tells one job from another. Model, engine and reward as the user says."""
+    """What is written beside the output: it tells one job from another. Model, engine and reward
+    as the user says.
+    """
     digest, num_rows, common = hashlib.sha256(), 0, settings.to_dict()
     for request in requests:
         digest.update(json.dumps(_asked(request, common), sort_keys=True).encode() + b"\n")
@@ -83,7 +86,9 @@ def _asked(request: Request | BrokenRequest, common: dict[str, Any]) -> list[Any
     """What decides a request's row beside the settings that all have in common."""
     if isinstance(request, BrokenRequest):
         return [request.id, request.form, str(request.error)]
-    own = {name: value for name, value in request.settings.to_dict().items() if value != common[name]}
+    own = {
+        name: value for name, value in request.settings.to_dict().items() if value != common[name]
+    }
     wanted = request.completion
     shown = wanted and [wanted.kind, wanted.num_answers, wanted.has_logprobs, *wanted.returned]
     return [request.id, request.prompt, own, shown]

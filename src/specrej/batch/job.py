@@ -32,7 +32,7 @@ from specrej.search.scheduler import Outcome
 from specrej.settings import Settings
 
 
-class Ended(NamedTuple):
+class FinishedRequest(NamedTuple):
     """A request that has come to its end."""
 
     row: dict[str, Any]
@@ -41,11 +41,14 @@ class Ended(NamedTuple):
     """What it cost; None where it failed."""
 
 
-RowsOf = Callable[[Iterable[Request]], Iterator[Ended]]
-"""Runs requests, which it takes as it has room for them; yields each as it ends, in any order, every one once."""
+RowsOf = Callable[[Iterable[Request]], Iterator[FinishedRequest]]
+"""Runs requests, which it takes as it has room for them; yields each as it ends, in any order,
+every one once."""
 
 
-def read_all(source: str | Path, settings: Settings, num_kept: int, model: str | Path) -> list[Request | BrokenRequest]:
+def read_all(
+    source: str | Path, settings: Settings, num_kept: int, model: str | Path
+) -> list[Request | BrokenRequest]:
     """All rows of the input, so that what is wrong with them is known before the model is opened.
 
     A row in OpenAI's form that asks for another model is broken.
@@ -53,14 +56,23 @@ def read_all(source: str | Path, settings: Settings, num_kept: int, model: str |
     Raises:
         UsageError: the input cannot be read, or holds no row.
     """
-    requests = [_of_this_model(request, str(model)) for request in read_requests(source, settings, num_kept)]
+    requests = [
+        _of_this_model(request, str(model)) for request in read_requests(source, settings, num_kept)
+    ]
     if not requests:
-        raise UsageError(f"{str(source)!r} holds no row", hint='expected rows such as {"id": "a", "prompt": "Why?"}')
+        raise UsageError(
+            f"{str(source)!r} holds no row",
+            hint='expected rows such as {"id": "a", "prompt": "Why?"}',
+        )
     return requests
 
 
 def _of_this_model(request: Request | BrokenRequest, model: str) -> Request | BrokenRequest:
-    if isinstance(request, BrokenRequest) or request.completion is None or request.completion.model == model:
+    if (
+        isinstance(request, BrokenRequest)
+        or request.completion is None
+        or request.completion.model == model
+    ):
         return request
     error = UsageError(
         f"the row asks for the model {request.completion.model!r}, the job runs {model!r}",
@@ -72,7 +84,7 @@ def _of_this_model(request: Request | BrokenRequest, model: str) -> Request | Br
 def local_rows(engine: Engine, reward: Reward, pool: Pool, in_flight: int) -> RowsOf:
     """Runs requests on one engine of this process, many of them side by side."""
 
-    def rows_of(requests: Iterable[Request]) -> Iterator[Ended]:
+    def rows_of(requests: Iterable[Request]) -> Iterator[FinishedRequest]:
         running: dict[int, Request] = {}
 
         def begin() -> Iterator[tuple[Any, Settings]]:
@@ -86,29 +98,40 @@ def local_rows(engine: Engine, reward: Reward, pool: Pool, in_flight: int) -> Ro
     return rows_of
 
 
-def end(request: Request, outcome: Outcome, engine: Engine, reward: Reward) -> Ended:
-    """The row of a request that an engine and a reward have answered, or failed on, and what that cost."""
+def end(request: Request, outcome: Outcome, engine: Engine, reward: Reward) -> FinishedRequest:
+    """The row of a request that an engine and a reward have answered, or failed on, and what
+    that cost.
+    """
     if isinstance(outcome, SpecrejError):
-        return Ended(failure_of(request, outcome), None)
+        return FinishedRequest(failure_of(request, outcome), None)
     usage = outcome.usage
     lengths = [len(candidate.token_ids) for candidate in outcome.candidates]
     of_reward = reward.flops_per_token
     flops = flops_of(
-        engine.flops, usage.prompt_tokens, lengths, of_reward, usage.reward_tokens, usage.shared_prompt_tokens
+        engine.flops,
+        usage.prompt_tokens,
+        lengths,
+        of_reward,
+        usage.reward_tokens,
+        usage.shared_prompt_tokens,
     )
-    return Ended(row_of(request, outcome, engine.detokenizer), flops)
+    return FinishedRequest(row_of(request, outcome, engine.detokenizer), flops)
 
 
 def num_left(requests: Iterable[Request | BrokenRequest], output: Output) -> int:
     """Prompts to run: where there are none, no model is needed."""
-    return sum(isinstance(request, Request) and request.id not in output.done for request in requests)
+    return sum(
+        isinstance(request, Request) and request.id not in output.done for request in requests
+    )
 
 
-def run_batch(requests: list[Request | BrokenRequest], rows_of: RowsOf, output: Output) -> Generator[Ended, None, None]:
+def run_batch(
+    requests: list[Request | BrokenRequest], rows_of: RowsOf, output: Output
+) -> Generator[FinishedRequest, None, None]:
     """Run what has no row yet, and write each row as its prompt ends; yield it when it is written.
 
-    Takes the requests out of their list, so that nothing is held of a row that is written. An interrupt lets the write
-    in progress end; closing the generator frees what is in flight.
+    Takes the requests out of their list, so that nothing is held of a row that is written. An
+    interrupt lets the write in progress end; closing the generator frees what is in flight.
 
     Raises:
         UsageError: the output took no more.
@@ -127,7 +150,7 @@ def run_batch(requests: list[Request | BrokenRequest], rows_of: RowsOf, output: 
     # A signal's handler runs in the main thread, where it cannot break off what another one writes.
     with ThreadPoolExecutor(1) as writer:
         for request in broken:
-            ended = Ended(failure_of(request, request.error), None)
+            ended = FinishedRequest(failure_of(request, request.error), None)
             writer.submit(output.append, ended.row).result()
             yield ended
         if waiting:

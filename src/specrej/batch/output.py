@@ -1,4 +1,5 @@
-"""The file that a batch job writes: one writer, whole rows, and a file beside it that says which job they are of.
+"""The file that a batch job writes: one writer, whole rows, and a file beside it that says which
+job they are of.
 
     with open_output("out.jsonl", info, resume=True) as output:
         output.done                  # ids of the rows that an earlier run has written
@@ -28,7 +29,7 @@ from specrej.batch.summary import Tally, figures_of
 from specrej.errors import UsageError
 from specrej.journal import Journal, write_json
 
-Row = Mapping[str, Any]
+OutputRow = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Output:
         tally: what those rows came to; rows appended since are for the caller to add.
     """
 
-    append: Callable[[Row], None]
+    append: Callable[[OutputRow], None]
     done: frozenset[str]
     tally: Tally
 
@@ -51,8 +52,8 @@ def open_output(path: str | Path, info: JobInfo, *, resume: bool) -> Iterator[Ou
     """Be the only writer of a job's output: a new one, or (with `resume`) one that was stopped.
 
     Raises:
-        UsageError: the file cannot be written, is in use, holds rows of another job or of none, or holds rows of this
-            job and `resume` was not asked for.
+        UsageError: the file cannot be written, is in use, holds rows of another job or of none, or
+            holds rows of this job and `resume` was not asked for.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -69,7 +70,9 @@ def open_output(path: str | Path, info: JobInfo, *, resume: bool) -> Iterator[Ou
             else:
                 write_json(beside, info)
         except Timeout:
-            raise UsageError(f"another process is writing to {path}", hint="wait for it, or stop it") from None
+            raise UsageError(
+                f"another process is writing to {path}", hint="wait for it, or stop it"
+            ) from None
         except OSError as error:
             raise UsageError(f"cannot write to {path}: {error.strerror or error}") from error
         done, tally = frozenset(row_id(row) for row in journal.rows), Tally()
@@ -90,7 +93,9 @@ def _read_job(path: Path, beside: Path) -> Any:
         ) from error
 
 
-def _check(path: Path, beside: Path, there: Any, info: JobInfo, num_rows: int, *, resume: bool) -> None:
+def _check(
+    path: Path, beside: Path, there: Any, info: JobInfo, num_rows: int, *, resume: bool
+) -> None:
     """See that the rows that are there are of this job."""
     if not resume:
         raise UsageError(
@@ -125,7 +130,7 @@ def open_stdout() -> Iterator[Output]:
         yield Output(partial(_write, stream), frozenset(), Tally())
 
 
-def _write(stream: FileIO, row: Row) -> None:
+def _write(stream: FileIO, row: OutputRow) -> None:
     """Write one row through.
 
     Raises:

@@ -1,10 +1,13 @@
-"""From the answers of a batch job to training data in TRL's formats (https://huggingface.co/docs/trl/dataset_formats).
+"""From the answers of a batch job to training data in TRL's formats
+(https://huggingface.co/docs/trl/dataset_formats).
 
     counts = write_pairs("out.jsonl", "pairs.jsonl", form="conversational", min_margin=0.5)
 
-    num_written, num_failed = write_sft("out.jsonl", "sft.jsonl")   # {"messages": [..., the best answer]}
+    num_written, num_failed = write_sft("out.jsonl", "sft.jsonl")   # {"messages": [..., the best
+    answer]}
 
-A pair sets the best answer to a prompt against the finished one of the lowest reward. The batch must have kept at least
+A pair sets the best answer to a prompt against the finished one of the lowest reward. The batch
+must have kept at least
 two answers a prompt, in plain rows: OpenAI's do not hold what was asked.
 """
 
@@ -14,9 +17,9 @@ from typing import Any, Literal, NamedTuple
 
 from specrej.errors import UnknownNameError, UsageError
 from specrej.journal import read_rows, write_rows
-from specrej.types import as_messages, with_answer
+from specrej.messages import as_messages, with_answer
 
-Form = Literal["conversational", "standard"]
+PairForm = Literal["conversational", "standard"]
 FORMS = ("conversational", "standard")
 
 
@@ -41,8 +44,8 @@ def to_pair(row: Mapping[str, Any], form: str = "conversational") -> dict[str, A
 
     Args:
         row: of a batch job, with a `lowest` answer.
-        form: "conversational": prompt and answers are messages, and the trainer applies the model's chat template.
-            "standard": they are texts, which the trainer puts together as they are.
+        form: "conversational": prompt and answers are messages, and the trainer applies the model's
+            chat template. "standard": they are texts, which the trainer puts together as they are.
 
     Raises:
         UsageError: a conversation of several messages does not fit the standard form.
@@ -79,7 +82,8 @@ def write_pairs(
 
     Raises:
         UnknownNameError: no such form.
-        UsageError: the source cannot be read or holds no answers to pair, or the output cannot be written.
+        UsageError: the source cannot be read or holds no answers to pair, or the output cannot be
+            written.
     """
     if form not in FORMS:
         raise UnknownNameError("form", form, FORMS)
@@ -108,7 +112,8 @@ def write_sft(source: str | Path, output: str | Path) -> tuple[int, int]:
 
 
 def sft(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """For fine-tuning on the best of n: each conversation with its best answer. Prompts that failed are left out.
+    """For fine-tuning on the best of n: each conversation with its best answer. Prompts that failed
+    are left out.
 
     Raises:
         UsageError: a row in OpenAI's form, which does not hold what was asked.
@@ -116,7 +121,11 @@ def sft(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for row in rows:
         _check_plain(row)
         if row["error"] is None:
-            yield {"messages": with_answer(_messages(row), row["text"]), "reward": row["reward"], "id": row["id"]}
+            yield {
+                "messages": with_answer(_messages(row), row["text"]),
+                "reward": row["reward"],
+                "id": row["id"],
+            }
 
 
 def _read(source: str | Path, output: str | Path) -> list[dict[str, Any]]:
@@ -152,7 +161,9 @@ def _check_plain(row: Mapping[str, Any]) -> None:
             hint='give the batch plain rows, such as {"id": "a", "prompt": "Why is the sky blue?"}',
         )
     if not {"id", "answers", "error"} <= row.keys():
-        raise UsageError(f"a row of a batch job holds id, answers and error, got {', '.join(row) or 'nothing'}")
+        raise UsageError(
+            f"a row of a batch job holds id, answers and error, got {', '.join(row) or 'nothing'}"
+        )
 
 
 def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -1,12 +1,14 @@
-"""Many prompts on many machines, through Ray Data (the extra `ray`): a pool of actors, each with an engine of its own.
+"""Many prompts on many machines, through Ray Data (the extra `ray`): a pool of actors, each with an
+engine of its own.
 
     ds = ray.data.read_json("prompts.jsonl", lines=True)                         # a column `prompt`
     ds = generate_dataset(ds, model="smollm2", actors=4, gpus_per_actor=1, memory="2GiB", seed=1)
-    ds.write_parquet("answers")                                                  # with text, reward, answers, ...
+    ds.write_parquet("answers")                                                  # with text,
+    reward, answers, ...
 
-`specrej.batch.cluster` runs batch jobs on such actors. Which of them runs a prompt, and what runs beside it, changes no
-result. Where actors run, what becomes of one that dies (it is started anew, and its batch is run again) and how much is
-read ahead is Ray's: nothing of it is done here.
+`specrej.batch.cluster` runs batch jobs on such actors. Which of them runs a prompt, and what runs
+beside it, changes no result. Where actors run, what becomes of one that dies (it is started anew,
+and its batch is run again) and how much is read ahead is Ray's: nothing of it is done here.
 """
 
 import weakref
@@ -25,12 +27,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
 
-    from specrej.batch.job import Ended
+    from specrej.batch.job import FinishedRequest
     from specrej.batch.requests import Request
 
 BATCHES = 4
-"""A batch holds so many times the prompts in flight: towards its end an engine idles, and all of it is run again when
-its actor dies."""
+"""A batch holds so many times the prompts in flight: towards its end an engine idles, and all of
+it is run again when its actor dies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,36 +68,45 @@ def generate_dataset(
 ) -> "Dataset":
     """The dataset with the answer to each row's prompt, made as the dataset is consumed.
 
-    Every row keeps its columns and gets those of a row of `specrej batch`: `text`, `reward`, `answers`, `lowest`,
-    `usage`, `num_candidates`, `num_decisions`, `seed`, `memory_bytes` and `error`. A prompt that fails is a row with an
-    error, and null in the others. The order of rows is Ray Data's.
+    Every row keeps its columns and gets those of a row of `specrej batch`: `text`, `reward`,
+    `answers`, `lowest`, `usage`, `num_candidates`, `num_decisions`, `seed`, `memory_bytes` and
+    `error`. A prompt that fails is a row with an error, and null in the others. The order of rows
+    is Ray Data's.
 
     Args:
-        ds: its prompts are texts, or lists of `{"role", "content"}`. An actor takes whole blocks: cut large ones by
-            `ds.repartition(target_num_rows_per_block=64)` to share them out among actors.
+        ds: its prompts are texts, or lists of `{"role", "content"}`. An actor takes whole blocks:
+            cut large ones by `ds.repartition(target_num_rows_per_block=64)` to share them out among
+            actors.
         settings: see `specrej.generate`.
-        total_memory: KV of all prompts in flight in one actor; see `specrej.generate_batch`. To be given where actors
-            share a GPU, with the option `memory`: by default each takes most of what is free.
+        total_memory: KV of all prompts in flight in one actor; see `specrej.generate_batch`. To be
+            given where actors share a GPU, with the option `memory`: by default each takes most of
+            what is free.
         in_flight: most prompts side by side in one actor.
         prompt_column: where the prompts are.
         num_kept: best answers in `answers`; above 1, `lowest` is the answer of the lowest reward.
         actors: engines.
         gpus_per_actor: GPUs that each reserves; may be a part of one.
-        cpus_per_actor: CPUs that each reserves, which is how many threads it computes with. Reading a file through Ray
-            needs a CPU that no actor has reserved: without one Ray waits, and says nothing.
-        batch_size: prompts that an actor takes at a time, and runs again when it dies; by default four times in_flight.
-        options: see `specrej.generate`; the same for all prompts. Every actor opens the model on its own node, by
-            default on its first GPU, on a CPU without one; an engine must be one that pickles. The module of
-            "module:function" must be importable where the actors run: by PYTHONPATH, or
-            `ray.init(runtime_env={"working_dir": "."})`.
+        cpus_per_actor: CPUs that each reserves, which is how many threads it computes with. Reading
+            a file through Ray needs a CPU that no actor has reserved: without one Ray waits, and
+                says nothing.
+        batch_size: prompts that an actor takes at a time, and runs again when it dies; by default
+            four times in_flight.
+        options: see `specrej.generate`; the same for all prompts. Every actor opens the model on
+            its own node, by default on its first GPU, on a CPU without one; an engine must be one
+            that pickles. The module of "module:function" must be importable where the actors run:
+            by PYTHONPATH, or `ray.init(runtime_env={"working_dir": "."})`.
 
     Raises:
-        UsageError: an argument that cannot be honoured, or columns that are missing or there already.
+        UsageError: an argument that cannot be honoured, or columns that are missing or there
+            already.
     """
     size = BATCHES * in_flight if batch_size is None else batch_size
     opening, asked = read_options(options, settings)
     setup = ActorSetup(
-        opening=on_actors(opening, gpus_per_actor), settings=asked, total_memory=total_memory, in_flight=in_flight
+        opening=on_actors(opening, gpus_per_actor),
+        settings=asked,
+        total_memory=total_memory,
+        in_flight=in_flight,
     )
     check_counts(actors=actors, in_flight=in_flight, num_kept=num_kept, batch_size=size)
     _check_columns(ds.columns() or [prompt_column], prompt_column)
@@ -125,7 +136,8 @@ def map_on_actors(
     return ds.map_batches(
         stage,
         fn_constructor_args=arguments,
-        # Batches take long: one that waits behind another may be run by the next actor that is free.
+        # Batches take long: one that waits behind another may be run by the next actor that is
+        # free.
         compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
         num_gpus=gpus,
         num_cpus=cpus,
@@ -137,7 +149,8 @@ def map_on_actors(
 class Worker:
     """What an actor holds: engine, reward and memory, opened once.
 
-    What cannot be opened is said when there is work: an actor that fails to begin is reported by Ray at length.
+    What cannot be opened is said when there is work: an actor that fails to begin is reported by
+        Ray at length.
     """
 
     def __init__(self, setup: ActorSetup) -> None:
@@ -152,21 +165,24 @@ class Worker:
         from specrej.batch.job import local_rows
 
         engine, reward = setup.opening.open()
-        weakref.finalize(self, setup.opening.close, engine, reward)  # of an actor that ends by itself; nobody tells it
+        weakref.finalize(
+            self, setup.opening.close, engine, reward
+        )  # of an actor that ends by itself; nobody tells it
         pool = open_pool(engine, setup.settings, setup.total_memory)
         self._rows_of = local_rows(engine, reward, pool, setup.in_flight)
 
-    def run(self, requests: Sequence["Request"]) -> Iterator["Ended"]:
+    def run(self, requests: Sequence["Request"]) -> Iterator["FinishedRequest"]:
         """One for each request, in their order.
 
-        What was given before an actor died is not taken from the next one: so the order must be the same both times.
+        What was given before an actor died is not taken from the next one: so the order must be the
+        same both times.
         """
         from specrej.batch.rows import row_id
 
         if self._failure is not None:
             raise self._failure
         running = self._rows_of(requests)
-        waiting: dict[str, Ended] = {}
+        waiting: dict[str, FinishedRequest] = {}
         for request in requests:
             while request.id not in waiting:
                 ended = next(running)
@@ -220,8 +236,13 @@ def _column_types() -> dict[str, "pa.DataType"]:
     )
     usage = pa.struct(
         {
-            **dict.fromkeys(("prompt_tokens", "shared_prompt_tokens", "generated_tokens", "reward_tokens"), pa.int64()),
-            **dict.fromkeys(("prefill_s", "decode_s", "reward_s", "other_s", "total_s"), pa.float64()),
+            **dict.fromkeys(
+                ("prompt_tokens", "shared_prompt_tokens", "generated_tokens", "reward_tokens"),
+                pa.int64(),
+            ),
+            **dict.fromkeys(
+                ("prefill_s", "decode_s", "reward_s", "other_s", "total_s"), pa.float64()
+            ),
             **dict.fromkeys(("peak_kv_bytes", "num_steps", "reward_kv_bytes"), pa.int64()),
             **dict.fromkeys(("unused_tokens", "reread_tokens", "num_preemptions"), pa.int64()),
             "reward_reuse": pa.string(),
@@ -249,12 +270,23 @@ def check_counts(**counts: int) -> None:
 
 def _check_columns(there: Sequence[str], prompt_column: str) -> None:
     if prompt_column not in there:
-        raise UsageError(f"the dataset has no column {prompt_column!r}", hint=f"it has: {', '.join(there)}")
+        raise UsageError(
+            f"the dataset has no column {prompt_column!r}", hint=f"it has: {', '.join(there)}"
+        )
     if taken := sorted(_column_types().keys() & set(there)):
-        raise UsageError(f"the dataset has columns {', '.join(taken)} already", hint="rename them by ds.rename_columns")
+        raise UsageError(
+            f"the dataset has columns {', '.join(taken)} already",
+            hint="rename them by ds.rename_columns",
+        )
 
 
 def on_actors(opening: Opening, gpus_per_actor: float) -> Opening:
-    """What actors open. One without a GPU may see those of others; engines but ours find their device themselves."""
+    """What actors open. One without a GPU may see those of others; engines but ours find their
+    device themselves.
+    """
     is_ours = opening.engine == "torch" and isinstance(opening.model, str | Path)
-    return replace(opening, device="cpu") if is_ours and opening.device is None and not gpus_per_actor else opening
+    return (
+        replace(opening, device="cpu")
+        if is_ours and opening.device is None and not gpus_per_actor
+        else opening
+    )

@@ -1,13 +1,16 @@
 """What goes into a batch job: rows of a JSONL file or of stdin, as requests.
 
-    {"id": "a", "prompt": "Why is the sky blue?"}                                    plain; or "messages"
-    {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}     OpenAI's batch format
+    {"id": "a", "prompt": "Why is the sky blue?"}                                    plain; or
+    "messages" {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}
+     OpenAI's batch format
 
     for request in read_requests("in.jsonl", Settings(seed=1), num_kept=1):          # or "-"
         ...
 
-A row that cannot be honoured is a `BrokenRequest`, and the next ones go on. Rows are read as they are asked for. No two
-have the same id, broken ones included: it names their row in the output. Nothing is asked of a model here.
+A row that cannot be honoured is a `BrokenRequest`, and the next ones go on. Rows are read as they
+are asked for. No two
+have the same id, broken ones included: it names their row in the output. Nothing is asked of a
+model here.
 """
 
 import reprlib
@@ -19,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from specrej.errors import PromptError, SpecrejError, UsageError
-from specrej.evaluation.prompts import check_writable, number_lines, parse_json, read_id
+from specrej.evaluation.prompts import check_writable, number_lines, parse_line, read_id
 from specrej.server.protocol import ENDPOINTS, CompletionRequest
 from specrej.settings import Settings
 from specrej.types import Prompt
@@ -70,16 +73,19 @@ class BrokenRequest:
     form: Form
 
 
-def read_requests(source: str | Path, settings: Settings, num_kept: int) -> Iterator[Request | BrokenRequest]:
+def read_requests(
+    source: str | Path, settings: Settings, num_kept: int
+) -> Iterator[Request | BrokenRequest]:
     """The rows of a JSONL file, or of stdin ("-"), in order; blank lines are skipped.
 
-    A plain row holds `prompt` or `messages`, and an id by one of the names that `specrej bench` knows; without one it
-    is called by its line's number. Other columns of it are left alone.
+    A plain row holds `prompt` or `messages`, and an id by one of the names that `specrej bench`
+    knows; without one it is called by its line's number. Other columns of it are left alone.
 
     Args:
         source: a path, or "-". It is opened here, and read while the rows are asked for.
         settings: of the job.
-        num_kept: answers that the row out of a plain row holds; a row in OpenAI's form says it by its `n`.
+        num_kept: answers that the row out of a plain row holds; a row in OpenAI's form says it by
+            its `n`.
 
     Raises:
         UsageError: num_kept is below 1, or the source cannot be read.
@@ -100,7 +106,9 @@ def _open(source: str) -> AbstractContextManager[BinaryIO]:
 
 
 def _unreadable(source: str, error: OSError) -> UsageError:
-    return UsageError(f"cannot read {source!r}: {error.strerror}", hint="give a JSONL file, or - for stdin")
+    return UsageError(
+        f"cannot read {source!r}: {error.strerror}", hint="give a JSONL file, or - for stdin"
+    )
 
 
 def _read(
@@ -125,14 +133,20 @@ def _parse(
     """A line as a request; `lines` are those of the ids before."""
     row_id = None
     try:
-        row = parse_json(text)
+        row = parse_line(text)
         if not isinstance(row, Mapping):
-            raise PromptError(f"expected one JSON object a line, got {reprlib.repr(row)}", hint=f"such as {_PLAIN}")
+            raise PromptError(
+                f"expected one JSON object a line, got {reprlib.repr(row)}",
+                hint=f"such as {_PLAIN}",
+            )
         form = _form(row)
         given = _custom_id(row) if form == "openai" else read_id(row, line)
         check_writable(given)
         if given in lines:
-            raise UsageError(f"the id {given!r} is that of line {lines[given]}", hint="give each row an id of its own")
+            raise UsageError(
+                f"the id {given!r} is that of line {lines[given]}",
+                hint="give each row an id of its own",
+            )
         row_id = given
         check_writable(row)
         if form == "openai":
@@ -164,13 +178,22 @@ def _custom_id(row: Mapping[str, Any]) -> str:
 def _parse_plain(row: Mapping[str, Any], settings: Settings, num_kept: int, line: int) -> Request:
     given = [name for name in ("prompt", "messages") if row.get(name) is not None]
     if len(given) != 1:
-        raise PromptError(f"give one of prompt and messages, got {' and '.join(given) or 'none of them'}")
+        raise PromptError(
+            f"give one of prompt and messages, got {' and '.join(given) or 'none of them'}"
+        )
     prompt = row[given[0]]
     kind, words = (str, "a text") if given == ["prompt"] else (list, "a list of messages")
     if not isinstance(prompt, kind):
         raise PromptError(f"{given[0]} must be {words}, got {reprlib.repr(prompt)}")
     settings.check(prompt)
-    return Request(id=read_id(row, line), prompt=prompt, settings=settings, num_kept=num_kept, line=line, form="plain")
+    return Request(
+        id=read_id(row, line),
+        prompt=prompt,
+        settings=settings,
+        num_kept=num_kept,
+        line=line,
+        form="plain",
+    )
 
 
 def _parse_openai(row: Mapping[str, Any], settings: Settings, line: int) -> Request:

@@ -1,11 +1,13 @@
 """What comes out of a batch job: one row a request, in the form of the request.
 
-    row_of(request, result, engine.detokenizer)       # {"id": "a", "text": ..., "reward": ..., "answers": [...], ...}
-    failure_of(request, error)                     # {"id": "a", "text": None, ..., "error": {...}, "line": 1}
-    row_id(row)                                    # "a", of either form
+    row_of(request, result, engine.detokenizer)       # {"id": "a", "text": ..., "reward": ...,
+    "answers": [...], ...} failure_of(request, error)                     # {"id": "a", "text":
+    None, ..., "error": {...}, "line": 1} row_id(row)                                    # "a", of
+    either form
 
-A row is a function of request and result: but for the seconds, a job that was resumed writes what an uninterrupted one
-writes. That is why a completion's `created` is 0: no time of day would stay the same.
+A row is a function of request and result: but for the seconds, a job that was resumed writes what
+an uninterrupted one writes. That is why a completion's `created` is 0: no time of day would stay
+the same.
 """
 
 import hashlib
@@ -46,11 +48,17 @@ def row_of(request: Request, result: Result, detokenizer: Detokenizers) -> dict[
         detokenizer=detokenizer,
     )
     response = {"status_code": 200, "request_id": f"req_{number}", "body": body}
-    return {"id": f"batch_req_{number}", "custom_id": request.id, "response": response, "error": None}
+    return {
+        "id": f"batch_req_{number}",
+        "custom_id": request.id,
+        "response": response,
+        "error": None,
+    }
 
 
 def failure_of(request: Request | BrokenRequest, error: SpecrejError) -> dict[str, Any]:
-    """The row of a request that failed, or that could not be read (with its own error), in JSON's types.
+    """The row of a request that failed, or that could not be read (with its own error), in JSON's
+    types.
 
     The error's name is that of its class, such as "prompt_error".
     """

@@ -74,7 +74,7 @@ class SittingSummary(TypedDict):
     """None where no prompt was run here."""
 
 
-class Summary(TypedDict):
+class BatchSummary(TypedDict):
     """What `specrej batch --json` prints. All but `this_run` is of the whole output."""
 
     output: str
@@ -92,12 +92,22 @@ def figures_of(row: Mapping[str, Any]) -> Figures:
     """The figures of a row that `specrej.batch.rows` has made."""
     error = row["error"]
     if error is not None:
-        return Figures(row_id(row), error.get("kind") or error["code"], error["message"], None, 0, 0, 0)
+        return Figures(
+            row_id(row), error.get("kind") or error["code"], error["message"], None, 0, 0, 0
+        )
     if "response" in row:
         body = row["response"]["body"]
         own, num_prompt = body["specrej"], body["usage"]["prompt_tokens"]
         reward = own["rewards"][0]
-        return Figures(row_id(row), None, None, reward, num_prompt, own["generated_tokens"], own["reward_tokens"])
+        return Figures(
+            row_id(row),
+            None,
+            None,
+            reward,
+            num_prompt,
+            own["generated_tokens"],
+            own["reward_tokens"],
+        )
     usage = row["usage"]
     counts = (usage[name] for name in ("prompt_tokens", "generated_tokens", "reward_tokens"))
     return Figures(row_id(row), None, None, row["reward"], *counts)
@@ -105,13 +115,17 @@ def figures_of(row: Mapping[str, Any]) -> Figures:
 
 @dataclass(slots=True)
 class Tally:
-    """Sums over rows. `failures` counts them by the error's name; `flops` those of rows that were added with theirs."""
+    """Sums over rows. `failures` counts them by the error's name; `flops` those of rows that
+    were added with theirs.
+    """
 
     num_rows: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     num_rewards: int = 0
     total_reward: float = 0.0
-    tokens: TokensSummary = field(default_factory=lambda: TokensSummary(prompt=0, generated=0, reward=0))
+    tokens: TokensSummary = field(
+        default_factory=lambda: TokensSummary(prompt=0, generated=0, reward=0)
+    )
     flops: FlopsRow = field(default_factory=lambda: FlopsRow(prefill=0.0, decode=0.0, reward=0.0))
 
     def add(self, figures: Figures, flops: FlopsRow | None = None) -> None:
@@ -133,7 +147,9 @@ class Tally:
             )
 
 
-def summarize(whole: Tally, now: Tally, *, output: str, seconds: float, pool: Pool | None, job: JobInfo) -> Summary:
+def summarize(
+    whole: Tally, now: Tally, *, output: str, seconds: float, pool: Pool | None, job: JobInfo
+) -> BatchSummary:
     """The summary in JSON's types.
 
     Args:
@@ -146,14 +162,17 @@ def summarize(whole: Tally, now: Tally, *, output: str, seconds: float, pool: Po
     """
     memory = None
     if pool is not None:
-        memory = MemorySummary(total_bytes=pool.total_bytes, peak_bytes=pool.peak_bytes, budget_in_use=pool.mean_share)
-    return Summary(
+        memory = MemorySummary(
+            total_bytes=pool.total_bytes, peak_bytes=pool.peak_bytes, budget_in_use=pool.mean_share
+        )
+    return BatchSummary(
         output=output,
         num_rows=whole.num_rows,
         num_failed=whole.failures.total(),
         failures=dict(whole.failures),
         reward=RewardSummary(
-            mean=whole.total_reward / whole.num_rewards if whole.num_rewards else None, n=whole.num_rewards
+            mean=whole.total_reward / whole.num_rewards if whole.num_rewards else None,
+            n=whole.num_rewards,
         ),
         tokens=whole.tokens,
         this_run=SittingSummary(

@@ -7,8 +7,8 @@
     specrej bench prompts.jsonl --methods best_of_n:8,speculative_rejection:0.5 --output out
     specrej models pull
 
-What is shown is the work of `display`, what is done that of `api` and `evaluation`. Neither torch nor transformers is
-imported before a model is opened.
+What is shown is the work of `display`, what is done that of `api` and `evaluation`. Neither torch
+nor transformers is imported before a model is opened.
 """
 
 import io
@@ -23,7 +23,8 @@ from specrej.threads import sleep_while_waiting
 from specrej.version import __version__
 
 app = typer.Typer(
-    help="Better answers from any language model and any reward: Speculative Rejection and Best-of-N.",
+    help="Better answers from any language model and any reward: Speculative Rejection and "
+    "Best-of-N.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -32,7 +33,14 @@ app.command()(answer.compare)
 app.command(rich_help_panel="Many prompts", cls=batch.BatchCommand)(batch.batch)
 app.command(rich_help_panel="Many prompts")(batch.pairs)
 app.command(rich_help_panel="Many prompts")(serve.serve)
-for _command in (evaluate.bench, evaluate.trace, evaluate.replay, evaluate.report, evaluate.judge, evaluate.export):
+for _command in (
+    evaluate.bench,
+    evaluate.trace,
+    evaluate.replay,
+    evaluate.report,
+    evaluate.judge,
+    evaluate.export,
+):
     app.command(rich_help_panel="Measuring")(_command)
 app.add_typer(models_app, name="models")
 
@@ -46,10 +54,15 @@ def _print_version(is_asked: bool) -> None:
 @app.callback()
 def root(
     _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
-    """Better answers from any language model and any reward: Speculative Rejection and Best-of-N."""
+    """Better answers from any language model and any reward: Speculative Rejection and
+    Best-of-N.
+    """
 
 
 def main() -> None:
@@ -57,5 +70,7 @@ def main() -> None:
     sleep_while_waiting()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # an answer may hold what the terminal cannot write
+            stream.reconfigure(
+                errors="replace"
+            )  # an answer may hold what the terminal cannot write
     app(prog_name="specrej")

@@ -11,17 +11,23 @@ from specrej.cli.options import Json, exit_codes, stdout_for_results, takes_opti
 from specrej.errors import PromptError
 from specrej.reading import decode
 
-_Prompt = Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.", show_default=False)]
+_Prompt = Annotated[
+    str, typer.Argument(help="The prompt; - reads it from stdin.", show_default=False)
+]
 
 
 @takes_options("continue_final_message")
 def generate(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
     """Sample many answers to a prompt and print the one that the reward prefers."""
     from specrej.cli import display
+    from specrej.cli.live import LiveProgress
 
     with exit_codes():
         is_interrupted = False
-        with display.Progress([given["algorithm"]], given["model"]) as progress, stdout_for_results():
+        with (
+            LiveProgress([given["algorithm"]], given["model"]) as progress,
+            stdout_for_results(),
+        ):
             try:
                 result = api.generate(_read(prompt), observe=progress, **given)
             except api.Interrupted as interrupt:
@@ -38,17 +44,27 @@ def generate(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
 
 @takes_options("algorithm", "continue_final_message")
 def compare(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
-    """Speculative Rejection beside two Best-of-Ns in the same memory: the N that fits, and the N it started with."""
+    """Speculative Rejection beside two Best-of-Ns in the same memory: the N that fits, and the N
+    it started with.
+    """
     from specrej.cli import display
+    from specrej.cli.live import LiveProgress
 
     with exit_codes():
         is_interrupted = False
-        with display.Progress(list(display.METHODS), given["model"]) as progress, stdout_for_results():
+        with (
+            LiveProgress(list(display.METHODS), given["model"]) as progress,
+            stdout_for_results(),
+        ):
             text = _read(prompt)
             try:
                 results = api.compare(text, observe=progress, **given)
             except api.Interrupted as interrupt:
-                results = {name: one for name, one in interrupt.results.items() if one.usage.generated_tokens}
+                results = {
+                    name: one
+                    for name, one in interrupt.results.items()
+                    if one.usage.generated_tokens
+                }
                 if not results:
                     raise
                 is_interrupted = True

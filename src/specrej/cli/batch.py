@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from specrej.batch.job import RowsOf
     from specrej.batch.output import Output
     from specrej.batch.requests import BrokenRequest, Request
-    from specrej.batch.summary import Summary, Tally
+    from specrej.batch.summary import BatchSummary, Tally
     from specrej.search.pool import Pool
 
 _STDOUT = Path("-")
@@ -43,19 +43,26 @@ _MANY: dict[str, Any] = {"rich_help_panel": "Many prompts"}
 _Source = Annotated[
     str,
     typer.Argument(
-        help='A JSONL file, or - for stdin: rows such as {"id": "a", "prompt": "Why?"}, or in OpenAI\'s batch format.',
+        help='A JSONL file, or - for stdin: rows such as {"id": "a", "prompt": "Why?"}, or in '
+        "OpenAI's batch format.",
         metavar="IN.jsonl",
         show_default=False,
     ),
 ]
 _Output = Annotated[
-    Path, typer.Option(help="Gets a row for each row in, as they end; - for stdout.", show_default=False, **_MANY)
+    Path,
+    typer.Option(
+        help="Gets a row for each row in, as they end; - for stdout.", show_default=False, **_MANY
+    ),
 ]
-_Resume = Annotated[bool, typer.Option("--resume", help="Go on with the job that the output holds.", **_MANY)]
+_Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the job that the output holds.", **_MANY)
+]
 _Keep = Annotated[
     int,
     typer.Option(
-        help="Answers in a row: the K best of its prompt; from 2 on the lowest as well, for specrej pairs. "
+        help="Answers in a row: the K best of its prompt; from 2 on the lowest as well, for "
+        "specrej pairs. "
         "(What is --keep in generate is --keep-at-decisions here.)",
         metavar="K",
         **_MANY,
@@ -64,7 +71,8 @@ _Keep = Annotated[
 _TotalMemory = Annotated[
     str | None,
     typer.Option(
-        help="KV of all prompts in flight together; decides the speed and no result. By default --memory where it is "
+        help="KV of all prompts in flight together; decides the speed and no result. By default "
+        "--memory where it is "
         "given, else 8 default budgets on a CPU, 80% of a GPU's free memory.",
         metavar="SIZE",
         **_MANY,
@@ -76,15 +84,20 @@ _CLUSTER: dict[str, Any] = {"rich_help_panel": "Many machines"}
 _Ray = Annotated[
     str | None,
     typer.Option(
-        help="Run on a Ray cluster: HOST:PORT of its head, local for a Ray of this process; without an address the "
+        help="Run on a Ray cluster: HOST:PORT of its head, local for a Ray of this process; "
+        "without an address the "
         "cluster of RAY_ADDRESS or of this machine, else local.",
         metavar="[ADDRESS]",
         show_default=False,
         **_CLUSTER,
     ),
 ]
-_Actors = Annotated[int, typer.Option(help="Engines; each opens the model on its node. With --ray.", **_CLUSTER)]
-_GpusPerActor = Annotated[float, typer.Option(help="GPUs that each reserves; may be a part of one.", **_CLUSTER)]
+_Actors = Annotated[
+    int, typer.Option(help="Engines; each opens the model on its node. With --ray.", **_CLUSTER)
+]
+_GpusPerActor = Annotated[
+    float, typer.Option(help="GPUs that each reserves; may be a part of one.", **_CLUSTER)
+]
 _CpusPerActor = Annotated[
     float, typer.Option(help="CPUs that each reserves: the threads it computes with.", **_CLUSTER)
 ]
@@ -118,7 +131,9 @@ def batch(
     json: Json = False,
     **given: Any,
 ) -> None:
-    """Answer many prompts, each as generate would; --resume continues a job that was stopped or killed."""
+    """Answer many prompts, each as generate would; --resume continues a job that was stopped or
+    killed.
+    """
     from specrej.batch.description import describe_job
     from specrej.batch.job import read_all
     from specrej.batch.summary import summarize
@@ -129,19 +144,32 @@ def batch(
         settings = settings_of({**given, "keep": keep_at_decisions})
         _check(settings, total_memory, in_flight)
         note_greedy(settings)
-        cluster = _cluster(address=ray, actors=actors, gpus_per_actor=gpus_per_actor, cpus_per_actor=cpus_per_actor)
+        cluster = _cluster(
+            address=ray, actors=actors, gpus_per_actor=gpus_per_actor, cpus_per_actor=cpus_per_actor
+        )
         if output == _STDOUT and (resume or json):
             raise UsageError(
-                f"with --output - there is no {'--resume' if resume else '--json'}", hint="give a file as --output"
+                f"with --output - there is no {'--resume' if resume else '--json'}",
+                hint="give a file as --output",
             )
         requests = read_all(source, settings, keep, given["model"])
-        named = {name: value for name, value in vars(opening_of(given)).items() if name != "reward_memory"}
-        job = describe_job(requests, settings, keep, **named)  # the memory of the reward decides no row
+        named = {
+            name: value
+            for name, value in vars(opening_of(given)).items()
+            if name != "reward_memory"
+        }
+        job = describe_job(
+            requests, settings, keep, **named
+        )  # the memory of the reward decides no row
         opening = given, settings, total_memory, in_flight
-        open_rows = partial(_open_ray, *opening, cluster) if cluster else partial(_open_local, *opening)
+        open_rows = (
+            partial(_open_ray, *opening, cluster) if cluster else partial(_open_local, *opening)
+        )
         with stdout_for_results(), _open(output, job, resume=resume) as there, _advising(advice):
             now, seconds, pool = _run(requests, there, open_rows)
-        summary = summarize(there.tally, now, output=str(output), seconds=seconds, pool=pool, job=job)
+        summary = summarize(
+            there.tally, now, output=str(output), seconds=seconds, pool=pool, job=job
+        )
         if json:
             display.print_json(summary)
         end_with(
@@ -153,7 +181,10 @@ def batch(
 
 
 def pairs(
-    source: Annotated[Path, typer.Argument(help="What specrej batch --keep 2 (or more) wrote.", show_default=False)],
+    source: Annotated[
+        Path,
+        typer.Argument(help="What specrej batch --keep 2 (or more) wrote.", show_default=False),
+    ],
     *,
     output: Annotated[Path, typer.Option(help="The file to write.", show_default=False)],
     form: Annotated[
@@ -165,19 +196,26 @@ def pairs(
     ] = "conversational",
     min_margin: Annotated[float, typer.Option(help="Least difference of the two rewards.")] = 0.0,
 ) -> None:
-    """Write what batch kept in TRL's formats: the best answer against the lowest for DPO, or the best alone for SFT."""
+    """Write what batch kept in TRL's formats: the best answer against the lowest for DPO, or the
+    best alone for SFT.
+    """
     from specrej.batch.preferences import write_pairs, write_sft
 
     with exit_codes():
         if form == "sft":
             num_written, num_failed = write_sft(source, output)
-            line = f"{num_written} conversations with their best answers in {output}; {num_failed} failed"
+            line = (
+                f"{num_written} conversations with their best answers in {output}; {num_failed} "
+                "failed"
+            )
             end_with(line, num_failed=num_failed, num_all=num_written + num_failed)
             return
         counts = write_pairs(source, output, form=form, min_margin=min_margin)
         end_with(
-            f"{counts.pairs} pairs in {output}; without a pair: {counts.failed} failed, {counts.alone} with one "
-            f"finished answer, {counts.equal} with equal ones, {counts.close} below the margin, {counts.unscored} "
+            f"{counts.pairs} pairs in {output}; without a pair: {counts.failed} failed, "
+            f"{counts.alone} with one "
+            f"finished answer, {counts.equal} with equal ones, {counts.close} below the margin, "
+            f"{counts.unscored} "
             "not scored",
             num_failed=counts.failed,
             num_all=sum(counts),
@@ -190,7 +228,8 @@ def _check(settings: Settings, total_memory: str | None, in_flight: int) -> None
         raise UsageError(f"in_flight must be at least 1, got {in_flight}")
     if total_memory is not None and parse_bytes(total_memory) < (settings.memory_bytes or 0):
         raise UsageError(
-            f"a total_memory of {total_memory} does not hold one prompt with a memory of {settings.memory}",
+            f"a total_memory of {total_memory} does not hold one prompt with a memory of "
+            f"{settings.memory}",
             hint="give a total_memory of at least the memory of one prompt, or a smaller memory",
         )
 
@@ -224,14 +263,20 @@ def _open_local(
 
 @contextmanager
 def _open_ray(
-    given: dict[str, Any], settings: Settings, total_memory: str | None, in_flight: int, cluster: dict[str, Any]
+    given: dict[str, Any],
+    settings: Settings,
+    total_memory: str | None,
+    in_flight: int,
+    cluster: dict[str, Any],
 ) -> Iterator[tuple["RowsOf", None]]:
     """What runs requests on the actors of a cluster; no memory here is shared."""
     from specrej.batch.cluster import ray_rows
     from specrej.batch.ray import ActorSetup
 
     opening = opening_of(given)
-    setup = ActorSetup(opening=opening, settings=settings, total_memory=total_memory, in_flight=in_flight)
+    setup = ActorSetup(
+        opening=opening, settings=settings, total_memory=total_memory, in_flight=in_flight
+    )
     yield ray_rows(setup, **cluster), None
 
 
@@ -246,7 +291,9 @@ def _run(
     output: "Output",
     open_rows: Callable[[], AbstractContextManager[tuple["RowsOf", "Pool | None"]]],
 ) -> tuple["Tally", float, "Pool | None"]:
-    """Run what is left; what it came to, the seconds it took, and the memory that prompts shared."""
+    """Run what is left; what it came to, the seconds it took, and the memory that prompts
+    shared.
+    """
     from specrej.batch.job import num_left, run_batch
     from specrej.batch.summary import Tally, figures_of
     from specrej.cli.progress import RowProgress
@@ -281,18 +328,23 @@ def _advising(advice: str) -> Iterator[None]:
         raise typer.Exit(141) from None
 
 
-def _last_line(summary: "Summary", num_kept: int) -> str:
+def _last_line(summary: "BatchSummary", num_kept: int) -> str:
     from specrej.cli.display import number
 
     now, reward, name = summary["this_run"], summary["reward"], summary["output"]
     words = [
-        f"{summary['num_rows']} rows in {'stdout' if name == '-' else name}, {summary['num_failed']} failed "
+        f"{summary['num_rows']} rows in {'stdout' if name == '-' else name}, "
+        f"{summary['num_failed']} failed "
         f"({now['num_rows']} run now)",
         f"mean reward {number(reward['mean'])} over {reward['n']}",
-        f"{now['tokens']['generated']:,} tokens in {now['seconds']:,.1f} s, {now['tokens_per_s']:,.0f} tokens/s",
+        f"{now['tokens']['generated']:,} tokens in {now['seconds']:,.1f} s, "
+        f"{now['tokens_per_s']:,.0f} tokens/s",
     ]
     if now["memory"]:
-        words.append(f"{now['memory']['budget_in_use']:.0%} of {format_bytes(now['memory']['total_bytes'])} in use")
+        words.append(
+            f"{now['memory']['budget_in_use']:.0%} of {format_bytes(now['memory']['total_bytes'])} "
+            "in use"
+        )
     words.append(f"seed {summary['job']['settings']['seed']}")
     line = "; ".join(words)
     if name != "-" and summary["num_failed"]:

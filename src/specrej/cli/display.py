@@ -1,24 +1,19 @@
-"""What the command shows: progress on stderr, results on stdout. Rendering only; nothing is computed but ratios.
+"""What the command shows: results on stdout. Rendering only; nothing is computed but ratios.
 
-    with Progress(["speculative_rejection"], "smollm2") as progress:
-        result = specrej.generate(prompt, observe=progress)
-    print_result(result)
+    print_result(specrej.generate(prompt), is_interrupted=False)
 
-Text of a user or a model is never read as markup, and its control characters do not reach the terminal.
+Text of a user or a model is never read as markup, and its control characters do not reach the
+terminal.
 """
 
 import json
-import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from rich import box
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.padding import Padding
 from rich.panel import Panel
-from rich.progress_bar import ProgressBar
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -26,7 +21,7 @@ from rich.text import Text
 from specrej.errors import SpecrejError
 from specrej.hub.defaults import DefaultModel
 from specrej.memory import format_bytes
-from specrej.search.events import Decided, Event, Started, Step
+from specrej.search.events import Decided
 from specrej.types import Decision, Result
 
 METHODS = {
@@ -36,97 +31,8 @@ METHODS = {
 }
 """What `api.compare` runs, in its order, and what each is called in a table."""
 
-_REFRESH_S = 0.1
 _PANEL_CHARACTERS = 420
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
-
-
-class Progress:
-    """Shows runs while they go; give it as `observe`.
-
-    On a terminal two live lines, redrawn ten times a second at most; elsewhere one line for each decision.
-    """
-
-    def __init__(self, methods: Sequence[str], model: str) -> None:
-        self._methods = methods
-        self._model = model
-        self._started: Started | None = None
-        self._step: Step | None = None
-        self._decided: Decided | None = None
-        self._next_s = 0.0
-        self._console = Console(stderr=True)
-        self._is_live = self._console.is_interactive and sys.stderr.isatty()
-        self._live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
-
-    def __enter__(self) -> Self:
-        opening = Text(f"opening {plain(self._model)}", style="dim")
-        if self._is_live:
-            self._live.start()
-            self._live.update(opening, refresh=True)
-        else:
-            self._console.print(opening, soft_wrap=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
-
-    def __call__(self, event: Event) -> None:
-        match event:
-            case Started():
-                self._started, self._step, self._decided = event, None, None
-            case Step():
-                self._step = event
-            case Decided():
-                self._decided = event
-                if not self._is_live:
-                    line = f"{self._method(event.prompt)}: decision {event.number + 1} {_describe(event)}"
-                    self._console.print(Text(line, style="dim"), soft_wrap=True)
-        if self._is_live:
-            self._draw_live()
-
-    def _method(self, number: int) -> str:
-        return METHODS.get(self._methods[number], self._methods[number])
-
-    def _draw_live(self) -> None:
-        now_s = time.monotonic()
-        if self._started is not None and self._step is not None and now_s >= self._next_s:
-            self._next_s = now_s + _REFRESH_S
-            method = self._method(self._started.prompt)
-            self._live.update(_picture(method, self._started, self._step, self._decided), refresh=True)
-
-
-def _describe(decided: Decided) -> str:
-    cut = "" if decided.cut is None else f", cut {number(decided.cut)}"
-    return (
-        f"({decided.cause}) at {decided.num_tokens} tokens: scored {len(decided.candidates)}, "
-        f"rejected {decided.num_rejected}{cut}, KV {_kv(decided)}"
-    )
-
-
-def _picture(method: str, started: Started, step: Step, decided: Decided | None) -> Group:
-    num_decisions, best = (0, None) if decided is None else (decided.number + 1, decided.best_reward)
-    fates = Text.assemble(
-        (method, "bold"),
-        f"  {step.num_live} live of {started.num_candidates} candidates  decisions {num_decisions}  ",
-        f"best reward {number(best)}",
-    )
-    fates.no_wrap = True
-    costs = Table.grid(padding=(0, 1))
-    for _ in range(3):
-        costs.add_column(no_wrap=True)
-    costs.add_row(
-        "KV",
-        ProgressBar(
-            total=started.memory_bytes,
-            completed=step.kv_bytes,
-            width=20,
-            complete_style="cyan",
-            finished_style="cyan",
-        ),
-        f"{format_bytes(step.kv_bytes)} of {format_bytes(started.memory_bytes)}  {step.generated_tokens:,} tokens  "
-        f"{step.generated_tokens / max(step.seconds, 1e-9):.0f} tokens/s  {step.seconds:.1f} s",
-    )
-    return Group(fates, costs)
 
 
 def print_result(result: Result, *, is_interrupted: bool) -> None:
@@ -139,7 +45,9 @@ def print_result(result: Result, *, is_interrupted: bool) -> None:
     console.print(_rule(console, "cost"))
     console.print(_costs(result), soft_wrap=not console.is_terminal)
     console.print()
-    console.print(_verdict_on(result, is_interrupted=is_interrupted), soft_wrap=not console.is_terminal)
+    console.print(
+        _verdict_on(result, is_interrupted=is_interrupted), soft_wrap=not console.is_terminal
+    )
     _print_note(console, result)
 
 
@@ -153,7 +61,9 @@ def _rule(console: Console, title: str) -> Padding:
 
 
 def _decisions_table(decisions: Iterable[Decision]) -> Table:
-    table = make_table("decision", ("cause", "left"), "tokens", "scored", "rejected", "cut", "KV before → after")
+    table = make_table(
+        "decision", ("cause", "left"), "tokens", "scored", "rejected", "cut", "KV before → after"
+    )
     for place, decision in enumerate(decisions, start=1):
         table.add_row(
             str(place),
@@ -162,23 +72,35 @@ def _decisions_table(decisions: Iterable[Decision]) -> Table:
             str(len(decision.scored)),
             str(len(decision.rejected)),
             number(decision.cut),
-            _kv(decision),
+            kv_change(decision),
         )
     return table
 
 
 def _costs(result: Result) -> Table:
     usage, settings, best = result.usage, result.settings, result.best
-    seconds = {"prefill": usage.prefill_s, "decode": usage.decode_s, "reward": usage.reward_s, "other": usage.other_s}
+    seconds = {
+        "prefill": usage.prefill_s,
+        "decode": usage.decode_s,
+        "reward": usage.reward_s,
+        "other": usage.other_s,
+    }
     rows = {
         "reward": f"{number(result.reward)} ({settings['reward']})",
         "perplexity": f"{number(best.perplexity)} over {len(best.token_ids)} tokens",
-        "tokens": f"{usage.generated_tokens:,} generated, {usage.reward_tokens:,} read by the reward, "
+        "tokens": f"{usage.generated_tokens:,} generated, {usage.reward_tokens:,} read by the "
+        "reward, "
         f"{usage.prompt_tokens:,} of the prompt",
-        "seconds": f"{usage.total_s:.2f} = " + " + ".join(f"{part} {s:.2f}" for part, s in seconds.items()),
-        "peak KV": f"{format_bytes(usage.peak_kv_bytes)} of {format_bytes(settings['memory_bytes'])}",
+        "seconds": f"{usage.total_s:.2f} = "
+        + " + ".join(f"{part} {s:.2f}" for part, s in seconds.items()),
+        "peak KV": f"{format_bytes(usage.peak_kv_bytes)} of "
+        f"{format_bytes(settings['memory_bytes'])}",
         "seed": str(result.seed),
-        "model": " · ".join(str(settings[key]) for key in ("model", "weights", "device", "engine") if key in settings),
+        "model": " · ".join(
+            str(settings[key])
+            for key in ("model", "weights", "device", "engine")
+            if key in settings
+        ),
         "versions": ", ".join(f"{name} {version}" for name, version in result.versions.items()),
     }
     grid = Table.grid(padding=(0, 2))
@@ -191,14 +113,24 @@ def _costs(result: Result) -> Table:
 
 def _verdict_on(result: Result, *, is_interrupted: bool) -> Text:
     best, fates = result.best, [candidate.state for candidate in result.candidates]
-    counted = f"{len(fates)} candidates ({fates.count('rejected')} rejected, {fates.count('complete')} complete"
+    counted = (
+        f"{len(fates)} candidates ({fates.count('rejected')} rejected, {fates.count('complete')} "
+        "complete"
+    )
     counted += f", {fates.count('live')} unfinished)" if "live" in fates else ")"
     if is_interrupted:
         when = " when last scored" if best.state == "live" else ""
         scored = "not scored yet" if best.reward is None else f"reward {number(best.reward)}{when}"
         how = f"{'complete' if best.state == 'complete' else 'unfinished'}, {scored}"
-        return Text(f"Interrupted: so far the best of {counted} is candidate {best.index}, {how}", style="bold yellow")
-    end = {"eos": "ended by the model", "stop": "ended by a stop string", "length": "cut off at the length limit"}
+        return Text(
+            f"Interrupted: so far the best of {counted} is candidate {best.index}, {how}",
+            style="bold yellow",
+        )
+    end = {
+        "eos": "ended by the model",
+        "stop": "ended by a stop string",
+        "length": "cut off at the length limit",
+    }
     return Text(
         f"Candidate {best.index} wins with reward {number(best.reward)}, the best of {counted}; "
         f"{end[best.finish_reason or 'length']}",
@@ -226,7 +158,12 @@ def print_comparison(results: Mapping[str, Result], *, is_interrupted: bool) -> 
     console.print(table)
     if large:
         budget = format_bytes(large.settings["memory_bytes"])
-        console.print(Text(f"×: relative to {METHODS['best_of_n_same_start']}; KV budget {budget}\n", style="dim"))
+        console.print(
+            Text(
+                f"×: relative to {METHODS['best_of_n_same_start']}; KV budget {budget}\n",
+                style="dim",
+            )
+        )
     shown: dict[str, str] = {}
     for name, result in results.items():
         console.print(_answer_panel(METHODS[name], result, shown.get(result.text)))
@@ -242,21 +179,30 @@ def _answer_panel(method: str, result: Result, same_as: str | None) -> Panel:
     if len(text) > _PANEL_CHARACTERS:
         text = text[:_PANEL_CHARACTERS].rsplit(maxsplit=1)[0] + " …"
     body = Text(f"the same answer as {same_as}", style="dim italic") if same_as else Text(text)
-    title = Text.assemble((method, "bold"), f"  candidate {result.best.index}, reward {number(result.reward)}")
+    title = Text.assemble(
+        (method, "bold"), f"  candidate {result.best.index}, reward {number(result.reward)}"
+    )
     return Panel(body, title=title, title_align="left", box=box.ROUNDED, border_style="dim")
 
 
-def _comparison(best_of_n: Result, speculative_rejection: Result, best_of_n_same_start: Result) -> Text:
+def _comparison(
+    best_of_n: Result, speculative_rejection: Result, best_of_n_same_start: Result
+) -> Text:
     large = f"Best-of-{len(best_of_n_same_start.candidates)}"
     cost, full = speculative_rejection.usage, best_of_n_same_start.usage
     saved = 1 - cost.generated_tokens / full.generated_tokens
     counts = f"({cost.generated_tokens:,} instead of {full.generated_tokens:,})"
-    tokens = f"{abs(saved):.0%} {'fewer' if saved > 0 else 'more'} tokens {counts}" if saved else "as many tokens"
+    tokens = (
+        f"{abs(saved):.0%} {'fewer' if saved > 0 else 'more'} tokens {counts}"
+        if saved
+        else "as many tokens"
+    )
     return Text(
         f"On this prompt with seed {speculative_rejection.seed}, Speculative Rejection's reward of "
         f"{number(speculative_rejection.reward)} is {_against(speculative_rejection, best_of_n)} "
         f"Best-of-{len(best_of_n.candidates)} in the same memory, and "
-        f"{_against(speculative_rejection, best_of_n_same_start)} {large} with the same start; it took {tokens} "
+        f"{_against(speculative_rejection, best_of_n_same_start)} {large} with the same start; it "
+        f"took {tokens} "
         f"and {cost.total_s:.1f} s instead of {full.total_s:.1f} s.",
         style="bold",
     )
@@ -273,9 +219,16 @@ def _against(result: Result, other: Result) -> str:
 
 def _interruption(results: Mapping[str, Result]) -> Text:
     *finished, last = results
-    done = f"{' and '.join(METHODS[name] for name in finished)} finished" if finished else "nothing finished"
+    done = (
+        f"{' and '.join(METHODS[name] for name in finished)} finished"
+        if finished
+        else "nothing finished"
+    )
     state = "complete" if results[last].best.state == "complete" else "unfinished"
-    words = f"Interrupted in {METHODS[last]}, whose best so far is {state}; {done}. Nothing can be compared."
+    words = (
+        f"Interrupted in {METHODS[last]}, whose best so far is {state}; {done}. Nothing can be "
+        "compared."
+    )
     return Text(words, style="bold yellow")
 
 
@@ -284,7 +237,9 @@ def print_models(known: Iterable[tuple[DefaultModel, bool]]) -> None:
     console = Console()
     for model, is_pulled in known:
         state = Text("pulled", style="green") if is_pulled else Text("not pulled", style="yellow")
-        facts = f"  {model.kind}, {model.licence}, download of {model.download_bytes / 1e6:.0f} MB, "
+        facts = (
+            f"  {model.kind}, {model.licence}, download of {model.download_bytes / 1e6:.0f} MB, "
+        )
         console.print(Text.assemble((model.name, "bold"), facts, state), soft_wrap=True)
         console.print(Text(f"  {model.summary}"), soft_wrap=True)
         console.print(Text(f"  {plain(str(model.directory))}", style="dim"), soft_wrap=True)
@@ -319,10 +274,20 @@ def print_note(words: str) -> None:
 
 def make_table(*columns: str | tuple[str, str]) -> Table:
     """A plain table; a column is its header (numbers, flush right) or its header and "left"."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="dim",
+    )
     for column in columns:
         is_text = isinstance(column, tuple)
-        table.add_column(column[0] if is_text else str(column), justify="left" if is_text else "right", no_wrap=True)
+        table.add_column(
+            column[0] if is_text else str(column),
+            justify="left" if is_text else "right",
+            no_wrap=True,
+        )
     return table
 
 
@@ -342,5 +307,5 @@ def _ratio(part: float, whole: float) -> str:
     return f"{part / whole:.2f}" if whole else "–"
 
 
-def _kv(decision: Decision | Decided) -> str:
+def kv_change(decision: Decision | Decided) -> str:
     return f"{format_bytes(decision.kv_bytes)} → {format_bytes(decision.kv_bytes_after)}"

@@ -25,17 +25,23 @@ from specrej.rewards import as_reward
 _Prompts = Annotated[
     str,
     typer.Argument(
-        help="A JSONL file (prompt, messages or turns in each row), - for stdin, or a set such as mt_bench.",
+        help="A JSONL file (prompt, messages or turns in each row), - for stdin, or a set such as "
+        "mt_bench.",
         show_default=False,
     ),
 ]
 _Output = Annotated[Path, typer.Option(help="The run's folder.", show_default=False)]
 _Folder = Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)]
 _Limit = Annotated[int | None, typer.Option(help="Only the first so many prompts.")]
-_Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
+_Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run that the folder holds.")
+]
 _Baseline = Annotated[
     str | None,
-    typer.Option(help="What the others are compared with; by default the largest Best-of-N.", metavar="METHOD"),
+    typer.Option(
+        help="What the others are compared with; by default the largest Best-of-N.",
+        metavar="METHOD",
+    ),
 ]
 
 
@@ -46,7 +52,8 @@ def bench(
     methods: Annotated[
         str,
         typer.Option(
-            help="best_of_n:N, speculative_rejection:ALPHA or speculative_rejection:ALPHA:N, separated by commas.",
+            help="best_of_n:N, speculative_rejection:ALPHA or speculative_rejection:ALPHA:N, "
+            "separated by commas.",
             show_default=False,
         ),
     ],
@@ -57,7 +64,9 @@ def bench(
     json: Json = False,
     **given: Any,
 ) -> None:
-    """Run several methods on many prompts, on one engine, in the same memory, with the same seed."""
+    """Run several methods on many prompts, on one engine, in the same memory, with the same
+    seed.
+    """
     from specrej.cli import display, tables
     from specrej.cli.progress import RowProgress
     from specrej.evaluation.bench import parse_methods, run_bench
@@ -69,7 +78,9 @@ def bench(
     with exit_codes(), stoppable(how_to_resume(output)):
         settings = settings_of(given)
         note_greedy(settings)
-        chosen = parse_methods([word.strip() for word in methods.split(",") if word.strip()], settings)
+        chosen = parse_methods(
+            [word.strip() for word in methods.split(",") if word.strip()], settings
+        )
         names = [method.name for method in chosen]
         named = baseline or default_baseline(names)
         if named not in names:
@@ -83,11 +94,15 @@ def bench(
             open_given(given) as (engine, reward),
         ):
             progress.begin()
-            run = run_bench(loaded, chosen, engine, reward, output, settings=settings, resume=resume)
+            run = run_bench(
+                loaded, chosen, engine, reward, output, settings=settings, resume=resume
+            )
             with closing(run) as rows:
                 for row in rows:
                     error = row["error"]
-                    progress.advance(f"{row['prompt_id']} {row['method']}", error and error["message"])
+                    progress.advance(
+                        f"{row['prompt_id']} {row['method']}", error and error["message"]
+                    )
         info, done = read_bench(output)
         summary = summarize(done, named, read_verdicts(output))
         num_failed, line = sum(row["error"] is not None for row in done), None
@@ -96,19 +111,24 @@ def bench(
         else:
             tables.print_bench(summary)
             line = (
-                f"{len(done)} rows in {output}, {num_failed} failed ({len(done) - num_before} run now); "
-                f"{tables.totals_of(summary['methods'])}; seed {settings.seed}. For the page: specrej report {output}"
+                f"{len(done)} rows in {output}, {num_failed} failed ({len(done) - num_before} run "
+                "now); "
+                f"{tables.totals_of(summary['methods'])}; seed {settings.seed}. For the page: "
+                f"specrej report {output}"
             )
         end_with(line, num_failed=num_failed, num_all=len(done))
 
 
-@takes_options("algorithm", "n", "alpha", "keep", "decide", "min_tokens", "policy", "continue_final_message")
+@takes_options(
+    "algorithm", "n", "alpha", "keep", "decide", "min_tokens", "policy", "continue_final_message"
+)
 def trace(
     prompts: _Prompts,
     *,
     n: Annotated[int, typer.Option(help="Candidates of each prompt.")] = 64,
     checkpoints: Annotated[
-        str, typer.Option(help="Lengths to score at, in tokens, separated by commas.", metavar="A,B,C")
+        str,
+        typer.Option(help="Lengths to score at, in tokens, separated by commas.", metavar="A,B,C"),
     ] = "8,16,32,64,128",
     output: _Output,
     limit: _Limit = None,
@@ -133,15 +153,26 @@ def trace(
             open_given(given) as (engine, reward),
         ):
             progress.begin()
-            run = record(loaded, engine, reward, output, settings=settings, checkpoints=lengths, resume=resume)
+            run = record(
+                loaded,
+                engine,
+                reward,
+                output,
+                settings=settings,
+                checkpoints=lengths,
+                resume=resume,
+            )
             with closing(run) as steps:
                 for step in steps:
                     num_run += 1
                     num_failed += step.error is not None
                     progress.num_done = step.num_done - 1  # those of an earlier run count
-                    progress.advance(step.prompt_id, None if step.error is None else str(step.error))
+                    progress.advance(
+                        step.prompt_id, None if step.error is None else str(step.error)
+                    )
         end_with(
-            f"{len(loaded.tasks)} prompts in {output} ({num_run} run now, {num_failed} of them failed); "
+            f"{len(loaded.tasks)} prompts in {output} ({num_run} run now, {num_failed} of them "
+            "failed); "
             f"seed {settings.seed}. Next: specrej replay {output}",
             num_failed=len(load_failures(output)),
             num_all=len(loaded.tasks),
@@ -152,7 +183,10 @@ def replay(
     directory: _Folder,
     *,
     policies: Annotated[
-        str, typer.Option(help="A file with a policy a line, or grid: several hundred.", metavar="FILE|grid")
+        str,
+        typer.Option(
+            help="A file with a policy a line, or grid: several hundred.", metavar="FILE|grid"
+        ),
     ] = "grid",
     exact: Annotated[
         bool,
@@ -191,7 +225,8 @@ def replay(
         tables.print_replay(summary)
         num_errors = sum(row["error"] is not None for row in summary["policies"])
         typer.echo(
-            f"{len(chosen)} policies on {summary['num_prompts']} prompts in {directory / REPLAY}, {num_errors} of them "
+            f"{len(chosen)} policies on {summary['num_prompts']} prompts in {directory / REPLAY}, "
+            f"{num_errors} of them "
             f"not to be replayed. For the page: specrej report {directory}"
         )
 
@@ -207,9 +242,13 @@ def report(directory: _Folder, *, baseline: _Baseline = None) -> None:
 def judge(
     directory: _Folder,
     *,
-    method: Annotated[str, typer.Option(help="The method to judge, as the run calls it.", show_default=False)],
+    method: Annotated[
+        str, typer.Option(help="The method to judge, as the run calls it.", show_default=False)
+    ],
     baseline: Annotated[str, typer.Option(help="What it is compared with.", show_default=False)],
-    base_url: Annotated[str, typer.Option(help="An OpenAI-compatible endpoint.")] = "https://api.openai.com/v1",
+    base_url: Annotated[
+        str, typer.Option(help="An OpenAI-compatible endpoint.")
+    ] = "https://api.openai.com/v1",
     judge_model: Annotated[str, typer.Option(help="The judge's name there.", show_default=False)],
     api_key_variable: Annotated[
         str, typer.Option(help="The environment variable that holds the API key.")
@@ -222,12 +261,20 @@ def judge(
     from specrej.evaluation.folder import read_bench
 
     cache = directory / "judge_cache"
-    with exit_codes(), stoppable(f"the judge's answers are in {cache}: give the same command to go on"):
+    with (
+        exit_codes(),
+        stoppable(f"the judge's answers are in {cache}: give the same command to go on"),
+    ):
         _, rows = read_bench(directory)
-        endpoint = judging.Endpoint(
-            base_url=base_url, model=judge_model, api_key=os.environ.get(api_key_variable), concurrency=concurrency
+        endpoint = judging.JudgeServer(
+            base_url=base_url,
+            model=judge_model,
+            api_key=os.environ.get(api_key_variable),
+            concurrency=concurrency,
         )
-        verdicts = judging.judge(rows, method=method, baseline=baseline, endpoint=endpoint, cache=cache)
+        verdicts = judging.judge(
+            rows, method=method, baseline=baseline, endpoint=endpoint, cache=cache
+        )
         total = sum(row["method"] == method for row in rows)
         done = []
         with RowProgress(total=total, unit="prompts") as progress:
@@ -235,12 +282,15 @@ def judge(
                 done.append(verdict)
                 progress.advance(verdict["prompt_id"], verdict["error"])
         counts = ", ".join(
-            f"{sum(row['verdict'] == word for row in done)} {word}" for word in ("win", "tie", "loss", "failed")
+            f"{sum(row['verdict'] == word for row in done)} {word}"
+            for word in ("win", "tie", "loss", "failed")
         )
         calls = judging.total_calls(done)
         end_with(
-            f"{method} against {baseline}, judged by {endpoint.name}: {counts}; {calls['requests']} requests, "
-            f"{calls['cached']} from the cache, {calls['prompt_tokens'] + calls['completion_tokens']:,} tokens",
+            f"{method} against {baseline}, judged by {endpoint.name}: {counts}; "
+            f"{calls['requests']} requests, "
+            f"{calls['cached']} from the cache, "
+            f"{calls['prompt_tokens'] + calls['completion_tokens']:,} tokens",
             num_failed=sum(row["verdict"] == "failed" for row in done),
             num_all=len(done),
         )
@@ -249,14 +299,21 @@ def judge(
 def export(
     directory: _Folder,
     *,
-    method: Annotated[str, typer.Option(help="The method whose answers are wanted.", show_default=False)],
+    method: Annotated[
+        str, typer.Option(help="The method whose answers are wanted.", show_default=False)
+    ],
     output: Annotated[Path, typer.Option(help="The file to write.", show_default=False)],
-    to: Annotated[str, typer.Option(help="The evaluator that is to read it.", metavar="NAME")] = "alpaca_eval",
+    to: Annotated[
+        str, typer.Option(help="The evaluator that is to read it.", metavar="NAME")
+    ] = "alpaca_eval",
     prompts: Annotated[
-        str | None, typer.Option(help="The bench's prompts; needed where all methods failed on one.")
+        str | None,
+        typer.Option(help="The bench's prompts; needed where all methods failed on one."),
     ] = None,
 ) -> None:
-    """Write a method's answers for alpaca_eval (model_outputs.json) or mt_bench (FastChat's model_answer)."""
+    """Write a method's answers for alpaca_eval (model_outputs.json) or mt_bench (FastChat's
+    model_answer).
+    """
     from specrej.evaluation import exports
     from specrej.evaluation.folder import read_bench
     from specrej.evaluation.prompts import load_prompts
@@ -283,7 +340,9 @@ def _lengths(words: str) -> list[int]:
     try:
         return [int(word) for word in words.split(",")]
     except ValueError:
-        raise UsageError(f"checkpoints must be lengths separated by commas, got {words!r}") from None
+        raise UsageError(
+            f"checkpoints must be lengths separated by commas, got {words!r}"
+        ) from None
 
 
 def _say_broken(broken: tuple[tuple[int, str], ...]) -> None:

@@ -1,7 +1,8 @@
-"""What commands share: the options of the Python interface, and what an error means as an exit code.
+"""What commands share: the options of the Python interface, and what an error means as an exit
+code.
 
-Exit codes: 0, 1 (a model or reward failed), 2 (arguments that cannot be honoured), 130 (Ctrl-C), 143 (SIGTERM), and 141
-where nobody reads what goes to stdout any more.
+Exit codes: 0, 1 (a model or reward failed), 2 (arguments that cannot be honoured), 130 (Ctrl-C),
+143 (SIGTERM), and 141 where nobody reads what goes to stdout any more.
 """
 
 import contextlib
@@ -28,7 +29,9 @@ from specrej.settings import Settings
 from specrej.types import GREEDY_NOTE, SamplingParams
 
 Command = TypeVar("Command", bound=Callable[..., None])
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
+]
 
 
 def _count(words: str | int) -> str | int:
@@ -53,12 +56,16 @@ def _json_object(words: str | dict[str, Any]) -> dict[str, Any]:
 
 
 def _annotated(field: dataclasses.Field[Any], about: About, panel: str) -> Any:
-    """What typer is told of an option. Bounds are for the dataclass to judge: its words are better."""
+    """What typer is told of an option. Bounds are for the dataclass to judge: its words are
+    better.
+    """
     kind, parser = _read_as(field, about)
     return Annotated[
         kind,
         typer.Option(
-            help=about.words if get_origin(kind) is not list else f"{about.words} May be given again.",
+            help=about.words
+            if get_origin(kind) is not list
+            else f"{about.words} May be given again.",
             metavar=about.metavar,
             parser=parser,
             show_default=about.unset if field.default is None and about.unset else True,
@@ -67,8 +74,12 @@ def _annotated(field: dataclasses.Field[Any], about: About, panel: str) -> Any:
     ]
 
 
-def _read_as(field: dataclasses.Field[Any], about: About) -> tuple[Any, Callable[[Any], Any] | None]:
-    """The type that typer reads words as, or the parser that does; where a text will do, the words are it."""
+def _read_as(
+    field: dataclasses.Field[Any], about: About
+) -> tuple[Any, Callable[[Any], Any] | None]:
+    """The type that typer reads words as, or the parser that does; where a text will do, the
+    words are it.
+    """
     kinds = kinds_of(field)
     origins = {get_origin(kind) for kind in kinds}
     if Mapping in origins:
@@ -84,7 +95,9 @@ def _read_as(field: dataclasses.Field[Any], about: About) -> tuple[Any, Callable
 def _panel(owner: Any, name: str) -> str:
     if owner is not Settings:
         return "Model and reward"
-    return "How tokens are drawn" if name in options_of(SamplingParams) else "How answers are chosen"
+    return (
+        "How tokens are drawn" if name in options_of(SamplingParams) else "How answers are chosen"
+    )
 
 
 _OPTIONS: dict[str, Any] = {
@@ -92,7 +105,8 @@ _OPTIONS: dict[str, Any] = {
     for owner in (Opening, Settings)
     for name, (field, about) in options_of(owner).items()
 }
-"""What `generate` and `compare` take, by the names and with the defaults of the Python interface."""
+"""What `generate` and `compare` take, by the names and with the defaults of the Python
+interface."""
 
 _DEFAULTS = vars(Opening()) | Settings().to_dict()
 
@@ -108,11 +122,17 @@ def takes_options(*left_out: str) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         signature = inspect.signature(command)
         options = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS[name], annotation=annotation)
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS[name], annotation=annotation
+            )
             for name, annotation in _OPTIONS.items()
             if name not in left_out
         ]
-        own = [parameter for parameter in signature.parameters.values() if parameter.kind != parameter.VAR_KEYWORD]
+        own = [
+            parameter
+            for parameter in signature.parameters.values()
+            if parameter.kind != parameter.VAR_KEYWORD
+        ]
         command.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
         return command
 
@@ -120,7 +140,8 @@ def takes_options(*left_out: str) -> Callable[[Command], Command]:
 
 
 def settings_of(given: dict[str, Any]) -> Settings:
-    """The settings among the options given. What they name is looked for now: a model takes long to open.
+    """The settings among the options given. What they name is looked for now: a model takes long to
+    open.
 
     Raises:
         UsageError: a value that cannot be honoured, or a name of nothing.
@@ -170,7 +191,8 @@ def exit_codes() -> Iterator[None]:
 
 
 def end_with(line: str | None, *, num_failed: int, num_all: int, to_stderr: bool = False) -> None:
-    """Say what a command with many parts came to, last of all; exit with 1 where every one of them failed.
+    """Say what a command with many parts came to, last of all; exit with 1 where every one of them
+    failed.
 
     Args:
         line: what is said; None where it stands in JSON on stdout already.
@@ -188,9 +210,11 @@ def end_with(line: str | None, *, num_failed: int, num_all: int, to_stderr: bool
 
 @contextlib.contextmanager
 def stoppable(advice: str) -> Iterator[None]:
-    """End on SIGTERM as on Ctrl-C, wherever the work is just then: say how to go on, and exit with 143 or 130.
+    """End on SIGTERM as on Ctrl-C, wherever the work is just then: say how to go on, and exit with
+    143 or 130.
 
-    A second signal ends the process on the spot. Signals that the parent has told it to ignore stay ignored.
+    A second signal ends the process on the spot. Signals that the parent has told it to ignore stay
+    ignored.
 
     Args:
         advice: what is said after "interrupted; ".

@@ -1,10 +1,12 @@
-"""Progress of work that comes in many pieces: a live bar on a terminal, lines elsewhere; always on stderr.
+"""Progress of work that comes in many pieces: a live bar on a terminal, lines elsewhere; always on
+stderr.
 
 with RowProgress(total=1000, unit="prompts") as progress:
     ...                                                # open the model
     progress.begin()
     for row in rows:
-        progress.advance(row["id"], num_tokens=512)    # 3 of 1000 prompts: c (42.0 prompts/min, 718 tokens/s, ...)
+        progress.advance(row["id"], num_tokens=512)    # 3 of 1000 prompts: c (42.0 prompts/min, 718
+        tokens/s, ...)
 """
 
 import time
@@ -72,7 +74,9 @@ class RowProgress:
         self._bar.update(self._task, description=plain(label), completed=self.num_done, pace=pace)
         line = f"{self.num_done} of {self._total} {self._unit}: {label}"
         if error is not None:
-            self._console.print(Text(plain(f"{line} failed: {error}"), style="yellow"), soft_wrap=True)
+            self._console.print(
+                Text(plain(f"{line} failed: {error}"), style="yellow"), soft_wrap=True
+            )
         elif self._bar.disable and (now_s >= self._next_line_s or self.num_done == self._total):
             self._next_line_s = now_s + _LINE_S
             self._console.print(Text(plain(f"{line} ({pace})"), style="dim"), soft_wrap=True)
@@ -80,6 +84,8 @@ class RowProgress:
     def _pace(self, seconds: float) -> str:
         rate = self._num_new / max(seconds, 1e-9)
         minutes, left_s = divmod(round((self._total - self.num_done) / rate), 60)
-        tokens = f"{self._num_tokens / max(seconds, 1e-9):,.0f} tokens/s, " if self._num_tokens else ""
+        tokens = (
+            f"{self._num_tokens / max(seconds, 1e-9):,.0f} tokens/s, " if self._num_tokens else ""
+        )
         left = f"{minutes // 60}:{minutes % 60:02}:{left_s:02} left"
         return f"{60 * rate:,.1f} {self._unit}/min, {tokens}{left}"

@@ -26,7 +26,9 @@ def list_models(context: typer.Context, *, json: Json = False) -> None:
 
 @models_app.command()
 def pull(
-    names: Annotated[list[str] | None, typer.Argument(help="Default models; all where none is named.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Default models; all where none is named.")
+    ] = None,
 ) -> None:
     """Fetch default models into the cache; what is there already stays."""
     with exit_codes():

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specrej import api
-from specrej.cli.options import exit_codes, open_given, settings_of, stdout_for_results, stoppable, takes_options
+from specrej.cli.options import (
+    exit_codes,
+    open_given,
+    settings_of,
+    stdout_for_results,
+    stoppable,
+    takes_options,
+)
 from specrej.errors import EngineError, UsageError
 from specrej.memory import parse_bytes
 
@@ -22,43 +29,60 @@ _WHERE: dict[str, Any] = {"rich_help_panel": "Where, and for whom"}
 _SIDE_BY_SIDE: dict[str, Any] = {"rich_help_panel": "Side by side"}
 _LIMITS: dict[str, Any] = {"rich_help_panel": "What a request may ask for"}
 
-_Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine.", **_WHERE)]
+_Host = Annotated[
+    str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine.", **_WHERE)
+]
 _Port = Annotated[int, typer.Option(help="0 takes one that is free.", min=0, max=65535, **_WHERE)]
 _ApiKey = Annotated[
     list[str],
     typer.Option(
-        help=f"A key that lets requests in; may be given again. Better in {_KEYS_VARIABLE}, separated by commas: a "
+        help=f"A key that lets requests in; may be given again. Better in {_KEYS_VARIABLE}, "
+        "separated by commas: a "
         "command line can be read by others. Without keys whoever reaches the server may use it.",
         metavar="KEY",
         **_WHERE,
     ),
 ]
-_LogPrompts = Annotated[bool, typer.Option("--log-prompts", help="Write prompts and answers to the log.", **_WHERE)]
+_LogPrompts = Annotated[
+    bool, typer.Option("--log-prompts", help="Write prompts and answers to the log.", **_WHERE)
+]
 _Grace = Annotated[
-    float, typer.Option(help="Seconds that running requests have to end when the server is stopped.", min=0, **_WHERE)
+    float,
+    typer.Option(
+        help="Seconds that running requests have to end when the server is stopped.",
+        min=0,
+        **_WHERE,
+    ),
 ]
 _TotalMemory = Annotated[
     str | None,
     typer.Option(
-        help="KV of all requests in flight together. By default --memory where it is given, else 8 default budgets on "
+        help="KV of all requests in flight together. By default --memory where it is given, else 8 "
+        "default budgets on "
         "a CPU, 80% of a GPU's free memory.",
         metavar="SIZE",
         **_SIDE_BY_SIDE,
     ),
 ]
 _InFlight = Annotated[int, typer.Option(help="Most requests side by side.", min=1, **_SIDE_BY_SIDE)]
-_MaxQueue = Annotated[int, typer.Option(help="Most requests that wait; others get a 429.", min=0, **_SIDE_BY_SIDE)]
+_MaxQueue = Annotated[
+    int, typer.Option(help="Most requests that wait; others get a 429.", min=0, **_SIDE_BY_SIDE)
+]
 _RewardTimeout = Annotated[
     float, typer.Option(help="Seconds of patience with one call of the reward.", **_SIDE_BY_SIDE)
 ]
 _Deadline = Annotated[
-    float, typer.Option(help="Seconds that a request may take, and has if it does not say.", **_LIMITS)
+    float,
+    typer.Option(help="Seconds that a request may take, and has if it does not say.", **_LIMITS),
 ]
 _MaxBody = Annotated[str, typer.Option(help="Size of a body.", metavar="SIZE", **_LIMITS)]
 _MaxPrompt = Annotated[
-    int | None, typer.Option(help="Tokens of a prompt; by default as many as the model reads.", **_LIMITS)
+    int | None,
+    typer.Option(help="Tokens of a prompt; by default as many as the model reads.", **_LIMITS),
 ]
-_MaxCandidates = Annotated[int, typer.Option(help="Candidates, or answers, that it asks for by number.", **_LIMITS)]
+_MaxCandidates = Annotated[
+    int, typer.Option(help="Candidates, or answers, that it asks for by number.", **_LIMITS)
+]
 _NewTokensLimit = Annotated[
     int | None,
     typer.Option(
@@ -96,7 +120,9 @@ def serve(
     seed: _Seed = None,
     **given: Any,
 ) -> None:
-    """Serve OpenAI's endpoints, and a page that shows the race. Ends with exit code 0 on SIGTERM and Ctrl-C."""
+    """Serve OpenAI's endpoints, and a page that shows the race. Ends with exit code 0 on SIGTERM
+    and Ctrl-C.
+    """
     with exit_codes():
         _check_installed()
         from specrej.server.asked import Limits
@@ -108,7 +134,11 @@ def serve(
             new_tokens=new_tokens_limit,
             deadline_s=deadline,
         )
-        shared = {"in_flight": in_flight, "max_queue": max_queue, "reward_timeout_s": reward_timeout}
+        shared = {
+            "in_flight": in_flight,
+            "max_queue": max_queue,
+            "reward_timeout_s": reward_timeout,
+        }
         own = {"keys": _keys(api_key), "seed": seed, "logs_prompts": log_prompts}
         _serve(host, port, given, total_memory, limits, shared, own, grace_s=grace)
 
@@ -137,21 +167,42 @@ def _serve(
     with bound(host, port) as listener, stdout_for_results(), contextlib.ExitStack() as opened:
         with stoppable("the server was not up yet"):
             engine, reward = opened.enter_context(open_given(given))
-            service = Service(engine, reward, api.open_pool(engine, settings, total_memory), **shared)
-            name = Path(given["model"]).resolve().name if Path(given["model"]).exists() else given["model"]
+            service = Service(
+                engine, reward, api.open_pool(engine, settings, total_memory), **shared
+            )
+            name = (
+                Path(given["model"]).resolve().name
+                if Path(given["model"]).exists()
+                else given["model"]
+            )
             hosts = LOOPBACK if is_local else None
-            app = make_app(service, model=name, defaults=settings, limits=limits, hosts=hosts, **own)
+            app = make_app(
+                service, model=name, defaults=settings, limits=limits, hosts=hosts, **own
+            )
         address, number = listener.getsockname()[:2]
         url = f"http://[{address}]:{number}" if ":" in address else f"http://{address}:{number}"
 
         def announce() -> None:
-            open_to = "" if own["keys"] or is_local else "; WITHOUT API KEY: whoever reaches it may use it"
+            open_to = (
+                ""
+                if own["keys"] or is_local
+                else "; WITHOUT API KEY: whoever reaches it may use it"
+            )
             typer.echo(f"serving {name} with the reward {reward.name} at {url}{open_to}", err=True)
             start_logging(has_texts=own["logs_prompts"])
 
         patience_s = max(limits.deadline_s, LEAST_PATIENCE_S)
         try:
-            asyncio.run(run(app, service, listener, grace_s=grace_s, on_ready=announce, patience_s=patience_s))
+            asyncio.run(
+                run(
+                    app,
+                    service,
+                    listener,
+                    grace_s=grace_s,
+                    on_ready=announce,
+                    patience_s=patience_s,
+                )
+            )
         except EngineError:
             # Whatever the thread is at, it does not keep the process from ending.
             logging.shutdown()
@@ -161,14 +212,18 @@ def _serve(
 def _check_installed() -> None:
     for name in ("fastapi", "uvicorn", "prometheus_client"):
         if importlib.util.find_spec(name) is None:
-            raise UsageError(f"the server needs {name}, which is not installed", hint="pip install 'specrej[server]'")
+            raise UsageError(
+                f"the server needs {name}, which is not installed",
+                hint="pip install 'specrej[server]'",
+            )
 
 
 def _keys(given: list[str]) -> list[str]:
     """API keys of the command line, and of the environment.
 
     Raises:
-        UsageError: the environment has the variable, and no key in it: whoever set it did not mean to be open.
+        UsageError: the environment has the variable, and no key in it: whoever set it did not mean
+            to be open.
     """
     of_environment = os.environ.get(_KEYS_VARIABLE)
     if of_environment is None:
@@ -177,6 +232,7 @@ def _keys(given: list[str]) -> list[str]:
     if not keys:
         raise UsageError(
             f"{_KEYS_VARIABLE} is set, and holds no key",
-            hint="put keys in it, separated by commas, or unset it: then whoever reaches the server may use it",
+            hint="put keys in it, separated by commas, or unset it: then whoever reaches the "
+            "server may use it",
         )
     return [*given, *keys]

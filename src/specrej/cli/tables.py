@@ -35,7 +35,9 @@ def print_bench(summary: Summary) -> None:
             str(figures["num_failed"]),
         )
     console.print(gained)
-    cost = make_table(("method", "left"), "seconds", "tokens", "FLOPs", "speedup (s)", "speedup (tokens)")
+    cost = make_table(
+        ("method", "left"), "seconds", "tokens", "FLOPs", "speedup (s)", "speedup (tokens)"
+    )
     for method, figures in summary["methods"].items():
         relative = (figures["relative"][unit]["value"] for unit in ("seconds", "tokens", "flops"))
         cost.add_row(
@@ -45,7 +47,9 @@ def print_bench(summary: Summary) -> None:
             _speedup(figures["speedup"]["reward"]["tokens"]),
         )
     console.print(cost)
-    judged = make_table(("judge", "left"), ("method", "left"), "win", "tie", "loss", "unclear", "prompts")
+    judged = make_table(
+        ("judge", "left"), ("method", "left"), "win", "tie", "loss", "unclear", "prompts"
+    )
     judged.columns[0].no_wrap = False  # it may hold an address
     for method, figures in summary["methods"].items():
         for judge, rates in figures["by_judge"].items():
@@ -58,7 +62,8 @@ def print_bench(summary: Summary) -> None:
 
 def _bench_notes(summary: Summary) -> str:
     words = [
-        f"{summary['num_prompts']} prompts; cost, score and wins relative to {summary['baseline']}; speedup: what "
+        f"{summary['num_prompts']} prompts; cost, score and wins relative to "
+        f"{summary['baseline']}; speedup: what "
         "Best-of-N needs for the same mean reward; [95% interval over prompts]"
     ]
     left_out = {
@@ -94,9 +99,14 @@ def print_replay(summary: ReplaySummary) -> None:
         front.add_row(policy_words(rows[name]["policy"]), *_policy_cells(rows[name]))
     console.print(front)
     worth = make_table("checkpoint", "Pearson", "Spearman", "Kendall", "best lost at alpha 0.5")
-    lost = {row["num_tokens"]: row["chance"] for row in summary["loss_chances"] if row["alpha"] == 0.5}
+    lost = {
+        row["num_tokens"]: row["chance"] for row in summary["loss_chances"] if row["alpha"] == 0.5
+    }
     for at in summary["correlations"]:
-        coefficients = (_interval(at["unfinished"][name]["estimate"]) for name in ("pearson", "spearman", "kendall"))
+        coefficients = (
+            _interval(at["unfinished"][name]["estimate"])
+            for name in ("pearson", "spearman", "kendall")
+        )
         worth.add_row(str(at["num_tokens"]), *coefficients, _interval(lost[at["num_tokens"]]))
     console.print(worth)
 

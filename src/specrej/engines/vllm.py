@@ -2,9 +2,10 @@
 
     engine = open_engine("org/model", engine="vllm", engine_args={"tensor_parallel_size": 4})
 
-Nothing is decoded while we score: vLLM steps when it is told to. Decisions come before its cache is full (see `paged`),
-so that it never has to preempt; that it did not is counted. Candidates share the full blocks of the prompt through the
-prefix cache. All of vLLM's engine arguments pass through, but for those that decide how we drive it.
+Nothing is decoded while we score: vLLM steps when it is told to. Decisions come before its cache is
+full (see `paged`), so that it never has to preempt; that it did not is counted. Candidates share
+the full blocks of the prompt through the prefix cache. All of vLLM's engine arguments pass through,
+but for those that decide how we drive it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +19,9 @@ from specrej.engines.vllm_process import (
     defaults,
     end,
     hold,
+    import_vllm,
     is_cpu,
     kv_bytes_per_token,
-    prepare,
     quiet,
 )
 from specrej.errors import EngineError, ModelError, SamplingError
@@ -38,11 +39,13 @@ _OURS = {
 }
 _CPU_KV_BYTES = 2**31
 _COMMON = {
-    # Layers with a window would be counted in blocks of their own, which our arithmetic does not know.
+    # Layers with a window would be counted in blocks of their own, which our arithmetic does not
+    # know.
     "disable_hybrid_kv_cache_manager": True,
     "max_num_seqs": 1024,
 }
-# A request with a seed whose prompt is read in pieces fails on a CPU ("CPU Generator does not use offset").
+# A request with a seed whose prompt is read in pieces fails on a CPU ("CPU Generator does not use
+# offset").
 _ON_A_CPU = {"max_num_batched_tokens": 65_536}
 
 
@@ -54,7 +57,7 @@ def open_as_asked(model: str | Path, options: EngineOptions) -> PagedEngine:
         ModelError: vLLM cannot open the model.
     """
     options.refuse("vllm", "weights", "device")
-    versions = prepare()
+    versions = import_vllm()
     source = locate_model(model)
     backend = VllmBackend(source, options.arguments, str(model), versions)
     config = backend.config
@@ -62,7 +65,9 @@ def open_as_asked(model: str | Path, options: EngineOptions) -> PagedEngine:
         backend,
         load_codec(source, options.special_tokens),
         bytes_per_token=kv_bytes_per_token(config),
-        flops=flops_of_config(config.model_config.hf_text_config, config.scheduler_config.max_num_batched_tokens),
+        flops=flops_of_config(
+            config.model_config.hf_text_config, config.scheduler_config.max_num_batched_tokens
+        ),
         context_tokens=config.model_config.max_model_len,
     )
 
@@ -84,30 +89,45 @@ class VllmBackend:
     name = "vllm"
     seed_bits = 63
 
-    def __init__(self, source: str, arguments: Mapping[str, Any], name: str, versions: Mapping[str, str]) -> None:
+    def __init__(
+        self, source: str, arguments: Mapping[str, Any], name: str, versions: Mapping[str, str]
+    ) -> None:
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
         self._name, self._versions = name, versions
         self.is_on_cpu = is_cpu()
         check_arguments(arguments, _OURS)
-        given = {**defaults(_CPU_KV_BYTES), **_COMMON, **(_ON_A_CPU if self.is_on_cpu else {}), **arguments}
+        given = {
+            **defaults(_CPU_KV_BYTES),
+            **_COMMON,
+            **(_ON_A_CPU if self.is_on_cpu else {}),
+            **arguments,
+        }
         self._gauge = _make_gauge()
-        ours = {"enable_prefix_caching": True, "async_scheduling": False, "disable_log_stats": False}
+        ours = {
+            "enable_prefix_caching": True,
+            "async_scheduling": False,
+            "disable_log_stats": False,
+        }
         try:
             with quiet():
                 self._engine = LLMEngine.from_engine_args(
-                    EngineArgs(model=source, **ours, **given), stat_loggers=[lambda _config, _index: self._gauge]
+                    EngineArgs(model=source, **ours, **given),
+                    stat_loggers=[lambda _config, _index: self._gauge],
                 )
         except Exception as error:  # whatever vLLM, torch or a broken file says
             raise ModelError(
                 f"vLLM cannot open {name!r}: {first_line(error)}",
-                hint="see its supported models and engine arguments; more is in its log: VLLM_LOGGING_LEVEL=INFO",
+                hint="see its supported models and engine arguments; more is in its log: "
+                "VLLM_LOGGING_LEVEL=INFO",
             ) from error
         hold(self._engine)
         self.config = self._engine.vllm_config
         self.page_tokens: int = self.config.cache_config.block_size
-        self.num_pages: int = self.config.cache_config.num_gpu_blocks - 1  # one of them stands for nothing
+        self.num_pages: int = (
+            self.config.cache_config.num_gpu_blocks - 1
+        )  # one of them stands for nothing
         self.most_requests: int = self.config.scheduler_config.max_num_seqs
         self._is_new: set[int] = set()
 
@@ -117,17 +137,22 @@ class VllmBackend:
             "model": self._name,
             "device": "cpu" if self.is_on_cpu else self.config.device_config.device_type,
             "weights": str(model.dtype).removeprefix("torch."),
-            "kv_cache": f"{cache.num_gpu_blocks} blocks of {cache.block_size} tokens, {cache.cache_dtype}",
+            "kv_cache": f"{cache.num_gpu_blocks} blocks of {cache.block_size} tokens, "
+            f"{cache.cache_dtype}",
         }
 
     def versions(self) -> Mapping[str, str]:
         return self._versions
 
-    def submit(self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> None:
+    def submit(
+        self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int
+    ) -> None:
         try:
             params = _sampling_params(sampling, seed)
         except ValueError as error:  # it takes no temperature above 2
-            raise SamplingError(first_line(error), hint="vLLM takes no more; the torch engine does") from error
+            raise SamplingError(
+                first_line(error), hint="vLLM takes no more; the torch engine does"
+            ) from error
         self._is_new.add(key)
         self._engine.add_request(str(key), {"prompt_token_ids": list(prompt_ids)}, params)
 
@@ -135,7 +160,9 @@ class VllmBackend:
         try:
             outputs = self._engine.step()
         except Exception as error:  # the engine is not to be used any more
-            raise EngineError(f"vLLM failed in a step: {first_line(error)}", hint="see its log") from error
+            raise EngineError(
+                f"vLLM failed in a step: {first_line(error)}", hint="see its log"
+            ) from error
         for output in outputs:
             yield from self._drawn(output)
 
@@ -192,7 +219,9 @@ def _sampling_params(sampling: SamplingParams, seed: int) -> Any:
 
 
 def _make_gauge() -> Any:
-    """What takes vLLM's statistics: KV in use as a share of the cache after the last step, and preemptions so far."""
+    """What takes vLLM's statistics: KV in use as a share of the cache after the last step, and
+    preemptions so far.
+    """
     from vllm.v1.metrics.loggers import StatLoggerBase
 
     class Gauge(StatLoggerBase):  # type: ignore[misc]  # vLLM is not there when types are checked
@@ -201,7 +230,11 @@ def _make_gauge() -> Any:
             self.num_preemptions = 0
 
         def record(
-            self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+            self,
+            scheduler_stats: Any,
+            iteration_stats: Any,
+            mm_cache_stats: Any = None,
+            engine_idx: int = 0,
         ) -> None:
             if scheduler_stats is not None:
                 self.usage = scheduler_stats.kv_cache_usage

@@ -26,8 +26,9 @@ _ON_A_CPU = {
 }
 
 
-def prepare() -> dict[str, str]:
-    """Import vLLM, set up so that nothing is decoded while nobody asks. Returns the versions of what computes.
+def import_vllm() -> dict[str, str]:
+    """Import vLLM, set up so that nothing is decoded while nobody asks. Returns the versions of
+    what computes.
 
     Raises:
         UsageError: vLLM is not installed, or in another version than those that specrej works with.
@@ -47,7 +48,9 @@ def prepare() -> dict[str, str]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Python's warnings: while vLLM is imported or opened, torch has some on how vLLM uses it."""
+    """Without Python's warnings: while vLLM is imported or opened, torch has some on how vLLM
+    uses it.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -61,11 +64,15 @@ def is_cpu() -> bool:
 
 
 def defaults(cpu_kv_bytes: int) -> dict[str, Any]:
-    """Engine arguments where the user gives none; the KV cache is sized on a CPU only, where vLLM would take half."""
+    """Engine arguments where the user gives none; the KV cache is sized on a CPU only, where
+    vLLM would take half.
+    """
     common = {"use_tqdm_on_load": False}
     if not is_cpu():
         return common
-    memory = {} if "VLLM_CPU_KVCACHE_SPACE" in os.environ else {"kv_cache_memory_bytes": cpu_kv_bytes}
+    memory = (
+        {} if "VLLM_CPU_KVCACHE_SPACE" in os.environ else {"kv_cache_memory_bytes": cpu_kv_bytes}
+    )
     return {**common, **memory, **_ON_A_CPU}
 
 
@@ -80,7 +87,9 @@ def check_arguments(arguments: Mapping[str, Any], ours: Mapping[str, str]) -> No
     known = {field.name for field in fields(EngineArgs)}
     for name in arguments:
         if name in ours:
-            raise UsageError(f"the engine argument {name!r} is set by specrej: {ours[name]}", hint="leave it out")
+            raise UsageError(
+                f"the engine argument {name!r} is set by specrej: {ours[name]}", hint="leave it out"
+            )
         if name not in known:
             hint = guess(name, known) or "see vLLM's documentation of EngineArgs"
             raise UsageError(f"vLLM has no engine argument {name!r}", hint=hint)
@@ -113,7 +122,11 @@ def kv_bytes_per_token(config: Any) -> int:
     import torch
 
     model, cache = config.model_config, config.cache_config
-    dtype = model.dtype if cache.cache_dtype == "auto" else getattr(torch, cache.cache_dtype, torch.uint8)
+    dtype = (
+        model.dtype
+        if cache.cache_dtype == "auto"
+        else getattr(torch, cache.cache_dtype, torch.uint8)
+    )
     num_tensors = 1 if model.use_mla else 2
     num_numbers = num_tensors * model.get_total_num_hidden_layers() * model.get_total_num_kv_heads()
     return int(num_numbers * model.get_head_size() * dtype.itemsize)

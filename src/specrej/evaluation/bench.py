@@ -1,11 +1,14 @@
-"""Methods side by side on the same prompts: one engine, one memory budget, one seed, everything inside the clock.
+"""Methods side by side on the same prompts: one engine, one memory budget, one seed, everything
+inside the clock.
 
-    methods = parse_methods(["best_of_n:8", "speculative_rejection:0.5"], Settings(max_new_tokens=128))
-    for row in run_bench(load_prompts("prompts.jsonl"), methods, engine, reward, "out", settings=settings):
+    methods = parse_methods(["best_of_n:8", "speculative_rejection:0.5"],
+    Settings(max_new_tokens=128)) for row in run_bench(load_prompts("prompts.jsonl"), methods,
+    engine, reward, "out", settings=settings):
         print(row["prompt_id"], row["method"])
 
-Each prompt runs all methods before the next prompt begins, and their order rotates from prompt to prompt, so that a
-drift of the machine hits all alike. Rows are on the disk when they are yielded. `metrics` compares them.
+Each prompt runs all methods before the next prompt begins, and their order rotates from prompt to
+prompt, so that a drift of the machine hits all alike. Rows are on the disk when they are yielded.
+`metrics` compares them.
 """
 
 import contextlib
@@ -20,14 +23,15 @@ from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UnknownNameError, UsageError
 from specrej.evaluation.folder import RESULTS, claim
 from specrej.evaluation.prompts import Loaded, Task
-from specrej.evaluation.rows import CandidateRow, DecisionRow, Row, RunInfo, TurnRow, UsageRow
+from specrej.evaluation.rows import BenchRow, CandidateRow, DecisionRow, RunInfo, TurnRow, UsageRow
 from specrej.flops import flops_of
 from specrej.journal import Journal
+from specrej.messages import as_messages
 from specrej.registry import ALGORITHMS
 from specrej.rewards.base import Reward
 from specrej.search.choosing import rank
 from specrej.settings import Settings
-from specrej.types import Candidate, Decision, Prompt, Result, as_messages
+from specrej.types import Candidate, Decision, Prompt, Result
 from specrej.version import __version__
 
 _OWN = ("algorithm", "n", "alpha")
@@ -43,7 +47,8 @@ class Method:
 
 
 def parse_methods(words: Sequence[str], settings: Settings) -> list[Method]:
-    """Methods as given on a command line: "best_of_n:N", "speculative_rejection:ALPHA" or "...:ALPHA:N".
+    """Methods as given on a command line: "best_of_n:N", "speculative_rejection:ALPHA" or
+    "...:ALPHA:N".
 
     Without an N, Speculative Rejection begins with as many candidates as the memory carries.
 
@@ -52,7 +57,9 @@ def parse_methods(words: Sequence[str], settings: Settings) -> list[Method]:
     """
     methods = [Method(word, _settings_of(word, settings)) for word in words]
     if not methods:
-        raise UsageError("a bench needs a method", hint="for example best_of_n:8,speculative_rejection:0.5")
+        raise UsageError(
+            "a bench needs a method", hint="for example best_of_n:8,speculative_rejection:0.5"
+        )
     if twice := [word for word in words if words.count(word) > 1]:
         raise UsageError(f"the method {twice[0]!r} is given twice")
     return methods
@@ -72,7 +79,8 @@ def _settings_of(word: str, settings: Settings) -> Settings:
     except (TypeError, ValueError):
         raise UsageError(
             f"{word!r} is no method",
-            hint="expected best_of_n:N, speculative_rejection:ALPHA or speculative_rejection:ALPHA:N",
+            hint="expected best_of_n:N, speculative_rejection:ALPHA or "
+            "speculative_rejection:ALPHA:N",
         ) from None
 
 
@@ -88,7 +96,11 @@ def describe_run(
     return RunInfo(
         kind=kind,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        prompts={"source": loaded.source, "sha256": loaded.sha256, "num_prompts": len(loaded.tasks)},
+        prompts={
+            "source": loaded.source,
+            "sha256": loaded.sha256,
+            "num_prompts": len(loaded.tasks),
+        },
         methods=list(methods),
         settings={name: value for name, value in settings.to_dict().items() if name not in _OWN}
         | {"model": engine.describe()["model"], "reward": reward.name},
@@ -107,11 +119,11 @@ def run_bench(
     settings: Settings,
     resume: bool = False,
     observe: Observer | None = None,
-) -> Generator[Row, None, None]:
+) -> Generator[BenchRow, None, None]:
     """Run every method on every prompt; yield each row when it is on the disk.
 
-    A prompt on which a method fails is a row with the error. Rows that an earlier run has written are not run again,
-    and not yielded.
+    A prompt on which a method fails is a row with the error. Rows that an earlier run has written
+    are not run again, and not yielded.
 
     Args:
         loaded: the prompts.
@@ -126,7 +138,9 @@ def run_bench(
     Raises:
         UsageError: the directory holds something else, or cannot be written.
     """
-    info = describe_run("bench", loaded, engine, reward, settings, [method.name for method in methods])
+    info = describe_run(
+        "bench", loaded, engine, reward, settings, [method.name for method in methods]
+    )
     with claim(directory, info, resume=resume), Journal(Path(directory) / RESULTS) as journal:
         done = {(row["prompt_id"], row["method"]) for row in journal.rows}
         _warm_up(engine, reward, settings)
@@ -142,12 +156,23 @@ def run_bench(
 def _warm_up(engine: Engine, reward: Reward, settings: Settings) -> None:
     """What is slow only the first time is not to be the cost of the method that comes first."""
     short = replace(settings, algorithm="best_of_n", n=2, max_new_tokens=8, memory=None)
-    with contextlib.suppress(SpecrejError):  # what fails here fails on the prompts as well, and is recorded there
+    with contextlib.suppress(
+        SpecrejError
+    ):  # what fails here fails on the prompts as well, and is recorded there
         run_one(engine, reward, "Hello", short)
 
 
-def _run(task: Task, method: Method, place: int, engine: Engine, reward: Reward, observe: Observer | None) -> Row:
-    row = Row(prompt_id=task.id, category=task.category, method=method.name, place=place, turns=[], error=None)
+def _run(
+    task: Task, method: Method, place: int, engine: Engine, reward: Reward, observe: Observer | None
+) -> BenchRow:
+    row = BenchRow(
+        prompt_id=task.id,
+        category=task.category,
+        method=method.name,
+        place=place,
+        turns=[],
+        error=None,
+    )
     try:
         memory = method.settings.memory_bytes or _default_memory(task, method.settings, engine)
         settings = replace(method.settings, memory=memory)
@@ -165,7 +190,9 @@ def _run(task: Task, method: Method, place: int, engine: Engine, reward: Reward,
 
 
 def _default_memory(task: Task, settings: Settings, engine: Engine) -> int:
-    """The engine's default for the longest conversation that this prompt can become: the same for all methods."""
+    """The engine's default for the longest conversation that this prompt can become: the same
+    for all methods.
+    """
     longest = sum(len(engine.encode(turn)) for turn in task.turns)
     longest += (len(task.turns) - 1) * settings.max_new_tokens
     return engine.default_budget(longest, settings.max_new_tokens)
@@ -209,5 +236,8 @@ def _candidate(candidate: Candidate) -> CandidateRow:
 
 
 def _decision(decision: Decision) -> DecisionRow:
-    fields = asdict(decision) | {"scored": list(decision.scored), "rejected": list(decision.rejected)}
+    fields = asdict(decision) | {
+        "scored": list(decision.scored),
+        "rejected": list(decision.rejected),
+    }
     return cast("DecisionRow", fields)

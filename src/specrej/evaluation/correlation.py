@@ -1,13 +1,15 @@
-"""What a partial reward says about the final one: correlations, the chance to lose the best, and what a loss buys.
+"""What a partial reward says about the final one: correlations, the chance to lose the best, and
+what a loss buys.
 
-    correlate(partial, final)                        # {"pearson": 0.71, "spearman": 0.69, "kendall": 0.52}
-    correlations(traces)                             # of each checkpoint: every prompt's, their mean, its interval
-    loss_chances(traces, alphas=(0.25, 0.5))
+    correlate(partial, final)                        # {"pearson": 0.71, "spearman": 0.69,
+    "kendall": 0.52} correlations(traces)                             # of each checkpoint: every
+    prompt's, their mean, its interval loss_chances(traces, alphas=(0.25, 0.5))
     pareto_front(tokens, rewards)                    # who is beaten by nobody
 
-Figures 2 and 4 of arXiv 2410.20290 show the correlation of partial and final reward over the answers to a prompt. A
-candidate that ended by the checkpoint has its final reward there and correlates with itself; so the figures to quote
-are those of the unfinished candidates, and those of all stand beside them.
+Figures 2 and 4 of arXiv 2410.20290 show the correlation of partial and final reward over the
+answers to a prompt. A candidate that ended by the checkpoint has its final reward there and
+correlates with itself; so the figures to quote are those of the unfinished candidates, and those of
+all stand beside them.
 """
 
 from collections.abc import Sequence
@@ -59,7 +61,9 @@ class LossChance(TypedDict):
 
 
 def correlate(partial: ArrayLike, final: ArrayLike) -> dict[Measure, float | None]:
-    """Pearson's, Spearman's and Kendall's (tau-b) correlation of two arrays `[n]`; None where it is undefined."""
+    """Pearson's, Spearman's and Kendall's (tau-b) correlation of two arrays `[n]`; None where it
+    is undefined.
+    """
     x, y = np.asarray(partial, dtype=np.float64), np.asarray(final, dtype=np.float64)
     if len(x) < _LEAST_POINTS or _is_constant(x) or _is_constant(y):
         return dict.fromkeys(MEASURES)
@@ -76,7 +80,9 @@ def _at_checkpoint(traces: Sequence[Trace], place: int) -> CheckpointCorrelation
     num_tokens = traces[0].checkpoints[place]
     live = [trace.lengths > num_tokens for trace in traces]
     pairs = [(trace.rewards[:, place], trace.final_rewards) for trace in traces]
-    unfinished = [correlate(x[is_live], y[is_live]) for (x, y), is_live in zip(pairs, live, strict=True)]
+    unfinished = [
+        correlate(x[is_live], y[is_live]) for (x, y), is_live in zip(pairs, live, strict=True)
+    ]
     return CheckpointCorrelations(
         num_tokens=num_tokens,
         live_share=float(np.mean(np.concatenate(live))),
@@ -94,27 +100,38 @@ def _summary(values: list[float | None]) -> Correlations:
 
 
 def is_best_lost(partial: ArrayLike, final: ArrayLike, alpha: float) -> bool:
-    """Whether a decision on these partial rewards `[n]` with this alpha rejects all of the best final one."""
+    """Whether a decision on these partial rewards `[n]` with this alpha rejects all of the best
+    final one.
+    """
     stays = np.array(fraction(alpha)(np.asarray(partial, dtype=np.float64).tolist()))
     rewards = np.asarray(final)
     return bool(rewards[stays].max() < rewards.max())
 
 
 def loss_chances(traces: Sequence[Trace], alphas: Sequence[float]) -> list[LossChance]:
-    """How often a single decision loses the best candidate, by checkpoint and alpha, over prompts."""
+    """How often a single decision loses the best candidate, by checkpoint and alpha, over
+    prompts.
+    """
     places = [(place, alpha) for place in range(len(traces[0].checkpoints)) for alpha in alphas]
     lost = [
-        [is_best_lost(trace.rewards[:, place], trace.final_rewards, alpha) for place, alpha in places]
+        [
+            is_best_lost(trace.rewards[:, place], trace.final_rewards, alpha)
+            for place, alpha in places
+        ]
         for trace in traces
     ]
     return [
         LossChance(num_tokens=traces[0].checkpoints[place], alpha=alpha, chance=chance)
-        for (place, alpha), chance in zip(places, estimates(np.array(lost, dtype=np.float64)), strict=True)
+        for (place, alpha), chance in zip(
+            places, estimates(np.array(lost, dtype=np.float64)), strict=True
+        )
     ]
 
 
 def estimates(values: NDArray[np.float64]) -> list[Estimate]:
-    """`intervals.mean_of` of each column of `[prompts, columns]`, without NaN; for thousands of columns at once."""
+    """`intervals.mean_of` of each column of `[prompts, columns]`, without NaN; for thousands of
+    columns at once.
+    """
     num_prompts = len(values)
     if num_prompts < 2:
         return [mean_of(column) for column in values.T]

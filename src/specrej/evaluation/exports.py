@@ -8,12 +8,14 @@ alpaca_eval (https://github.com/tatsu-lab/alpaca_eval) compares two methods by a
     export OPENAI_API_KEY=...
     alpaca_eval --model_outputs method.json --reference_outputs baseline.json
 
-Without --reference_outputs it compares with its own reference, on its own 805 questions (the prompt set alpaca_eval).
+Without --reference_outputs it compares with its own reference, on its own 805 questions (the prompt
+set alpaca_eval).
 
-FastChat (https://github.com/lm-sys/FastChat, fastchat/llm_judge) grades answers to MT-Bench (the set mt_bench):
+FastChat (https://github.com/lm-sys/FastChat, fastchat/llm_judge) grades answers to MT-Bench (the
+set mt_bench):
 
-    specrej export out --to mt_bench --method speculative_rejection:0.5 --output data/mt_bench/model_answer/sr.jsonl
-    python gen_judgment.py --model-list sr
+    specrej export out --to mt_bench --method speculative_rejection:0.5 --output
+    data/mt_bench/model_answer/sr.jsonl python gen_judgment.py --model-list sr
     python show_result.py --model-list sr
 
 A prompt on which the method failed has empty answers: it stays in the denominator.
@@ -25,9 +27,9 @@ from typing import NamedTuple, TypedDict
 
 from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation.prompts import Task
-from specrej.evaluation.rows import Row
+from specrej.evaluation.rows import BenchRow
 from specrej.journal import write_json, write_rows
-from specrej.types import as_messages
+from specrej.messages import as_messages
 
 FORMATS = ("alpaca_eval", "mt_bench")
 
@@ -57,8 +59,11 @@ class MtBenchAnswer(TypedDict):
     choices: list[Choice]
 
 
-def to_alpaca_eval(rows: Sequence[Row], method: str, tasks: Iterable[Task] = ()) -> list[AlpacaOutput]:
-    """The answers of one method, in the order of its rows. The row's category is the entry's dataset.
+def to_alpaca_eval(
+    rows: Sequence[BenchRow], method: str, tasks: Iterable[Task] = ()
+) -> list[AlpacaOutput]:
+    """The answers of one method, in the order of its rows. The row's category is the entry's
+    dataset.
 
     Args:
         rows: a bench's rows, of all methods: a question is found in any row that was answered.
@@ -84,7 +89,7 @@ def to_alpaca_eval(rows: Sequence[Row], method: str, tasks: Iterable[Task] = ())
     ]
 
 
-def to_mt_bench(rows: Sequence[Row], method: str, model_id: str) -> list[MtBenchAnswer]:
+def to_mt_bench(rows: Sequence[BenchRow], method: str, model_id: str) -> list[MtBenchAnswer]:
     """The answers of one method, as many turns each as the longest conversation of the rows.
 
     Args:
@@ -118,8 +123,11 @@ class Exported(NamedTuple):
     """What the bench holds and the format does not, in words; "" where nothing was left out."""
 
 
-def export(path: str | Path, rows: Sequence[Row], method: str, to: str, tasks: Iterable[Task] = ()) -> Exported:
-    """Write a method's answers in the format of `FORMATS` that `to` names. The file's folder is made.
+def export(
+    path: str | Path, rows: Sequence[BenchRow], method: str, to: str, tasks: Iterable[Task] = ()
+) -> Exported:
+    """Write a method's answers in the format of `FORMATS` that `to` names. The file's folder is
+    made.
 
     Raises:
         UnknownNameError: no row is of the method, or the format is not known.
@@ -133,10 +141,12 @@ def export(path: str | Path, rows: Sequence[Row], method: str, to: str, tasks: I
     else:
         raise UnknownNameError("format", to, FORMATS)
     chosen = _rows_of(rows, method)
-    return Exported(len(chosen), sum(row["error"] is not None for row in chosen), _flattened(chosen, to))
+    return Exported(
+        len(chosen), sum(row["error"] is not None for row in chosen), _flattened(chosen, to)
+    )
 
 
-def _flattened(rows: Sequence[Row], to: str) -> str:
+def _flattened(rows: Sequence[BenchRow], to: str) -> str:
     """What of these rows the format has no place for."""
     if to == "alpaca_eval":
         return "ids, which alpaca_eval does not have"
@@ -146,7 +156,9 @@ def _flattened(rows: Sequence[Row], to: str) -> str:
         "began with messages before the question, which FastChat takes from a file of its own": sum(
             len(row["turns"][0]["messages"]) > 1 for row in answered
         ),
-        "had fewer turns than others, and got empty ones": sum(len(row["turns"]) < most for row in answered),
+        "had fewer turns than others, and got empty ones": sum(
+            len(row["turns"]) < most for row in answered
+        ),
         "had a category": sum(bool(row["category"]) for row in rows),
     }
     return "; ".join(f"{count} {words}" for words, count in counts.items() if count)
@@ -182,7 +194,7 @@ def write_mt_bench(path: str | Path, answers: Sequence[MtBenchAnswer]) -> None:
     write_rows(path, answers)
 
 
-def _rows_of(rows: Sequence[Row], method: str) -> list[Row]:
+def _rows_of(rows: Sequence[BenchRow], method: str) -> list[BenchRow]:
     chosen = [row for row in rows if row["method"] == method]
     if not chosen:
         raise UnknownNameError("method", method, {row["method"] for row in rows})
@@ -198,7 +210,8 @@ def _question_id(prompt_id: str) -> int | str:
 def _instruction(prompt_id: str, asked: Mapping[str, list[list[dict[str, str]]]]) -> str:
     if prompt_id not in asked:
         raise UsageError(
-            f"no row says what prompt {prompt_id!r} asks: all methods failed on it", hint="give the prompts as well"
+            f"no row says what prompt {prompt_id!r} asks: all methods failed on it",
+            hint="give the prompts as well",
         )
     first, *later = asked[prompt_id]
     if later or len(first) > 1:
@@ -209,7 +222,9 @@ def _instruction(prompt_id: str, asked: Mapping[str, list[list[dict[str, str]]]]
     return first[0]["content"]
 
 
-def _texts(row: Row, num_turns: int) -> list[str]:
-    """An answer a turn; the ones that a failed row has are left out as well, for its conversation has no end."""
+def _texts(row: BenchRow, num_turns: int) -> list[str]:
+    """An answer a turn; the ones that a failed row has are left out as well, for its
+    conversation has no end.
+    """
     texts = [] if row["error"] else [turn["text"] for turn in row["turns"]]
     return texts + [""] * (num_turns - len(texts))

@@ -4,8 +4,8 @@
         figure, axes = open_axes(x="seconds", y="mean reward")
     svg, png = save(figure, "out/plots/pareto-seconds")
 
-Figures use the colours below and no others: accent for methods that reject, greys for the rest, so that a page can map
-them to its own. The same data gives the same bytes.
+Figures use the colours below and no others: accent for methods that reject, greys for the rest, so
+that a page can map them to its own. The same data gives the same bytes.
 """
 
 import math
@@ -19,7 +19,10 @@ from matplotlib.figure import Figure
 
 INK, MUTED, RULE, ACCENT, PAPER = "#1c1d21", "#71737c", "#dcdde2", "#c2501f", "#ffffff"
 
-_SIZE = (4.0, 3.2)  # inches: on a telephone a figure is as wide as it is here, and letters keep their size
+_SIZE = (
+    4.0,
+    3.2,
+)  # inches: on a telephone a figure is as wide as it is here, and letters keep their size
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -63,7 +66,9 @@ def save(figure: Figure, stem: str | Path) -> tuple[Path, Path]:
         figure.savefig(svg, metadata={"Date": None, "Creator": None}, dpi=200)
         figure.savefig(png, metadata={"Software": None}, dpi=200)
     # Not everybody has the font that the figure was laid out with.
-    fonts = svg.read_text(encoding="utf-8").replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+    fonts = svg.read_text(encoding="utf-8").replace(
+        "'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif"
+    )
     svg.write_text(fonts, encoding="utf-8")
     return svg, png
 

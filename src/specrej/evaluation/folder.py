@@ -15,7 +15,7 @@ from typing import cast
 from filelock import FileLock, Timeout
 
 from specrej.errors import UsageError
-from specrej.evaluation.rows import Row, RunInfo
+from specrej.evaluation.rows import BenchRow, RunInfo
 from specrej.journal import read_rows, write_json
 
 RUN = "run.json"
@@ -28,8 +28,8 @@ def claim(directory: str | Path, info: RunInfo, *, resume: bool) -> Iterator[Non
     """Be the only writer of a run's folder: a new one, or (with `resume`) one that was stopped.
 
     Raises:
-        UsageError: the folder cannot be written, is in use, holds another run or files of no run, or holds this run
-            already and `resume` was not asked for.
+        UsageError: the folder cannot be written, is in use, holds another run or files of no run,
+            or holds this run already and `resume` was not asked for.
     """
     directory = Path(directory)
     try:
@@ -41,16 +41,21 @@ def claim(directory: str | Path, info: RunInfo, *, resume: bool) -> Iterator[Non
                 write_json(directory / RUN, info)
             yield
     except Timeout:
-        raise UsageError(f"another process is writing to {directory}", hint="wait for it, or stop it") from None
+        raise UsageError(
+            f"another process is writing to {directory}", hint="wait for it, or stop it"
+        ) from None
     except OSError as error:
         raise UsageError(f"cannot write to {directory}: {error.strerror or error}") from error
 
 
 def _check(directory: Path, info: RunInfo, *, resume: bool) -> None:
     if not (directory / RUN).exists():
-        if foreign := sorted(path.name for path in directory.iterdir() if not path.name.startswith(".")):
+        if foreign := sorted(
+            path.name for path in directory.iterdir() if not path.name.startswith(".")
+        ):
             raise UsageError(
-                f"{directory} holds no run but other files, such as {foreign[0]}", hint="give a folder of its own"
+                f"{directory} holds no run but other files, such as {foreign[0]}",
+                hint="give a folder of its own",
             )
         return
     there = read_info(directory)
@@ -60,14 +65,18 @@ def _check(directory: Path, info: RunInfo, *, resume: bool) -> None:
             hint="go on with it by --resume, or give another folder",
         )
     differing = [
-        name for name in RunInfo.__annotations__ if name != "created" and there.get(name) != _plain(info)[name]
+        name
+        for name in RunInfo.__annotations__
+        if name != "created" and there.get(name) != _plain(info)[name]
     ]
     if differing:
         name = differing[0]
         before, now = there.get(name), _plain(info)[name]
         raise UsageError(
-            f"{directory} holds another run: its {name} are {json.dumps(before)}, yours {json.dumps(now)}",
-            hint="resume with the options that the run began with (see run.json), or give another folder",
+            f"{directory} holds another run: its {name} are {json.dumps(before)}, yours "
+            f"{json.dumps(now)}",
+            hint="resume with the options that the run began with (see run.json), or give another "
+            "folder",
         )
 
 
@@ -86,11 +95,12 @@ def read_info(directory: str | Path) -> RunInfo:
         return cast("RunInfo", json.loads((Path(directory) / RUN).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{directory} holds no run: {RUN} cannot be read", hint="give a folder that specrej bench or trace has made"
+            f"{directory} holds no run: {RUN} cannot be read",
+            hint="give a folder that specrej bench or trace has made",
         ) from error
 
 
-def read_bench(directory: str | Path) -> tuple[RunInfo, list[Row]]:
+def read_bench(directory: str | Path) -> tuple[RunInfo, list[BenchRow]]:
     """What a bench has written so far.
 
     Raises:
@@ -99,4 +109,4 @@ def read_bench(directory: str | Path) -> tuple[RunInfo, list[Row]]:
     info = read_info(directory)
     if info["kind"] != "bench":
         raise UsageError(f"{directory} holds a {info['kind']}, not a bench")
-    return info, cast("list[Row]", read_rows(Path(directory) / RESULTS))
+    return info, cast("list[BenchRow]", read_rows(Path(directory) / RESULTS))

@@ -1,10 +1,12 @@
 """95% intervals by the bootstrap over prompts.
 
-    estimate(lambda drawn: rewards[drawn].mean(-1), len(rewards))      # {"value": 6.2, "low": 5.1, "high": 7.3}
+    estimate(lambda drawn: rewards[drawn].mean(-1), len(rewards))      # {"value": 6.2, "low": 5.1,
+    "high": 7.3}
 
-A statistic gets numbers of prompts, so that whatever it compares is compared on the same prompts: methods are paired.
-The ends are percentiles of the resamples. BCa would serve skewed figures a little better, but it has no value for
-constant data or for the mean of the worst prompts, which occur here.
+A statistic gets numbers of prompts, so that whatever it compares is compared on the same prompts:
+methods are paired. The ends are percentiles of the resamples. BCa would serve skewed figures a
+little better, but it has no value for constant data or for the mean of the worst prompts, which
+occur here.
 """
 
 import math
@@ -60,10 +62,13 @@ def value_of(statistic: Statistic, num_prompts: int) -> float | None:
 
 
 def ends_of(statistic: Statistic, num_prompts: int) -> tuple[float, float] | tuple[None, None]:
-    """The 2.5% and 97.5% order statistics of resampled prompts. Figures may be infinite, and the ends with them."""
+    """The 2.5% and 97.5% order statistics of resampled prompts. Figures may be infinite, and the
+    ends with them.
+    """
     if num_prompts < 2:
         return None, None
-    # As scipy.stats.bootstrap draws; that one has no room for infinite figures, or for a resample without any.
+    # As scipy.stats.bootstrap draws; that one has no room for infinite figures, or for a resample
+    # without any.
     drawn = np.random.default_rng(SEED).integers(num_prompts, size=(NUM_RESAMPLES, num_prompts))
     figures = statistic(drawn)
     figures = np.sort(figures[~np.isnan(figures)])

@@ -1,10 +1,12 @@
-"""What methods gained and what they cost: everything that a bench's table and report show, from its rows.
+"""What methods gained and what they cost: everything that a bench's table and report show, from its
+rows.
 
     summary = summarize(rows, baseline="best_of_n:64")
-    summary["methods"]["speculative_rejection:0.5"]["improvement"]     # {"value": 104.1, "low": 99.0, "high": 109.6}
+    summary["methods"]["speculative_rejection:0.5"]["improvement"]     # {"value": 104.1, "low":
+    99.0, "high": 109.6}
 
-The figures of single prompts, and what becomes of failures, are in `comparison`; compute and speedup in `speedup`; the
-intervals in `intervals`. Risk is that of DARC (arXiv 2603.08145).
+The figures of single prompts, and what becomes of failures, are in `comparison`; compute and
+speedup in `speedup`; the intervals in `intervals`. Risk is that of DARC (arXiv 2603.08145).
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,7 +32,7 @@ from specrej.evaluation.comparison import (
 )
 from specrej.evaluation.intervals import Array, Estimate, estimate, mean_of, median_of
 from specrej.evaluation.judge import VerdictRow
-from specrej.evaluation.rows import Row, TurnRow
+from specrej.evaluation.rows import BenchRow, TurnRow
 from specrej.evaluation.speedup import Score, Speedup, largest_best_of_n, relative_compute, speedup
 from specrej.flops import FLOPS_PARTS, total_of
 
@@ -49,7 +51,8 @@ class Rates(TypedDict):
     num_prompts: int
     """All that the shares are of."""
     unclear: Estimate
-    """Neither won, tied nor lost: the judge's replies could not be read. Zero where rewards decide."""
+    """Neither won, tied nor lost: the judge's replies could not be read. Zero where rewards
+    decide."""
     num_unclear: int
 
 
@@ -57,7 +60,8 @@ class Risk(TypedDict):
     """How bad it gets, in rewards."""
 
     mean_minus_sigma: Estimate
-    """Mean - RISK_AVERSION * standard deviation over prompts (of the population: divided by their number)."""
+    """Mean - RISK_AVERSION * standard deviation over prompts (of the population: divided by
+    their number)."""
     cvar: Estimate
     """Mean over the worst tenth of prompts, rounded down, at least one."""
     high_variance: Estimate
@@ -94,17 +98,21 @@ class MethodSummary(TypedDict):
     relative: dict[Compute, Estimate]
     """Compute by the baseline's."""
     speedup: dict[Score, dict[Compute, Speedup | None]]
-    """At equal score; None where the run has no Best-of-N, the compute is not known, or no prompt has the score."""
+    """At equal score; None where the run has no Best-of-N, the compute is not known, or no
+    prompt has the score."""
     perplexity: Estimate
-    """Of the chosen answers, of the answer's own tokens. The paper takes prompt and answer together."""
+    """Of the chosen answers, of the answer's own tokens. The paper takes prompt and answer
+    together."""
     speedup_to_largest: dict[Compute, Estimate] | None
-    """Compute of the largest Best-of-N by the method's, whatever their scores: the paper's perplexity table.
+    """Compute of the largest Best-of-N by the method's, whatever their scores: the paper's
+    perplexity table.
 
     The largest is the one that draws most tokens; None where the run has no Best-of-N.
     """
     by_reward: Rates
     by_judge: dict[str, Rates]
-    """By judge's name, over the prompts that it has judged: judges are never put together. Empty where none has."""
+    """By judge's name, over the prompts that it has judged: judges are never put together. Empty
+    where none has."""
     risk: Risk
     cost: Cost
 
@@ -122,23 +130,29 @@ class Summary(TypedDict):
     num_flat: int
     """Left out of improvement scores: all of the baseline's candidates have the same reward."""
     narrow_prompts: list[str]
-    """Prompts whose improvement score is to be doubted: the baseline's best and lowest reward are nearly the same.
+    """Prompts whose improvement score is to be doubted: the baseline's best and lowest reward are
+    nearly the same.
 
-    They differ by less than NARROW of the median prompt's difference, so such a score weighs that much more.
+    They differ by less than NARROW of the median prompt's difference, so such a score weighs that
+    much more.
     """
     high_variance_prompts: list[str]
-    """The fifth of prompts, at least one, on which the baseline's candidates differ most in reward; none if nowhere."""
+    """The fifth of prompts, at least one, on which the baseline's candidates differ most in
+    reward; none if nowhere."""
     methods: dict[str, MethodSummary]
     """In the order in which the run has them."""
 
 
-def summarize(rows: Iterable[Row], baseline: str, verdicts: Iterable[VerdictRow] = ()) -> Summary:
+def summarize(
+    rows: Iterable[BenchRow], baseline: str, verdicts: Iterable[VerdictRow] = ()
+) -> Summary:
     """All figures of a run, in JSON's types.
 
     Args:
         rows: of a bench, in any order, complete or not.
         baseline: the method that the others are compared with, as the rows name it.
-        verdicts: of any judges, as `judge.read_verdicts` gives them; those against another baseline are not read.
+        verdicts: of any judges, as `judge.read_verdicts` gives them; those against another baseline
+            are not read.
 
     Raises:
         UnknownNameError: the rows have no such method; names those there are.
@@ -158,20 +172,32 @@ def summarize(rows: Iterable[Row], baseline: str, verdicts: Iterable[VerdictRow]
         "num_unfinished": comparison.num_unfinished,
         "num_without_baseline": comparison.num_without_baseline,
         "num_flat": int(np.isnan(improvements(comparison, baseline)).sum()),
-        "narrow_prompts": [comparison.prompt_ids[place] for place in np.flatnonzero(narrow(comparison))],
+        "narrow_prompts": [
+            comparison.prompt_ids[place] for place in np.flatnonzero(narrow(comparison))
+        ],
         "high_variance_prompts": [comparison.prompt_ids[place] for place in widest],
-        "methods": {method: _method(comparison, method, widest, by_judge[method]) for method in comparison.rows},
+        "methods": {
+            method: _method(comparison, method, widest, by_judge[method])
+            for method in comparison.rows
+        },
     }
 
 
 def default_baseline(methods: Sequence[str]) -> str:
     """The largest Best-of-N, or the first method where there is none."""
-    sizes = {method: int(method.partition(":")[2]) for method in methods if method.startswith("best_of_n:")}
+    sizes = {
+        method: int(method.partition(":")[2])
+        for method in methods
+        if method.startswith("best_of_n:")
+    }
     return max(sizes, key=lambda method: sizes[method]) if sizes else methods[0]
 
 
 def _method(
-    comparison: Comparison, method: str, widest: NDArray[np.intp], by_judge: dict[str, dict[str, Verdict]]
+    comparison: Comparison,
+    method: str,
+    widest: NDArray[np.intp],
+    by_judge: dict[str, dict[str, Verdict]],
 ) -> MethodSummary:
     scores = improvements(comparison, method)
     own, base = rewards(comparison, method), rewards(comparison, comparison.baseline)
@@ -182,14 +208,23 @@ def _method(
         "difference": mean_of(own - base),
         "improvement": mean_of(scores),
         "improvement_median": median_of(scores),
-        "relative": {c: relative_compute(comparison, method, c, comparison.baseline) for c in COMPUTES},
-        "speedup": {score: {c: speedup(comparison, method, score, c) for c in COMPUTES} for score in SCORES},
+        "relative": {
+            c: relative_compute(comparison, method, c, comparison.baseline) for c in COMPUTES
+        },
+        "speedup": {
+            score: {c: speedup(comparison, method, score, c) for c in COMPUTES} for score in SCORES
+        },
         "perplexity": mean_of(perplexities(comparison, method)),
         "speedup_to_largest": (
-            None if largest is None else {c: relative_compute(comparison, largest, c, method) for c in COMPUTES}
+            None
+            if largest is None
+            else {c: relative_compute(comparison, largest, c, method) for c in COMPUTES}
         ),
         "by_reward": _rates(outcomes(comparison, method)),
-        "by_judge": {name: _rates(judged(comparison, method, verdicts)) for name, verdicts in by_judge.items()},
+        "by_judge": {
+            name: _rates(judged(comparison, method, verdicts))
+            for name, verdicts in by_judge.items()
+        },
         "risk": _risk(own, widest),
         "cost": _cost([row for row in comparison.rows[method] if row["error"] is None]),
     }
@@ -197,7 +232,9 @@ def _method(
 
 def _rates(results: Array) -> Rates:
     results = results[~np.isnan(results)]
-    win, tie, loss, unclear = (mean_of((results == outcome).astype(np.float64)) for outcome in (1, 0, -1, UNCLEAR))
+    win, tie, loss, unclear = (
+        mean_of((results == outcome).astype(np.float64)) for outcome in (1, 0, -1, UNCLEAR)
+    )
     return {
         "win": win,
         "tie": tie,
@@ -211,16 +248,20 @@ def _rates(results: Array) -> Rates:
 def _risk(own: Array, widest: NDArray[np.intp]) -> Risk:
     worst = max(1, len(own) // 10)
     return {
-        "mean_minus_sigma": estimate(lambda drawn: own[drawn].mean(-1) - RISK_AVERSION * own[drawn].std(-1), len(own)),
+        "mean_minus_sigma": estimate(
+            lambda drawn: own[drawn].mean(-1) - RISK_AVERSION * own[drawn].std(-1), len(own)
+        ),
         "cvar": estimate(lambda drawn: np.sort(own[drawn])[:, :worst].mean(-1), len(own)),
         "high_variance": mean_of(own[widest]),
     }
 
 
-def _cost(rows: list[Row]) -> Cost:
+def _cost(rows: list[BenchRow]) -> Cost:
     turns: list[TurnRow] = [turn for row in rows for turn in row["turns"]]
     usages = [turn["usage"] for turn in turns]
-    flops: dict[str, float | None] = {part: total_of(turn["flops"][part] for turn in turns) for part in FLOPS_PARTS}
+    flops: dict[str, float | None] = {
+        part: total_of(turn["flops"][part] for turn in turns) for part in FLOPS_PARTS
+    }
     return {
         "num_prompts": len(rows),
         "prompt_tokens": sum(usage["prompt_tokens"] for usage in usages),

@@ -1,4 +1,5 @@
-"""Matplotlib figures of the report and of `specrej replay`: pure functions from plain data to a Figure.
+"""Matplotlib figures of the report and of `specrej replay`: pure functions from plain data to a
+Figure.
 
     figure = efficiency(points, unit="seconds", baseline="best_of_n:8")
 
@@ -52,7 +53,9 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """A candidate in a race: its length in tokens and its reward at each decision, and how it ended."""
+    """A candidate in a race: its length in tokens and its reward at each decision, and how it
+    ended.
+    """
 
     num_tokens: Sequence[int]
     rewards: Sequence[float]
@@ -60,14 +63,24 @@ class Runner:
 
 
 def efficiency(points: Sequence[Point], *, unit: str, baseline: str) -> Figure:
-    """The improvement score against relative compute, a line through each kind of method, with 95% intervals."""
+    """The improvement score against relative compute, a line through each kind of method, with
+    95% intervals.
+    """
     with matplotlib.rc_context(STYLE):
         figure, axes = open_axes(x=f"{unit}, relative to {baseline}", y="improvement score")
         axes.axhline(100, color=RULE, linewidth=1)
         axes.axvline(1, color=RULE, linewidth=1)
         for rejects, color in ((False, MUTED), (True, ACCENT)):
-            line = sorted((point for point in points if point.rejects is rejects), key=lambda point: point.x)
-            axes.plot([point.x for point in line], [point.y for point in line], color=color, linewidth=1.2, alpha=0.45)
+            line = sorted(
+                (point for point in points if point.rejects is rejects), key=lambda point: point.x
+            )
+            axes.plot(
+                [point.x for point in line],
+                [point.y for point in line],
+                color=color,
+                linewidth=1.2,
+                alpha=0.45,
+            )
             for point in line:
                 _draw_point(axes, point, color)
         _log_x(axes)
@@ -75,8 +88,12 @@ def efficiency(points: Sequence[Point], *, unit: str, baseline: str) -> Figure:
         return figure
 
 
-def pareto(cloud: Sequence[Point], front: Sequence[Point], *, unit: str, y: str = "mean reward") -> Figure:
-    """Policies by compute (log x) and reward: a cloud, and in the accent those that no other beats in both."""
+def pareto(
+    cloud: Sequence[Point], front: Sequence[Point], *, unit: str, y: str = "mean reward"
+) -> Figure:
+    """Policies by compute (log x) and reward: a cloud, and in the accent those that no other
+    beats in both.
+    """
     with matplotlib.rc_context(STYLE):
         figure, axes = open_axes(x=unit, y=y)
         axes.plot(
@@ -93,53 +110,88 @@ def pareto(cloud: Sequence[Point], front: Sequence[Point], *, unit: str, y: str 
         steps = sorted(front, key=lambda point: point.x)
         xs, ys = [point.x for point in steps], [point.y for point in steps]
         axes.step(xs, ys, where="post", color=ACCENT, linewidth=1.2, alpha=0.6)
-        axes.plot(xs, ys, linestyle="none", marker="o", markersize=4.5, markeredgewidth=0, color=ACCENT)
+        axes.plot(
+            xs, ys, linestyle="none", marker="o", markersize=4.5, markeredgewidth=0, color=ACCENT
+        )
         _log_x(axes)
         _label_points(figure, axes, front)
         return figure
 
 
 def violins(values: Mapping[int, Sequence[float]], *, name: str) -> Figure:
-    """How a coefficient spreads over prompts, by checkpoint in tokens: a violin, its quartiles and its median.
+    """How a coefficient spreads over prompts, by checkpoint in tokens: a violin, its quartiles and
+    its median.
 
     Args:
         values: one value a prompt by checkpoint; those that are not defined (NaN) are left out.
         name: of the coefficient, such as "Spearman".
     """
-    kept = {tokens: [value for value in group if not math.isnan(value)] for tokens, group in sorted(values.items())}
+    kept = {
+        tokens: [value for value in group if not math.isnan(value)]
+        for tokens, group in sorted(values.items())
+    }
     kept = {tokens: group for tokens, group in kept.items() if group}
     places = range(len(kept))
     with matplotlib.rc_context(STYLE):
-        figure, axes = open_axes(x="tokens of the partial answer", y=f"{name} correlation with final reward")
+        figure, axes = open_axes(
+            x="tokens of the partial answer", y=f"{name} correlation with final reward"
+        )
         axes.axhline(0, color=RULE, linewidth=1)
         if kept:
-            drawn: Any = axes.violinplot(list(kept.values()), positions=list(places), widths=0.8, showextrema=False)
+            drawn: Any = axes.violinplot(
+                list(kept.values()), positions=list(places), widths=0.8, showextrema=False
+            )
             for body in drawn["bodies"]:
                 body.set(facecolor=ACCENT, alpha=0.22, edgecolor="none")
         for place, group in zip(places, kept.values(), strict=True):
             low, middle, high = np.quantile(group, [0.25, 0.5, 0.75])
-            axes.plot([place, place], [low, high], color=ACCENT, linewidth=3, solid_capstyle="round")
-            axes.plot(place, middle, "o", color=PAPER, markeredgecolor=ACCENT, markersize=6, markeredgewidth=1.5)
+            axes.plot(
+                [place, place], [low, high], color=ACCENT, linewidth=3, solid_capstyle="round"
+            )
+            axes.plot(
+                place,
+                middle,
+                "o",
+                color=PAPER,
+                markeredgecolor=ACCENT,
+                markersize=6,
+                markeredgewidth=1.5,
+            )
         axes.set_xticks(list(places), [str(tokens) for tokens in kept])
         axes.set_ylim(min(0.0, *(min(group) for group in kept.values()), 0.0) - 0.05, 1.05)
         return figure
 
 
 def race(runners: Sequence[Runner], decisions: Sequence[tuple[int, int]]) -> Figure:
-    """One prompt's candidates: partial reward against tokens, from decision to decision, until each one's end.
+    """One prompt's candidates: partial reward against tokens, from decision to decision, until each
+    one's end.
 
     Args:
         runners: the candidates.
         decisions: (tokens, how many stayed) of each decision.
     """
-    looks = {"rejected": (MUTED, 0.35, 0.8), "complete": (MUTED, 0.8, 1.1), "winner": (ACCENT, 1.0, 2.4)}
+    looks = {
+        "rejected": (MUTED, 0.35, 0.8),
+        "complete": (MUTED, 0.8, 1.1),
+        "winner": (ACCENT, 1.0, 2.4),
+    }
     with matplotlib.rc_context(STYLE):
         figure, axes = open_axes(x="tokens of the answer", y="reward so far", pad=20)
         for fate, (color, alpha, width) in looks.items():
             for runner in (runner for runner in runners if runner.fate == fate):
-                axes.plot(runner.num_tokens, runner.rewards, color=color, alpha=alpha, linewidth=width)
-        for fate, mark, size in (("rejected", "x", 4.5), ("complete", "o", 4.0), ("winner", "o", 8.0)):
-            ends = [(runner.num_tokens[-1], runner.rewards[-1]) for runner in runners if runner.fate == fate]
+                axes.plot(
+                    runner.num_tokens, runner.rewards, color=color, alpha=alpha, linewidth=width
+                )
+        for fate, mark, size in (
+            ("rejected", "x", 4.5),
+            ("complete", "o", 4.0),
+            ("winner", "o", 8.0),
+        ):
+            ends = [
+                (runner.num_tokens[-1], runner.rewards[-1])
+                for runner in runners
+                if runner.fate == fate
+            ]
             color, alpha, _ = looks[fate]
             axes.plot(
                 [x for x, _ in ends],
@@ -156,7 +208,9 @@ def race(runners: Sequence[Runner], decisions: Sequence[tuple[int, int]]) -> Fig
         return figure
 
 
-def cost_bars(parts: Mapping[str, Mapping[str, float]], *, rejects: Mapping[str, bool], unit: str) -> Figure:
+def cost_bars(
+    parts: Mapping[str, Mapping[str, float]], *, rejects: Mapping[str, bool], unit: str
+) -> Figure:
     """What each method cost, one bar a method, its parts from dark to light.
 
     Args:
@@ -171,9 +225,18 @@ def cost_bars(parts: Mapping[str, Mapping[str, float]], *, rejects: Mapping[str,
         for place, (method, costs) in enumerate(parts.items()):
             color, left = ACCENT if rejects[method] else MUTED, 0.0
             for part, tone in zip(names, tones, strict=True):
-                axes.barh(place, costs[part], left=left, height=0.62, color=color, alpha=tone, linewidth=0)
+                axes.barh(
+                    place, costs[part], left=left, height=0.62, color=color, alpha=tone, linewidth=0
+                )
                 left += costs[part]
-            axes.annotate(short(left), (left, place), (5, 0), textcoords="offset points", va="center", color=INK)
+            axes.annotate(
+                short(left),
+                (left, place),
+                (5, 0),
+                textcoords="offset points",
+                va="center",
+                color=INK,
+            )
         axes.set_yticks(range(len(parts)), [short_name(method) for method in parts])
         axes.tick_params(axis="y", length=0, colors=INK)
         axes.invert_yaxis()
@@ -186,12 +249,21 @@ def cost_bars(parts: Mapping[str, Mapping[str, float]], *, rejects: Mapping[str,
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         if len(names) > 1:
             swatches = [Patch(color=MUTED, alpha=tone, linewidth=0) for tone in tones]
-            figure.legend(swatches, names, loc="outside upper left", ncols=len(names), frameon=False, handlelength=0.9)
+            figure.legend(
+                swatches,
+                names,
+                loc="outside upper left",
+                ncols=len(names),
+                frameon=False,
+                handlelength=0.9,
+            )
         return figure
 
 
 def short_name(method: str) -> str:
-    """What a figure calls a method: "N=8" for best_of_n:8, "α=0.5 N=64" for speculative_rejection:0.5:64."""
+    """What a figure calls a method: "N=8" for best_of_n:8, "α=0.5 N=64" for
+    speculative_rejection:0.5:64.
+    """
     name, *numbers = method.split(":")
     letters = {"best_of_n": "N", "speculative_rejection": "αN"}[name]
     return " ".join(f"{letter}={number}" for letter, number in zip(letters, numbers, strict=False))
@@ -214,16 +286,24 @@ def _draw_point(axes: Axes, point: Point, color: str) -> None:
 
 
 def _label_points(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
-    """A label beside each point, at the first spot that no label, dot or interval takes; none if all are taken."""
+    """A label beside each point, at the first spot that no label, dot or interval takes; none if
+    all are taken.
+    """
     axes.margins(x=0.12, y=0.16)
     figure.draw_without_rendering()  # places the axes
-    taken = np.concatenate([_occupied(axes, point) for point in points]) if points else np.empty((0, 2))
+    taken = (
+        np.concatenate([_occupied(axes, point) for point in points]) if points else np.empty((0, 2))
+    )
     boxes: list[Bbox] = []
     for point in (point for point in points if point.label):
         for y, dx, dy in _spots(point):
             label = _label(axes, point, y, dx, dy)
             box = label.get_window_extent().padded(2)
-            is_inside = axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1) and box.y1 < axes.bbox.y1
+            is_inside = (
+                axes.bbox.containsx(box.x0)
+                and axes.bbox.containsx(box.x1)
+                and box.y1 < axes.bbox.y1
+            )
             if is_inside and not box.count_contains(taken) and not box.count_overlaps(boxes):
                 boxes.append(box)
                 _lead(axes, point, dx, dy)
@@ -232,7 +312,9 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
 
 
 def _spots(point: Point) -> list[tuple[float, float, float]]:
-    """Where a label may stand, as a height and an offset in points: at the dot, at its interval's ends, further off."""
+    """Where a label may stand, as a height and an offset in points: at the dot, at its
+    interval's ends, further off.
+    """
     low, high = point.y_interval or (point.y, point.y)
     off = [(point.y, dx, dy) for dy in (-26, 26, -40, 40, -54, 54) for dx in (0, 16, -16, 32, -32)]
     return [*((point.y, dx, dy) for dx, dy in _LABEL_SPOTS), (high, 0, 4), (low, 0, -11), *off]
@@ -241,14 +323,23 @@ def _spots(point: Point) -> list[tuple[float, float, float]]:
 def _label(axes: Axes, point: Point, y: float, dx: float, dy: float) -> Annotation:
     color = ACCENT if point.rejects else INK
     side = "center" if dx == 0 else "left" if dx > 0 else "right"
-    return axes.annotate(point.label, (point.x, y), (dx, dy), textcoords="offset points", ha=side, color=color)
+    return axes.annotate(
+        point.label, (point.x, y), (dx, dy), textcoords="offset points", ha=side, color=color
+    )
 
 
 def _lead(axes: Axes, point: Point, dx: float, dy: float) -> None:
     """A hair from the dot to a label that stands far off."""
     if abs(dy) > _FAR:
         color = ACCENT if point.rejects else INK
-        hair = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.6, "shrinkA": 0, "shrinkB": 3}
+        hair = {
+            "arrowstyle": "-",
+            "color": color,
+            "linewidth": 0.6,
+            "alpha": 0.6,
+            "shrinkA": 0,
+            "shrinkB": 3,
+        }
         end = (dx, dy if dy < 0 else dy - 2)
         axes.annotate("", (point.x, point.y), end, textcoords="offset points", arrowprops=hair)
 
@@ -272,7 +363,8 @@ def _mark_decisions(axes: Axes, decisions: Sequence[tuple[int, int]]) -> None:
         if num_tokens - last > (high - low) * 0.06:
             place = (num_tokens, 1.0)
             axes.annotate(
-                str(stayed), place, (0, 2), xycoords=("data", "axes fraction"), textcoords="offset points",
+                str(stayed), place, (0, 2),
+                xycoords=("data", "axes fraction"), textcoords="offset points",
                 ha="center", va="bottom", fontsize="small", color=MUTED,
             )  # fmt: skip
             last = num_tokens

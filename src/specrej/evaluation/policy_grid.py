@@ -1,7 +1,7 @@
 """The policies that a replay judges: from a file, or a grid over what the traces hold.
 
-policies = read_policies("policies.jsonl")     # {"alpha": 0.5, "decide": "at:16,32", "n": 64} a line
-policies = grid(traces)                              # several hundred
+policies = read_policies("policies.jsonl")     # {"alpha": 0.5, "decide": "at:16,32", "n": 64} a
+line policies = grid(traces)                              # several hundred
 """
 
 import json
@@ -64,20 +64,30 @@ class ReplayPolicy:
 
     @cached_property
     def name(self) -> str:
-        """The rule and all that is not as by default, such as "alpha=0.3 decide=at:16 n=64" or "best_of_n:8"."""
+        """The rule and all that is not as by default, such as "alpha=0.3 decide=at:16 n=64" or
+        "best_of_n:8".
+        """
         if self.is_rejecting:
             rule = f"alpha={self.alpha}" if self.keep is None else f"keep={self.keep}"
             names = ["decide", "n", "memory", "min_tokens"]
         else:
             rule, names = f"best_of_n:{self.n}", ["decide", "memory"]
         others = {field.name: field.default for field in fields(self) if field.name in names}
-        values = [f"{name}={getattr(self, name)}" for name, usual in others.items() if getattr(self, name) != usual]
+        values = [
+            f"{name}={getattr(self, name)}"
+            for name, usual in others.items()
+            if getattr(self, name) != usual
+        ]
         return " ".join([rule, *values])
 
     def next_scheduled(self, last: int, limit: int) -> int:
-        """The first length after a decision at `last` at which the schedule asks for one; above `limit` if none is."""
+        """The first length after a decision at `last` at which the schedule asks for one; above
+        `limit` if none is.
+        """
         if (last, limit) not in self._scheduled:
-            asked = (length for length in range(last + 1, limit + 1) if self.rule.when(length, last))
+            asked = (
+                length for length in range(last + 1, limit + 1) if self.rule.when(length, last)
+            )
             self._scheduled[last, limit] = next(asked, limit + 1)
         return self._scheduled[last, limit]
 
@@ -90,12 +100,15 @@ def read_policies(path: str | Path) -> list[ReplayPolicy]:
     """Policies of a JSON list, or of JSON lines.
 
     Raises:
-        UsageError: the file cannot be read, or a policy is none; names its line, of a list its place.
+        UsageError: the file cannot be read, or a policy is none; names its line, of a list its
+            place.
     """
     try:
         text = read_text(path)
     except OSError as error:
-        raise UsageError(f"cannot read policies from {path}: {error}", hint="give a file, or grid") from error
+        raise UsageError(
+            f"cannot read policies from {path}: {error}", hint="give a file, or grid"
+        ) from error
     policies = [_read_policy(given, where) for where, given in _rows(text, path)]
     if not policies:
         raise UsageError(f"{path} holds no policies", hint=_FORM)
@@ -105,10 +118,11 @@ def read_policies(path: str | Path) -> list[ReplayPolicy]:
 
 
 def grid(traces: Sequence[Trace]) -> list[ReplayPolicy]:
-    """Alphas 0.1 to 0.9, decisions at checkpoints and by budget alone, numbers of candidates, and budgets.
+    """Alphas 0.1 to 0.9, decisions at checkpoints and by budget alone, numbers of candidates, and
+    budgets.
 
-    Budgets hold the most candidates of a trace, a half, a quarter and an eighth of them at full length, for the longest
-    prompt. Best-of-N for N = 1, 2, 4, ... is there to compare with.
+    Budgets hold the most candidates of a trace, a half, a quarter and an eighth of them at full
+    length, for the longest prompt. Best-of-N for N = 1, 2, 4, ... is there to compare with.
     """
     num_candidates = min(trace.num_candidates for trace in traces)
     longest = max(traces, key=lambda trace: trace.num_prompt_tokens)
@@ -127,14 +141,18 @@ def grid(traces: Sequence[Trace]) -> list[ReplayPolicy]:
         for tenths in range(1, 10)
     ]
     powers = [2**power for power in range(num_candidates.bit_length())]
-    baselines = [ReplayPolicy(alpha=0.0, n=n, memory=memories[0]) for n in sorted({*powers, num_candidates})]
+    baselines = [
+        ReplayPolicy(alpha=0.0, n=n, memory=memories[0]) for n in sorted({*powers, num_candidates})
+    ]
     return baselines + choices
 
 
 def _memory(trace: Trace, num_rows: int) -> str:
     """What so many full-length candidates need, in words."""
     slots = max(trace.max_new_tokens, 2) - 1
-    return format_bytes(trace.layout.peak_bytes(trace.num_prompt_tokens, num_rows, slots)).replace(" ", "")
+    return format_bytes(trace.layout.peak_bytes(trace.num_prompt_tokens, num_rows, slots)).replace(
+        " ", ""
+    )
 
 
 def _rows(text: str, path: str | Path) -> Iterator[tuple[str, Any]]:
@@ -149,10 +167,13 @@ def _rows(text: str, path: str | Path) -> Iterator[tuple[str, Any]]:
         except json.JSONDecodeError as error:
             line_number = error.lineno if is_list else number
             raise UsageError(
-                f"{path}, line {line_number}: no JSON: {error.msg} at column {error.colno}", hint=_FORM
+                f"{path}, line {line_number}: no JSON: {error.msg} at column {error.colno}",
+                hint=_FORM,
             ) from error
         if is_list:
-            yield from ((f"{path}, policy {place}", policy) for place, policy in enumerate(given, 1))
+            yield from (
+                (f"{path}, policy {place}", policy) for place, policy in enumerate(given, 1)
+            )
         else:
             yield f"{path}, line {number}", given
 

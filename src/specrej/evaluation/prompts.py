@@ -1,13 +1,15 @@
-"""What a user gives to a bench or a trace, as tasks: a JSONL file, stdin, or a well-known set by name.
+"""What a user gives to a bench or a trace, as tasks: a JSONL file, stdin, or a well-known set by
+name.
 
     loaded = load_prompts("prompts.jsonl", limit=10)     # or "-", or "mt_bench"
     for task in loaded.tasks:
-        conversation = as_messages(task.turns[0])        # answer it; then add the answer and as_messages(task.turns[1])
+        conversation = as_messages(task.turns[0])        # answer it; then add the answer and
+        as_messages(task.turns[1])
     for line, reason in loaded.broken:
         ...                                              # said, and left out; the rest runs
 
-A row holds `prompt` (a text), `messages` (a conversation) or `turns` (a user's texts, asked one after the other as in
-MT-Bench). Nothing is asked of a model here.
+A row holds `prompt` (a text), `messages` (a conversation) or `turns` (a user's texts, asked one
+after the other as in MT-Bench). Nothing is asked of a model here.
 """
 
 import hashlib
@@ -24,8 +26,9 @@ from typing import Any
 
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.jsonlines import check_lines
+from specrej.messages import as_messages
 from specrej.reading import check_characters, without_mark
-from specrej.types import Prompt, as_messages
+from specrej.types import Prompt
 
 _FORM = 'one JSON object a line, such as {"id": "a", "prompt": "Why is the sky blue?"}'
 _KINDS: dict[str, tuple[type[Any], str]] = {
@@ -42,8 +45,9 @@ class Task:
 
     Attributes:
         id: unique among the tasks that were loaded.
-        turns: what is asked: a text or a conversation, then the texts of the turns that follow. A first turn given as
-            a text stays one: a model without a chat template takes nothing else.
+        turns: what is asked: a text or a conversation, then the texts of the turns that follow. A
+            first turn given as a text stays one: a model without a chat template takes nothing
+                else.
         category: for example "writing"; None where the source has none.
         line: where it came from, counted from 1: a line of the file, or a row of the set.
     """
@@ -91,7 +95,9 @@ class NamedSet:
 
 
 def read_dialogue(text: str) -> list[dict[str, str]]:
-    r"""The conversation of an HH-RLHF text ("\n\nHuman: ...\n\nAssistant: ..."), without its last answer."""
+    r"""The conversation of an HH-RLHF text ("\n\nHuman: ...\n\nAssistant: ..."), without its
+    last answer.
+    """
     messages: list[dict[str, str]] = []
     for part in text.split("\n\n"):
         speaker, colon, content = part.partition(":")
@@ -113,23 +119,38 @@ NAMED_SETS = {
         to_row=lambda row: {"prompt": row["instruction"], "category": row["dataset"]},
     ),
     "gsm8k": NamedSet(
-        hub_id="openai/gsm8k", config="main", split="test", to_row=lambda row: {"prompt": row["question"]}
+        hub_id="openai/gsm8k",
+        config="main",
+        split="test",
+        to_row=lambda row: {"prompt": row["question"]},
     ),
     "hh_rlhf": NamedSet(
-        hub_id="Anthropic/hh-rlhf", split="test", to_row=lambda row: {"messages": read_dialogue(row["chosen"])}
+        hub_id="Anthropic/hh-rlhf",
+        split="test",
+        to_row=lambda row: {"messages": read_dialogue(row["chosen"])},
     ),
     "ifeval": NamedSet(
-        hub_id="google/IFEval", split="train", to_row=lambda row: {"id": row["key"], "prompt": row["prompt"]}
+        hub_id="google/IFEval",
+        split="train",
+        to_row=lambda row: {"id": row["key"], "prompt": row["prompt"]},
     ),
     "math_500": NamedSet(
         hub_id="HuggingFaceH4/MATH-500",
         split="test",
-        to_row=lambda row: {"id": row["unique_id"], "prompt": row["problem"], "category": row["subject"]},
+        to_row=lambda row: {
+            "id": row["unique_id"],
+            "prompt": row["problem"],
+            "category": row["subject"],
+        },
     ),
     "mt_bench": NamedSet(
         hub_id="lighteval/mt-bench",
         split="train",
-        to_row=lambda row: {"id": row["question_id"], "turns": row["turns"], "category": row["category"]},
+        to_row=lambda row: {
+            "id": row["question_id"],
+            "turns": row["turns"],
+            "category": row["category"],
+        },
     ),
     "ultrafeedback": NamedSet(
         hub_id="HuggingFaceH4/ultrafeedback_binarized",
@@ -137,7 +158,8 @@ NAMED_SETS = {
         to_row=lambda row: {"id": row["prompt_id"], "prompt": row["prompt"]},
     ),
 }
-"""Read through `datasets`; a name here goes before a file of that name (write ./NAME for the file)."""
+"""Read through `datasets`; a name here goes before a file of that name (write ./NAME for the
+file)."""
 
 
 def load_prompts(source: str | Path, limit: int | None = None) -> Loaded:
@@ -170,8 +192,15 @@ def load_prompts(source: str | Path, limit: int | None = None) -> Loaded:
             broken.append((line, str(error)[:300]))
     if not tasks:
         first = "it is empty" if not broken else "line {}: {}".format(*broken[0])
-        raise UsageError(f"no prompt can be read from {source!r}: {first}", hint=f"expected {_FORM}")
-    return Loaded(source=source, tasks=tuple(tasks.values()), broken=tuple(broken), sha256=_hash(tasks.values()))
+        raise UsageError(
+            f"no prompt can be read from {source!r}: {first}", hint=f"expected {_FORM}"
+        )
+    return Loaded(
+        source=source,
+        tasks=tuple(tasks.values()),
+        broken=tuple(broken),
+        sha256=_hash(tasks.values()),
+    )
 
 
 def _rows(source: str) -> Iterator[tuple[int, Callable[[], Any]]]:
@@ -182,14 +211,15 @@ def _rows(source: str) -> Iterator[tuple[int, Callable[[], Any]]]:
             yield number, partial(named.to_row, row)
         return
     for number, line in number_lines(_lines(source), "stdin" if source == "-" else source):
-        yield number, partial(parse_json, line)
+        yield number, partial(parse_line, line)
 
 
 def number_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, bytes]]:
     """Lines with their numbers, counted from 1, without a byte order mark; blank ones are left out.
 
     Raises:
-        UsageError: the source, of this name, is not UTF-8 by its mark, or no JSON lines by its first line.
+        UsageError: the source, of this name, is not UTF-8 by its mark, or no JSON lines by its
+            first line.
     """
     is_checked = False
     for number, line in enumerate(lines, 1):
@@ -214,10 +244,12 @@ def _lines(source: str) -> Iterator[bytes]:
         with path.open("rb") as file:
             yield from file
     except OSError as error:
-        raise UsageError(f"cannot read prompts from {source!r}: {error.strerror}", hint=hint) from error
+        raise UsageError(
+            f"cannot read prompts from {source!r}: {error.strerror}", hint=hint
+        ) from error
 
 
-def parse_json(line: bytes) -> Any:
+def parse_line(line: bytes) -> Any:
     """What a line holds.
 
     Raises:
@@ -229,7 +261,10 @@ def parse_json(line: bytes) -> Any:
         raise PromptError(f"not UTF-8: {error.reason} at byte {error.start}") from error
     except json.JSONDecodeError as error:
         raise PromptError(f"no JSON: {error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a number of thousands of digits, a thousand brackets
         raise PromptError(f"cannot be read: {error}") from error
 
 
@@ -243,7 +278,9 @@ def _to_task(row: Any, line: int) -> Task:
         raise PromptError(f"expected {_FORM}, got {reprlib.repr(row)}")
     given = [name for name in _KINDS if row.get(name) is not None]
     if len(given) != 1:
-        raise PromptError(f"give one of prompt, messages and turns, got {' and '.join(given) or 'none of them'}")
+        raise PromptError(
+            f"give one of prompt, messages and turns, got {' and '.join(given) or 'none of them'}"
+        )
     name = given[0]
     kind, words = _KINDS[name]
     value = row[name]
@@ -259,7 +296,9 @@ def _to_task(row: Any, line: int) -> Task:
     if messages[0][-1]["role"] == "assistant":
         raise PromptError("the conversation ends in an answer, expected a question")
     task_id = read_id(row, line)
-    check_writable({"id": task_id, "category": category, name: list(turns) if name == "turns" else value})
+    check_writable(
+        {"id": task_id, "category": category, name: list(turns) if name == "turns" else value}
+    )
     return Task(id=task_id, turns=turns, category=category, line=line)
 
 
@@ -314,11 +353,16 @@ def _download(name: str, named: NamedSet) -> Iterable[Mapping[str, Any]]:
     try:
         with quiet_transformers():
             if not hub.is_offline_mode():
-                hub.HfApi().dataset_info(named.hub_id, timeout=10)  # fails at once, where datasets would retry
-            rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(path, config, data_files=file, split=named.split)
+                hub.HfApi().dataset_info(
+                    named.hub_id, timeout=10
+                )  # fails at once, where datasets would retry
+            rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(
+                path, config, data_files=file, split=named.split
+            )
     except Exception as error:  # three libraries, whose errors have no class in common
         raise UsageError(
             f"cannot load the prompt set {name!r} ({named.hub_id}): {error}",
-            hint="without a network give a JSONL file, or set HF_HUB_OFFLINE=1 where datasets has the set in its cache",
+            hint="without a network give a JSONL file, or set HF_HUB_OFFLINE=1 where datasets has "
+            "the set in its cache",
         ) from error
     return rows

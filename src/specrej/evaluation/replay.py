@@ -1,13 +1,15 @@
-"""What Speculative Rejection would have done on a trace: the same decisions, tokens and winner as a live run.
+"""What Speculative Rejection would have done on a trace: the same decisions, tokens and winner as a
+live run.
 
-    replayer = Replayer(trace, rescore)              # rescore: for lengths that are no checkpoints; may be None
-    outcome = replayer.run(ReplayPolicy(alpha=0.5, decide="at:16,32", n=64, memory="64MiB"))
-    outcome.reward, outcome.num_generated_tokens, outcome.decisions
+    replayer = Replayer(trace, rescore)              # rescore: for lengths that are no checkpoints;
+    may be None outcome = replayer.run(ReplayPolicy(alpha=0.5, decide="at:16,32", n=64,
+    memory="64MiB")) outcome.reward, outcome.num_generated_tokens, outcome.decisions
 
-Rejecting candidates never changes the others, so a trace of Best-of-N holds what any policy on its first n candidates
-would have seen. A replay goes from event to event, these being: the block of KV is full, the schedule asks, the last
-candidate ends. It follows `search`, `policies` and the growth rule of `KvLayout`; the rules of rejection are theirs.
-What it does not follow is a device that runs out of memory within the budget.
+Rejecting candidates never changes the others, so a trace of Best-of-N holds what any policy on its
+first n candidates would have seen. A replay goes from event to event, these being: the block of KV
+is full, the schedule asks, the last candidate ends. It follows `search`, `policies` and the growth
+rule of `KvLayout`; the rules of rejection are theirs. What it does not follow is a device that runs
+out of memory within the budget.
 """
 
 import math
@@ -18,11 +20,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from specrej.errors import BudgetError, RewardError, SpecrejError, UsageError
+from specrej.errors import BudgetError, RewardError, UsageError
 from specrej.evaluation.policy_grid import ReplayPolicy
 from specrej.evaluation.trace import Trace
 from specrej.memory import format_bytes
 from specrej.rewards.base import Reward, open_session
+from specrej.rewards.scores import failing_as
 from specrej.search.choosing import rank
 from specrej.types import Candidate, Cause
 
@@ -37,7 +40,7 @@ class ReplayedDecision(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class ReplayedRun:
     """One policy on one prompt.
 
     Attributes:
@@ -46,11 +49,15 @@ class Outcome:
         num_tokens: tokens that each candidate generated.
         is_rejected: whether each candidate was rejected; the others are complete.
         decisions: oldest first.
-        num_scored_tokens: tokens of the texts that the reward read, the prompt with each, as the generator counts them.
-        num_stale: rewards that were older than the decision they served; 0 means that the replay is exact.
-        flops: prefill, decoding and reward; None where the reward does not say what a token costs it. What the reward
-            reads is taken to grow with num_scored_tokens as it did in the recorded run.
-        regret: what the best candidate of the whole trace has above the winner; 0 where it was not lost.
+        num_scored_tokens: tokens of the texts that the reward read, the prompt with each, as the
+            generator counts them.
+        num_stale: rewards that were older than the decision they served; 0 means that the replay is
+            exact.
+        flops: prefill, decoding and reward; None where the reward does not say what a token costs
+            it. What the reward reads is taken to grow with num_scored_tokens as it did in the
+            recorded run.
+        regret: what the best candidate of the whole trace has above the winner; 0 where it was not
+            lost.
     """
 
     best: int
@@ -70,11 +77,13 @@ class Outcome:
 
 
 Rescore = Callable[[Trace, Sequence[int], int], list[float]]
-"""Rewards that a trace does not hold: of these candidates, all live at that length, on so many first tokens."""
+"""Rewards that a trace does not hold: of these candidates, all live at that length, on so many
+first tokens."""
 
 
 class Rescorer:
-    """Scores prefixes of a trace's candidates with the reward it was recorded with, each of them once.
+    """Scores prefixes of a trace's candidates with the reward it was recorded with, each of them
+    once.
 
     Args:
         reward: the reward of the trace.
@@ -94,7 +103,8 @@ class Rescorer:
         """
         if self._reward.name != trace.settings["reward"]:
             raise RewardError(
-                f"the trace was recorded with the reward {trace.settings['reward']!r}, not {self._reward.name!r}",
+                f"the trace was recorded with the reward {trace.settings['reward']!r}, not "
+                f"{self._reward.name!r}",
                 hint="give the reward of the trace, or none",
             )
         places = [(trace.prompt_id, index, num_tokens) for index in indices]
@@ -113,18 +123,16 @@ class Rescorer:
     def _score(self, trace: Trace, prefixes: Sequence[Candidate]) -> list[float]:
         session = open_session(self._reward, trace.messages)
         try:
-            scores = [float(score) for score in session.score(prefixes)]
-        except SpecrejError:
-            raise
-        except Exception as error:
-            raise RewardError(
-                f"the reward {self._reward.name!r} failed on partial answers to {trace.prompt_id!r}: {error!r}"
-            ) from error
+            with failing_as(
+                f"the reward {self._reward.name!r} failed on partial answers to {trace.prompt_id!r}"
+            ):
+                scores = [float(score) for score in session.score(prefixes)]
         finally:
             session.close()
         if len(scores) != len(prefixes) or not all(map(math.isfinite, scores)):
             raise RewardError(
-                f"the reward {self._reward.name!r} must give {len(prefixes)} finite numbers, got {reprlib.repr(scores)}"
+                f"the reward {self._reward.name!r} must give {len(prefixes)} finite numbers, got "
+                f"{reprlib.repr(scores)}"
             )
         return scores
 
@@ -134,8 +142,9 @@ class Replayer:
 
     Args:
         trace: of one prompt.
-        rescore: gives rewards at lengths that are no checkpoints, and makes the replay exact. Without it the reward at
-            the last checkpoint before is taken, and the outcome says how often.
+        rescore: gives rewards at lengths that are no checkpoints, and makes the replay exact.
+            Without it the reward at the last checkpoint before is taken, and the outcome says how
+            often.
     """
 
     def __init__(self, trace: Trace, rescore: Rescore | None = None) -> None:
@@ -145,19 +154,22 @@ class Replayer:
         self._finals: list[float] = trace.final_rewards.tolist()
         self._by_checkpoint: list[list[float]] = trace.rewards.T.tolist()
 
-    def run(self, policy: ReplayPolicy) -> Outcome:
+    def run(self, policy: ReplayPolicy) -> ReplayedRun:
         """What this policy would have done.
 
         Raises:
-            UsageError: the policy begins more candidates than the trace has, or decides before its first checkpoint
-                and nothing rescores.
+            UsageError: the policy begins more candidates than the trace has, or decides before its
+                first checkpoint and nothing rescores.
             BudgetError: the policy's memory does not hold one candidate.
             RewardError: rescoring failed.
         """
         log = self._play(policy)
         num_begun = log.num_begun
-        best = min((i for i in range(num_begun) if not log.is_rejected[i]), key=lambda i: rank(self._finals[i], i))
-        return Outcome(
+        best = min(
+            (i for i in range(num_begun) if not log.is_rejected[i]),
+            key=lambda i: rank(self._finals[i], i),
+        )
+        return ReplayedRun(
             best=best,
             reward=self._finals[best],
             num_tokens=tuple(log.num_tokens[:num_begun]),
@@ -201,16 +213,25 @@ class Replayer:
         if trace.reward_flops_per_token is None:
             return None
         checkpoints = ",".join(map(str, trace.checkpoints))
-        recorded = self._play(ReplayPolicy(alpha=0.0, decide=f"at:{checkpoints}", n=trace.num_candidates))
-        return trace.reward_flops_per_token * float(trace.usage["reward_tokens"]) / recorded.num_scored_tokens
+        recorded = self._play(
+            ReplayPolicy(alpha=0.0, decide=f"at:{checkpoints}", n=trace.num_candidates)
+        )
+        return (
+            trace.reward_flops_per_token
+            * float(trace.usage["reward_tokens"])
+            / recorded.num_scored_tokens
+        )
 
     def _budget(self, policy: ReplayPolicy) -> int:
         trace = self._trace
         budget = trace.memory_bytes if policy.memory_bytes is None else policy.memory_bytes
-        needed = trace.layout.peak_bytes(trace.num_prompt_tokens, 1, max(trace.max_new_tokens, 2) - 1)
+        needed = trace.layout.peak_bytes(
+            trace.num_prompt_tokens, 1, max(trace.max_new_tokens, 2) - 1
+        )
         if needed > budget:
             raise BudgetError(
-                f"a memory of {format_bytes(budget)} does not hold one candidate of the prompt {trace.prompt_id!r}",
+                f"a memory of {format_bytes(budget)} does not hold one candidate of the prompt "
+                f"{trace.prompt_id!r}",
                 hint=f"give a memory of at least {format_bytes(needed)}",
             )
         return budget
@@ -227,7 +248,8 @@ class Replayer:
         left = fitting if policy.n == "auto" else int(policy.n)
         if left > len(self._lengths):
             raise UsageError(
-                f"the policy begins {left} candidates; the trace of {self._trace.prompt_id!r} has {len(self._lengths)}",
+                f"the policy begins {left} candidates; the trace of {self._trace.prompt_id!r} has "
+                f"{len(self._lengths)}",
                 hint="give a smaller n or memory, or record a larger trace",
             )
         while left > 0:
@@ -242,7 +264,11 @@ class Replayer:
             cause, length, slots = self._next_decision(ends, scheduled, slots, budget)
             scores = self._scores(batch, length, log)
             stays = policy.rule.keep(scores)
-            going_on = [place for place, index in enumerate(batch) if stays[place] and self._lengths[index] > length]
+            going_on = [
+                place
+                for place, index in enumerate(batch)
+                if stays[place] and self._lengths[index] > length
+            ]
             room = self._fitting(length + 1, budget)
             if len(going_on) > room:
                 going_on.sort(key=lambda place: rank(scores[place], place))
@@ -252,14 +278,20 @@ class Replayer:
             log.decide(cause, length, batch, stays)
             batch, last = [batch[place] for place in going_on], length
 
-    def _next_decision(self, ends: list[int], scheduled: int, slots: int, budget: int) -> tuple[Cause, int, int]:
+    def _next_decision(
+        self, ends: list[int], scheduled: int, slots: int, budget: int
+    ) -> tuple[Cause, int, int]:
         """Why and at which length the next decision comes, and the slots of the block by then.
 
-        `ends` are the lengths of the batch's candidates, rising. A block of s slots is full at length s + 1, since the
-        newest token has no KV yet.
+        `ends` are the lengths of the batch's candidates, rising. A block of s slots is full at
+        length s + 1, since the newest token has no KV yet.
         """
         trace = self._trace
-        layout, num_prompt, max_slots = trace.layout, trace.num_prompt_tokens, trace.max_new_tokens - 1
+        layout, num_prompt, max_slots = (
+            trace.layout,
+            trace.num_prompt_tokens,
+            trace.max_new_tokens - 1,
+        )
         while True:
             full = slots + 1
             length = min(full, scheduled, ends[-1])
@@ -281,9 +313,11 @@ class Replayer:
             partial = dict(zip(live, self._rescore(self._trace, live, length), strict=True))
         elif live and place < 0:
             raise UsageError(
-                f"the policy decides at {length} tokens of the prompt {self._trace.prompt_id!r}, and the trace has no "
+                f"the policy decides at {length} tokens of the prompt {self._trace.prompt_id!r}, "
+                "and the trace has no "
                 f"reward before {self._trace.checkpoints[0]}",
-                hint="give the reward, so that it scores what the trace does not hold, or a larger memory",
+                hint="give the reward, so that it scores what the trace does not hold, or a larger "
+                "memory",
             )
         else:
             partial = {index: self._by_checkpoint[place][index] for index in live}
@@ -302,8 +336,12 @@ class _Log:
         self.num_scored_tokens = self.num_stale = 0
         self._num_prompt_tokens = num_prompt_tokens
 
-    def decide(self, cause: Cause, length: int, scored: Sequence[int], stays: Sequence[bool]) -> None:
-        self.num_scored_tokens += sum(self._num_prompt_tokens + min(self.num_tokens[index], length) for index in scored)
+    def decide(
+        self, cause: Cause, length: int, scored: Sequence[int], stays: Sequence[bool]
+    ) -> None:
+        self.num_scored_tokens += sum(
+            self._num_prompt_tokens + min(self.num_tokens[index], length) for index in scored
+        )
         rejected = [index for index, is_kept in zip(scored, stays, strict=True) if not is_kept]
         for index in rejected:
             self.is_rejected[index] = True

@@ -1,7 +1,9 @@
-"""Many policies on all traces of a folder: what each costs and gains, the front, and what a partial reward is worth.
+"""Many policies on all traces of a folder: what each costs and gains, the front, and what a partial
+reward is worth.
 
     summary = replay_folder(directory, grid(list(load(directory))), Rescorer(reward, engine.decode))
-    summary["pareto"]["num_generated_tokens"]        # names of the policies that none beats, by rising cost
+    summary["pareto"]["num_generated_tokens"]        # names of the policies that none beats, by
+    rising cost
 
 Plain data, in JSON's types and in the folder's replay.json.
 """
@@ -25,7 +27,7 @@ from specrej.evaluation.correlation import (
 )
 from specrej.evaluation.intervals import Estimate
 from specrej.evaluation.policy_grid import ReplayPolicy
-from specrej.evaluation.replay import Outcome, Replayer, Rescore
+from specrej.evaluation.replay import ReplayedRun, Replayer, Rescore
 from specrej.evaluation.trace import Trace, load, load_failures
 from specrej.journal import write_json
 
@@ -53,7 +55,8 @@ class ReplaySummary(TypedDict):
     """Prompts without one, for no policy has an answer to them."""
     policies: list[PolicyRow]
     pareto: dict[str, list[str]]
-    """By unit of compute ("num_generated_tokens", "flops"): names of the policies on the front, by rising cost."""
+    """By unit of compute ("num_generated_tokens", "flops"): names of the policies on the front,
+    by rising cost."""
     correlations: list[CheckpointCorrelations]
     loss_chances: list[LossChance]
 
@@ -68,8 +71,9 @@ FIGURES = (
     "stale_share",
     "flops",
 )
-"""Means over prompts: `loss_chance` is the share of prompts whose best candidate was lost, `stale_share` that of the
-rewards which were older than the decision they served; the others are named as in `Outcome`."""
+"""Means over prompts: `loss_chance` is the share of prompts whose best candidate was lost,
+`stale_share` that of the rewards which were older than the decision they served; the others are
+named as in `ReplayedRun`."""
 
 LOSS_ALPHAS = (0.1, 0.25, 0.5, 0.75, 0.9)
 REPLAY = "replay.json"
@@ -92,7 +96,10 @@ def replay_folder(
     if not done:
         raise UsageError(f"no policy can be replayed: {errors[0]}", hint=errors[0].hint)
     rows = [
-        PolicyRow(name=p.name, policy=asdict(p), is_rejecting=p.is_rejecting, error=None, figures={}) for p in policies
+        PolicyRow(
+            name=p.name, policy=asdict(p), is_rejecting=p.is_rejecting, error=None, figures={}
+        )
+        for p in policies
     ]
     for number, error in errors.items():
         rows[number]["error"] = str(error)
@@ -116,7 +123,9 @@ def replay_folder(
 def _replay_all(
     traces: Sequence[Trace], policies: Sequence[ReplayPolicy], rescore: Rescore | None
 ) -> tuple[NDArray[np.float64], dict[int, UsageError]]:
-    """`[traces, policies, figures]`, NaN where there is none, and the first error of each policy that has one."""
+    """`[traces, policies, figures]`, NaN where there is none, and the first error of each policy
+    that has one.
+    """
     figures = np.full((len(traces), len(policies), len(FIGURES)), np.nan)
     errors: dict[int, UsageError] = {}
     for trace, of_trace in zip(traces, figures, strict=True):
@@ -130,7 +139,7 @@ def _replay_all(
     return figures, errors
 
 
-def _figures(outcome: Outcome) -> tuple[float, ...]:
+def _figures(outcome: ReplayedRun) -> tuple[float, ...]:
     """In the order of `FIGURES`."""
     num_rewards = sum(len(decision.scored) for decision in outcome.decisions)
     return (

@@ -1,7 +1,7 @@
 """What a bench writes, in JSON's types: the contract between the runs and all that reads them.
 
     DIR/run.json         one `RunInfo`: what was run, on what, with which versions
-    DIR/results.jsonl    one `Row` a (prompt, method), as they ended
+    DIR/results.jsonl    one `BenchRow` a (prompt, method), as they ended
 
 Types only. `folder` writes and reads them.
 """
@@ -33,7 +33,8 @@ class CandidateRow(TypedDict):
     finish_reason: FinishReason | None
     perplexity: float | None
     rewards: dict[str, float]
-    """Reward by the index of the decision that gave it, oldest first; the last one is its reward."""
+    """Reward by the index of the decision that gave it, oldest first; the last one is its
+    reward."""
 
 
 class UsageRow(TypedDict):
@@ -84,7 +85,7 @@ class FailureRow(TypedDict):
     message: str
 
 
-class Row(TypedDict):
+class BenchRow(TypedDict):
     """One method on one prompt."""
 
     prompt_id: str

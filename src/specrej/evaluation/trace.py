@@ -1,15 +1,17 @@
-"""Best-of-N, recorded: the rewards of all candidates at checkpoints and at their end, with tokens and hidden states.
+"""Best-of-N, recorded: the rewards of all candidates at checkpoints and at their end, with tokens
+and hidden states.
 
     settings = Settings(n=64, max_new_tokens=128)
-    for progress in record(loaded, engine, reward, directory, settings=settings, checkpoints=(8, 16, 32, 64)):
+    for progress in record(loaded, engine, reward, directory, settings=settings, checkpoints=(8, 16,
+    32, 64)):
         print(progress.num_done, progress.num_tasks, progress.error)
     for trace in load(directory):
         trace.rewards                   # [candidates, checkpoints]
         trace.hidden_states()           # [candidates, checkpoints, hidden], read when asked for
 
-Speculative Rejection with alpha = 0 scores at the checkpoints and rejects nobody, so its candidates are those of
-Best-of-N. One Parquet file a prompt, there as a whole or not at all; a prompt that failed has a line in
-`failures.jsonl`. Of a conversation of several turns the first is recorded.
+Speculative Rejection with alpha = 0 scores at the checkpoints and rejects nobody, so its candidates
+are those of Best-of-N. One Parquet file a prompt, there as a whole or not at all; a prompt that
+failed has a line in `failures.jsonl`. Of a conversation of several turns the first is recorded.
 """
 
 import json
@@ -44,7 +46,7 @@ _STATES = ("hidden_states", "final_hidden_states")
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
-class Progress(NamedTuple):
+class RecordedPrompt(NamedTuple):
     """One prompt that was recorded, or that failed."""
 
     num_done: int
@@ -56,7 +58,8 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """The candidates of one prompt. Candidates that ended by a checkpoint have their final reward there.
+    """The candidates of one prompt. Candidates that ended by a checkpoint have their final reward
+    there.
 
     Attributes:
         prompt_id: the task's.
@@ -66,7 +69,8 @@ class Trace:
         memory_bytes: the KV budget of the recorded run.
         layout: how KV grows in the engine that ran.
         flops: what prefilling and decoding cost it; None where it does not know.
-        reward_flops_per_token: what the reward says that reading a token costs it; None where it does not.
+        reward_flops_per_token: what the reward says that reading a token costs it; None where it
+            does not.
         settings: of the recorded run, seed and sampling included.
         usage: see `specrej.types.Usage`.
         lengths: `[n]` tokens of each candidate.
@@ -108,7 +112,9 @@ class Trace:
         return int(self.settings["max_new_tokens"])
 
     def hidden_states(self) -> NDArray[np.float16]:
-        """`[n, checkpoints, hidden]`: what the token at each checkpoint was drawn from, or the last token before it."""
+        """`[n, checkpoints, hidden]`: what the token at each checkpoint was drawn from, or the
+        last token before it.
+        """
         return self._states("hidden_states").reshape(self.num_candidates, len(self.checkpoints), -1)
 
     def final_hidden_states(self) -> NDArray[np.float16]:
@@ -136,7 +142,7 @@ def record(
     settings: Settings,
     checkpoints: Sequence[int],
     resume: bool = False,
-) -> Generator[Progress, None, None]:
+) -> Generator[RecordedPrompt, None, None]:
     """Record every prompt that the directory does not hold yet; yield when it is on the disk.
 
     Args:
@@ -149,18 +155,27 @@ def record(
         resume: go on with the run that the directory holds.
 
     Raises:
-        UsageError: checkpoints that are no lengths; a directory that holds something else, or cannot be written.
+        UsageError: checkpoints that are no lengths; a directory that holds something else, or
+            cannot be written.
     """
     directory, lengths = Path(directory), tuple(sorted(set(checkpoints)))
     if not lengths or lengths[0] < 1:
-        raise UsageError(f"checkpoints must be lengths of at least one token, got {list(checkpoints)}")
+        raise UsageError(
+            f"checkpoints must be lengths of at least one token, got {list(checkpoints)}"
+        )
     words = ",".join(map(str, lengths))
-    settings = replace(settings, algorithm="speculative_rejection", alpha=0.0, keep=None, decide=f"at:{words}")
+    settings = replace(
+        settings, algorithm="speculative_rejection", alpha=0.0, keep=None, decide=f"at:{words}"
+    )
     info = describe_run("trace", loaded, engine, reward, settings, [f"best_of_n:{settings.n}"])
     with claim(directory, info, resume=resume), Journal(directory / FAILURES) as journal:
         failed = {row["prompt_id"] for row in journal.rows}
         paths = [directory / f"{number:05d}.parquet" for number in range(len(loaded.tasks))]
-        left = [(p, t) for p, t in zip(paths, loaded.tasks, strict=True) if t.id not in failed and not p.exists()]
+        left = [
+            (p, t)
+            for p, t in zip(paths, loaded.tasks, strict=True)
+            if t.id not in failed and not p.exists()
+        ]
         for num_done, (path, task) in enumerate(left, len(paths) - len(left) + 1):
             states = _HiddenStates(engine, lengths) if engine.has_hidden_states else None
             error = None
@@ -168,10 +183,12 @@ def record(
                 result = _run(engine, reward, task, settings, states)
             except SpecrejError as raised:
                 error = raised
-                journal.append({"prompt_id": task.id, "kind": type(error).__name__, "message": str(error)})
+                journal.append(
+                    {"prompt_id": task.id, "kind": type(error).__name__, "message": str(error)}
+                )
             else:
                 _write(path, _table(task, result, lengths, states, engine, reward))
-            yield Progress(num_done, len(paths), task.id, error)
+            yield RecordedPrompt(num_done, len(paths), task.id, error)
 
 
 def load(directory: str | Path) -> Iterator[Trace]:
@@ -181,16 +198,22 @@ def load(directory: str | Path) -> Iterator[Trace]:
         UsageError: it is no folder of traces, there are none, or a file is no trace.
     """
     if (kind := read_info(directory)["kind"]) != "trace":
-        raise UsageError(f"{directory} holds a {kind}, not traces", hint="record some with `specrej trace`")
+        raise UsageError(
+            f"{directory} holds a {kind}, not traces", hint="record some with `specrej trace`"
+        )
     paths = sorted(Path(directory).glob("*.parquet"))
     if not paths:
-        raise UsageError(f"{directory} holds no trace yet", hint="go on with `specrej trace --resume`")
+        raise UsageError(
+            f"{directory} holds no trace yet", hint="go on with `specrej trace --resume`"
+        )
     for path in paths:
         yield _load(path)
 
 
 def load_failures(directory: str | Path) -> list[dict[str, Any]]:
-    """Prompts that have no trace, as they failed: `prompt_id`, `kind` and `message` of the error."""
+    """Prompts that have no trace, as they failed: `prompt_id`, `kind` and `message` of the
+    error.
+    """
     return read_rows(Path(directory) / FAILURES)
 
 
@@ -221,7 +244,9 @@ class _HiddenStates:
         return self._taken[index, length]
 
 
-def _run(engine: Engine, reward: Reward, task: Task, settings: Settings, states: _HiddenStates | None) -> Result:
+def _run(
+    engine: Engine, reward: Reward, task: Task, settings: Settings, states: _HiddenStates | None
+) -> Result:
     result = run_one(engine, reward, task.turns[0], settings, watch=states or unobserved)
     if any(candidate.state == "rejected" for candidate in result.candidates):
         causes = {decision.cause for decision in result.decisions if decision.rejected}
@@ -258,8 +283,14 @@ def _table(
     }
     if states is not None:
         finals = [states.of(index, end) for index, end in enumerate(ends)]
-        middles = [[states.of(index, min(end, point)) for point in checkpoints] for index, end in enumerate(ends)]
-        columns |= {"hidden_states": _fixed(np.array(middles)), "final_hidden_states": _fixed(np.array(finals))}
+        middles = [
+            [states.of(index, min(end, point)) for point in checkpoints]
+            for index, end in enumerate(ends)
+        ]
+        columns |= {
+            "hidden_states": _fixed(np.array(middles)),
+            "final_hidden_states": _fixed(np.array(finals)),
+        }
     about = {
         "prompt_id": task.id,
         "messages": task.turns[0],
@@ -315,10 +346,14 @@ def _read(path: Path, columns: list[str] | None) -> pa.Table:
             table = file.read(columns=names)
     except (pa.ArrowException, OSError) as error:
         raise UsageError(
-            f"{path} cannot be read as a trace: {error}", hint="remove the file and record it again with --resume"
+            f"{path} cannot be read as a trace: {error}",
+            hint="remove the file and record it again with --resume",
         ) from error
     if _METADATA not in (table.schema.metadata or {}):
-        raise UsageError(f"{path} is a Parquet file, but no trace", hint="give a folder that `specrej trace` wrote")
+        raise UsageError(
+            f"{path} is a Parquet file, but no trace",
+            hint="give a folder that `specrej trace` wrote",
+        )
     return table
 
 

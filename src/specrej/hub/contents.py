@@ -2,27 +2,31 @@
 
     chat = ChatTokenizer(tokenizer)
     written = chat.write(messages, add_generation_prompt=True)      # by the chat template
-    ids = chat.ids(written)                                         # the template's special tokens are tokens
+    ids = chat.ids(written)                                         # the template's special tokens
+    are tokens
 
-    chat.ids(chat.content("<|im_end|>"))                            # the characters, never the token
+    chat.ids(chat.content("<|im_end|>"))                            # the characters, never the
+    token
 
-A content that spells no special token is tokenized with the template around it, as if nothing of
-this were here. Where one does, its special tokens are put under other names while the template is
-rendered. Then those of the template get names of their own, which nobody can guess, in a copy of
-the tokenizer that knows the special tokens by these names alone. So contents that a template trims,
-repeats or moves are still contents.
+Every special token has a character that marks it, such as the bar of "<|im_end|>". While the
+template is rendered,
+these marks are hidden in contents: other characters stand for them, one for one, so that a template
+may trim, repeat, cut or turn contents. Special tokens that are found then are the template's. If
+the text with its contents shown has the same ones, its ids are taken as they are. Otherwise the
+template's get names that nobody can guess, in a copy of the tokenizer that knows special tokens by
+these names alone.
 """
 
 import copy
 import logging
 import re
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
+from specrej.errors import PromptError
 from specrej.types import Message
 
 _LOG = logging.getLogger("specrej")
@@ -30,12 +34,43 @@ _LOG = logging.getLogger("specrej")
 SPECIAL_TOKENS = ("text", "allow")
 _NO_CHARACTER = "\U0010ffff"
 
+# Planes 0 and 1 are hidden in planes 12 and 13, which have no characters.
+# Where a content holds such code points itself, five hidden digits stand for them.
+_SHIFT = 0xC0000
+_LEAD = chr(_SHIFT + 0xFFFF)
+_DIGITS = {chr(_SHIFT + ord(digit)): digit for digit in "0123456789abcdef"}
+_UNASSIGNED = re.compile("[\U000c0000-\U000dffff\uffff]")
+_HIDDEN = re.compile(f"{_LEAD}([{''.join(_DIGITS)}]{{5}})|[\U000c0000-\U000dffff]")
+
+
+def _hide(found: re.Match[str]) -> str:
+    return "".join(map(_hidden, found[0]))
+
+
+def _hidden(character: str) -> str:
+    code = ord(character)
+    if _UNASSIGNED.match(character):
+        return _LEAD + "".join(map(_hidden, f"{code:05x}"))
+    return chr(_SHIFT + code) if code < 0x20000 else character
+
+
+def _shown(written: str) -> str:
+    """The text with its contents as they were given."""
+    return _HIDDEN.sub(_show, written)
+
+
+def _show(found: re.Match[str]) -> str:
+    if found[1] is None:
+        return chr(ord(found[0]) - _SHIFT)
+    return chr(int("".join(_DIGITS[digit] for digit in found[1]), 16))
+
 
 class ChatTokenizer:
     """A tokenizer of transformers that takes contents as text.
 
     Args:
-        tokenizer: of transformers; with another than a fast one contents are taken as they are, which is said.
+        tokenizer: of transformers; with another than a fast one contents are taken as they are,
+            which is said.
         special_tokens: "text", or "allow": contents that spell special tokens become these.
     """
 
@@ -44,84 +79,181 @@ class ChatTokenizer:
         is_fast = getattr(tokenizer, "backend_tokenizer", None) is not None
         if special_tokens != "allow" and not is_fast:
             _LOG.warning(
-                "the tokenizer of %s is no fast one: messages and answers that spell special tokens become these",
+                "the tokenizer of %s is no fast one: messages and answers that spell special "
+                "tokens become these",
                 tokenizer.name_or_path or type(tokenizer).__name__,
             )
-        self._is_open = special_tokens == "allow" or not is_fast
-        # Lower case and digits: no normalizer changes them. A template may show the first; the second nobody sees.
-        self._mark, self._name = (f"x{secrets.token_hex(12)}x" for _ in range(2))
-        self._hidden = re.compile(f"{self._mark}((?:[0-9a-f]{{2}})*)x")
+        self._is_open = special_tokens == "allow" or not is_fast or not self._special
+        self._name = f"x{secrets.token_hex(12)}x"
 
     def content(self, text: str) -> str:
         """A content as it may stand in what is written."""
-        if self._is_open or self._spelled is None:
+        if self._is_open:
             return text
-        return self._spelled.sub(lambda found: f"{self._mark}{found[0].encode().hex()}x", text)
+        hidden = self._marks.sub(_hide, _UNASSIGNED.sub(_hide, text))
+        normalizer = self.tokenizer.backend_tokenizer.normalizer
+        if normalizer is not None and self._marks.search(normalizer.normalize_str(hidden)):
+            # It would make marks of other characters, such as the wide ones of East Asia.
+            hidden = re.sub(r"\S", _hide, text)
+        return hidden
 
     def write(self, messages: Sequence[Message], **how: Any) -> str:
         """The conversation by the chat template; `how` is what `apply_chat_template` takes.
 
         Raises:
+            PromptError: the template makes what cannot be told from its own of contents that spell
+                special tokens.
             Exception: whatever the template raises.
         """
+        plain = self._render(messages, **how)
         turns = [{**message, "content": self.content(message["content"])} for message in messages]
+        if all(
+            turn["content"] == message["content"]
+            for turn, message in zip(turns, messages, strict=True)
+        ):
+            return plain
         try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, **how))
+            written = self._render(turns, **how)
         except Exception as error:
-            if self._mark not in str(error):
-                raise
-            raise ValueError(self._shown(str(error))) from error
+            raise ValueError(_shown(str(error))) from error
+        shown = _shown(written)
+        if shown == plain:
+            return written
+        # The template looked at the marks, as those do that leave out what stands before
+        # "</think>".
+        if self._is_honest(plain, self._ids(plain), written):
+            return _UNASSIGNED.sub(_hide, plain)
+        if Counter(self._marks.findall(plain)) - Counter(self._marks.findall(shown)):
+            raise _refusal()
+        return written
 
     def ids(self, written: str) -> list[int]:
-        """Token ids of what was written; nothing is put before or behind it."""
+        """Token ids of what was written; nothing is put before or behind it.
+
+        Raises:
+            PromptError: special tokens cannot be kept out of its contents.
+        """
         [row] = self.rows([written])["input_ids"]
         return row
 
     def rows(self, written: Sequence[str]) -> dict[str, list[list[int]]]:
         """The same for several, with `token_type_ids` where the tokenizer has them."""
-        plain = [self._hidden.sub("", one) for one in written]
+        plain = list(written) if self._is_open else [_shown(one) for one in written]
         encoding = self.tokenizer(plain, add_special_tokens=False, verbose=False)
-        columns = {name: list(encoding[name]) for name in ("input_ids", "token_type_ids") if name in encoding}
-        for row, one in enumerate(written):
-            if self._mark in one:
+        columns = {
+            name: list(encoding[name])
+            for name in ("input_ids", "token_type_ids")
+            if name in encoding
+        }
+        for row, (text, one) in enumerate(zip(plain, written, strict=True)):
+            if text != one and not self._is_honest(text, columns["input_ids"][row], one):
                 ids = self._split(one)
                 columns["input_ids"][row] = ids
                 if "token_type_ids" in columns:
                     columns["token_type_ids"][row] = [0] * len(ids)
         return columns
 
+    def _render(self, messages: Sequence[Any], **how: Any) -> str:
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **how))
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _is_honest(self, text: str, ids: Sequence[int], written: str) -> bool:
+        """Whether the special tokens of a text, with these ids, are those of the same with its
+        contents hidden.
+        """
+        of_template = [token_id for token_id, _, _ in self._found(written)]
+        of_text = [token_id for token_id, _, _ in self._found(text)]
+        return of_text == of_template and self._control(ids) == self._control(of_template)
+
+    def _control(self, ids: Sequence[int]) -> list[int]:
+        texts = self._renamed[3]
+        return [one for one in ids if one in texts]
+
     def _split(self, written: str) -> list[int]:
-        """Ids of a text in which contents have hidden special tokens: those left are the template's."""
-        assert self._spelled is not None
-        core, names, ids, texts = self._renamed
-        named = self._spelled.sub(lambda found: names.get(found[0], found[0]), written)
-        encoding = core.encode(self._shown(named), add_special_tokens=False)
-        # Some models hold the texts of special tokens among their words, and would give the token for the text.
-        return [one for token_id in encoding.ids for one in ids.get(token_id) or texts.get(token_id, [token_id])]
+        """Ids of a text whose contents are hidden: the special tokens that are found in it are
+        the template's.
+        """
+        core, names, own, texts = self._renamed
+        found = self._found(written)
+        parts, done = [], 0
+        for token_id, start, stop in found:
+            parts += [_shown(written[done:start]), names[token_id]]
+            done = stop
+        encoding = core.encode("".join([*parts, _shown(written[done:])]), add_special_tokens=False)
+        # Some models hold the texts of special tokens among their words, and would give the token
+        # for the text.
+        ids = [
+            one
+            for token_id in encoding.ids
+            for one in own.get(token_id) or texts.get(token_id, [token_id])
+        ]
+        if self._control(ids) != self._control([token_id for token_id, _, _ in found]):
+            raise _refusal()
+        return ids
 
-    def _shown(self, written: str) -> str:
-        """The text with its contents as they were given."""
-        return self._hidden.sub(lambda found: bytes.fromhex(found[1]).decode(errors="replace"), written)
+    def _found(self, text: str) -> list[tuple[int, int, int]]:
+        """Special tokens of a text, each with where it starts and stops, with the blanks that it
+        takes in.
+        """
+        scanner, ids = self._scanner
+        encoding = scanner.encode(text, add_special_tokens=False)
+        return [
+            (ids[one], *place)
+            for one, place in zip(encoding.ids, encoding.offsets, strict=True)
+            if one in ids
+        ]
 
     @cached_property
-    def _special(self) -> dict[str, Any]:
-        added = self.tokenizer.added_tokens_decoder.values()
-        return {token.content: token for token in added if token.special}
+    def _special(self) -> dict[str, int]:
+        """Ids of special tokens by their texts. One of blanks alone is no mark of anything."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {
+            token.content: token_id
+            for token_id, token in added
+            if token.special and token.content.strip()
+        }
 
     @cached_property
-    def _spelled(self) -> re.Pattern[str] | None:
-        """Finds the text of a special token: the longest that begins first, as tokenizers do."""
-        is_normalized = any(token.normalized for token in self._special.values())
-        flags = re.IGNORECASE if is_normalized else 0
-        return re.compile(_any_of(sorted(self._special)), flags) if self._special else None
+    def _marks(self) -> re.Pattern[str]:
+        """Finds what is hidden: of each special token one character, or all of one that is a
+        word.
+        """
+        signs = {text: set(re.findall(r"[^\w\s]|_", text)) for text in self._special}
+        words = sorted((text for text in signs if not signs[text]), key=len, reverse=True)
+        marks: list[str] = []
+        while left := [found for found in signs.values() if found and found.isdisjoint(marks)]:
+            counts = Counter(sign for found in left for sign in found)
+            # The bar comes behind the brackets, which templates look at more often.
+            marks.append(max(counts, key=lambda sign: (counts[sign], sign)))
+        return re.compile("|".join(map(re.escape, [*marks, *words])), re.IGNORECASE)
 
     @cached_property
-    def _renamed(self) -> tuple[Any, dict[str, str], dict[int, list[int]], dict[int, list[int]]]:
+    def _scanner(self) -> tuple[Any, dict[int, int]]:
+        """What finds special tokens as the tokenizer does but reads nothing else; their true ids
+        by its own.
+        """
+        from tokenizers import Tokenizer
+        from tokenizers.models import WordLevel
+
+        core = self.tokenizer.backend_tokenizer
+        scanner: Any = Tokenizer(WordLevel({self._name: 0}, unk_token=self._name))
+        if core.normalizer is not None:
+            scanner.normalizer = core.normalizer
+        scanner.add_tokens([token for _, token in sorted(core.get_added_tokens_decoder().items())])
+        return scanner, {
+            scanner.token_to_id(text): token_id for text, token_id in self._special.items()
+        }
+
+    @cached_property
+    def _renamed(self) -> tuple[Any, dict[int, str], dict[int, list[int]], dict[int, list[int]]]:
         """A copy of the tokenizer that knows special tokens by other names, and what belongs to it.
 
         Returns:
-            The copy; the names by the tokens' texts; the true ids by the copy's own; and by the true ids what stands
-            for them where a text gave them.
+            The copy; the names by the tokens' ids; the true ids by the copy's own; and by the true
+            ids what stands for them where a text gave them. Those that a text gives in any case are
+            left out.
         """
         from tokenizers import AddedToken
 
@@ -129,44 +261,33 @@ class ChatTokenizer:
         core.no_truncation()
         core.no_padding()
         core.encode_special_tokens = True
-        names = {text: f"{self._name}{number}x" for number, text in enumerate(self._special)}
+        names = {token_id: f"{self._name}{token_id}x" for token_id in self._special.values()}
+        # Found before any normalizer sees them.
         core.add_tokens(
-            [
-                AddedToken(
-                    names[text],
-                    special=False,
-                    lstrip=token.lstrip,
-                    rstrip=token.rstrip,
-                    single_word=token.single_word,
-                    normalized=token.normalized,
-                )
-                for text, token in self._special.items()
-            ]
+            [AddedToken(name, special=False, normalized=False) for name in names.values()]
         )
-        own = {text: self.tokenizer.convert_tokens_to_ids(text) for text in self._special}
-        ids = {core.token_to_id(names[text]): [own[text]] for text in self._special}
+        own = {core.token_to_id(name): [token_id] for token_id, name in names.items()}
         texts = {
-            own[text]: [piece.id for character in text for piece in core.model.tokenize(character)]
-            for text in self._special
+            token_id: [piece.id for character in text for piece in core.model.tokenize(character)]
+            for text, token_id in self._special.items()
             if text != self.tokenizer.unk_token
         }
-        return core, names, ids, texts
+        return core, names, own, {one: pieces for one, pieces in texts.items() if one not in pieces}
 
 
-def _any_of(texts: Sequence[str]) -> str:
-    """A pattern for the longest of these texts, sorted, that shares what they begin with.
-
-    A thousand alternatives side by side would be tried one by one at every "<" of a long text.
-    """
-    tails = [
-        re.escape(first) + _any_of([text[1:] for text in group])
-        for first, group in groupby(filter(None, texts), itemgetter(0))
-    ]
-    return f"(?:{'|'.join(tails)}){'' if all(texts) else '?'}" if tails else ""
+def _refusal() -> PromptError:
+    return PromptError(
+        "a message spells special tokens, and this model's chat template and tokenizer cannot keep "
+        "it from becoming "
+        "these",
+        hint="take them out of the message; --special-tokens allow lets messages write special "
+        "tokens",
+    )
 
 
 def warn_of_parsed(name: str, core: Any) -> None:
-    """Say, at opening, which special tokens a tokenizer gives for their texts although it is told to split them.
+    """Say, at opening, which special tokens a tokenizer gives for their texts although it is told
+    to split them.
 
     Some hold these texts among their words.
 
@@ -175,16 +296,31 @@ def warn_of_parsed(name: str, core: Any) -> None:
         core: of the library tokenizers; None where there is none, which knows no splitting.
     """
     if core is None:
-        _LOG.warning("reward %r: its tokenizer is no fast one: texts that spell special tokens become these", name)
+        _LOG.warning(
+            "reward %r: its tokenizer is no fast one: texts that spell special tokens become these",
+            name,
+        )
         return
     core.encode_special_tokens = True
 
     def ids_of(text: str) -> set[int]:
         encoding = core.encode(text, add_special_tokens=False)
-        return {one for one, is_text in zip(encoding.ids, encoding.attention_mask, strict=True) if is_text}
+        return {
+            one
+            for one, is_text in zip(encoding.ids, encoding.attention_mask, strict=True)
+            if is_text
+        }
 
     unknown = ids_of(_NO_CHARACTER)
-    special = {token.content: number for number, token in core.get_added_tokens_decoder().items() if token.special}
+    special = {
+        token.content: number
+        for number, token in core.get_added_tokens_decoder().items()
+        if token.special
+    }
     parsed = [text for text, number in special.items() if number in ids_of(text) - unknown]
     if parsed:
-        _LOG.warning("reward %r: its tokenizer takes these texts for special tokens: %s", name, ", ".join(parsed[:9]))
+        _LOG.warning(
+            "reward %r: its tokenizer takes these texts for special tokens: %s",
+            name,
+            ", ".join(parsed[:9]),
+        )

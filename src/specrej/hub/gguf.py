@@ -1,12 +1,14 @@
-"""A Llama-architecture model as one GGUF file with float16 weights, which OpenVINO GenAI opens without an export.
+"""A Llama-architecture model as one GGUF file with float16 weights, which OpenVINO GenAI opens
+without an export.
 
-    path = as_gguf("/models/mine")           # in the user's cache, written first where it is not there yet
-    write_gguf("/models/mine", path)         # anywhere else
-    check_gguf("/models/theirs.gguf")        # whether OpenVINO computes what somebody else's file says
+    path = as_gguf("/models/mine")           # in the user's cache, written first where it is not
+    there yet write_gguf("/models/mine", path)         # anywhere else
+    check_gguf("/models/theirs.gguf")        # whether OpenVINO computes what somebody else's file
+    says
 
-Only what runs the model is in the file: no tokenizer, since text and tokens are transformers' affair here. Matrices are
-rounded to float16, norms stay float32. A file appears whole or not at all, and processes that want the same one wait
-for each other.
+Only what runs the model is in the file: no tokenizer, since text and tokens are transformers'
+affair here. Matrices are rounded to float16, norms stay float32. A file appears whole or not at
+all, and processes that want the same one wait for each other.
 """
 
 import hashlib
@@ -39,11 +41,14 @@ _LAYER = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-_EXPORT = "export it instead: optimum-cli export openvino --model {} DIRECTORY, and give that directory"
+_EXPORT = (
+    "export it instead: optimum-cli export openvino --model {} DIRECTORY, and give that directory"
+)
 
 
 def as_gguf(directory: str | Path, report: Report = report_to_stderr) -> Path:
-    """The GGUF file of a model in the cache. One that was written from other weights is written anew.
+    """The GGUF file of a model in the cache. One that was written from other weights is written
+    anew.
 
     Raises:
         UsageError: the package gguf is missing.
@@ -67,15 +72,20 @@ def as_gguf(directory: str | Path, report: Report = report_to_stderr) -> Path:
     except OSError as error:
         raise ModelError(
             f"cannot write {directory} as {target}: {error}",
-            hint="set SPECREJ_CACHE to a directory that can be written to and has room for the model",
+            hint="set SPECREJ_CACHE to a directory that can be written to and has room for the "
+            "model",
         ) from error
     return target
 
 
 def _fingerprint(directory: Path) -> str:
-    """Of the files that a conversion reads; those of a model that is replaced differ in time or size."""
+    """Of the files that a conversion reads; those of a model that is replaced differ in time or
+    size.
+    """
     read = sorted([directory / "config.json", *directory.glob("*.safetensors")])
-    found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in read if path.exists()]
+    found = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in read if path.exists()
+    ]
     return hashlib.sha256(json.dumps([_FORMAT, found]).encode()).hexdigest()[:12]
 
 
@@ -117,7 +127,9 @@ def _package() -> Any:
     try:
         import gguf
     except ModuleNotFoundError as error:
-        raise UsageError(f"{error.name} is not installed", hint="pip install 'specrej[openvino]'") from error
+        raise UsageError(
+            f"{error.name} is not installed", hint="pip install 'specrej[openvino]'"
+        ) from error
     return gguf
 
 
@@ -132,21 +144,36 @@ def check_gguf(path: str | Path) -> None:
     """
     try:
         reader = _package().GGUFReader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
+        fields = {
+            name: field.contents()
+            for name, field in reader.fields.items()
+            if not name.startswith("tokenizer.")
+        }
     except (OSError, ValueError, KeyError, IndexError) as error:
-        raise ModelError(f"{str(path)!r} is not a GGUF file that can be read: {first_line(error)}") from error
+        raise ModelError(
+            f"{str(path)!r} is not a GGUF file that can be read: {first_line(error)}"
+        ) from error
     architecture = fields.get("general.architecture")
     names = {tensor.name for tensor in reader.tensors}
-    is_scaled = fields.get(f"{architecture}.rope.scaling.type", "none") != "none" or "rope_freqs.weight" in names
+    is_scaled = (
+        fields.get(f"{architecture}.rope.scaling.type", "none") != "none"
+        or "rope_freqs.weight" in names
+    )
     kinds = {tensor.tensor_type.name for tensor in reader.tensors} - {"F16", "F32"}
     unlike = [
         (bool(kinds), f"its weights are {', '.join(sorted(kinds))}, not F16"),
         (is_scaled, "its positions are scaled"),
-        (bool(fields.get(f"{architecture}.attention.sliding_window")), "its attention has a window"),
+        (
+            bool(fields.get(f"{architecture}.attention.sliding_window")),
+            "its attention has a window",
+        ),
     ]
     for is_unlike, what in unlike:
         if is_unlike:
-            raise ModelError(f"OpenVINO does not compute what {str(path)!r} says: {what}", hint=_EXPORT.format("MODEL"))
+            raise ModelError(
+                f"OpenVINO does not compute what {str(path)!r} says: {what}",
+                hint=_EXPORT.format("MODEL"),
+            )
 
 
 def _numpy_dtype(shape: list[int]) -> Any:
@@ -156,7 +183,9 @@ def _numpy_dtype(shape: list[int]) -> Any:
 
 
 def _refuse_others(directory: Path, config: Any) -> None:
-    """See that OpenVINO's reader of GGUF builds this very model: it knows no scaled positions, and no biases here."""
+    """See that OpenVINO's reader of GGUF builds this very model: it knows no scaled positions,
+    and no biases here.
+    """
     rope = getattr(config, "rope_parameters", None) or {}
     unlike = [
         ("its architecture is {}, not Llama", getattr(config, "model_type", None), "llama"),
@@ -164,12 +193,17 @@ def _refuse_others(directory: Path, config: Any) -> None:
         ("its activation is {}, not silu", getattr(config, "hidden_act", None), "silu"),
         ("its attention has biases", bool(getattr(config, "attention_bias", False)), False),
         ("its MLP has biases", bool(getattr(config, "mlp_bias", False)), False),
-        ("its weights are quantized", getattr(config, "quantization_config", None) is not None, False),
+        (
+            "its weights are quantized",
+            getattr(config, "quantization_config", None) is not None,
+            False,
+        ),
     ]
     for message, found, expected in unlike:
         if found != expected:
             raise ModelError(
-                f"cannot write {str(directory)!r} as GGUF: {message.format(found)}", hint=_EXPORT.format(directory)
+                f"cannot write {str(directory)!r} as GGUF: {message.format(found)}",
+                hint=_EXPORT.format(directory),
             )
 
 
@@ -208,7 +242,8 @@ def _tensors(directory: Path, config: Any) -> list[tuple[str, list[int], Callabl
         files.update(dict.fromkeys(opened.keys(), opened))
     if not files:
         raise ModelError(
-            f"{str(directory)!r} has no safetensors", hint="save the model with transformers' save_pretrained"
+            f"{str(directory)!r} has no safetensors",
+            hint="save the model with transformers' save_pretrained",
         )
     tensors = []
     for name, gguf_name, num_heads in _names(config):
@@ -220,7 +255,9 @@ def _tensors(directory: Path, config: Any) -> list[tuple[str, list[int], Callabl
 
 
 def _names(config: Any) -> Iterator[tuple[str, str, int | None]]:
-    """Name in transformers, name in GGUF, and the number of heads whose rows GGUF has in another order."""
+    """Name in transformers, name in GGUF, and the number of heads whose rows GGUF has in another
+    order.
+    """
     for name, gguf_name in _TOP.items():
         if name != "lm_head.weight" or not config.tie_word_embeddings:
             yield name, gguf_name, None
@@ -238,13 +275,17 @@ def _reader(file: Any, name: str, num_heads: int | None) -> Callable[[], Any]:
     def read() -> Any:
         tensor = file.get_tensor(name)
         if num_heads is not None:
-            # Rotary positions turn pairs of numbers. Transformers has the first ones of all pairs before the second
-            # ones, GGUF of a Llama has both of a pair side by side.
-            halves = tensor.reshape(num_heads, 2, tensor.shape[0] // num_heads // 2, tensor.shape[1])
+            # Rotary positions turn pairs of numbers. Transformers has the first ones of all pairs
+            # before the second ones, GGUF of a Llama has both of a pair side by side.
+            halves = tensor.reshape(
+                num_heads, 2, tensor.shape[0] // num_heads // 2, tensor.shape[1]
+            )
             tensor = halves.transpose(1, 2).reshape(tensor.shape)
         rounded = tensor.half() if tensor.dim() == 2 else tensor.float()
         if not rounded.isfinite().all():
-            raise ModelError(f"{name!r} has weights that float16 cannot hold", hint=_EXPORT.format("MODEL"))
+            raise ModelError(
+                f"{name!r} has weights that float16 cannot hold", hint=_EXPORT.format("MODEL")
+            )
         return rounded.contiguous().numpy()
 
     return read

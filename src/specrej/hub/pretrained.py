@@ -31,35 +31,51 @@ def open_pretrained(
     """A model in evaluation mode on its device, and its tokenizer.
 
     Args:
-        model: a default generator's name, a Hugging Face id, or a directory: safetensors or one GGUF file.
+        model: a default generator's name, a Hugging Face id, or a directory: safetensors or one
+            GGUF file.
         auto: the class of transformers that opens it, for example AutoModel.
         kind: what is expected, for the message: "an encoder".
         device: a torch device; by default CUDA where there is some, else the CPU.
         dtype: by default float32 on a CPU, that of the checkpoint elsewhere.
-        unused: a part of the network that the caller does not read, so that the checkpoint may lack its weights.
-        trust_remote_code: run the code that comes with the model. Nobody is asked on the terminal whether it may.
+        unused: a part of the network that the caller does not read, so that the checkpoint may lack
+            its weights.
+        trust_remote_code: run the code that comes with the model. Nobody is asked on the terminal
+            whether it may.
 
     Raises:
         UnknownNameError: nothing has this name.
         UsageError: there is no such device.
-        ModelError: it cannot be read, or its checkpoint lacks weights, which would be random ones then.
+        ModelError: it cannot be read, or its checkpoint lacks weights, which would be random ones
+            then.
     """
     place = open_device(device)
-    source, hint = locate_model(model), f"give a directory or a Hugging Face id of {kind} with its tokenizer"
+    source, hint = (
+        locate_model(model),
+        f"give a directory or a Hugging Face id of {kind} with its tokenizer",
+    )
     gguf = _gguf_file(Path(source), hint)
-    arguments = {"trust_remote_code": trust_remote_code, **({} if gguf is None else {"gguf_file": gguf})}
+    arguments = {
+        "trust_remote_code": trust_remote_code,
+        **({} if gguf is None else {"gguf_file": gguf}),
+    }
     # Half-precision arithmetic is emulated on most CPUs, a hundred times slower.
     wanted = dtype or (torch.float32 if place.type == "cpu" else "auto")
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
-            opened: Any = auto.from_pretrained(source, dtype=wanted, output_loading_info=True, **arguments)
+            opened: Any = auto.from_pretrained(
+                source, dtype=wanted, output_loading_info=True, **arguments
+            )
     except OSError as error:
         if "/" in source or Path(source).exists():
             reason = (
-                first_line(error) if Path(source).exists() or source.count("/") == 1 else "there is no such directory"
+                first_line(error)
+                if Path(source).exists() or source.count("/") == 1
+                else "there is no such directory"
             )
-            raise ModelError(f"cannot open the model {str(model)!r}: {reason}", hint=hint) from error
+            raise ModelError(
+                f"cannot open the model {str(model)!r}: {reason}", hint=hint
+            ) from error
         raise unknown_model(source) from error
     except Exception as error:  # a broken file fails in whatever library reads it
         raise ModelError(
@@ -67,9 +83,12 @@ def open_pretrained(
             hint=hint,
         ) from error
     network, report = opened
-    if missing := sorted(name for name in report["missing_keys"] if unused is None or unused not in name):
+    if missing := sorted(
+        name for name in report["missing_keys"] if unused is None or unused not in name
+    ):
         raise ModelError(
-            f"the checkpoint of {str(model)!r} is not that of {kind}: weights are missing, {', '.join(missing[:5])}",
+            f"the checkpoint of {str(model)!r} is not that of {kind}: weights are missing, "
+            f"{', '.join(missing[:5])}",
             hint=f"give a checkpoint trained as {kind}",
         )
     return cast("Any", network).to(place).eval(), tokenizer
@@ -95,9 +114,12 @@ def _gguf_file(directory: Path, hint: str) -> str | None:
         return None
     files = sorted(path.name for path in directory.glob("*.gguf"))
     if not files:
-        raise ModelError(f"{directory} holds no model: neither config.json nor a GGUF file", hint=hint)
+        raise ModelError(
+            f"{directory} holds no model: neither config.json nor a GGUF file", hint=hint
+        )
     if len(files) > 1:
         raise ModelError(
-            f"{directory} holds {len(files)} GGUF files: {', '.join(files)}", hint="keep one of them there"
+            f"{directory} holds {len(files)} GGUF files: {', '.join(files)}",
+            hint="keep one of them there",
         )
     return files[0]

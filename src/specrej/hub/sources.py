@@ -1,4 +1,5 @@
-"""What a user calls a model: a default model's name, a Hugging Face id, or a directory. The same for every engine.
+"""What a user calls a model: a default model's name, a Hugging Face id, or a directory. The same
+for every engine.
 
 source = locate_model("smollm2")                  # a path or an id that transformers opens
 codec = load_codec(source)                        # its tokenizer
@@ -30,7 +31,9 @@ def locate_model(model: str | Path) -> str:
             raise UsageError(f"{name!r} is a reward, not a generator", hint="give it as the reward")
         return str(defaults.locate(name))
     if difflib.get_close_matches(name, _generators()):
-        raise unknown_model(name)  # a slip of the finger: the hub, which may be far away, need not be asked
+        raise unknown_model(
+            name
+        )  # a slip of the finger: the hub, which may be far away, need not be asked
     return name
 
 
@@ -78,7 +81,9 @@ def _load(auto: Any, source: str, what: str) -> Any:
             raise unknown_model(source) from error
         raise ModelError(f"cannot open the {what} of {source!r}: {first_line(error)}") from error
     except Exception as error:  # a broken file fails in whatever library reads it
-        raise ModelError(f"{source!r} has no {what} that transformers can open: {first_line(error)}") from error
+        raise ModelError(
+            f"{source!r} has no {what} that transformers can open: {first_line(error)}"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 from specrej.errors import PromptError
 from specrej.hub.contents import ChatTokenizer
 from specrej.hub.decoding import Pieces, StreamDecoder
-from specrej.types import Continuation, Prompt, as_messages
+from specrej.messages import as_messages
+from specrej.types import Continuation, Prompt
 
 _PROBE = "a"
 
@@ -19,7 +20,8 @@ class TextCodec:
 
     Attributes:
         tokenizer: of transformers.
-        special_tokens: what becomes of contents of messages that spell special tokens: see `ChatTokenizer`.
+        special_tokens: what becomes of contents of messages that spell special tokens: see
+            `ChatTokenizer`.
     """
 
     tokenizer: Any
@@ -30,7 +32,9 @@ class TextCodec:
 
     @cached_property
     def token_bytes(self) -> int:
-        """Most bytes of text that one token stands for; as a vocabulary writes tokens, they are never shorter."""
+        """Most bytes of text that one token stands for; as a vocabulary writes tokens, they are
+        never shorter.
+        """
         return max(len(token.encode()) for token in self.tokenizer.get_vocab())
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -42,8 +46,8 @@ class TextCodec:
         that the tokenizer adds, once.
 
         Raises:
-            PromptError: the prompt is empty, a conversation meets a model without a chat template, or the template
-                refuses it.
+            PromptError: the prompt is empty, a conversation meets a model without a chat template,
+                the template refuses it, or special tokens cannot be kept out of its contents.
         """
         messages = as_messages(prompt)
         if self.tokenizer.chat_template is None or isinstance(prompt, Continuation):
@@ -57,16 +61,24 @@ class TextCodec:
         how = {"continue_final_message": True} if is_begun else {"add_generation_prompt": True}
         try:
             written = self._chat.write(messages, **how)
+        except PromptError:
+            raise
         except Exception as error:
-            raise PromptError(f"the model's chat template refuses this conversation: {error}") from error
+            raise PromptError(
+                f"the model's chat template refuses this conversation: {error}"
+            ) from error
         return self._chat.ids(written)
 
     def encode_content(self, text: str) -> list[int]:
-        """Token ids of a text by itself, such as an answer: nothing is put around it, and it holds no special token."""
+        """Token ids of a text by itself, such as an answer: nothing is put around it, and it
+        holds no special token.
+        """
         return self._chat.ids(self._chat.content(text))
 
     def _continued(self, text: str) -> list[int]:
-        """A text with what the tokenizer puts before it, which may be written out, and without what it puts behind."""
+        """A text with what the tokenizer puts before it, which may be written out, and without
+        what it puts behind.
+        """
         ids = list(self.tokenizer(text)["input_ids"])
         before, behind = self._added
         if behind and ids[-len(behind) :] == behind:
@@ -97,7 +109,9 @@ class TextCodec:
         return StreamDecoder(self._pieces, continues=continues)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of a whole answer to a text. Bytes of a last character that is not all there are left out."""
+        """The text of a whole answer to a text. Bytes of a last character that is not all there
+        are left out.
+        """
         decoder = self.detokenizer("")
         return "".join(decoder.add(token_id).text for token_id in token_ids)
 

@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from specrej.errors import SpecrejError, UnknownNameError, UsageError
-from specrej.registry import REWARDS, entry_points, import_attribute, load, load_entry_point, names, package_of
+from specrej.registry import (
+    REWARDS,
+    entry_points,
+    import_attribute,
+    load,
+    load_entry_point,
+    names,
+    package_of,
+)
 from specrej.rewards.base import MEMBERS, Reward, missing
 from specrej.rewards.function import FunctionReward
 from specrej.rewards.spec import parse_flag, parse_model
@@ -85,18 +93,22 @@ def _given(spec: Any, name: str | None) -> Reward:
     """A reward as it is, or a function over texts, which gets `name`."""
     if isinstance(spec, type):
         raise UsageError(
-            f"a reward must be an object, got the class {spec.__name__}", hint=f"make one first: {spec.__name__}(...)"
+            f"a reward must be an object, got the class {spec.__name__}",
+            hint=f"make one first: {spec.__name__}(...)",
         )
     if hasattr(spec, "open"):
         if lacking := missing(spec, MEMBERS):
             raise UsageError(
                 f"the reward {spec!r} ({type(spec).__name__}) lacks: {lacking}",
-                hint="docs/extending.md says what they are; a function (prompt, texts) -> numbers needs none of them",
+                hint="docs/extending.md says what they are; a function (prompt, texts) -> numbers "
+                "needs none of them",
             )
         return cast("Reward", spec)
     if callable(spec):
         return FunctionReward(spec, name)
-    raise UsageError(f"a reward cannot be made from {spec!r} ({type(spec).__name__})", hint=_forms())
+    raise UsageError(
+        f"a reward cannot be made from {spec!r} ({type(spec).__name__})", hint=_forms()
+    )
 
 
 def _named(spec: str) -> Reward:

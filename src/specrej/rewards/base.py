@@ -1,4 +1,5 @@
-"""The seam between search and reward: open a session for a prompt, score its candidates as they grow.
+"""The seam between search and reward: open a session for a prompt, score its candidates as they
+grow.
 
 session = reward.open(messages)
 session.score(candidates)      # a batch, partial and complete texts alike; higher is better
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 from specrej.errors import RewardError
 from specrej.types import Candidate, Message, Reuse
 
-Scores = Sequence[float] | Exception
+Scores = Sequence[float] | BaseException
 """Of one prompt's candidates, or why there are none."""
 
 
@@ -26,7 +27,8 @@ class RewardSession(Protocol):
     num_tokens: int
     """Tokens that the reward model has read for this prompt so far."""
     reuse: Reuse
-    """What the reward model keeps between decisions: "answers" (with the prompt), the "prompt" alone, or "none"."""
+    """What the reward model keeps between decisions: "answers" (with the prompt), the "prompt"
+    alone, or "none"."""
     peak_kv_bytes: int
     """Most KV that the reward model held for this prompt."""
 
@@ -48,7 +50,8 @@ class Reward(Protocol):
 
     name: str
     flops_per_token: float | None
-    """Floating-point operations for each token that a session counts in `num_tokens`; None where it is not known.
+    """Floating-point operations for each token that a session counts in `num_tokens`; None where it
+    is not known.
 
     Only reports of compute read it: where it is None, the cost is told in seconds and tokens.
     """
@@ -59,17 +62,21 @@ class Reward(Protocol):
     def close(self) -> None:
         """Free all that the reward holds: its model, connections, processes. May be called twice.
 
-        Whoever opened the reward calls it, when its sessions are closed. Nothing can be scored any more.
+        Whoever opened the reward calls it, when its sessions are closed. Nothing can be scored any
+        more.
         """
 
 
 class BatchedReward(Reward, Protocol):
-    """A reward that scores candidates of several prompts faster as one batch. See `specrej.rewards.together`."""
+    """A reward that scores candidates of several prompts faster as one batch. See
+    `specrej.rewards.together`.
+    """
 
     def score_together(self, asked: Sequence[tuple[Any, Sequence[Candidate]]]) -> Sequence[Scores]:
         """What `session.score(candidates)` would give for each of these pairs, in order.
 
-        A prompt that fails alone may have its exception in the place of its scores. One that is raised says nothing
+        A prompt that fails alone may have its exception in the place of its scores. One that is
+        raised says nothing
         about which prompt is at fault: all of them are scored again, session by session.
 
         Args:
@@ -81,8 +88,8 @@ class BatchedReward(Reward, Protocol):
 class StatelessSession:
     """The session of a reward that keeps nothing between two decisions.
 
-    `score_batch(prompt, candidates)` returns the scores and the number of tokens it read; `prompt` is what the reward
-    made of the prompt when it opened the session, or just its messages.
+    `score_batch(prompt, candidates)` returns the scores and the number of tokens it read; `prompt`
+    is what the reward made of the prompt when it opened the session, or just its messages.
     """
 
     prompt: Any

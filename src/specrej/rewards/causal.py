@@ -1,13 +1,16 @@
-"""A causal classifier that reads only what is new: its backbone on the engine's attention, its head on the last token.
+"""A causal classifier that reads only what is new: its backbone on the engine's attention, its head
+on the last token.
 
     scorer = CausalScorer.of(model)                 # None where the architecture does not allow it
     group = scorer.prefill(prompt_ids)              # once for a prompt
     group.indices = [0, 1]
     group.resize(slots=8)
-    scorer.extend(group, 0, [0, 0], [[7, 8], [9]])  # logits [2, outputs] after two more tokens and one more
+    scorer.extend(group, 0, [0, 0], [[7, 8], [9]])  # logits [2, outputs] after two more tokens and
+    one more
 
-Knows token ids and KV; not texts, templates or budgets. Tokens are packed: the linear layers see no padding. Before a
-model is trusted, short rows go through it both ways, as when the engine opens one.
+Knows token ids and KV; not texts, templates or budgets. Tokens are packed: the linear layers see no
+padding. Before a model is trusted, short rows go through it both ways, as when the engine opens
+one.
 """
 
 import logging
@@ -33,7 +36,8 @@ _PROBE_PROMPT, _PROBE_ROWS = 9, (3, 7)
 
 
 class CausalScorer:
-    """A sequence classifier on a causal backbone: `model.score` on the hidden state of a conversation's last token.
+    """A sequence classifier on a causal backbone: `model.score` on the hidden state of a
+    conversation's last token.
 
     Attributes:
         layout: what a token holds in KV.
@@ -56,7 +60,9 @@ class CausalScorer:
 
     @classmethod
     def of(cls, model: Any) -> "CausalScorer | None":
-        """The scorer of a model, None (and a word in the log) where it must read every conversation whole."""
+        """The scorer of a model, None (and a word in the log) where it must read every
+        conversation whole.
+        """
         try:
             return cls(model)
         except ModelError as reason:
@@ -77,18 +83,25 @@ class CausalScorer:
     def extend(
         self, group: Group, first_row: int, lengths: Sequence[int], new_ids: Sequence[Sequence[int]]
     ) -> list[list[float]]:
-        """Feed new tokens to neighbouring rows and write their KV; all logits at the last one of each row.
+        """Feed new tokens to neighbouring rows and write their KV; all logits at the last one of
+        each row.
 
         Args:
             group: its block has a slot for every token of these rows.
             first_row: the row of the first.
             lengths: own tokens that each row has; what its slots hold beyond them is written over.
-            new_ids: at least one for each row; one row alone may have any number, more rows `PREFILL_CHUNK` together.
+            new_ids: at least one for each row; one row alone may have any number, more rows
+                `PREFILL_CHUNK` together.
         """
         longest = max(len(ids) for ids in new_ids)
         for start in range(0, longest, PREFILL_CHUNK):
             pieces = [ids[start : start + PREFILL_CHUNK] for ids in new_ids]
-            kv = ExtendPass(group, first_row, [length + start for length in lengths], [len(ids) for ids in pieces])
+            kv = ExtendPass(
+                group,
+                first_row,
+                [length + start for length in lengths],
+                [len(ids) for ids in pieces],
+            )
             hidden = self._read([token_id for ids in pieces for token_id in ids], kv.positions, kv)
         logits: list[list[float]] = self._model.score(hidden[kv.last]).float().tolist()
         return logits
@@ -114,12 +127,20 @@ class CausalScorer:
         model, config = self._model, self._model.config.get_text_config()
         _check_rope(model)
         generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(config.vocab_size, (_PROBE_PROMPT + sum(_PROBE_ROWS),), generator=generator)
-        ids[ids == config.pad_token_id] += 1 if config.pad_token_id == 0 else -1  # pooling would pass over it
-        prompt, *rows = (piece.tolist() for piece in torch.split(ids, [_PROBE_PROMPT, *_PROBE_ROWS]))
+        ids = torch.randint(
+            config.vocab_size, (_PROBE_PROMPT + sum(_PROBE_ROWS),), generator=generator
+        )
+        ids[ids == config.pad_token_id] += (
+            1 if config.pad_token_id == 0 else -1
+        )  # pooling would pass over it
+        prompt, *rows = (
+            piece.tolist() for piece in torch.split(ids, [_PROBE_PROMPT, *_PROBE_ROWS])
+        )
 
         def expect() -> Tensor:
-            return torch.stack([model(torch.tensor([prompt + row], device=model.device)).logits[0] for row in rows])
+            return torch.stack(
+                [model(torch.tensor([prompt + row], device=model.device)).logits[0] for row in rows]
+            )
 
         return verify(model, expect, lambda: self._probe(prompt, rows)).layout(granule=1)
 
@@ -129,17 +150,30 @@ class CausalScorer:
         group.indices = list(range(len(rows)))
         group.resize(max(len(row) for row in rows))
         lengths = [len(row) // 2 for row in rows]
-        self.extend(group, 0, [0] * len(rows), [row[:length] for row, length in zip(rows, lengths, strict=True)])
+        self.extend(
+            group,
+            0,
+            [0] * len(rows),
+            [row[:length] for row, length in zip(rows, lengths, strict=True)],
+        )
         rests = [row[length:] for row, length in zip(rows, lengths, strict=True)]
         kv = ExtendPass(group, 0, lengths, [len(rest) for rest in rests])
         recorder = Recorder(kv)
-        hidden = self._read([token_id for rest in rests for token_id in rest], kv.positions, recorder)
+        hidden = self._read(
+            [token_id for rest in rests for token_id in rest], kv.positions, recorder
+        )
         return self._model.score(hidden[kv.last]).float(), recorder
 
 
 def _check_rope(model: torch.nn.Module) -> None:
-    """Refuse rotary positions that depend on the length of the whole text: keys would change as it grows."""
+    """Refuse rotary positions that depend on the length of the whole text: keys would change as
+    it grows.
+    """
     for module in model.modules():
         kind = getattr(module, "rope_type", None)
-        if found := {"dynamic", "longrope"} & set(kind.values() if isinstance(kind, dict) else [kind]):
-            raise ModelError(f"{type(module).__name__} has rotary positions of kind {found.pop()!r}")
+        if found := {"dynamic", "longrope"} & set(
+            kind.values() if isinstance(kind, dict) else [kind]
+        ):
+            raise ModelError(
+                f"{type(module).__name__} has rotary positions of kind {found.pop()!r}"
+            )

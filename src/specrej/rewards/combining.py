@@ -1,4 +1,5 @@
-"""Several rewards' scores of one candidate made into one, as small functions; and scores brought to one scale.
+"""Several rewards' scores of one candidate made into one, as small functions; and scores brought to
+one scale.
 
     combine = combiner("cvar", weights=[1.0, 1.0, 2.0], share=0.5)
     combine([0.3, -1.2, 0.9])
@@ -7,9 +8,10 @@
     scale.fit([2.0, 4.0])
     scale.apply(5.0)              # 2.0: two standard deviations above the mean
 
-Worst-of and mean minus spread are the conservative objectives of Coste et al. (Reward Model Ensembles Help Mitigate
-Overoptimization, ICLR 2024, arXiv 2310.02743), with the standard deviation in place of the variance, so that the score
-keeps its unit. CVaR is that of Rockafellar and Uryasev (Optimization of Conditional Value-at-Risk, 2000), over members.
+Worst-of and mean minus spread are the conservative objectives of Coste et al. (Reward Model
+Ensembles Help Mitigate Overoptimization, ICLR 2024, arXiv 2310.02743), with the standard deviation
+in place of the variance, so that the score keeps its unit. CVaR is that of Rockafellar and Uryasev
+(Optimization of Conditional Value-at-Risk, 2000), over members.
 """
 
 import math
@@ -33,11 +35,12 @@ def combiner(
     """The function that a name stands for.
 
     Args:
-        combine: "sum" (weighted), "mean_minus_std", "worst" (the lowest) or "cvar". In the mean and in CVaR a member
-            counts by its share of all weights.
+        combine: "sum" (weighted), "mean_minus_std", "worst" (the lowest) or "cvar". In the mean and
+            in CVaR a member counts by its share of all weights.
         weights: one for each member.
         risk: standard deviations that "mean_minus_std" takes off; None is 1.
-        share: of the members, by weight, whose worst scores "cvar" averages, in (0, 1]; None is 0.5.
+        share: of the members, by weight, whose worst scores "cvar" averages, in (0, 1]; None is
+            0.5.
 
     Raises:
         UnknownNameError: there is no such `combine`.
@@ -50,19 +53,32 @@ def combiner(
     if share is not None and combine != "cvar":
         raise UsageError(f"share goes with combine='cvar', not with {combine!r}")
     if combine == "worst" and any(weight != 1 for weight in weights):
-        raise UsageError("combine='worst' takes the lowest score, whatever the weights", hint="leave out the weights")
+        raise UsageError(
+            "combine='worst' takes the lowest score, whatever the weights",
+            hint="leave out the weights",
+        )
     if combine in ("mean_minus_std", "cvar") and min(weights) <= 0:
         raise UsageError(f"with combine={combine!r} weights must be above 0, got {min(weights)}")
     if combine == "mean_minus_std":
-        return partial(mean_minus_std, weights=weights, risk=_in_range("risk", 1.0 if risk is None else risk, math.inf))
+        return partial(
+            mean_minus_std,
+            weights=weights,
+            risk=_in_range("risk", 1.0 if risk is None else risk, math.inf),
+        )
     if combine == "cvar":
-        return partial(cvar, weights=weights, share=_in_range("share", 0.5 if share is None else share, 1.0))
+        return partial(
+            cvar, weights=weights, share=_in_range("share", 0.5 if share is None else share, 1.0)
+        )
     return min if combine == "worst" else partial(weighted_sum, weights=weights)
 
 
 def _in_range(name: str, value: float, most: float) -> float:
     if not 0 < value <= most or math.isinf(value):
-        raise UsageError(f"{name} must be above 0" + (f" and at most {most:g}" * (most < math.inf)) + f", got {value}")
+        raise UsageError(
+            f"{name} must be above 0"
+            + (f" and at most {most:g}" * (most < math.inf))
+            + f", got {value}"
+        )
     return value
 
 
@@ -71,7 +87,9 @@ def weighted_sum(scores: Sequence[float], weights: Sequence[float]) -> float:
 
 
 def mean_minus_std(scores: Sequence[float], weights: Sequence[float], risk: float) -> float:
-    """Weighted mean of the scores less `risk` times their weighted standard deviation (of a population)."""
+    """Weighted mean of the scores less `risk` times their weighted standard deviation (of a
+    population).
+    """
     total = math.fsum(weights)
     mean = weighted_sum(scores, weights) / total
     variance = weighted_sum([(score - mean) ** 2 for score in scores], weights) / total
@@ -79,7 +97,9 @@ def mean_minus_std(scores: Sequence[float], weights: Sequence[float], risk: floa
 
 
 def cvar(scores: Sequence[float], weights: Sequence[float], share: float) -> float:
-    """Mean of the worst scores that make up a `share` of the weights; the last of them counts in part."""
+    """Mean of the worst scores that make up a `share` of the weights; the last of them counts in
+    part.
+    """
     whole = left = share * math.fsum(weights)
     parts = []
     for score, weight in sorted(zip(scores, weights, strict=True)):
@@ -90,18 +110,22 @@ def cvar(scores: Sequence[float], weights: Sequence[float], share: float) -> flo
 
 @dataclass(slots=True)
 class Scale:
-    """One member's scores in standard deviations from their mean, on a scale that stays once it is found.
+    """One member's scores in standard deviations from their mean, on a scale that stays once it is
+    found.
 
-    The center is the mean of the scores first seen, the spread their standard deviation. While they are all alike there
-    is no spread, and each is 0: the center itself. The first that differ give the spread then; what was 0 before is 0
-    on that scale too. So all scores that were ever given can be compared.
+    The center is the mean of the scores first seen, the spread their standard deviation. While they
+    are all alike there
+    is no spread, and each is 0: the center itself. The first that differ give the spread then; what
+    was 0 before is 0 on that scale too. So all scores that were ever given can be compared.
     """
 
     center: float | None = None
     spread: float = 0.0
 
     def fit(self, scores: Sequence[float]) -> None:
-        """Find what is not there yet of center and spread, from the latest scores of all candidates so far."""
+        """Find what is not there yet of center and spread, from the latest scores of all
+        candidates so far.
+        """
         if self.center is None:
             self.center = statistics.mean(scores)
         if not self.spread:

@@ -1,16 +1,19 @@
-"""How close an answer is in meaning to a reference text: the cosine of their embeddings, in [-1, 1].
+"""How close an answer is in meaning to a reference text: the cosine of their embeddings, in [-1,
+1].
 
     EmbeddingReward("org/encoder", reference="Drink water and sleep well.")
     EmbeddingReward("org/encoder", reference="@answers.jsonl")     # looked up by the prompt
-    EmbeddingReward("org/encoder")                                 # the question itself: how much is it on the topic
+    EmbeddingReward("org/encoder")                                 # the question itself: how much
+    is it on the topic
 
-An embedding is the mean of the model's last hidden states over all tokens of the text, special ones included: what
-models trained with mean pooling give. Those trained on the first or the last token (CLS pooling) are read the same way
-here, so their scores are not those of their authors; a prefix that a model wants before its texts is not added.
+An embedding is the mean of the model's last hidden states over all tokens of the text, special ones
+included: what models trained with mean pooling give. Those trained on the first or the last token
+(CLS pooling) are read the same way here, so their scores are not those of their authors; a prefix
+that a model wants before its texts is not added.
 
-The answer is read alone, without the prompt. A partial answer is embedded as it is: its score says how close the text
-so far is, and mostly rises while the answer covers more of the reference. The reference is embedded once for a prompt,
-the answers again at each decision.
+The answer is read alone, without the prompt. A partial answer is embedded as it is: its score says
+how close the text so far is, and mostly rises while the answer covers more of the reference. The
+reference is embedded once for a prompt, the answers again at each decision.
 """
 
 import logging
@@ -42,7 +45,8 @@ class EmbeddingReward:
 
     Attributes:
         name: `embedding:MODEL` or `embedding:MODEL?reference=...`.
-        flops_per_token: of its linear layers; attention, which grows with the length, and padding are left out.
+        flops_per_token: of its linear layers; attention, which grows with the length, and padding
+            are left out.
         max_tokens: tokens of a text that are read, a longer one loses its end; None reads all.
     """
 
@@ -60,16 +64,19 @@ class EmbeddingReward:
 
         Args:
             model: a Hugging Face id, a local directory, or a loaded model with its tokenizer.
-            reference: a text for all prompts, or `@FILE.jsonl` with one for each (see `specrej.rewards.references`);
-                None is the last question of each prompt.
+            reference: a text for all prompts, or `@FILE.jsonl` with one for each (see
+                `specrej.rewards.references`); None is the last question of each prompt.
             batch_size: answers in a forward pass.
-            max_tokens: length limit of a text; by default what the model and its tokenizer can take.
+            max_tokens: length limit of a text; by default what the model and its tokenizer can
+                take.
             device: by default CUDA where there is some, else the CPU. Not for a loaded model.
-            dtype: by default float32 on the CPU, that of the checkpoint elsewhere. Not for a loaded model.
+            dtype: by default float32 on the CPU, that of the checkpoint elsewhere. Not for a loaded
+                model.
 
         Raises:
             ModelError: the model cannot be opened.
-            UsageError: a size below 1, a reference that cannot be read, or device or dtype for a loaded model.
+            UsageError: a size below 1, a reference that cannot be read, or device or dtype for a
+                loaded model.
         """
         for size_name, size in (("batch_size", batch_size), ("max_tokens", max_tokens)):
             if size is not None and size < 1:
@@ -93,7 +100,10 @@ class EmbeddingReward:
         """
         [row] = self._encode([self._find(messages)], ["the reference"])
         if not row:
-            raise RewardError(f"the reference of reward {self.name!r} has no tokens", hint="give a text with words")
+            raise RewardError(
+                f"the reference of reward {self.name!r} has no tokens",
+                hint="give a text with words",
+            )
         try:
             reference = self._embed([row])[0]
         except Exception as error:
@@ -107,18 +117,24 @@ class EmbeddingReward:
         """Let the model go."""
         self._network = None
 
-    def score_together(self, asked: Sequence[tuple[StatelessSession, Sequence[Candidate]]]) -> list[Sequence[float]]:
+    def score_together(
+        self, asked: Sequence[tuple[StatelessSession, Sequence[Candidate]]]
+    ) -> list[Sequence[float]]:
         """Answers to several prompts, in batches of like length."""
         return score_jointly(asked, self._score)
 
     def _score(self, pairs: Sequence[tuple[Tensor, Candidate]]) -> tuple[list[float], list[int]]:
         """Cosines, and tokens read. A text without tokens points nowhere: its cosine is 0."""
         candidates = [candidate for _, candidate in pairs]
-        rows = self._encode([c.text for c in candidates], [f"candidate {c.index}" for c in candidates])
+        rows = self._encode(
+            [c.text for c in candidates], [f"candidate {c.index}" for c in candidates]
+        )
 
         def forward(batch: list[int]) -> list[float]:
             references = torch.stack([pairs[i][0] for i in batch])
-            cosines: list[float] = (self._embed([rows[i] or [0] for i in batch]) * references).sum(dim=1).tolist()
+            cosines: list[float] = (
+                (self._embed([rows[i] or [0] for i in batch]) * references).sum(dim=1).tolist()
+            )
             return [cosine if rows[i] else 0.0 for i, cosine in zip(batch, cosines, strict=True)]
 
         lengths = [len(row) for row in rows]
@@ -135,7 +151,11 @@ class EmbeddingReward:
             if self.max_tokens is not None and len(row) > self.max_tokens:
                 # The tokenizer cuts before its special tokens at the end, which stay.
                 rows[i] = self._tokenizer(
-                    texts[i], padding=False, truncation=True, max_length=self.max_tokens, split_special_tokens=True
+                    texts[i],
+                    padding=False,
+                    truncation=True,
+                    max_length=self.max_tokens,
+                    split_special_tokens=True,
                 )["input_ids"]
                 _LOG.warning(
                     "reward %r reads %d tokens: the last %d of %s are cut off",
@@ -156,7 +176,8 @@ class EmbeddingReward:
 
 
 def parse_embedding(argument: str = "") -> EmbeddingReward:
-    """`embedding:MODEL`, `embedding:MODEL?reference=TEXT` or `embedding:MODEL?reference=@FILE.jsonl`.
+    """`embedding:MODEL`, `embedding:MODEL?reference=TEXT` or
+    `embedding:MODEL?reference=@FILE.jsonl`.
 
     Raises:
         UsageError: no model, or an option that is not known.
@@ -164,6 +185,7 @@ def parse_embedding(argument: str = "") -> EmbeddingReward:
     model, options = parse_options(argument, {"reference": str})
     if not model:
         raise UsageError(
-            "the reward 'embedding' needs a model", hint="give it as embedding:PATH_OR_ID?reference=@FILE.jsonl"
+            "the reward 'embedding' needs a model",
+            hint="give it as embedding:PATH_OR_ID?reference=@FILE.jsonl",
         )
     return EmbeddingReward(model, **options)

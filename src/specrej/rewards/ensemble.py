@@ -4,24 +4,25 @@ r"""Several rewards as one, with penalties and a hard filter.
     EnsembleReward([one, another], combine="worst", scale="z")
     EnsembleReward(["relevance"], truncated=-2, filter="regex:^[A-Z]")
 
-Scores as different as logits and log-probabilities need weights that make up for it, or scale="z": each member's scores
-in standard deviations over the candidates of the prompt. Center and spread are found when candidates are first scored
-and stay for the whole prompt (see `combining.Scale`), since the winner is chosen among candidates that were scored at
-different decisions. Such a reward says who is better among the candidates of one run; it cannot be compared between
-prompts, methods or runs, and spreads found on short texts may differ from those of whole answers.
+Scores as different as logits and log-probabilities need weights that make up for it, or scale="z":
+each member's scores in standard deviations over the candidates of the prompt. Center and spread are
+found when candidates are first scored and stay for the whole prompt (see `combining.Scale`), since
+the winner is chosen among candidates that were scored at different decisions. Such a reward says
+who is better among the candidates of one run; it cannot be compared between prompts, methods or
+runs, and spreads found on short texts may differ from those of whole answers.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
-from specrej.errors import RewardError, SpecrejError, UnknownNameError, UsageError
+from specrej.errors import UnknownNameError, UsageError
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward, RewardSession, Scores, open_session
 from specrej.rewards.combining import Scale, combiner
 from specrej.rewards.ensemble_spec import FORM, EnsembleSpec, read_spec, written
-from specrej.rewards.scores import checked_scores
+from specrej.rewards.scores import checked_scores, failing_as
 from specrej.rewards.together import score_together
 from specrej.types import Candidate, Message, Reuse
 
@@ -44,8 +45,8 @@ class EnsembleReward:
 
     Attributes:
         name: a spec that gives the ensemble again, where the names of its members do.
-        flops_per_token: that of the members, where all that read tokens have the same: `num_tokens` is the sum over
-            members, so it is None where they differ or one does not say.
+        flops_per_token: that of the members, where all that read tokens have the same: `num_tokens`
+            is the sum over members, so it is None where they differ or one does not say.
         members: in the order given.
         judges: the members, and behind them the filter if there is one.
     """
@@ -72,11 +73,14 @@ class EnsembleReward:
             combine: "sum", "mean_minus_std", "worst" or "cvar".
             risk: standard deviations over members that "mean_minus_std" takes off; 1 by default.
             share: of the members, by weight, whose worst scores "cvar" averages; 0.5 by default.
-            scale: "none", or "z" for each member's standard deviations over the candidates of the prompt.
+            scale: "none", or "z" for each member's standard deviations over the candidates of the
+                prompt.
             length_penalty: taken off for each token of the answer, after combining.
             truncated: added, after combining, to an answer that the length limit ended; 0 or below.
-            filter: a reward; a candidate that it does not score above 0 is rejected at once, and members do not see it.
-            filter_when: what the filter judges: "complete" candidates only, or "always" the unfinished ones as well.
+            filter: a reward; a candidate that it does not score above 0 is rejected at once, and
+                members do not see it.
+            filter_when: what the filter judges: "complete" candidates only, or "always" the
+                unfinished ones as well.
 
         Raises:
             UnknownNameError: a name that nobody knows.
@@ -96,12 +100,20 @@ class EnsembleReward:
             self.close()
             raise
         options = {"combine": combine, "risk": risk, "share": share, "scale": scale}
-        options |= {"length_penalty": length_penalty, "truncated": truncated, "filter_when": filter_when}
+        options |= {
+            "length_penalty": length_penalty,
+            "truncated": truncated,
+            "filter_when": filter_when,
+        }
         given = {key: value for key, value in options.items() if value != _DEFAULTS[key]}
         names = [member.name for member in self.members]
-        self.name = written(EnsembleSpec(names, self.weights, given, self.filter.name if self.filter else None))
+        self.name = written(
+            EnsembleSpec(names, self.weights, given, self.filter.name if self.filter else None)
+        )
         self.judges = [*self.members, *([self.filter] if self.filter else [])]
-        figures = {judge.flops_per_token for judge in self.judges} - {0.0}  # a member of 0 reads no tokens
+        figures = {judge.flops_per_token for judge in self.judges} - {
+            0.0
+        }  # a member of 0 reads no tokens
         self.flops_per_token: float | None = None if len(figures) > 1 else next(iter(figures), 0.0)
 
     def _open(self, spec: Any) -> Reward:
@@ -111,7 +123,9 @@ class EnsembleReward:
         return reward
 
     def close(self) -> None:
-        """Close the members that were given by name; one that was given as an object is its owner's to close."""
+        """Close the members that were given by name; one that was given as an object is its
+        owner's to close.
+        """
         with ExitStack() as closing:
             for reward in self._opened:
                 closing.callback(reward.close)
@@ -120,7 +134,9 @@ class EnsembleReward:
         if num_members == 0:
             raise UsageError("an ensemble needs members", hint=FORM)
         if len(self.weights) != num_members:
-            raise UsageError(f"an ensemble of {num_members} members got {len(self.weights)} weights")
+            raise UsageError(
+                f"an ensemble of {num_members} members got {len(self.weights)} weights"
+            )
         for weight in self.weights:
             if not math.isfinite(weight) or weight == 0:
                 raise UsageError(f"a member's weight must be finite and not 0, got {weight}")
@@ -144,8 +160,12 @@ class EnsembleReward:
         """
         return EnsembleSession(self, messages)
 
-    def score_together(self, asked: Sequence[tuple["EnsembleSession", Sequence[Candidate]]]) -> list[Scores]:
-        """Answers to several prompts, in each member and the filter together. A prompt that fails has its error."""
+    def score_together(
+        self, asked: Sequence[tuple["EnsembleSession", Sequence[Candidate]]]
+    ) -> list[Scores]:
+        """Answers to several prompts, in each member and the filter together. A prompt that
+        fails has its error.
+        """
         failed: dict[EnsembleSession, Exception] = {}
         passing = self._passing(asked, failed)
         columns: dict[EnsembleSession, list[list[float]]] = {session: [] for session in passing}
@@ -155,25 +175,34 @@ class EnsembleReward:
             for session, scores in given.items():
                 columns[session].append(scores)
         return [
-            failed[session] if session in failed else session.combine(candidates, passing[session], columns[session])
+            failed[session]
+            if session in failed
+            else session.combine(candidates, passing[session], columns[session])
             for session, candidates in asked
         ]
 
     def _passing(
-        self, asked: Sequence[tuple["EnsembleSession", Sequence[Candidate]]], failed: dict["EnsembleSession", Exception]
+        self,
+        asked: Sequence[tuple["EnsembleSession", Sequence[Candidate]]],
+        failed: dict["EnsembleSession", Exception],
     ) -> dict["EnsembleSession", Sequence[Candidate]]:
         """Candidates of each prompt that the filter does not reject."""
         if self.filter is None:
             return dict(asked)
         is_open = self.filter_when == "always"
-        judged = {session: [c for c in candidates if is_open or c.state == "complete"] for session, candidates in asked}
+        judged = {
+            session: [c for c in candidates if is_open or c.state == "complete"]
+            for session, candidates in asked
+        }
         verdicts = self._ask(-1, judged, failed)
         passing: dict[EnsembleSession, Sequence[Candidate]] = {}
         for session, candidates in asked:
             if session in verdicts:
                 pairs = zip(judged[session], verdicts[session], strict=True)
                 rejected = {candidate.index for candidate, verdict in pairs if verdict <= 0}
-                passing[session] = [candidate for candidate in candidates if candidate.index not in rejected]
+                passing[session] = [
+                    candidate for candidate in candidates if candidate.index not in rejected
+                ]
         return passing
 
     def _ask(
@@ -182,11 +211,15 @@ class EnsembleReward:
         shown: Mapping["EnsembleSession", Sequence[Candidate]],
         failed: dict["EnsembleSession", Exception],
     ) -> dict["EnsembleSession", list[float]]:
-        """What one judge gives for the candidates of each prompt, but of those on which it fails: they are noted."""
+        """What one judge gives for the candidates of each prompt, but of those on which it
+        fails: they are noted.
+        """
         judge = self.judges[number]
         found: dict[EnsembleSession, list[float]] = {session: [] for session in shown}
         asked = [(session, candidates) for session, candidates in shown.items() if candidates]
-        given = score_together(judge, [(session.sessions[number], candidates) for session, candidates in asked])
+        given = score_together(
+            judge, [(session.sessions[number], candidates) for session, candidates in asked]
+        )
         for (session, candidates), scores in zip(asked, given, strict=True):
             try:
                 found[session] = _checked(judge.name, candidates, scores)
@@ -196,7 +229,9 @@ class EnsembleReward:
         return found
 
     def penalty(self, candidate: Candidate) -> float:
-        """What length and truncation add to the combined score: nothing, or usually something below 0."""
+        """What length and truncation add to the combined score: nothing, or usually something
+        below 0.
+        """
         cut_off = self.truncated if candidate.finish_reason == "length" else 0.0
         return cut_off - self.length_penalty * len(candidate.token_ids)
 
@@ -209,8 +244,8 @@ class EnsembleSession:
         num_tokens: tokens that all of them have read.
         reuse: the least that those keep which read tokens.
         peak_kv_bytes: sum of the most that each held.
-        member_scores: each member's latest score by the candidate's index, before weights, scale and penalties;
-            rejected candidates stay in it.
+        member_scores: each member's latest score by the candidate's index, before weights, scale
+            and penalties; rejected candidates stay in it.
     """
 
     def __init__(self, reward: EnsembleReward, messages: Sequence[Message]) -> None:
@@ -230,28 +265,39 @@ class EnsembleSession:
         self._count()
 
     def score(self, candidates: Sequence[Candidate]) -> list[float]:
-        """One score for each candidate; minus infinity for those that the filter, or a member, rejects.
+        """One score for each candidate; minus infinity for those that the filter, or a member,
+        rejects.
 
         Raises:
             RewardError: a member failed; names it and the candidate.
         """
         [scores] = self._reward.score_together([(self, candidates)])
-        if isinstance(scores, Exception):
+        if isinstance(scores, BaseException):
             raise scores
         return list(scores)
 
     def combine(
-        self, candidates: Sequence[Candidate], passing: Sequence[Candidate], columns: Sequence[Sequence[float]]
+        self,
+        candidates: Sequence[Candidate],
+        passing: Sequence[Candidate],
+        columns: Sequence[Sequence[float]],
     ) -> list[float]:
-        """One score for each candidate, from those of the members for the candidates that passed the filter."""
+        """One score for each candidate, from those of the members for the candidates that passed
+        the filter.
+        """
         self._count()
-        rows = {candidate.index: row for candidate, row in zip(passing, zip(*columns, strict=True), strict=True)}
+        rows = {
+            candidate.index: row
+            for candidate, row in zip(passing, zip(*columns, strict=True), strict=True)
+        }
         rows = {index: row for index, row in rows.items() if -math.inf not in row}
         self.member_scores |= rows
         if self._reward.scale == "z" and rows:
             rows = self._scaled(rows)
         return [
-            self._reward.combine(rows[c.index]) + self._reward.penalty(c) if c.index in rows else -math.inf
+            self._reward.combine(rows[c.index]) + self._reward.penalty(c)
+            if c.index in rows
+            else -math.inf
             for c in candidates
         ]
 
@@ -266,7 +312,9 @@ class EnsembleSession:
         self._closing.close()
 
     def _scaled(self, rows: Mapping[int, tuple[float, ...]]) -> dict[int, tuple[float, ...]]:
-        for scale, latest in zip(self._scales, zip(*self.member_scores.values(), strict=True), strict=True):
+        for scale, latest in zip(
+            self._scales, zip(*self.member_scores.values(), strict=True), strict=True
+        ):
             scale.fit(latest)
         return {
             index: tuple(scale.apply(score) for scale, score in zip(self._scales, row, strict=True))
@@ -283,20 +331,14 @@ class EnsembleSession:
 def _checked(name: str, candidates: Sequence[Candidate], scores: Scores) -> list[float]:
     """What a judge gave, if it can be used; raises what it failed with."""
     with _naming(name, f"candidates {candidates[0].index} to {candidates[-1].index}"):
-        if isinstance(scores, Exception):
+        if isinstance(scores, BaseException):
             raise scores
         return checked_scores(name, candidates, scores)
 
 
-@contextmanager
-def _naming(name: str, subject: str) -> Iterator[None]:
+def _naming(name: str, subject: str) -> AbstractContextManager[None]:
     """Say which member failed, on what."""
-    try:
-        yield
-    except SpecrejError:
-        raise
-    except Exception as error:
-        raise RewardError(f"the member {name!r} of the ensemble failed on {subject}: {error!r}") from error
+    return failing_as(f"the member {name!r} of the ensemble failed on {subject}")
 
 
 def parse_ensemble(argument: str = "") -> EnsembleReward:

@@ -7,8 +7,8 @@ As a spec, members are joined by "+", each with its weight after a "*", and opti
     ensemble:relevance+'embedding:Yes?model=org/model'*2?length_penalty=0.01
     ensemble:relevance?truncated=-2&filter=regex:^[A-Z].*\?$
 
-A member that holds "+", "*" or "?" is put in quotes, single or double; such a quote inside is doubled. The filter comes
-last and is taken as it is, to the end of the spec.
+A member that holds "+", "*" or "?" is put in quotes, single or double; such a quote inside is
+doubled. The filter comes last and is taken as it is, to the end of the spec.
 """
 
 import re
@@ -18,7 +18,10 @@ from typing import Any, NamedTuple
 from specrej.errors import UsageError
 from specrej.rewards.spec import parse_options
 
-FORM = "give it as ensemble:SPEC*WEIGHT+SPEC*WEIGHT?OPTION=VALUE&OPTION=VALUE, a SPEC that holds +, * or ? in quotes"
+FORM = (
+    "give it as ensemble:SPEC*WEIGHT+SPEC*WEIGHT?OPTION=VALUE&OPTION=VALUE, a SPEC that holds +, * "
+    "or ? in quotes"
+)
 _OPTIONS: Mapping[str, Any] = {
     "combine": str,
     "risk": float,
@@ -29,12 +32,15 @@ _OPTIONS: Mapping[str, Any] = {
     "filter_when": str,
 }
 _MEMBER = re.compile(
-    r"""('(?:[^']|'')*'|"(?:[^"]|"")*"|[^+?*'"][^+?*]*)(?:\*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?))?""", re.DOTALL
+    r"""('(?:[^']|'')*'|"(?:[^"]|"")*"|[^+?*'"][^+?*]*)(?:\*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?))?""",
+    re.DOTALL,
 )
 
 
 class EnsembleSpec(NamedTuple):
-    """What an ensemble is made of: its members' specs and weights, options by name, and the filter's spec."""
+    """What an ensemble is made of: its members' specs and weights, options by name, and the
+    filter's spec.
+    """
 
     members: Sequence[str]
     weights: Sequence[float]
@@ -54,7 +60,9 @@ def read_spec(argument: str) -> EnsembleSpec:
         match = _MEMBER.match(argument, position)
         if match is None or argument[match.end() : match.end() + 1] not in ("", "+", "?"):
             at = argument[match.end() if match else position :]
-            raise UsageError(f"the members of 'ensemble:{argument}' cannot be read at {at!r}", hint=FORM)
+            raise UsageError(
+                f"the members of 'ensemble:{argument}' cannot be read at {at!r}", hint=FORM
+            )
         members.append(_unquoted(match[1]))
         weights.append(_weight(match[2]))
         position = match.end() + 1
@@ -64,14 +72,19 @@ def read_spec(argument: str) -> EnsembleSpec:
     words, is_given, judge = ("&" + argument[position:]).partition("&filter=")
     _, options = parse_options("?" + words[1:], _OPTIONS)
     if is_given and not judge:
-        raise UsageError("the ensemble's filter is empty", hint="end with filter=SPEC, such as filter=regex:^[A-Z]")
+        raise UsageError(
+            "the ensemble's filter is empty",
+            hint="end with filter=SPEC, such as filter=regex:^[A-Z]",
+        )
     return EnsembleSpec(members, weights, options, judge or None)
 
 
 def written(spec: EnsembleSpec) -> str:
     """The spec as `read_spec` reads it back, with the name of the reward before it."""
     weights = ["" if weight == 1 else f"*{weight}" for weight in spec.weights]
-    members = "+".join(_quoted(name) + weight for name, weight in zip(spec.members, weights, strict=True))
+    members = "+".join(
+        _quoted(name) + weight for name, weight in zip(spec.members, weights, strict=True)
+    )
     words = [f"{key}={value}" for key, value in spec.options.items()]
     words += [f"filter={spec.filter}"] if spec.filter else []
     return f"ensemble:{members}" + "?" * bool(words) + "&".join(words)

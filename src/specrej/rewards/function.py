@@ -2,9 +2,10 @@
 
     FunctionReward(lambda prompt, texts: [-len(text) for text in texts], name="short")
 
-The function is called once for each decision, with the content of the last user message and the answers so far, partial
-and complete alike; it returns one number for each, higher is better. Whether there are as many numbers as texts, and
-whether they are finite, is checked by the search, for all rewards in one place.
+The function is called once for each decision, with the content of the last user message and the
+answers so far, partial and complete alike; it returns one number for each, higher is better.
+Whether there are as many numbers as texts, and whether they are finite, is checked by the search,
+for all rewards in one place.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -45,7 +46,9 @@ class FunctionReward:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _score_batch(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> tuple[list[float], int]:
+    def _score_batch(
+        self, messages: Sequence[Message], candidates: Sequence[Candidate]
+    ) -> tuple[list[float], int]:
         """Scores, and no tokens: what a function reads is not known.
 
         Raises:
@@ -57,8 +60,11 @@ class FunctionReward:
         except Exception as exc:
             self._blame(prompt, candidates, exc)
         indices = [candidate.index for candidate in candidates]
-        # zip would hide a surplus from the search's count: name what has no candidate by its position.
-        names = [f"candidate {index}" for index in indices] + [f"score {i}" for i in range(len(indices), len(scores))]
+        # zip would hide a surplus from the search's count: name what has no candidate by its
+        # position.
+        names = [f"candidate {index}" for index in indices] + [
+            f"score {i}" for i in range(len(indices), len(scores))
+        ]
         return [self._to_float(score, name) for score, name in zip(scores, names, strict=False)], 0
 
     def _call(self, prompt: str, candidates: Sequence[Candidate]) -> list[Any]:
@@ -68,7 +74,9 @@ class FunctionReward:
         return list(scores)
 
     def _blame(self, prompt: str, candidates: Sequence[Candidate], cause: Exception) -> NoReturn:
-        """Raise a RewardError that names the first candidate on which the function fails alone, or all of them."""
+        """Raise a RewardError that names the first candidate on which the function fails alone,
+        or all of them.
+        """
         indices = [candidate.index for candidate in candidates]
         which = f"candidates {min(indices)} to {max(indices)}"
         if len(indices) == 1:
@@ -82,7 +90,8 @@ class FunctionReward:
                     break
         raise RewardError(
             f"reward {self.name!r} failed on {which}: {type(cause).__name__}: {cause}",
-            hint="it is called as (prompt, texts), with partial and empty texts too: one number for each text",
+            hint="it is called as (prompt, texts), with partial and empty texts too: one number "
+            "for each text",
         ) from cause
 
     def _to_float(self, score: Any, name: str) -> float:
@@ -93,6 +102,7 @@ class FunctionReward:
             return float(number)
         except (TypeError, ValueError, RuntimeError, OverflowError) as exc:
             raise RewardError(
-                f"reward {self.name!r} gave {score!r} ({type(score).__name__}) for {name}, not a number",
+                f"reward {self.name!r} gave {score!r} ({type(score).__name__}) for {name}, not a "
+                "number",
                 hint="return one number for each text",
             ) from exc

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from specrej.errors import UnknownNameError, UsageError
 
 
-def choose_outputs(model: str, id2label: Mapping[int, str], label: str | int | None) -> dict[int, float]:
+def choose_outputs(
+    model: str, id2label: Mapping[int, str], label: str | int | None
+) -> dict[int, float]:
     """Weights by number of the outputs that `label` names; of the only one where no label is given.
 
     Raises:
@@ -25,7 +27,8 @@ def choose_outputs(model: str, id2label: Mapping[int, str], label: str | int | N
             weights[choose_output(model, id2label, name)] = float(weight)
         except ValueError:
             raise UsageError(
-                f"{part!r} is no label with a weight", hint="write LABEL*WEIGHT+LABEL*WEIGHT, such as good*0.7+kind*0.3"
+                f"{part!r} is no label with a weight",
+                hint="write LABEL*WEIGHT+LABEL*WEIGHT, such as good*0.7+kind*0.3",
             ) from None
     return weights
 

@@ -3,11 +3,12 @@
     LogprobReward()         # mean log-probability of a token: minus the log of the perplexity
     LogprobReward("sum")    # log-probability of the whole answer: prefers short ones
 
-Knows the log-probabilities that the engine wrote into each candidate, nothing else. Speculative Rejection (Sun et al.,
-NeurIPS 2024, arXiv 2410.20290) has such an experiment, with perplexity as the reward. There it is the perplexity of
-prompt and answer together, from a further pass of the model; here it is that of the answer's tokens only, as they were
-drawn. The prompt is the same for all candidates, but its weight in a mean over both falls as the answer grows: the two
-order candidates of unlike length differently, and our figures are not to be compared with the paper's.
+Knows the log-probabilities that the engine wrote into each candidate, nothing else. Speculative
+Rejection (Sun et al., NeurIPS 2024, arXiv 2410.20290) has such an experiment, with perplexity as
+the reward. There it is the perplexity of prompt and answer together, from a further pass of the
+model; here it is that of the answer's tokens only, as they were drawn. The prompt is the same for
+all candidates, but its weight in a mean over both falls as the answer grows: the two order
+candidates of unlike length differently, and our figures are not to be compared with the paper's.
 """
 
 import math
@@ -22,8 +23,9 @@ from specrej.types import Candidate, Message
 class LogprobReward:
     """Log-probability of the answer's tokens so far, in nats, before temperature and filters.
 
-    With "mean" it orders candidates as minus their perplexity does, for perplexity = exp(-mean). With "sum" it can only
-    fall as an answer grows, so partial answers are judged by their length as well.
+    With "mean" it orders candidates as minus their perplexity does, for perplexity = exp(-mean).
+    With "sum" it can only fall as an answer grows, so partial answers are judged by their length as
+    well.
     """
 
     def __init__(self, reduction: Literal["mean", "sum"] = "mean") -> None:
@@ -45,16 +47,24 @@ class LogprobReward:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _score_batch(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> tuple[list[float], int]:
+    def _score_batch(
+        self, messages: Sequence[Message], candidates: Sequence[Candidate]
+    ) -> tuple[list[float], int]:
         return [self._score(candidate) for candidate in candidates], 0
 
     def _score(self, candidate: Candidate) -> float:
         if not candidate.logprobs:
             has_tokens = bool(candidate.token_ids)
-            lacking = "the engine is not told the log-probability of its tokens" if has_tokens else "it has no tokens"
+            lacking = (
+                "the engine is not told the log-probability of its tokens"
+                if has_tokens
+                else "it has no tokens"
+            )
             raise RewardError(
                 f"reward {self.name!r} cannot score candidate {candidate.index}: {lacking}",
-                hint="take another reward" if has_tokens else "score a candidate after its first step",
+                hint="take another reward"
+                if has_tokens
+                else "score a candidate after its first step",
             )
         total = math.fsum(candidate.logprobs)
         return total if self.reduction == "sum" else total / len(candidate.logprobs)

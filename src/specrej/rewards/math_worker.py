@@ -1,7 +1,8 @@
-"""The process in which math-verify runs, so that it can be killed: `MathReward` starts it, by the path of this file.
+"""The process in which math-verify runs, so that it can be killed: `MathReward` starts it, by the
+path of this file.
 
-It reads {"reference": TEXT, "answer": TEXT} a line, and writes true, false, or null for a reference that cannot be
-read. What raises is false. It imports nothing of specrej.
+It reads {"reference": TEXT, "answer": TEXT} a line, and writes true, false, or null for a reference
+that cannot be read. What raises is false. It imports nothing of specrej.
 """
 
 import functools
@@ -18,7 +19,9 @@ _DELIMITERS = re.compile(r"\$|\\boxed|\\\(|\\\[")
 def main() -> None:
     """Answer until the input ends."""
     math_verify = import_module("math_verify")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks, which ends this one
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is for the process that asks, which ends this one
     replies, sys.stdout = sys.stdout, sys.stderr
 
     @functools.lru_cache(maxsize=8)

@@ -1,4 +1,5 @@
-"""What rewards share that read with a transformers model: opening it, its length limit, batches of like length.
+"""What rewards share that read with a transformers model: opening it, its length limit, batches of
+like length.
 
     network, tokenizer, source = open_network("org/model", AutoModel, "an encoder")
     limit = token_limit(network, tokenizer)
@@ -22,12 +23,19 @@ from specrej.types import Candidate
 
 
 def open_network(
-    model: str | Path | LoadedModel, auto: Any, kind: str, *, device: str | None, dtype: torch.dtype | None, **how: Any
+    model: str | Path | LoadedModel,
+    auto: Any,
+    kind: str,
+    *,
+    device: str | None,
+    dtype: torch.dtype | None,
+    **how: Any,
 ) -> tuple[Any, Any, str]:
     """A reward's model in evaluation mode, its tokenizer, and what it is called.
 
     Args:
-        model: see `specrej.hub.pretrained.open_pretrained`; or a loaded model with its tokenizer, which is taken over.
+        model: see `specrej.hub.pretrained.open_pretrained`; or a loaded model with its tokenizer,
+            which is taken over.
         auto: the class of transformers that opens it.
         kind: what is expected, for the message: "an encoder".
         device: not for a loaded model.
@@ -40,20 +48,26 @@ def open_network(
     """
     if isinstance(model, tuple):
         if device is not None or dtype is not None:
-            raise UsageError("a loaded model has its device and dtype", hint="move the model before you give it")
+            raise UsageError(
+                "a loaded model has its device and dtype", hint="move the model before you give it"
+            )
         network: Any = model[0]
         return network.eval(), model[1], network.name_or_path or type(network).__name__
     network, tokenizer = open_pretrained(model, auto, kind, device=device, dtype=dtype, **how)
-    network.config.get_text_config().use_cache = False  # nothing is generated: KV would be memory for nothing
+    network.config.get_text_config().use_cache = (
+        False  # nothing is generated: KV would be memory for nothing
+    )
     return network, tokenizer, str(model)
 
 
 def token_limit(network: Any, tokenizer: Any) -> int | None:
     """Most tokens that model and tokenizer can take; None where neither says."""
-    # RoBERTa counts two positions too many in its config and has it right in its tokenizer; an unset limit of a
-    # tokenizer is a number beyond all lengths.
+    # RoBERTa counts two positions too many in its config and has it right in its tokenizer; an
+    # unset limit of a tokenizer is a number beyond all lengths.
     positions = getattr(network.config.get_text_config(), "max_position_embeddings", None)
-    known = [n for n in (positions, tokenizer.model_max_length) if n is not None and 0 < n < 1 << 40]
+    known = [
+        n for n in (positions, tokenizer.model_max_length) if n is not None and 0 < n < 1 << 40
+    ]
     return min(known, default=None)
 
 
@@ -94,19 +108,24 @@ def naming(reward: str, indices: Sequence[int]) -> Iterator[None]:
         yield
     except Exception as exc:
         raise RewardError(
-            f"reward {reward!r} failed on candidates {sorted(indices)}: {type(exc).__name__}: {exc}",
+            f"reward {reward!r} failed on candidates {sorted(indices)}: {type(exc).__name__}: "
+            f"{exc}",
             hint="a smaller batch_size takes less memory, a smaller max_tokens fewer positions",
         ) from exc
 
 
 def pad_right(rows: Sequence[Sequence[int]], network: Any) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask `[rows, longest]` on the network's device, filled up on the right."""
+    """Token ids and attention mask `[rows, longest]` on the network's device, filled up on the
+    right.
+    """
     # RoBERTa counts its positions by which tokens are padding, so padding must be its own.
     config = network.config.get_text_config()
     given = config.pad_token_id
     filler = given if given is not None and 0 <= given < config.vocab_size else 0
     width = max(len(row) for row in rows)
-    ids = torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows], device=network.device)
+    ids = torch.tensor(
+        [[*row, *[filler] * (width - len(row))] for row in rows], device=network.device
+    )
     lengths = torch.tensor([len(row) for row in rows], device=network.device)
     mask = (torch.arange(width, device=network.device) < lengths[:, None]).long()
     return ids, mask

@@ -1,16 +1,19 @@
-r"""A process reward model: every step of an answer gets a score, and the answer the least of them, or another summary.
+r"""A process reward model: every step of an answer gets a score, and the answer the least of them,
+or another summary.
 
-    ProcessReward("org/prm")                                  # steps end in a blank line, the weakest one counts
-    ProcessReward("org/prm", step="\n", reduce="product")
-    ProcessReward("org/prm", label="+")                       # which label of the model means a good step
+    ProcessReward("org/prm")                                  # steps end in a blank line, the
+    weakest one counts ProcessReward("org/prm", step="\n", reduce="product")
+    ProcessReward("org/prm", label="+")                       # which label of the model means a
+    good step
 
 The model is a token classifier of transformers, in the format in which TRL trains them: the prompt,
 then each step followed by the separator, each tokenized on its own. A step's score is the
 probability of the good label at the last token of its separator. With two labels and none named,
 the second is the good one, as TRL writes them; with one output the score is its sigmoid.
 
-Of an unfinished answer the last step is left out while its separator has not come, unless it is the only one: then it
-is closed as it stands. So what a partial answer is judged by does not change when a step goes on, only when one ends.
+Of an unfinished answer the last step is left out while its separator has not come, unless it is the
+only one: then it is closed as it stands. So what a partial answer is judged by does not change when
+a step goes on, only when one ends.
 Blank steps are none. Nothing is kept between two decisions: each reads the prompt again.
 """
 
@@ -48,8 +51,10 @@ REDUCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
-    """An answer as the model reads it: token ids, the prompt's included, and the positions where steps end."""
+class SteppedAnswer:
+    """An answer as the model reads it: token ids, the prompt's included, and the positions where
+    steps end.
+    """
 
     token_ids: list[int]
     ends: list[int]
@@ -60,8 +65,10 @@ class ProcessReward:
 
     Attributes:
         name: `process:MODEL`, with the options that differ from the defaults.
-        flops_per_token: of its linear layers; attention, which grows with the length, and padding are left out.
-        max_tokens: tokens of prompt and answer that are read; steps that end behind are not scored. None reads all.
+        flops_per_token: of its linear layers; attention, which grows with the length, and padding
+            are left out.
+        max_tokens: tokens of prompt and answer that are read; steps that end behind are not scored.
+            None reads all.
     """
 
     def __init__(
@@ -84,18 +91,19 @@ class ProcessReward:
             step: what parts two steps, as in training; TRL's default there is "\n".
             reduce: "min", "product", "mean" or "last".
             label: which output means a good step, by the model's name for it or by number.
-            template: write the conversation with the model's chat template; else the prompt is its last question as
-                plain text behind the BOS token, as TRL trains.
+            template: write the conversation with the model's chat template; else the prompt is its
+                last question as plain text behind the BOS token, as TRL trains.
             batch_size: answers in a forward pass.
             max_tokens: by default what the model and its tokenizer can take.
             device: by default CUDA where there is some, else the CPU. Not for a loaded model.
-            dtype: by default float32 on the CPU, that of the checkpoint elsewhere. Not for a loaded model.
+            dtype: by default float32 on the CPU, that of the checkpoint elsewhere. Not for a loaded
+                model.
 
         Raises:
             ModelError: the model cannot be opened, or its checkpoint has no weights for the head.
             UnknownNameError: no such reduction or label.
-            UsageError: a separator without tokens, more than two outputs and no label, a size below 1, no chat
-                template, or device or dtype for a loaded model.
+            UsageError: a separator without tokens, more than two outputs and no label, a size below
+                1, no chat template, or device or dtype for a loaded model.
         """
         if reduce not in REDUCTIONS:
             raise UnknownNameError("reduction of the process reward", reduce, REDUCTIONS)
@@ -109,14 +117,23 @@ class ProcessReward:
         # The separator is what the model was trained with, and may be a special token.
         self._separator_ids = self._chat.ids(step)
         if not self._separator_ids:
-            raise UsageError(f"the step separator {step!r} has no tokens in {source!r}", hint="give another one")
+            raise UsageError(
+                f"the step separator {step!r} has no tokens in {source!r}", hint="give another one"
+            )
         if template and self._tokenizer.chat_template is None:
             raise UsageError(f"{source!r} has no chat template", hint="leave out template")
         labels = self._network.config.id2label
-        self.output = 1 if label is None and len(labels) == 2 else choose_output(source, labels, label)
+        self.output = (
+            1 if label is None and len(labels) == 2 else choose_output(source, labels, label)
+        )
         self.flops_per_token: float | None = linear_flops(self._network)
         self.max_tokens = max_tokens or token_limit(self._network, self._tokenizer)
-        self._step, self._reduce, self._template, self._batch_size = step, REDUCTIONS[reduce], template, batch_size
+        self._step, self._reduce, self._template, self._batch_size = (
+            step,
+            REDUCTIONS[reduce],
+            template,
+            batch_size,
+        )
         self.name = _name(source, step, reduce, label, template)
 
     def open(self, messages: Sequence[Message]) -> StatelessSession:
@@ -128,7 +145,8 @@ class ProcessReward:
         prompt_ids = self._encode_prompt(messages)
         if self.max_tokens is not None and len(prompt_ids) >= self.max_tokens:
             raise PromptError(
-                f"the prompt takes {len(prompt_ids)} tokens of the reward {self.name!r}, which reads "
+                f"the prompt takes {len(prompt_ids)} tokens of the reward {self.name!r}, which "
+                "reads "
                 f"{self.max_tokens}: it would see no answer",
                 hint="shorten the prompt, or choose a reward that reads more",
             )
@@ -139,7 +157,9 @@ class ProcessReward:
         """Let the model go."""
         self._network = None
 
-    def score_together(self, asked: Sequence[tuple[StatelessSession, Sequence[Candidate]]]) -> list[Sequence[float]]:
+    def score_together(
+        self, asked: Sequence[tuple[StatelessSession, Sequence[Candidate]]]
+    ) -> list[Sequence[float]]:
         """Answers to several prompts, in batches of like length."""
         return score_jointly(asked, self._score)
 
@@ -150,7 +170,9 @@ class ProcessReward:
         try:
             written = self._chat.write(messages, add_generation_prompt=True)
         except Exception as error:
-            raise PromptError(f"the chat template of reward {self.name!r} refuses the prompt: {error}") from error
+            raise PromptError(
+                f"the chat template of reward {self.name!r} refuses the prompt: {error}"
+            ) from error
         return self._chat.ids(written)
 
     def _tokenize(self, text: str) -> list[int]:
@@ -166,13 +188,15 @@ class ProcessReward:
         candidates = [candidate for _, candidate in pairs]
         return score_by_length(self.name, candidates, lengths, self._batch_size, forward), lengths
 
-    def _lay_out(self, prompt_ids: list[int], candidate: Candidate) -> Steps:
+    def _lay_out(self, prompt_ids: list[int], candidate: Candidate) -> SteppedAnswer:
         token_ids, ends = list(prompt_ids), []
-        for step in split_steps(candidate.text, self._step, is_finished=candidate.finish_reason is not None):
+        for step in split_steps(
+            candidate.text, self._step, is_finished=candidate.finish_reason is not None
+        ):
             token_ids += [*self._tokenize(step), *self._separator_ids]
             ends.append(len(token_ids) - 1)
         if self.max_tokens is None or len(token_ids) <= self.max_tokens:
-            return Steps(token_ids, ends)
+            return SteppedAnswer(token_ids, ends)
         _LOG.warning(
             "reward %r reads %d tokens: the last %d of candidate %d are cut off",
             self.name,
@@ -182,10 +206,10 @@ class ProcessReward:
         )
         # A first step that is too long by itself is judged where the cut is.
         inside = [end for end in ends if end < self.max_tokens] or [self.max_tokens - 1]
-        return Steps(token_ids[: self.max_tokens], inside)
+        return SteppedAnswer(token_ids[: self.max_tokens], inside)
 
     @torch.inference_mode()
-    def _step_scores(self, rows: Sequence[Steps]) -> list[list[float]]:
+    def _step_scores(self, rows: Sequence[SteppedAnswer]) -> list[list[float]]:
         """Probability of the good label for every step of each row."""
         ids, mask = pad_right([row.token_ids for row in rows], self._network)
         logits = self._network(input_ids=ids, attention_mask=mask).logits.float()
@@ -196,7 +220,9 @@ class ProcessReward:
 
 
 def split_steps(text: str, separator: str, *, is_finished: bool) -> list[str]:
-    """The steps of an answer, at least one; see the module's docstring on the last step of an unfinished one."""
+    """The steps of an answer, at least one; see the module's docstring on the last step of an
+    unfinished one.
+    """
     *ended, last = text.split(separator)
     steps = [step for step in ended if step.strip()]
     if last.strip() and (is_finished or not steps):
@@ -216,14 +242,18 @@ def _name(source: str, step: str, reduce: str, label: str | int | None, template
 
 
 def parse_process(argument: str = "") -> ProcessReward:
-    """`process:MODEL` with the options `step` (%0A is a line break), `reduce`, `label` and `template=1`.
+    """`process:MODEL` with the options `step` (%0A is a line break), `reduce`, `label` and
+    `template=1`.
 
     Raises:
         UsageError: no model, or an option that is not known.
     """
-    model, options = parse_options(argument, {"step": str, "reduce": str, "label": str, "template": parse_flag})
+    model, options = parse_options(
+        argument, {"step": str, "reduce": str, "label": str, "template": parse_flag}
+    )
     if not model:
         raise UsageError(
-            "the reward 'process' needs a model", hint="give it as process:PATH_OR_ID?step=%0A%0A&reduce=min"
+            "the reward 'process' needs a model",
+            hint="give it as process:PATH_OR_ID?step=%0A%0A&reduce=min",
         )
     return ProcessReward(model, **options)

@@ -1,11 +1,13 @@
-"""Right answers: one for all prompts, or one for each from a JSONL file, looked up by the prompt's last question.
+"""Right answers: one for all prompts, or one for each from a JSONL file, looked up by the prompt's
+last question.
 
     find = read_references("42")                 # for all prompts
-    find = read_references("@answers.jsonl")     # {"prompt": "What is 6 times 7?", "answer": "42"} a line
-    find([{"role": "user", "content": "What is 6 times 7?"}])     # -> "42"
+    find = read_references("@answers.jsonl")     # {"prompt": "What is 6 times 7?", "answer": "42"}
+    a line find([{"role": "user", "content": "What is 6 times 7?"}])     # -> "42"
 
-Rows may be those of a prompt file of `specrej bench`: `prompt`, `messages` or `turns`, of which the last text of the
-user counts, and beside it `answer`. What makes an answer the right one is up to the reward.
+Rows may be those of a prompt file of `specrej bench`: `prompt`, `messages` or `turns`, of which the
+last text of the user counts, and beside it `answer`. What makes an answer the right one is up to
+the reward.
 """
 
 import json
@@ -15,9 +17,10 @@ from typing import Any
 
 from specrej.errors import PromptError, UsageError
 from specrej.jsonlines import check_lines
+from specrej.messages import as_messages
 from specrej.reading import check_characters, decode, without_mark
 from specrej.rewards.function import last_question
-from specrej.types import Message, as_messages
+from specrej.types import Message
 
 FindReference = Callable[[Sequence[Message]], str]
 """The right answer to a conversation; raises PromptError where there is none."""
@@ -32,7 +35,8 @@ def read_references(given: str) -> FindReference:
         given: the answer itself, or "@" and the path of a JSONL file.
 
     Raises:
-        UsageError: the answer is empty, or the file cannot be read, has a broken row, or two answers to one question.
+        UsageError: the answer is empty, or the file cannot be read, has a broken row, or two
+            answers to one question.
     """
     if not given.startswith("@"):
         if not given.strip():
@@ -60,7 +64,9 @@ def _read(path: Path) -> dict[str, str]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"cannot read the references in {path}: {error}", hint=f"expected {_FORM}") from error
+        raise UsageError(
+            f"cannot read the references in {path}: {error}", hint=f"expected {_FORM}"
+        ) from error
     check_lines(without_mark(content, str(path)).lstrip().partition(b"\n")[0].rstrip(), str(path))
     lines = decode(content, str(path)).split("\n")  # no splitlines: JSON may hold U+2028 as it is
     for number, line in enumerate(lines, 1):
@@ -73,11 +79,18 @@ def _read(path: Path) -> dict[str, str]:
         except UsageError as error:
             raise UsageError(f"line {number} of {path}: {error}", hint=error.hint) from error
         except KeyError as error:
-            raise UsageError(f"line {number} of {path} has no {error}", hint=f"expected {_FORM}") from error
+            raise UsageError(
+                f"line {number} of {path} has no {error}", hint=f"expected {_FORM}"
+            ) from error
         except (ValueError, TypeError, AttributeError, IndexError) as error:
-            raise UsageError(f"line {number} of {path} is no reference: {error}", hint=f"expected {_FORM}") from error
+            raise UsageError(
+                f"line {number} of {path} is no reference: {error}", hint=f"expected {_FORM}"
+            ) from error
         if answers.setdefault(question, answer) != answer:
-            raise UsageError(f"line {number} of {path} has another answer to {_shorten(question)!r} than a row before")
+            raise UsageError(
+                f"line {number} of {path} has another answer to {_shorten(question)!r} than a row "
+                "before"
+            )
     if not answers:
         raise UsageError(f"{path} holds no references", hint=f"expected {_FORM}")
     return answers
@@ -94,7 +107,11 @@ def _question(row: Mapping[str, Any]) -> str:
 
 def _answer(row: Mapping[str, Any]) -> str:
     answer = row["answer"]
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
+    if (
+        isinstance(answer, bool)
+        or not isinstance(answer, str | int | float)
+        or not str(answer).strip()
+    ):
         raise TypeError(f"the answer is {answer!r}, not a text or a number")
     return str(answer)
 

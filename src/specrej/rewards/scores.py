@@ -1,18 +1,44 @@
-"""What a reward gave for a batch, checked: the search does it with every reward, an ensemble with each of its members.
+"""What a reward gave for a batch, checked: the search does it with every reward, an ensemble with
+each of its members.
 
-scores = checked_scores("relevance", candidates, session.score(candidates))
+with failing_as("the reward 'relevance' failed on candidates 0 to 3"):
+    scores = checked_scores("relevance", candidates, session.score(candidates))
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from specrej.errors import RewardError
+from specrej.errors import RewardError, SpecrejError, named
 from specrej.types import Candidate
 
 
-def checked_scores(name: str, candidates: Sequence[Candidate], scores: Iterable[Any]) -> list[float]:
-    """The scores as floats, in the order of the candidates. Minus infinity is one: it rejects the candidate at once.
+@contextmanager
+def failing_as(what: str) -> Iterator[None]:
+    """Whatever a reward raises in this block is a RewardError, also the SystemExit of one that ends
+    programs.
+
+    Args:
+        what: failed, in the words that the error begins with.
+
+    Raises:
+        SpecrejError: as it was raised.
+        RewardError: of anything else but KeyboardInterrupt.
+    """
+    try:
+        yield
+    except (SpecrejError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise RewardError(f"{what}: {named(error)}") from error
+
+
+def checked_scores(
+    name: str, candidates: Sequence[Candidate], scores: Iterable[Any]
+) -> list[float]:
+    """The scores as floats, in the order of the candidates. Minus infinity is one: it rejects the
+    candidate at once.
 
     Args:
         name: of the reward, for the error.
@@ -41,7 +67,8 @@ def check_count(name: str, candidates: Sequence[Candidate], num_scores: int) -> 
     if num_scores != len(candidates):
         culprit = candidates[min(num_scores, len(candidates) - 1)].index
         raise RewardError(
-            f"the reward {name!r} gave {num_scores} scores for {len(candidates)} candidates; they part ways at "
+            f"the reward {name!r} gave {num_scores} scores for {len(candidates)} candidates; they "
+            "part ways at "
             f"candidate {culprit}",
             hint="a reward returns one number for each text, in order",
         )

@@ -3,8 +3,8 @@ r"""The arguments of a reward's spec string: `MODEL?key=value&key=value`.
     parse_options("org/model?reduce=min&step=%0A", {"reduce": str, "step": str})
     # -> ("org/model", {"reduce": "min", "step": "\n"})
 
-What stands before the first "?" is handed back as it is; keys and values are percent-decoded (%26 is an "&", %0A a line
-break).
+What stands before the first "?" is handed back as it is; keys and values are percent-decoded (%26
+is an "&", %0A a line break).
 """
 
 from collections.abc import Callable, Mapping
@@ -16,8 +16,11 @@ from specrej.errors import UnknownNameError, UsageError
 from specrej.memory import parse_bytes
 
 
-def parse_options(argument: str, allowed: Mapping[str, Callable[[str], Any]]) -> tuple[str, dict[str, Any]]:
-    """What stands before the "?", and the options after it, each converted by its entry in `allowed`.
+def parse_options(
+    argument: str, allowed: Mapping[str, Callable[[str], Any]]
+) -> tuple[str, dict[str, Any]]:
+    """What stands before the "?", and the options after it, each converted by its entry in
+    `allowed`.
 
     Args:
         argument: of a spec string, without the reward's name and its ":".
@@ -34,11 +37,14 @@ def parse_options(argument: str, allowed: Mapping[str, Callable[[str], Any]]) ->
         name, text = unquote(name), unquote(text)
         if not equals:
             raise UsageError(
-                f"the option {part!r} in {argument!r} has no value", hint="write MODEL?key=value&key=value, & as %26"
+                f"the option {part!r} in {argument!r} has no value",
+                hint="write MODEL?key=value&key=value, & as %26",
             )
         if name not in allowed:
             known = f"known: {', '.join(sorted(allowed))}" if allowed else "it takes none"
-            raise UnknownNameError("option", name, allowed, hint=f"{known}; an & inside a value is written %26")
+            raise UnknownNameError(
+                "option", name, allowed, hint=f"{known}; an & inside a value is written %26"
+            )
         if name in options:
             raise UsageError(f"the option {name!r} is given twice in {argument!r}")
         try:
@@ -51,7 +57,8 @@ def parse_options(argument: str, allowed: Mapping[str, Callable[[str], Any]]) ->
 def parse_model(
     kind: str, argument: str, allowed: Mapping[str, Callable[[str], Any]], memory: str | int | None
 ) -> tuple[str, dict[str, Any]]:
-    """The model of `MODEL#LABEL?option=value&...`, and keywords for the reward: `label`, `memory_bytes`, its options.
+    """The model of `MODEL#LABEL?option=value&...`, and keywords for the reward: `label`,
+    `memory_bytes`, its options.
 
     Args:
         kind: the reward's name, for the message.

@@ -1,6 +1,8 @@
-"""Candidates of several prompts that are due at the same moment, scored as one batch where the reward can.
+"""Candidates of several prompts that are due at the same moment, scored as one batch where the
+reward can.
 
-    score_together(reward, [(session, candidates), (other_session, other_candidates)])     # scores or an error for each
+    score_together(reward, [(session, candidates), (other_session, other_candidates)])     # scores
+    or an error for each
 
     class MyReward:
         def open(self, messages):
@@ -9,28 +11,33 @@
         def score_together(self, asked):
             return score_jointly(asked, self._score)
 
-        def _score(self, pairs):          # [(what it made of the prompt, candidate), ...] of any number of prompts
+        def _score(self, pairs):          # [(what it made of the prompt, candidate), ...] of any
+        number of prompts
             ...
             return scores, num_tokens     # one of each for every pair
 
-Whoever calls `score_together` need not know what the reward can: it is asked session by session where it cannot, and
-after a joint batch that failed, so that a prompt fails by its own fault only.
+Whoever calls `score_together` need not know what the reward can: it is asked session by session
+where it cannot, and after a joint batch that failed, so that a prompt fails by its own fault only.
 """
 
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from specrej.errors import named
 from specrej.rewards.base import Reward, RewardSession, Scores, StatelessSession
 from specrej.types import Candidate
 
 _LOG = logging.getLogger("specrej")
 
 ScorePairs = Callable[[Sequence[tuple[Any, Candidate]]], tuple[Sequence[float], Sequence[int]]]
-"""From pairs of what the reward made of a prompt, and a candidate: the score of each and the tokens read for it."""
+"""From pairs of what the reward made of a prompt, and a candidate: the score of each and the
+tokens read for it."""
 
 
-def score_together(reward: Reward, asked: Sequence[tuple[RewardSession, Sequence[Candidate]]]) -> list[Scores]:
+def score_together(
+    reward: Reward, asked: Sequence[tuple[RewardSession, Sequence[Candidate]]]
+) -> list[Scores]:
     """The scores of each prompt's candidates, or the exception that the prompt failed with.
 
     Args:
@@ -41,9 +48,12 @@ def score_together(reward: Reward, asked: Sequence[tuple[RewardSession, Sequence
     together = getattr(reward, "score_together", None)
     if together is not None and len(asked) > 1:
         try:
-            return [scores for _, scores in zip(asked, together(asked), strict=True)]
-        except Exception as error:
-            _LOG.warning("reward %r failed on %d prompts together, now one by one: %r", reward.name, len(asked), error)
+            return [_listed(given) for _, given in zip(asked, together(asked), strict=True)]
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            what = "reward %r failed on %d prompts together, now one by one: %s"
+            _LOG.warning(what, reward.name, len(asked), named(error))
     return score_each(asked)
 
 
@@ -54,12 +64,23 @@ def score_each(asked: Sequence[tuple[RewardSession, Sequence[Candidate]]]) -> li
 
 def _score(session: RewardSession, candidates: Sequence[Candidate]) -> Scores:
     try:
-        return session.score(candidates)
-    except Exception as error:
+        return _listed(session.score(candidates))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also SystemExit, of a reward that ends programs
         return error
 
 
-def alone(score_pairs: ScorePairs) -> Callable[[Any, Sequence[Candidate]], tuple[Sequence[float], int]]:
+def _listed(given: Scores) -> Scores:
+    """What was given, computed to its end here, where a reward's time is taken: it may be a
+    generator.
+    """
+    return given if isinstance(given, BaseException) else list(given)
+
+
+def alone(
+    score_pairs: ScorePairs,
+) -> Callable[[Any, Sequence[Candidate]], tuple[Sequence[float], int]]:
     """The `score_batch` of a `StatelessSession`, for one prompt."""
 
     def score_batch(prompt: Any, candidates: Sequence[Candidate]) -> tuple[Sequence[float], int]:
@@ -72,8 +93,12 @@ def alone(score_pairs: ScorePairs) -> Callable[[Any, Sequence[Candidate]], tuple
 def score_jointly(
     asked: Sequence[tuple[StatelessSession, Sequence[Candidate]]], score_pairs: ScorePairs
 ) -> list[Sequence[float]]:
-    """The scores of each prompt's candidates from one batch; every session counts its own tokens."""
-    scores, num_tokens = score_pairs([(session.prompt, candidate) for session, batch in asked for candidate in batch])
+    """The scores of each prompt's candidates from one batch; every session counts its own
+    tokens.
+    """
+    scores, num_tokens = score_pairs(
+        [(session.prompt, candidate) for session, batch in asked for candidate in batch]
+    )
     parts, start = [], 0
     for session, batch in asked:
         end = start + len(batch)

@@ -1,13 +1,15 @@
-r"""Answers that can be checked: by a pattern, against a text, or as mathematics. 1.0 is right, 0.0 is wrong.
+r"""Answers that can be checked: by a pattern, against a text, or as mathematics. 1.0 is right, 0.0
+is wrong.
 
     RegexReward(r"(?i)\bparis\b")          # found anywhere in the text so far
     ExactMatchReward("42")                 # the final answer is this text
     ExactMatchReward("@answers.jsonl")     # ... looked up by the prompt
     MathReward("@answers.jsonl")           # the final answer has this value, by math-verify
 
-No model is read. A pattern is searched for in unfinished answers too. The other two judge final answers, which an
-unfinished one has not got yet: it gets 0.0, whatever its text. So early decisions see ties, and mean something only
-where such a reward is mixed with another; Best-of-N needs no other.
+No model is read. A pattern is searched for in unfinished answers too. The other two judge final
+answers, which an
+unfinished one has not got yet: it gets 0.0, whatever its text. So early decisions see ties, and
+mean something only where such a reward is mixed with another; Best-of-N needs no other.
 """
 
 import importlib.util
@@ -33,8 +35,8 @@ _BOX = r"\boxed{"
 class RegexReward:
     """1.0 where a pattern of Python's `re` is found in the text so far, else 0.0.
 
-    A search has no time limit, which `re` does not know: nested repeats such as `(a+)+b` can take for ever on a long
-    text.
+    A search has no time limit, which `re` does not know: nested repeats such as `(a+)+b` can take
+    for ever on a long text.
     """
 
     flops_per_token: float | None = 0.0
@@ -46,7 +48,10 @@ class RegexReward:
             UsageError: the pattern is empty or does not compile; says at which position.
         """
         if not pattern:
-            raise UsageError("the reward 'regex' needs a pattern", hint=r"give it as regex:PATTERN, as in 'regex:\d+'")
+            raise UsageError(
+                "the reward 'regex' needs a pattern",
+                hint=r"give it as regex:PATTERN, as in 'regex:\d+'",
+            )
         try:
             self._pattern = re.compile(pattern)
         except (re.error, OverflowError) as error:
@@ -63,22 +68,29 @@ class RegexReward:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _score_batch(self, messages: Sequence[Message], candidates: Sequence[Candidate]) -> tuple[list[float], int]:
-        return [float(self._pattern.search(candidate.text) is not None) for candidate in candidates], 0
+    def _score_batch(
+        self, messages: Sequence[Message], candidates: Sequence[Candidate]
+    ) -> tuple[list[float], int]:
+        return [
+            float(self._pattern.search(candidate.text) is not None) for candidate in candidates
+        ], 0
 
 
 class ExactMatchReward:
-    r"""1.0 where the answer as a whole, or its final answer, is the reference; else, and while unfinished, 0.0.
+    r"""1.0 where the answer as a whole, or its final answer, is the reference; else, and while
+    unfinished, 0.0.
 
-    The final answer is what stands in the last `\boxed{}`, else after the last `####` on its line, else the last line.
-    Case, white space, and quotes, brackets, `*`, `_`, `$` and ending punctuation around the answer do not count. A
-    reference that has such a mark itself (a solution of GSM8K) is reduced to what it marks.
+    The final answer is what stands in the last `\boxed{}`, else after the last `####` on its line,
+    else the last line. Case, white space, and quotes, brackets, `*`, `_`, `$` and ending
+    punctuation around the answer do not count. A reference that has such a mark itself (a solution
+    of GSM8K) is reduced to what it marks.
     """
 
     flops_per_token: float | None = 0.0
 
     def __init__(self, reference: str) -> None:
-        """Take the right answer, or `@FILE.jsonl` with one for each prompt (see `specrej.rewards.references`).
+        """Take the right answer, or `@FILE.jsonl` with one for each prompt (see
+        `specrej.rewards.references`).
 
         Raises:
             UsageError: the reference is empty, or its file cannot be read.
@@ -94,9 +106,12 @@ class ExactMatchReward:
         """
         expected = normalise(marked_answer(self._find(messages)))
 
-        def score_batch(_: Sequence[Message], candidates: Sequence[Candidate]) -> tuple[list[float], int]:
+        def score_batch(
+            _: Sequence[Message], candidates: Sequence[Candidate]
+        ) -> tuple[list[float], int]:
             return _score_finished(
-                candidates, lambda text: expected in (normalise(text), normalise(final_answer(text)))
+                candidates,
+                lambda text: expected in (normalise(text), normalise(final_answer(text))),
             )
 
         return StatelessSession(messages, score_batch)
@@ -106,7 +121,8 @@ class ExactMatchReward:
 
 
 class MathReward:
-    r"""1.0 where math-verify finds the value of the reference in the answer; else, and while unfinished, 0.0.
+    r"""1.0 where math-verify finds the value of the reference in the answer; else, and while
+    unfinished, 0.0.
 
     math-verify takes the final answer from the text by rules of its own: what stands in `\boxed{}`,
     else what the text calls the answer, else the last expression. It runs in a process beside this
@@ -119,18 +135,21 @@ class MathReward:
     flops_per_token: float | None = 0.0
 
     def __init__(self, reference: str, *, timeout_s: float = 5.0) -> None:
-        """Take the right answer, or `@FILE.jsonl` with one for each prompt (see `specrej.rewards.references`).
+        """Take the right answer, or `@FILE.jsonl` with one for each prompt (see
+        `specrej.rewards.references`).
 
         Args:
             reference: plain or LaTeX, with or without `$` around it; no words beside it.
             timeout_s: seconds that the check of one answer may take.
 
         Raises:
-            UsageError: math-verify is not installed, the reference is empty, or its file cannot be read.
+            UsageError: math-verify is not installed, the reference is empty, or its file cannot be
+                read.
         """
         if importlib.util.find_spec("math_verify") is None:
             raise UsageError(
-                "the reward 'math' checks with math-verify, which is not installed", hint="pip install 'specrej[math]'"
+                "the reward 'math' checks with math-verify, which is not installed",
+                hint="pip install 'specrej[math]'",
             )
         if timeout_s <= 0:
             raise UsageError(f"timeout_s must be above 0, got {timeout_s!r}")
@@ -148,7 +167,9 @@ class MathReward:
         """
         reference = marked_answer(self._find(messages))
 
-        def score_batch(_: Sequence[Message], candidates: Sequence[Candidate]) -> tuple[list[float], int]:
+        def score_batch(
+            _: Sequence[Message], candidates: Sequence[Candidate]
+        ) -> tuple[list[float], int]:
             return _score_finished(candidates, lambda text: self._is_equal(reference, text))
 
         return StatelessSession(messages, score_batch)
@@ -171,7 +192,9 @@ class MathReward:
         return reply == "true"
 
     def _ask(self, request: str) -> str:
-        """The worker's reply; "" where it took too long or died, and then the next request gets a new worker."""
+        """The worker's reply; "" where it took too long or died, and then the next request gets
+        a new worker.
+        """
         process = self._process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -198,7 +221,8 @@ class MathReward:
         return reply
 
     def _start(self) -> "subprocess.Popen[str]":
-        # -P: the modules beside the worker's file, http.py for one, would hide those of the standard library.
+        # -P: the modules beside the worker's file, http.py for one, would hide those of the
+        # standard library.
         process = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__).with_name("math_worker.py"))],
             stdin=subprocess.PIPE,
@@ -217,13 +241,17 @@ class MathReward:
 
 
 def normalise(text: str) -> str:
-    """The text without what does not count: case, white space, and marks and punctuation around it."""
+    """The text without what does not count: case, white space, and marks and punctuation around
+    it.
+    """
     plain = " ".join(text.casefold().split())
     return plain.lstrip(_WRAPPING).rstrip(_ENDING) or plain
 
 
 def marked_answer(text: str) -> str:
-    r"""What stands in the last whole `\boxed{}`, else after the last `####` on its line, else all of the text."""
+    r"""What stands in the last whole `\boxed{}`, else after the last `####` on its line, else
+    all of the text.
+    """
     start = text.rfind(_BOX)
     if start >= 0 and (content := _up_to_brace(text[start + len(_BOX) :])) is not None:
         return content
@@ -247,7 +275,9 @@ def _up_to_brace(text: str) -> str | None:
     return None
 
 
-def _score_finished(candidates: Sequence[Candidate], is_right: Callable[[str], bool]) -> tuple[list[float], int]:
+def _score_finished(
+    candidates: Sequence[Candidate], is_right: Callable[[str], bool]
+) -> tuple[list[float], int]:
     return [float(c.finish_reason is not None and is_right(c.text)) for c in candidates], 0
 
 

@@ -1,14 +1,17 @@
-"""A reward model on vLLM's pooling runner, in this process: a sequence classifier of those that vLLM supports.
+"""A reward model on vLLM's pooling runner, in this process: a sequence classifier of those that
+vLLM supports.
 
     VllmClassifierReward("org/reward-model")                                    # one output
     VllmClassifierReward("org/reward-model", label="helpful", partial="open")
     VllmClassifierReward("org/reward-model", engine_args={"gpu_memory_utilization": 0.3})
 
-    vllm:MODEL#LABEL?partial=open&memory=2GiB&max_tokens=2048&engine_args={"tensor_parallel_size": 2}
+    vllm:MODEL#LABEL?partial=open&memory=2GiB&max_tokens=2048&engine_args={"tensor_parallel_size":
+    2}
 
-The same conversations and the same raw logits as `classifier` gives: vLLM's default activation would saturate them.
-What was read at one decision is found in vLLM's prefix cache at the next, in full blocks, where the model pools the
-last token; what was read nevertheless is counted. On one GPU beside a generator on vLLM, both need a share of its
+The same conversations and the same raw logits as `classifier` gives: vLLM's default activation
+would saturate them. What was read at one decision is found in vLLM's prefix cache at the next, in
+full blocks, where the model pools the last token; what was read nevertheless is counted. On one GPU
+beside a generator on vLLM, both need a share of its
 memory: `gpu_memory_utilization` in the engine arguments of each.
 """
 
@@ -17,12 +20,26 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from specrej.engines.vllm_process import check_arguments, defaults, end, hold, kv_bytes_per_token, prepare, quiet
+from specrej.engines.vllm_process import (
+    check_arguments,
+    defaults,
+    end,
+    hold,
+    import_vllm,
+    kv_bytes_per_token,
+    quiet,
+)
 from specrej.errors import ModelError, UsageError
 from specrej.flops import flops_of_config
 from specrej.hub.sources import first_line, load_codec
 from specrej.rewards.base import StatelessSession
-from specrej.rewards.conversations import ConversationReader, Partial, check_options, name_of, until_pooled
+from specrej.rewards.conversations import (
+    ConversationReader,
+    Partial,
+    check_options,
+    name_of,
+    until_pooled,
+)
 from specrej.rewards.labels import choose_outputs, weigh
 from specrej.rewards.pretrained import naming
 from specrej.rewards.spec import parse_model
@@ -42,11 +59,13 @@ class VllmClassifierReward:
     """Scores conversations with a sequence classifier in vLLM.
 
     Attributes:
-        name: `vllm:MODEL` with `#LABEL` and `?partial=open` where they are given, as `as_reward` reads it.
-        flops_per_token: of its linear layers, as if each read every token once; None where transformers does not know
-            the architecture.
+        name: `vllm:MODEL` with `#LABEL` and `?partial=open` where they are given, as `as_reward`
+            reads it.
+        flops_per_token: of its linear layers, as if each read every token once; None where
+            transformers does not know the architecture.
         weights: of the logits whose sum is the score, by their numbers.
-        max_tokens: tokens of a conversation that are read; a longer one loses the end of its answer.
+        max_tokens: tokens of a conversation that are read; a longer one loses the end of its
+            answer.
         memory_bytes: of vLLM's KV cache, which all prompts share and which is there as a whole.
         reuse: "answers" where vLLM's prefix cache serves this model, else "none".
     """
@@ -64,23 +83,26 @@ class VllmClassifierReward:
         """Open the model.
 
         Args:
-            model: a Hugging Face id or a local directory, with a tokenizer that has a chat template.
+            model: a Hugging Face id or a local directory, with a tokenizer that has a chat
+                template.
             label: see `ClassifierReward`.
-            max_tokens: by default what the model can take; vLLM needs KV for a conversation of that length.
+            max_tokens: by default what the model can take; vLLM needs KV for a conversation of that
+                length.
             partial: see `ClassifierReward`.
-            memory_bytes: of vLLM's KV cache. By default 1 GiB on a CPU, and on a GPU what is left of the share
-                `gpu_memory_utilization` beside the weights.
+            memory_bytes: of vLLM's KV cache. By default 1 GiB on a CPU, and on a GPU what is left
+                of the share `gpu_memory_utilization` beside the weights.
             engine_args: other arguments of vLLM's `EngineArgs`.
 
         Raises:
-            UsageError: vLLM is not installed, or in another version; it takes no such argument; several outputs and no
-                label, a size below 1, or a tokenizer without a chat template.
+            UsageError: vLLM is not installed, or in another version; it takes no such argument;
+                several outputs and no label, a size below 1, or a tokenizer without a chat
+                template.
             ModelError: vLLM cannot open the model, or it is no sequence classifier.
             UnknownNameError: the model has no such label, or `partial` is neither.
         """
         check_options(partial=partial, memory_bytes=memory_bytes, max_tokens=max_tokens)
         source, arguments = str(model), engine_args or {}
-        prepare()
+        import_vllm()
         check_arguments(arguments, _OURS)
         given = {**defaults(_CPU_KV_BYTES), **arguments}
         if memory_bytes is not None:
@@ -97,10 +119,13 @@ class VllmClassifierReward:
         flops = flops_of_config(config.model_config.hf_text_config, self.max_tokens)
         self.flops_per_token: float | None = None if flops is None else flops.linear
         self._pad_token_id: int | None = config.model_config.hf_text_config.pad_token_id
-        self._reader = ConversationReader(self.name, load_codec(source).tokenizer, self.max_tokens, partial)
+        self._reader = ConversationReader(
+            self.name, load_codec(source).tokenizer, self.max_tokens, partial
+        )
         if not self._reader.has_template:
             raise UsageError(
-                f"the tokenizer of {source!r} has no chat template: on vLLM it is not known how it reads conversations",
+                f"the tokenizer of {source!r} has no chat template: on vLLM it is not known how it "
+                "reads conversations",
                 hint=f"give it as classifier:{source}, which reads pairs of question and answer",
             )
 
@@ -108,11 +133,15 @@ class VllmClassifierReward:
         """Begin with a prompt; vLLM reads it with the first answer.
 
         Raises:
-            PromptError: the prompt alone is longer than what the model reads, so that no answer would be seen.
-            RewardError: the chat template refuses the conversation, or does not show where an open answer ends.
+            PromptError: the prompt alone is longer than what the model reads, so that no answer
+                would be seen.
+            RewardError: the chat template refuses the conversation, or does not show where an open
+                answer ends.
         """
         self._reader.shortest(messages)
-        return StatelessSession(messages, alone(self._score_pairs), reuse=self.reuse, peak_kv_bytes=self.memory_bytes)
+        return StatelessSession(
+            messages, alone(self._score_pairs), reuse=self.reuse, peak_kv_bytes=self.memory_bytes
+        )
 
     def close(self) -> None:
         """See `vllm_process.end`."""
@@ -131,7 +160,10 @@ class VllmClassifierReward:
     ) -> tuple[Sequence[float], Sequence[int]]:
         from vllm import PoolingParams
 
-        rows = [until_pooled(row["input_ids"], self._pad_token_id) for row in self._reader.rows_of_prompts(pairs)]
+        rows = [
+            until_pooled(row["input_ids"], self._pad_token_id)
+            for row in self._reader.rows_of_prompts(pairs)
+        ]
         with naming(self.name, [candidate.index for _, candidate in pairs]):
             outputs = self._llm.classify(
                 [{"prompt_token_ids": row} for row in rows],
@@ -139,7 +171,10 @@ class VllmClassifierReward:
                 use_tqdm=False,
             )
         scores = [weigh(output.outputs.probs, self.weights) for output in outputs]
-        return scores, [len(row) - (output.num_cached_tokens or 0) for row, output in zip(rows, outputs, strict=True)]
+        return scores, [
+            len(row) - (output.num_cached_tokens or 0)
+            for row, output in zip(rows, outputs, strict=True)
+        ]
 
 
 def _open(source: str, arguments: Mapping[str, Any]) -> Any:
@@ -153,18 +188,21 @@ def _open(source: str, arguments: Mapping[str, Any]) -> Any:
     except Exception as error:  # whatever vLLM, torch or a broken file says
         raise ModelError(
             f"vLLM cannot open the reward model {source!r}: {first_line(error)}",
-            hint="see its supported pooling models and engine arguments; more is in its log: VLLM_LOGGING_LEVEL=INFO",
+            hint="see its supported pooling models and engine arguments; more is in its log: "
+            "VLLM_LOGGING_LEVEL=INFO",
         ) from error
     if "classify" not in tasks:
         raise ModelError(
             f"{source!r} is no sequence classifier to vLLM: it serves {', '.join(sorted(tasks))}",
-            hint="a language model has no reward head: give a checkpoint trained for sequence classification",
+            hint="a language model has no reward head: give a checkpoint trained for sequence "
+            "classification",
         )
     return llm
 
 
 def parse_vllm(argument: str = "", memory: str | int | None = None) -> VllmClassifierReward:
-    """The reward of `vllm:MODEL#LABEL?option=value&...`; options are `partial`, `memory`, `max_tokens`, `engine_args`.
+    """The reward of `vllm:MODEL#LABEL?option=value&...`; options are `partial`, `memory`,
+    `max_tokens`, `engine_args`.
 
     Args:
         argument: what follows the name.
@@ -184,4 +222,8 @@ def _parse_arguments(text: str) -> dict[str, Any]:
     return arguments
 
 
-_OPTIONS: dict[str, Callable[[str], Any]] = {"partial": str, "max_tokens": int, "engine_args": _parse_arguments}
+_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "partial": str,
+    "max_tokens": int,
+    "engine_args": _parse_arguments,
+}

@@ -56,7 +56,8 @@ def algorithm_of(settings: Settings) -> Callable[[SearchView, int | None, Policy
     found = find("algorithm", given) if isinstance(given, str) else given
     if not callable(found):
         raise UsageError(
-            f"algorithm must be a function; {given!r} is {found!r}", hint="docs/extending.md has an example"
+            f"algorithm must be a function; {given!r} is {found!r}",
+            hint="docs/extending.md has an example",
         )
     algorithm: Callable[[SearchView, int | None, Policy], Steps] = found
     return algorithm

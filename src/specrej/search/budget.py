@@ -1,4 +1,6 @@
-"""The KV memory of one prompt, by arithmetic: how much there is, and how many candidates it carries how far."""
+"""The KV memory of one prompt, by arithmetic: how much there is, and how many candidates it
+carries how far.
+"""
 
 from bisect import bisect_right
 
@@ -20,7 +22,8 @@ class Budget:
     Raises:
         PromptError: the prompt is too long for the context.
         UsageError: it is too long with its answer.
-        BudgetError: the budget does not hold one candidate of full length, or the engine does not hold the budget.
+        BudgetError: the budget does not hold one candidate of full length, or the engine does not
+            hold the budget.
     """
 
     def __init__(
@@ -33,7 +36,8 @@ class Budget:
     ) -> None:
         self._engine = engine
         self._num_prompt_tokens, self._num_new_tokens = num_prompt_tokens, num_new_tokens
-        # The first token costs no KV. Counted like the second, it limits the number of candidates all the same.
+        # The first token costs no KV. Counted like the second, it limits the number of candidates
+        # all the same.
         num_new = max(num_new_tokens, 2)
         self.bytes = given_bytes or engine.default_budget(num_prompt_tokens, num_new, total_bytes)
         self._check()
@@ -45,20 +49,24 @@ class Budget:
             raise PromptError(f"the prompt has {num_prompt} tokens, the model's context {context}")
         if num_prompt + num_new > context:
             raise UsageError(
-                f"the prompt's {num_prompt} tokens and max_new_tokens={num_new} exceed the context of {context}",
+                f"the prompt's {num_prompt} tokens and max_new_tokens={num_new} exceed the context "
+                f"of {context}",
                 hint=f"give max_new_tokens of at most {context - num_prompt}",
             )
         capacity = self._engine.capacity_bytes
         if capacity is not None and self.bytes > capacity:
             raise BudgetError(
-                f"a budget of {format_bytes(self.bytes)} is more than the {format_bytes(capacity)} of KV that "
+                f"a budget of {format_bytes(self.bytes)} is more than the {format_bytes(capacity)} "
+                "of KV that "
                 f"the engine holds",
-                hint=f"give a memory of at most {format_bytes(capacity)}, or open the engine with a larger KV cache",
+                hint=f"give a memory of at most {format_bytes(capacity)}, or open the engine with "
+                "a larger KV cache",
             )
         needed = self.kv_bytes(1, num_new)
         if needed > self.bytes:
             raise BudgetError(
-                f"a budget of {format_bytes(self.bytes)} does not hold one candidate: {num_prompt} prompt "
+                f"a budget of {format_bytes(self.bytes)} does not hold one candidate: {num_prompt} "
+                "prompt "
                 f"tokens and {num_new} new ones need {format_bytes(needed)}",
                 hint=f"give a memory of at least {format_bytes(needed)}, or fewer max_new_tokens",
             )
@@ -73,7 +81,9 @@ class Budget:
         return self._engine.kv_bytes(self._num_prompt_tokens, num_candidates, max(num_tokens, 2))
 
     def first_bytes(self) -> int:
-        """What must be free to begin: for the prompt and the first tokens of one candidate, or all it may ever hold."""
+        """What must be free to begin: for the prompt and the first tokens of one candidate, or
+        all it may ever hold.
+        """
         return self.kv_bytes(1, 2) if self._engine.can_hold_back else self.bytes
 
     def most_bytes(self, num_candidates: int) -> int:

@@ -1,10 +1,11 @@
 """Which candidate is better, which is the answer, and what to say when none is left.
 
 best = choose(candidates, decisions, "relevance")
-first, *others = ranked(candidates)                       # all that can be the answer, the best first
-order = sorted(range(len(scores)), key=lambda place: rank(scores[place], place))
+first, *others = ranked(candidates)                       # all that can be the answer, the best
+first order = sorted(range(len(scores)), key=lambda place: rank(scores[place], place))
 
-Whoever puts candidates in order, or their rewards, sorts by `rank`: nothing else says which of two is better.
+Whoever puts candidates in order, or their rewards, sorts by `rank`: nothing else says which of two
+is better.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,15 +15,17 @@ from specrej.types import Candidate, Decision
 
 
 def rank(reward: float | None, index: int) -> tuple[bool, float, int]:
-    """What sorts rewards, the best first: no reward is below every reward, and of equals the lower index is better."""
+    """What sorts rewards, the best first: no reward is below every reward, and of equals the
+    lower index is better.
+    """
     return (True, 0.0, index) if reward is None else (False, -reward, index)
 
 
 def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
     """All that can be the answer, the best first: complete before live, then by `rank`.
 
-    Live ones of equal reward go by length, the longest first. The rejected are left out, and with them who was lost or
-    did not pass a filter.
+    Live ones of equal reward go by length, the longest first. The rejected are left out, and with
+    them who was lost or did not pass a filter.
     """
 
     def place(candidate: Candidate) -> tuple[bool, bool, float, int, int]:
@@ -30,15 +33,21 @@ def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
         is_live = candidate.state == "live"
         return is_live, is_unscored, reward, -len(candidate.token_ids) if is_live else 0, index
 
-    return sorted((candidate for candidate in candidates if candidate.state != "rejected"), key=place)
+    return sorted(
+        (candidate for candidate in candidates if candidate.state != "rejected"), key=place
+    )
 
 
 def lowest(candidates: Iterable[Candidate], decisions: Sequence[Decision]) -> Candidate | None:
-    """The worst of those that came to their end and were scored, rejected or not; of equals the last.
+    """The worst of those that came to their end and were scored, rejected or not; of equals the
+    last.
 
-    Who was lost or did not pass a filter has no reward for its finished text: it does not count. None if only one does.
+    Who was lost or did not pass a filter has no reward for its finished text: it does not count.
+    None if only one does.
     """
-    filtered = {index for decision in decisions if decision.cause == "filter" for index in decision.rejected}
+    filtered = {
+        index for decision in decisions if decision.cause == "filter" for index in decision.rejected
+    }
     ended = [
         candidate
         for candidate in candidates
@@ -46,10 +55,16 @@ def lowest(candidates: Iterable[Candidate], decisions: Sequence[Decision]) -> Ca
         and candidate.reward is not None
         and candidate.index not in filtered
     ]
-    return max(ended, key=lambda candidate: rank(candidate.reward, candidate.index)) if len(ended) > 1 else None
+    return (
+        max(ended, key=lambda candidate: rank(candidate.reward, candidate.index))
+        if len(ended) > 1
+        else None
+    )
 
 
-def choose(candidates: Sequence[Candidate], decisions: Sequence[Decision], reward: str, lost: str = "") -> Candidate:
+def choose(
+    candidates: Sequence[Candidate], decisions: Sequence[Decision], reward: str, lost: str = ""
+) -> Candidate:
     """The best complete candidate that was not rejected; of equals the first.
 
     Of an interrupted run the best there is, see `ranked`.
@@ -76,13 +91,18 @@ def _nobody_left(
     num_lost = sum(candidate.finish_reason == "lost" for candidate in candidates)
     if num_lost:
         return EngineError(
-            f"no candidate is left: the engine lost {num_lost} of {len(candidates)}, the last one because {lost}",
+            f"no candidate is left: the engine lost {num_lost} of {len(candidates)}, the last one "
+            f"because {lost}",
             hint="see that what decodes answers, and run it again",
         )
-    num_filtered = sum(len(decision.rejected) for decision in decisions if decision.cause == "filter")
+    num_filtered = sum(
+        len(decision.rejected) for decision in decisions if decision.cause == "filter"
+    )
     others = ", decisions rejected the others" if num_filtered < len(candidates) else ""
     return RewardError(
-        f"no candidate is left: {num_filtered} of {len(candidates)} did not pass the filter of the reward "
+        f"no candidate is left: {num_filtered} of {len(candidates)} did not pass the filter of the "
+        "reward "
         f"{reward!r}{others}",
-        hint="loosen the filter, begin with more candidates, or reject a smaller share at each decision",
+        hint="loosen the filter, begin with more candidates, or reject a smaller share at each "
+        "decision",
     )

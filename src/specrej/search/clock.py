@@ -43,5 +43,7 @@ class Clock:
             self._inner_s = outer_s + seconds
 
     def add(self, part: Part, seconds: float) -> None:
-        """Count seconds that were taken elsewhere: a share of a step, or of what a thread of its own did."""
+        """Count seconds that were taken elsewhere: a share of a step, or of what a thread of its
+        own did.
+        """
         setattr(self._usage, part, getattr(self._usage, part) + seconds)

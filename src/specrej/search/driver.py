@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 
 from specrej.engines.base import Engine
-from specrej.errors import EngineError, SpecrejError
+from specrej.errors import EngineError, SpecrejError, named
 from specrej.search.algorithms import Steps
 from specrej.search.pool import Pool
 from specrej.search.scheduler import Maker, Observer, Outcome, Scheduler
@@ -40,6 +40,7 @@ class Driver:
         self._scheduler = Scheduler(engine, pool, in_flight=in_flight, observe=self._observe)
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._futures: dict[int, Future[Outcome]] = {}
+        self._searches: dict[int, Search] = {}
         self._observers: dict[Search, Observer] = {}
         self._numbers = itertools.count()
         self._has_ended = False
@@ -63,8 +64,8 @@ class Driver:
 
     def _run(self) -> None:
         while not self._has_ended:
-            self._make_calls()
             try:
+                self._make_calls()
                 for number, outcome in self._scheduler.tick():
                     self._end(number, outcome)
             except Exception as error:  # the engine's: those that come are to be served
@@ -79,10 +80,12 @@ class Driver:
                 self._calls.get(block=is_idle)()
                 is_idle = False
 
-    def _take(self, number: int, maker: Maker, observe: Observer, future: "Future[Outcome]") -> None:
+    def _take(
+        self, number: int, maker: Maker, observe: Observer, future: "Future[Outcome]"
+    ) -> None:
         def make() -> tuple[Search, Steps]:
             search, steps = maker()
-            self._observers[search] = observe
+            self._searches[number], self._observers[search] = search, observe
             return search, steps
 
         if not future.cancelled():
@@ -93,21 +96,26 @@ class Driver:
         self._observers[search](search)
 
     def _end(self, number: int, outcome: Outcome) -> None:
-        self._forget_those_that_ended()
+        self._forget(number)
         with contextlib.suppress(InvalidStateError, KeyError):  # cancelled meanwhile
             self._futures.pop(number).set_result(outcome)
 
     def _drop(self, number: int) -> None:
         if self._futures.pop(number, None) is not None:
             self._scheduler.remove(number)
-            self._forget_those_that_ended()
+            self._forget(number)
 
-    def _forget_those_that_ended(self) -> None:
-        self._observers = {search: observe for search, observe in self._observers.items() if search.is_open}
+    def _forget(self, number: int) -> None:
+        if (search := self._searches.pop(number, None)) is not None:
+            del self._observers[search]
 
     def _fail_all(self, error: Exception) -> None:
         self._scheduler.close()
-        outcome = error if isinstance(error, SpecrejError) else EngineError(f"the engine failed: {error!r}")
+        outcome = (
+            error
+            if isinstance(error, SpecrejError)
+            else EngineError(f"the engine failed: {named(error)}")
+        )
         for number in list(self._futures):
             self._scheduler.remove(number)
             self._end(number, outcome)

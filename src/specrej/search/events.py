@@ -1,4 +1,5 @@
-"""What a run tells those who watch it, as records that do not change: the same in Python and in the server's stream.
+"""What a run tells those who watch it, as records that do not change: the same in Python and in the
+server's stream.
 
     specrej.generate("Why is the sky blue?", observe=print)
 
@@ -90,7 +91,9 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The next piece of the answer, which can no longer be beaten; joined they are its text, or its beginning."""
+    """The next piece of the answer, which can no longer be beaten; joined they are its text, or
+    its beginning.
+    """
 
     kind: ClassVar = "text"
     delta: str
@@ -114,7 +117,9 @@ Event = Started | Step | Decided | Text | Ended
 
 
 def payload_of(event: Queued | Started | Step | Decided) -> dict[str, Any]:
-    """What a progress event holds, in JSON's types, its kind first and the prompt's number left out."""
+    """What a progress event holds, in JSON's types, its kind first and the prompt's number left
+    out.
+    """
     fields = {name: value for name, value in asdict(event).items() if name != "prompt"}
     return {"kind": event.kind, **fields}
 
@@ -184,7 +189,9 @@ class Reporter:
 
 def _decided(prompt: int, search: Search, number: int, decision: Decision) -> Decided:
     left = [candidate for candidate in search.candidates if candidate.state != "rejected"]
-    best: Candidate | None = min(left, key=lambda candidate: rank(candidate.reward, candidate.index), default=None)
+    best: Candidate | None = min(
+        left, key=lambda candidate: rank(candidate.reward, candidate.index), default=None
+    )
     scored = (search.candidates[index] for index in decision.scored)
     return Decided(
         prompt=prompt,
@@ -192,7 +199,9 @@ def _decided(prompt: int, search: Search, number: int, decision: Decision) -> De
         cause=decision.cause,
         num_tokens=decision.num_tokens,
         cut=decision.cut,
-        candidates=tuple(Scored(c.index, len(c.token_ids), c.rewards.get(number), c.state) for c in scored),
+        candidates=tuple(
+            Scored(c.index, len(c.token_ids), c.rewards.get(number), c.state) for c in scored
+        ),
         num_rejected=len(decision.rejected),
         kv_bytes=decision.kv_bytes,
         kv_bytes_after=decision.kv_bytes_after,

@@ -1,7 +1,7 @@
 """When to decide, and whom to keep: what Speculative Rejection leaves open, as small functions.
 
-A decision always comes when the next step would not fit in the budget and when no candidate is live; a schedule adds
-moments to these. The rule then says who of the scored candidates stays.
+A decision always comes when the next step would not fit in the budget and when no candidate is
+live; a schedule adds moments to these. The rule then says who of the scored candidates stays.
 
     Policy(when=at((16, 32, 64)), keep=top(4), first_tokens=16)
     policy_of(Settings(alpha=0.5, decide="every:32"))     # from a command line's words
@@ -38,10 +38,11 @@ def everyone(scores: Sequence[float]) -> list[bool]:
 
 
 def fraction(alpha: float) -> Rule:
-    """Keep the candidates at or above the alpha-quantile of the scores (Algorithm 1 of arXiv 2410.20290).
+    """Keep the candidates at or above the alpha-quantile of the scores (Algorithm 1 of arXiv
+    2410.20290).
 
-    Scores equal to the cut stay, unless fewer than a share alpha would go: then those with higher indices go, so that
-    a reward with few values still rejects.
+    Scores equal to the cut stay, unless fewer than a share alpha would go: then those with higher
+    indices go, so that a reward with few values still rejects.
     """
 
     def keep(scores: Sequence[float]) -> list[bool]:
@@ -49,14 +50,17 @@ def fraction(alpha: float) -> Rule:
             return []
         cut = quantile(scores, alpha)
         num_rejected = max(sum(score < cut for score in scores), math.floor(alpha * len(scores)))
-        # The cut between scores at both ends of the floats is infinite; the best stays all the same.
+        # The cut between scores at both ends of the floats is infinite; the best stays all the
+        # same.
         return _best(scores, max(len(scores) - num_rejected, 1))
 
     return keep
 
 
 def quantile(scores: Sequence[float], alpha: float) -> float:
-    """The alpha-quantile of the scores, linear between neighbours (the common definition, numpy's default)."""
+    """The alpha-quantile of the scores, linear between neighbours (the common definition,
+    numpy's default).
+    """
     ordered = sorted(scores)
     below = math.floor(alpha * (len(ordered) - 1))
     above = min(below + 1, len(ordered) - 1)
@@ -76,7 +80,8 @@ def _best(scores: Sequence[float], k: int) -> list[bool]:
 
 
 def policy_of(settings: Settings) -> Policy:
-    """The policy that settings describe: an object as it is, one by its name, or alpha, keep and decide.
+    """The policy that settings describe: an object as it is, one by its name, or alpha, keep and
+    decide.
 
     Raises:
         UnknownNameError: no policy has this name.
@@ -84,7 +89,10 @@ def policy_of(settings: Settings) -> Policy:
     """
     given = settings.policy
     if given is None:
-        decide, rejects = parse_decide(settings.decide), settings.keep is not None or settings.alpha > 0
+        decide, rejects = (
+            parse_decide(settings.decide),
+            settings.keep is not None or settings.alpha > 0,
+        )
         first = min(decide.lengths, default=settings.min_tokens)
         rule = fraction(settings.alpha) if settings.keep is None else top(settings.keep)
         return Policy(_SCHEDULES[decide.kind](decide.lengths), rule, first if rejects else None)
@@ -98,7 +106,8 @@ def policy_of(settings: Settings) -> Policy:
         ) from error
     if not isinstance(policy, Policy):
         raise UsageError(
-            f"policy must be a specrej.Policy, or the name of one or of what makes one; {given!r} is {policy!r}",
+            f"policy must be a specrej.Policy, or the name of one or of what makes one; {given!r} "
+            f"is {policy!r}",
             hint="docs/extending.md has an example",
         )
     return policy

@@ -1,8 +1,9 @@
-"""The memory that prompts in flight share: who may take the next step, and when another prompt may begin.
+"""The memory that prompts in flight share: who may take the next step, and when another prompt may
+begin.
 
     pool = Pool(2**30)
-    limits = pool.allot(searches)            # oldest first; a search that is left out waits, its KV stays
-    engine.step(limits)
+    limits = pool.allot(searches)            # oldest first; a search that is left out waits, its KV
+    stays engine.step(limits)
     pool.record(searches, seconds)
 
 Every search decides against a budget of its own, so a pool changes no result: it says only who
@@ -52,19 +53,24 @@ class Pool:
         """
         if search.budget_bytes > self.total_bytes:
             raise BudgetError(
-                f"a prompt may hold {format_bytes(search.budget_bytes)}, all prompts in flight together "
+                f"a prompt may hold {format_bytes(search.budget_bytes)}, all prompts in flight "
+                "together "
                 f"{format_bytes(self.total_bytes)}",
-                hint="give a total_memory of at least the memory of one prompt, or a smaller memory",
+                hint="give a total_memory of at least the memory of one prompt, or a smaller "
+                "memory",
             )
 
     def admits(self, searches: Sequence[Search], newcomer: Search) -> bool:
         """Whether another search may begin beside these: nobody waits, and its first tokens fit."""
         if not searches:
             return True
-        return not self._is_waited_for and newcomer.first_bytes() <= min(self._slacks(searches, _claims(searches)))
+        return not self._is_waited_for and newcomer.first_bytes() <= min(
+            self._slacks(searches, _claims(searches))
+        )
 
     def allot(self, searches: Sequence[Search], busy: Collection[int] = ()) -> dict[int, int]:
-        """The bytes that each search may hold in the next step, by its handle; those that must wait are left out.
+        """The bytes that each search may hold in the next step, by its handle; those that must wait
+        are left out.
 
         Args:
             searches: all in flight, in the order in which they began.
@@ -87,15 +93,21 @@ class Pool:
         self.peak_bytes = max(self.peak_bytes, self.claimed_bytes)
         self._seconds += seconds
         self.mean_share += (
-            (self.claimed_bytes / self.total_bytes - self.mean_share) * seconds / max(self._seconds, 1e-9)
+            (self.claimed_bytes / self.total_bytes - self.mean_share)
+            * seconds
+            / max(self._seconds, 1e-9)
         )
 
     def _slacks(self, searches: Sequence[Search], claims: Sequence[Claim]) -> list[int]:
-        """For each search, what those younger than it may still take before it could not run to its end."""
+        """For each search, what those younger than it may still take before it could not run to
+        its end.
+        """
         younger = accumulate((claim.now for claim in reversed(claims)), initial=0)
         return [
             self.total_bytes - max(search.most_bytes() - claim.shared, claim.now) - held
-            for search, claim, held in zip(searches, claims, reversed(list(younger)[:-1]), strict=True)
+            for search, claim, held in zip(
+                searches, claims, reversed(list(younger)[:-1]), strict=True
+            )
         ]
 
 

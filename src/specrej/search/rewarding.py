@@ -5,9 +5,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
-from specrej.errors import RewardError, SpecrejError
-from specrej.rewards.base import Reward, RewardSession, open_session
-from specrej.rewards.scores import checked_scores
+from specrej.rewards.base import Reward, RewardSession, Scores, open_session
+from specrej.rewards.scores import checked_scores, failing_as
 from specrej.search.clock import Clock
 from specrej.types import Candidate, Message, Usage
 
@@ -30,11 +29,14 @@ class PromptReward:
         clock: takes how long it took.
     """
 
-    def __init__(self, reward: Reward, messages: Sequence[Message], usage: Usage, clock: Clock) -> None:
+    def __init__(
+        self, reward: Reward, messages: Sequence[Message], usage: Usage, clock: Clock
+    ) -> None:
         self.name = reward.name
         self._reward = reward
         self._messages = list(messages)
-        # To a reward, the beginning of an answer that was given and what continues it are one answer.
+        # To a reward, the beginning of an answer that was given and what continues it are one
+        # answer.
         is_begun = self._messages[-1]["role"] == "assistant"
         self._beginning = self._messages.pop()["content"] if is_begun else ""
         self._usage = usage
@@ -54,17 +56,19 @@ class PromptReward:
         """The batch with its texts behind the beginning that was given."""
         assert self._session is not None
         if self._beginning:
-            batch = [replace(candidate, text=self._beginning + candidate.text) for candidate in batch]
+            batch = [
+                replace(candidate, text=self._beginning + candidate.text) for candidate in batch
+            ]
         return ToScore(self._reward, self._session, batch)
 
-    def checked(self, batch: Sequence[Candidate], given: Sequence[float] | Exception) -> list[float]:
+    def checked(self, batch: Sequence[Candidate], given: Scores) -> list[float]:
         """What the reward gave for the batch, as scores.
 
         Raises:
             RewardError: the reward failed, or gave NaN, infinity or no number; names the candidate.
         """
         with self._working(f"candidates {batch[0].index} to {batch[-1].index}"):
-            if isinstance(given, Exception):
+            if isinstance(given, BaseException):
                 raise given
             scores = checked_scores(self.name, batch, given)
         assert self._session is not None
@@ -96,10 +100,8 @@ class PromptReward:
     @contextmanager
     def _working(self, subject: str) -> Iterator[None]:
         """Count the seconds of the reward's work, and name what it failed on."""
-        with self._clock.span("reward_s"):
-            try:
-                yield
-            except (SpecrejError, KeyboardInterrupt):
-                raise
-            except BaseException as error:  # also SystemExit, of a reward that ends programs
-                raise RewardError(f"the reward {self.name!r} failed on {subject}: {error!r}") from error
+        with (
+            self._clock.span("reward_s"),
+            failing_as(f"the reward {self.name!r} failed on {subject}"),
+        ):
+            yield

@@ -1,22 +1,24 @@
 """Many searches over one engine.
 
-Every search decides against its own memory budget, so its result does not depend on its neighbours. All live
-candidates of all searches in flight advance in the same step, but for those that the pool lets wait; those that decide
-at the same time are scored in one reward batch. A search begins as soon as the pool has room for it.
+Every search decides against its own memory budget, so its result does not depend on its neighbours.
+All live candidates of all searches in flight advance in the same step, but for those that the pool
+lets wait; those that decide at the same time are scored in one reward batch. A search begins as
+soon as the pool has room for it.
 """
 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
 from specrej.engines.base import Engine, Token
-from specrej.errors import DeviceMemoryError, SpecrejError
+from specrej.errors import DeviceMemoryError, SpecrejError, named
+from specrej.rewards.base import Scores
 from specrej.search.algorithms import Steps
 from specrej.search.pool import Pool
-from specrej.search.scoring import Scored, Scoring, score_now
+from specrej.search.scoring import Given, Scorer, score_now
 from specrej.search.search import Search
 from specrej.types import Result, Schedule
 
@@ -51,11 +53,18 @@ class Scheduler:
         pool: the memory that they share.
         in_flight: most searches at a time; those beyond wait in the order in which they came.
         observe: called after every step and decision of a search.
-        score: scores the batches of searches, at once or in its own time: the others go on meanwhile.
+        score: scores the batches of searches, at once or in its own time: the others go on
+            meanwhile.
     """
 
     def __init__(
-        self, engine: Engine, pool: Pool, *, in_flight: int, observe: Observer, score: Scoring = score_now
+        self,
+        engine: Engine,
+        pool: Pool,
+        *,
+        in_flight: int,
+        observe: Observer,
+        score: Scorer = score_now,
     ) -> None:
         self._engine = engine
         self._pool = pool
@@ -65,7 +74,7 @@ class Scheduler:
         self._next: tuple[int, Search, Steps] | None = None
         self._active: list[_Run] = []
         self._score = score
-        self._scoring: list[tuple[list[_Run], Future[list[Scored]]]] = []
+        self._scoring: list[tuple[list[_Run], Future[list[Given]]]] = []
 
     @property
     def num_waiting(self) -> int:
@@ -87,7 +96,9 @@ class Scheduler:
         self._waiting.append((number, maker))
 
     def begin(self) -> Iterator[tuple[int, SpecrejError]]:
-        """Begin searches while there is room; those that fail at it, whatever they raise, with their errors."""
+        """Begin searches while there is room; those that fail at it, whatever they raise, with
+        their errors.
+        """
         while len(self._active) < self._in_flight and (self._next or self._waiting):
             number = (self._next or self._waiting[0])[0]
             try:
@@ -101,7 +112,8 @@ class Scheduler:
                 yield number, _as_outcome(error)
 
     def tick(self) -> Iterator[tuple[int, Outcome]]:
-        """Begin what has room, take the decisions that are due, make one step; the outcomes of searches that ended.
+        """Begin what has room, take the decisions that are due, make one step; the outcomes of
+        searches that ended.
 
         Raises:
             DeviceMemoryError: the device is out of memory with one candidate left in each search.
@@ -118,7 +130,9 @@ class Scheduler:
         self._pool.record([member.search for member in self._active], time.perf_counter() - begun_s)
 
     def remove(self, number: int) -> Search | None:
-        """End a search that is not wanted any more: its memory is free when this returns. None if it had not begun."""
+        """End a search that is not wanted any more: its memory is free when this returns. None
+        if it had not begun.
+        """
         self._waiting = deque(one for one in self._waiting if one[0] != number)
         if self._next is not None and self._next[0] == number:
             self._next = None
@@ -135,7 +149,9 @@ class Scheduler:
             self._active.pop().search.close()
 
     def _decide(self) -> Iterator[tuple[int, Outcome]]:
-        """Have those scored whose decision is due, resume those that were; the outcomes of those that ended."""
+        """Have those scored whose decision is due, resume those that were; the outcomes of those
+        that ended.
+        """
         while True:
             due = []
             for member in [member for member in self._active if not member.is_scoring]:
@@ -158,7 +174,11 @@ class Scheduler:
             for member, (given, seconds) in zip(members, future.result(), strict=True):
                 member.is_scoring = False
                 # One that was taken out meanwhile is closed.
-                outcome = _resume(member, given, seconds, self._observe) if member in self._active else None
+                outcome = (
+                    _resume(member, given, seconds, self._observe)
+                    if member in self._active
+                    else None
+                )
                 if outcome is not None:
                     yield self._end(member, outcome)
 
@@ -184,8 +204,12 @@ class Scheduler:
                     yield self._end(member, _as_outcome(error))
 
     def _make_room(self, error: DeviceMemoryError) -> Iterator[tuple[int, Outcome]]:
-        """The largest gives up candidates first; with nothing left to give up, the device is too small."""
-        for member in sorted(self._active, key=lambda member: member.search.memory().in_use, reverse=True):
+        """The largest gives up candidates first; with nothing left to give up, the device is too
+        small.
+        """
+        for member in sorted(
+            self._active, key=lambda member: member.search.memory().in_use, reverse=True
+        ):
             try:
                 if member.search.give_up():
                     return
@@ -247,7 +271,7 @@ def _open(number: int, search: Search, steps: Steps) -> _Run:
         raise
 
 
-def _resume(member: _Run, given: Sequence[float] | Exception, seconds: float, observe: Observer) -> Outcome | None:
+def _resume(member: _Run, given: Scores, seconds: float, observe: Observer) -> Outcome | None:
     """Take one decision. The search's outcome if that was its end."""
     search = member.search
     search.clock.add("reward_s", seconds)
@@ -272,10 +296,12 @@ def _next_schedule(steps: Steps, scores: list[float]) -> Schedule | None:
 
 
 def _as_outcome(error: Exception) -> SpecrejError:
-    """What a search ends with that raised this: the error itself, or one that quotes what nobody foresaw."""
+    """What a search ends with that raised this: the error itself, or one that quotes what nobody
+    foresaw.
+    """
     if isinstance(error, SpecrejError):
         return error
     _LOG.error("a prompt failed, the others go on", exc_info=error)
-    outcome = SpecrejError(f"the prompt failed: {error!r}", hint="the log says where")
+    outcome = SpecrejError(f"the prompt failed: {named(error)}", hint="the log says where")
     outcome.__cause__ = error
     return outcome

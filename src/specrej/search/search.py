@@ -1,8 +1,8 @@
 """One prompt's run: its candidates, and the verbs an algorithm is written in: waves, start, keep.
 
-A search holds text, rewards and fates; the engine holds tokens and memory. An algorithm sees a `SearchView` of it. The
-scheduler hands it the tokens of each step and the scores of each decision. Candidates of the current wave that are
-neither rejected nor done with are its batch.
+A search holds text, rewards and fates; the engine holds tokens and memory. An algorithm sees a
+`SearchView` of it. The scheduler hands it the tokens of each step and the scores of each decision.
+Candidates of the current wave that are neither rejected nor done with are its batch.
 """
 
 import logging
@@ -13,7 +13,8 @@ from typing import Any
 from specrej.attention.layout import Claim
 from specrej.engines.base import Engine, Memory, Token
 from specrej.errors import SpecrejError
-from specrej.rewards.base import Reward
+from specrej.messages import as_messages
+from specrej.rewards.base import Reward, Scores
 from specrej.search.budget import Budget
 from specrej.search.choosing import choose, ranked
 from specrej.search.clock import Clock
@@ -29,7 +30,6 @@ from specrej.types import (
     SamplingParams,
     Schedule,
     Usage,
-    as_messages,
 )
 from specrej.version import __version__
 
@@ -46,7 +46,8 @@ class Search:
         sampling: how candidates are drawn.
         budget_bytes: KV of the prompt and its candidates; None leaves it to the engine.
         settings: what the result reports as its settings.
-        total_bytes: KV that this search shares with others, of which a budget left to the engine is a part.
+        total_bytes: KV that this search shares with others, of which a budget left to the engine is
+            a part.
 
     Raises:
         PromptError: the prompt is empty, or too long for the context.
@@ -67,7 +68,9 @@ class Search:
         self._prompt = prompt if isinstance(prompt, str) else tuple(messages)
         self.prompt_ids = engine.encode(self._prompt)
         self.sampling = sampling
-        self._budget = Budget(engine, len(self.prompt_ids), sampling.max_new_tokens, budget_bytes, total_bytes)
+        self._budget = Budget(
+            engine, len(self.prompt_ids), sampling.max_new_tokens, budget_bytes, total_bytes
+        )
         self.candidates: list[Candidate] = []
         self._texts: list[AnswerText] = []
         """By the number of the candidate."""
@@ -117,7 +120,10 @@ class Search:
         first = len(self.candidates)
         self.batch = [Candidate(index) for index in range(first, first + n)]
         self.candidates += self.batch
-        self._texts += [AnswerText(self._engine.detokenizer(self._prompt), self.sampling.stop) for _ in self.batch]
+        self._texts += [
+            AnswerText(self._engine.detokenizer(self._prompt), self.sampling.stop)
+            for _ in self.batch
+        ]
         self._last_length = 0
         self._engine.add(self.handle, range(first, first + n))
 
@@ -162,7 +168,9 @@ class Search:
         return "schedule" if schedule(len(live[0].token_ids), self._last_length) else None
 
     def begin_decision(self, cause: Cause) -> None:
-        """Make the batch ready to be scored: its texts are written. What is decided then has this cause."""
+        """Make the batch ready to be scored: its texts are written. What is decided then has
+        this cause.
+        """
         self._cause = cause
         self._write_texts()
 
@@ -170,10 +178,11 @@ class Search:
         """The batch, and the session that is to score it."""
         return self._reward.to_score(self.batch)
 
-    def take_scores(self, given: Sequence[float] | Exception) -> list[float]:
+    def take_scores(self, given: Scores) -> list[float]:
         """The scores of the batch, in its order; `given` is what the reward gave or raised.
 
-        Candidates that score minus infinity are rejected at once, and are no longer part of the batch.
+        Candidates that score minus infinity are rejected at once, and are no longer part of the
+        batch.
 
         Raises:
             RewardError: the reward failed, or gave NaN, infinity or no number; names the candidate.
@@ -181,7 +190,11 @@ class Search:
         if not self.batch:
             return []
         scores = self._reward.checked(self.batch, given)
-        failed = [candidate for candidate, score in zip(self.batch, scores, strict=True) if score == -math.inf]
+        failed = [
+            candidate
+            for candidate, score in zip(self.batch, scores, strict=True)
+            if score == -math.inf
+        ]
         if failed:
             self._decide("filter", failed, failed)
         passed = [score for score in scores if score > -math.inf]
@@ -235,7 +248,8 @@ class Search:
 
     @property
     def winner(self) -> Candidate | None:
-        """The candidate that will be the answer, whatever comes: the only one left. None while there are others.
+        """The candidate that will be the answer, whatever comes: the only one left. None while
+        there are others.
 
         A reward that filters can still leave nobody.
         """
@@ -251,7 +265,9 @@ class Search:
         return text.text
 
     def give_up(self) -> bool:
-        """Reject half of the live candidates because the device has no memory left. False if only one is live."""
+        """Reject half of the live candidates because the device has no memory left. False if
+        only one is live.
+        """
         live = ranked(self.live)
         rejected = live[(len(live) + 1) // 2 :]
         if rejected:
@@ -261,7 +277,9 @@ class Search:
         return bool(rejected)
 
     def close(self) -> None:
-        """Free what engine and reward hold. A reward that fails at it is logged: the outcome is what it was."""
+        """Free what engine and reward hold. A reward that fails at it is logged: the outcome is
+        what it was.
+        """
         try:
             self._reward.close()
         except SpecrejError:
@@ -312,7 +330,9 @@ class Search:
         self.usage.reread_tokens = overhead.reread_tokens
         self.usage.num_preemptions = overhead.num_preemptions
 
-    def _decide(self, cause: Cause, scored: Sequence[Candidate], rejected: Sequence[Candidate]) -> None:
+    def _decide(
+        self, cause: Cause, scored: Sequence[Candidate], rejected: Sequence[Candidate]
+    ) -> None:
         before = self.memory().in_use
         length = max(len(candidate.token_ids) for candidate in scored)
         dropped = [c.index for c in rejected if c.state == "live" and c.finish_reason != "lost"]

@@ -52,7 +52,9 @@ class AnswerText:
 
     def _in_text(self, place: int) -> int:
         """Characters of the text before a place in its spelled form."""
-        return place - sum(min(length, place - start) for start, length in self._specials if start < place)
+        return place - sum(
+            min(length, place - start) for start, length in self._specials if start < place
+        )
 
 
 def _find(stop: Sequence[str], text: str, num_old: int) -> list[int]:

@@ -14,7 +14,9 @@ from specrej.types import Candidate, Decision, SamplingParams
 
 
 class SearchView(Protocol):
-    """One prompt's candidates, within one memory budget. What it shows is to be read, not changed."""
+    """One prompt's candidates, within one memory budget. What it shows is to be read, not
+    changed.
+    """
 
     @property
     def candidates(self) -> Sequence[Candidate]:
@@ -22,7 +24,9 @@ class SearchView(Protocol):
 
     @property
     def batch(self) -> Sequence[Candidate]:
-        """Those of the current wave that are not rejected and not done with: they are scored next."""
+        """Those of the current wave that are not rejected and not done with: they are scored
+        next.
+        """
 
     @property
     def live(self) -> Sequence[Candidate]:
@@ -41,16 +45,19 @@ class SearchView(Protocol):
         """KV that the prompt and its candidates may hold."""
 
     def waves(self, n: int | None, num_tokens: int | None) -> Iterator[int]:
-        """Sizes of the waves in which n candidates begin, each as large as the budget carries to num_tokens.
+        """Sizes of the waves in which n candidates begin, each as large as the budget carries to
+        num_tokens.
 
-        n None is one such wave; num_tokens None is the full length. A greedy run is one candidate: all would be alike.
+        n None is one such wave; num_tokens None is the full length. A greedy run is one candidate:
+        all would be alike.
         """
 
     def start(self, n: int) -> None:
         """Begin n new candidates; they are the batch."""
 
     def keep(self, is_kept: Sequence[bool]) -> None:
-        """Let these of the scored batch stay and reject the others, and so many more that the next step fits.
+        """Let these of the scored batch stay and reject the others, and so many more that the next
+        step fits.
 
         Those that stay and are complete can win; those that stay and are live go on.
         """

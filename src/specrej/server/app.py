@@ -1,10 +1,12 @@
-"""The HTTP side of the server, over a `Service`: what takes and answers requests for completions, and the application.
+"""The HTTP side of the server, over a `Service`: what takes and answers requests for completions,
+and the application.
 
     app = make_app(service, model="smollm2", defaults=Settings(), keys=["secret"])
     uvicorn.run(app)
 
-A request is read (`asked`), seen to fit, submitted, and followed until it has ended or its client has gone. What every
-request goes through, keys and log among it, is in `guard`; the other endpoints are in `endpoints`.
+A request is read (`asked`), seen to fit, submitted, and followed until it has ended or its client
+has gone. What every request goes through, keys and log among it, is in `guard`; the other endpoints
+are in `endpoints`.
 """
 
 import asyncio
@@ -22,6 +24,7 @@ from starlette.exceptions import HTTPException
 from specrej.api import prepare
 from specrej.errors import DeadlineError, PromptError, ServingError, SpecrejError, UsageError
 from specrej.memory import format_bytes
+from specrej.messages import as_messages
 from specrej.search.events import Ended, Text
 from specrej.search.pool import Pool
 from specrej.server import schema
@@ -37,10 +40,13 @@ from specrej.server.refusals import CODES, RefusalError, internal_error, refusal
 from specrej.server.service import Event, Service, Ticket
 from specrej.server.streaming import Head, blocks
 from specrej.settings import Settings
-from specrej.types import Result, as_messages
+from specrej.types import Result
 from specrej.version import __version__
 
-_ABOUT = "Many candidate answers are begun, a reward stops the weak ones early, and the best is the answer."
+_ABOUT = (
+    "Many candidate answers are begun, a reward stops the weak ones early, and the best is the "
+    "answer."
+)
 
 
 def make_app(
@@ -72,13 +78,17 @@ def make_app(
     limits = limits or Limits()
     if limits.new_tokens is not None and defaults.max_new_tokens > limits.new_tokens:
         raise UsageError(
-            f"max_new_tokens={defaults.max_new_tokens} exceeds the {limits.new_tokens} that a request may ask for"
+            f"max_new_tokens={defaults.max_new_tokens} exceeds the {limits.new_tokens} that a "
+            "request may ask for"
         )
     if (defaults.num_candidates or 0) > limits.candidates:
-        raise UsageError(f"n={defaults.n} exceeds the {limits.candidates} candidates that a request may ask for")
+        raise UsageError(
+            f"n={defaults.n} exceeds the {limits.candidates} candidates that a request may ask for"
+        )
     if (defaults.memory_bytes or 0) > service.total_bytes:
         raise UsageError(
-            f"the {format_bytes(service.total_bytes)} that requests share does not hold one request with a memory of "
+            f"the {format_bytes(service.total_bytes)} that requests share does not hold one "
+            "request with a memory of "
             f"{defaults.memory}",
             hint="give a total_memory of at least the memory of one request, or a smaller memory",
         )
@@ -88,7 +98,8 @@ def make_app(
         description=_ABOUT,
         docs_url=None,
         redoc_url=None,
-        redirect_slashes=False,  # a redirect names the host as the client did, and comes before the path's own rules
+        # a redirect names the host as the client did, and comes before the path's own rules
+        redirect_slashes=False,
     )
     meters = Meters(service)
     desk = _Desk(service, meters, model, defaults, limits, seed, logs_prompts=logs_prompts)
@@ -101,7 +112,9 @@ def make_app(
     app.exception_handler(RefusalError)(_refuse)
     app.exception_handler(HTTPException)(_refuse_path)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
-    paths = {path for route in app.routes if (path := getattr(route, "path", "{")) and "{" not in path}
+    paths = {
+        path for route in app.routes if (path := getattr(route, "path", "{")) and "{" not in path
+    }
     app.add_middleware(Guard, gate=Gate(keys, None if keys else hosts), meters=meters, paths=paths)
     return app
 
@@ -153,7 +166,9 @@ class _Desk:
             log_failure(error, entry.request_id)
 
         if asked.is_streamed:
-            return EventStream(blocks(self._noted(ticket, entry), head, finish, note), at_end=ticket.cancel)
+            return EventStream(
+                blocks(self._noted(ticket, entry), head, finish, note), at_end=ticket.cancel
+            )
         try:
             ended = await unless_gone(request.receive, _last(ticket))
         finally:
@@ -167,17 +182,22 @@ class _Desk:
         """A body without its texts, and what it asks for, which fits.
 
         Raises:
-            RefusalError: it cannot be honoured, or there is no room or no time to see whether it can.
+            RefusalError: it cannot be honoured, or there is no room or no time to see whether it
+                can.
             ClientGoneError: the client has gone.
         """
         most = self._limits.body_bytes
         declared = declared_bytes(request, most)
         lane = self._lanes.of(most if declared is None else declared)
-        with lane.holding(most if declared is None else declared):
-            raw = await read_body(request, most)
-            return await unless_gone(request.receive, self._understand(lane, raw, request.url.path, entry))
+        with lane.holding() as room:
+            raw = await read_body(request, most, room)
+            return await unless_gone(
+                request.receive, self._understand(lane, raw, request.url.path, entry)
+            )
 
-    async def _understand(self, lane: Lane, raw: bytes, path: str, entry: Entry) -> tuple[Mapping[str, Any], Asked]:
+    async def _understand(
+        self, lane: Lane, raw: bytes, path: str, entry: Entry
+    ) -> tuple[Mapping[str, Any], Asked]:
         num_bytes, body = len(raw), dict[str, Any]()
 
         def parse() -> Asked:
@@ -197,7 +217,9 @@ class _Desk:
         return {name: value if name == "specrej" else None for name, value in body.items()}, asked
 
     def _check_fits(self, asked: Asked) -> None:
-        """See that the prompt, its answer and one candidate fit, while the client can still be told by a status."""
+        """See that the prompt, its answer and one candidate fit, while the client can still be
+        told by a status.
+        """
         service, request, most = self._service, asked.request, self._limits.prompt_tokens
         if request.model != self._model:
             message = f"there is no model {request.model!r} here; there is {self._model!r}"
@@ -208,14 +230,20 @@ class _Desk:
         tokens = context if most is None else min(most, context)
         if num_bytes > tokens * token_bytes:
             raise PromptError(
-                f"the prompt has {num_bytes:,} bytes; what there is of the model's context holds {tokens:,} tokens, "
+                f"the prompt has {num_bytes:,} bytes; what there is of the model's context holds "
+                f"{tokens:,} tokens, "
                 f"each of at most {token_bytes} bytes"
             )
-        search, _ = prepare(service.engine, service.reward, request.prompt, request.settings, service.total_bytes)
+        search, _ = prepare(
+            service.engine, service.reward, request.prompt, request.settings, service.total_bytes
+        )
         Pool(service.total_bytes).check(search)
         if most is not None and len(search.prompt_ids) > most:
             name = "messages" if request.kind == "chat" else "prompt"
-            raise UsageError(f"{name} must have at most {most} tokens on this server, got {len(search.prompt_ids)}")
+            raise UsageError(
+                f"{name} must have at most {most} tokens on this server, got "
+                f"{len(search.prompt_ids)}"
+            )
 
     def _submit(self, asked: Asked, entry: Entry) -> Ticket:
         deadline_s = asked.deadline_s - entry.seconds
@@ -237,14 +265,20 @@ class _Desk:
         async for event in ticket:
             if isinstance(event, Ended):
                 self._note_ended(entry, event)
-            is_text = isinstance(event, Text) or (isinstance(event, Ended) and isinstance(event.outcome, Result))
+            is_text = isinstance(event, Text) or (
+                isinstance(event, Ended) and isinstance(event.outcome, Result)
+            )
             if is_text and not has_text:
                 has_text = True
                 self._meters.count_first_text(entry.seconds)
             yield event
 
-    async def _body(self, head: Head, entry: Entry, result: Result, *, is_late: bool) -> dict[str, Any]:
-        """The body of an answer; made aside, since log-probabilities of a long one take their time."""
+    async def _body(
+        self, head: Head, entry: Entry, result: Result, *, is_late: bool
+    ) -> dict[str, Any]:
+        """The body of an answer; made aside, since log-probabilities of a long one take their
+        time.
+        """
         body = await asyncio.to_thread(
             to_body,
             head.asked.request,
@@ -270,7 +304,11 @@ class _Desk:
 
     def _note_asked(self, entry: Entry, asked: Asked) -> None:
         settings = asked.request.settings
-        entry.fields |= {"is_streamed": asked.is_streamed, "algorithm": settings.algorithm, "seed": settings.seed}
+        entry.fields |= {
+            "is_streamed": asked.is_streamed,
+            "algorithm": settings.algorithm,
+            "seed": settings.seed,
+        }
         if self._logs_prompts:
             entry.fields["prompt"] = asked.request.prompt
 
@@ -285,7 +323,9 @@ class _Desk:
 def _late(entry: Entry) -> RefusalError:
     """The deadline came while a request was being read."""
     message = f"no candidate was complete after {entry.seconds:.1f} s, all spent before the queue"
-    return refusal_of(DeadlineError(message, hint="send the request again, or give it more time"), {})
+    return refusal_of(
+        DeadlineError(message, hint="send the request again, or give it more time"), {}
+    )
 
 
 async def _last(ticket: Ticket) -> Ended:
@@ -311,7 +351,10 @@ def _add_completions(app: FastAPI, desk: _Desk) -> None:
             path,
             description="As OpenAI's; what is ours is under `specrej`.",
             openapi_extra=schema.body_of(asks),
-            responses={200: success, **schema.errors(*(CODES.keys() - {"not_found", "method_not_allowed"}))},
+            responses={
+                200: success,
+                **schema.errors(*(CODES.keys() - {"not_found", "method_not_allowed"})),
+            },
         )
         add(desk.answer)
 

@@ -3,8 +3,9 @@
     asked = read_request("/v1/chat/completions", parse_json(raw), Settings(), Limits())
     asked.request.settings, asked.is_streamed
 
-What OpenAI's fields mean is the work of `protocol`; here are those that it is a server's to honour (`stream`,
-`stream_options`, `specrej.progress`, `specrej.deadline_s`), and the limits. No HTTP here.
+What OpenAI's fields mean is the work of `protocol`; here are those that it is a server's to honour
+(`stream`, `stream_options`, `specrej.progress`, `specrej.deadline_s`), and the limits. No HTTP
+here.
 """
 
 import json
@@ -73,7 +74,6 @@ def parse_json(raw: bytes) -> dict[str, Any]:
 
     Raises:
         UsageError: no JSON, or no object.
-        PromptError: a text holds half a surrogate pair, which no tokenizer takes; names it.
     """
     try:
         body = json.loads(raw, parse_constant=_refuse_constant)
@@ -89,8 +89,10 @@ def read_request(path: str, body: Mapping[str, Any], defaults: Settings, limits:
     """What a body asks for at an endpoint.
 
     Raises:
-        UsageError: a field that cannot be honoured, or a value beyond its range or the limits; names it.
-        PromptError: the conversation or the prompt is none, or a text anywhere holds half a surrogate pair.
+        UsageError: a field that cannot be honoured, or a value beyond its range or the limits;
+            names it.
+        PromptError: the conversation or the prompt is none, or a text anywhere holds half a
+            surrogate pair.
     """
     check_characters(body, "")
     rest = dict(body)
@@ -99,13 +101,16 @@ def read_request(path: str, body: Mapping[str, Any], defaults: Settings, limits:
     own = rest.get("specrej")
     if isinstance(own, Mapping):
         _check_lengths(own)
-        rest["specrej"] = {name: value for name, value in own.items() if name not in ("progress", "deadline_s")}
+        rest["specrej"] = {
+            name: value for name, value in own.items() if name not in ("progress", "deadline_s")
+        }
     else:
         own = {}
     has_progress = _flag("specrej.progress", own.get("progress"))
     if has_progress and not is_streamed:
         raise UsageError(
-            "specrej.progress needs stream, which is not true", hint="without a stream nothing tells of it"
+            "specrej.progress needs stream, which is not true",
+            hint="without a stream nothing tells of it",
         )
     request = ENDPOINTS[path](rest, defaults)
     _check_limits(request, limits)
@@ -135,9 +140,12 @@ def _wants_usage(options: object) -> bool:
     if not isinstance(options, Mapping):
         raise UsageError(f"stream_options must be an object, got {reprlib.repr(options)}")
     for name, value in options.items():
-        if name not in ("include_usage", "include_obfuscation") or (name == "include_obfuscation" and value):
+        if name not in ("include_usage", "include_obfuscation") or (
+            name == "include_obfuscation" and value
+        ):
             raise UsageError(
-                f"stream_options.{reprlib.repr(name)[1:-1]} cannot be honoured, got {reprlib.repr(value)}",
+                f"stream_options.{reprlib.repr(name)[1:-1]} cannot be honoured, got "
+                f"{reprlib.repr(value)}",
                 hint="honoured is include_usage",
             )
     return _flag("stream_options.include_usage", options.get("include_usage"))
@@ -148,15 +156,20 @@ def _deadline(given: object, most_s: float) -> float:
         return most_s
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= most_s:
         raise UsageError(
-            f"specrej.deadline_s must be seconds above 0, at most {most_s:g} here, got {reprlib.repr(given)}"
+            f"specrej.deadline_s must be seconds above 0, at most {most_s:g} here, got "
+            f"{reprlib.repr(given)}"
         )
     return float(given)
 
 
 def _check_lengths(own: Mapping[str, Any]) -> None:
-    """No text among our fields is long: some are looked at by rules whose time grows with the square of it."""
+    """No text among our fields is long: some are looked at by rules whose time grows with the
+    square of it.
+    """
     for name, value in own.items():
-        if len(name) > _MOST_CHARACTERS or (isinstance(value, str) and len(value) > _MOST_CHARACTERS):
+        if len(name) > _MOST_CHARACTERS or (
+            isinstance(value, str) and len(value) > _MOST_CHARACTERS
+        ):
             raise UsageError(f"specrej.{name[:40]} must have at most {_MOST_CHARACTERS} characters")
 
 
@@ -170,5 +183,10 @@ def _check_limits(request: CompletionRequest, limits: Limits) -> None:
     for name, (value, most) in limited.items():
         if most is not None and value > most:
             raise UsageError(f"{name} must be at most {most} on this server, got {value}")
-    if len(settings.stop) > MOST_STOPS or any(len(stop) > MOST_STOP_CHARACTERS for stop in settings.stop):
-        raise UsageError(f"stop must be at most {MOST_STOPS} strings of {MOST_STOP_CHARACTERS} characters or fewer")
+    if len(settings.stop) > MOST_STOPS or any(
+        len(stop) > MOST_STOP_CHARACTERS for stop in settings.stop
+    ):
+        raise UsageError(
+            f"stop must be at most {MOST_STOPS} strings of {MOST_STOP_CHARACTERS} characters or "
+            "fewer"
+        )

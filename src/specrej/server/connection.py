@@ -1,6 +1,7 @@
-"""A client that may go at any time: bodies read up to a limit, and work that ends when nobody waits for it.
+"""A client that may go at any time: bodies read up to a limit, and work that ends when nobody waits
+for it.
 
-raw = await read_body(request, most_bytes)
+raw = await read_body(request, most_bytes, room)
 outcome = await unless_gone(request.receive, work)
 return EventStream(blocks, at_end=ticket.cancel)
 """
@@ -15,12 +16,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from specrej.server.guard import ClientGoneError
+from specrej.server.lanes import Room
 from specrej.server.refusals import RefusalError
 
 _BODY_S = 30.0
 _DRAINED = 8
-"""A body this many times as long as it may be is read to its end, and the client hears why it was refused: most do not
-listen before they have sent everything."""
+"""A body this many times as long as it may be is read to its end, and the client hears why it
+was refused: most do not listen before they have sent everything."""
 
 PROBE = b":\n\n"
 """A comment in a stream, which clients skip: to see whether one is still there (`protocol`)."""
@@ -42,23 +44,27 @@ def declared_bytes(request: Request, most_bytes: int) -> int | None:
     return int(given)
 
 
-async def read_body(request: Request, most_bytes: int) -> bytes:
+async def read_body(request: Request, most_bytes: int, room: Room) -> bytes:
     """The body of a request, whether it says its length or comes in chunks.
 
     Raises:
-        RefusalError: it is longer than that, or takes too long to come.
+        RefusalError: it is longer than that, takes too long to come, or has no room.
         ClientGoneError: the client went before its end.
     """
     body, num_bytes = bytearray(), 0
     try:
-        async with asyncio.timeout(_BODY_S):
+        async with asyncio.timeout(_BODY_S) as patience:
+            room.begin(lambda: None if patience.expired() else patience.reschedule(0))
             async for piece in request.stream():
                 num_bytes += len(piece)
                 if num_bytes <= most_bytes:
+                    room.grow(num_bytes)
                     body += piece
                 elif num_bytes > _DRAINED * most_bytes:
                     break
+        room.end()
     except TimeoutError:
+        room.check()
         raise RefusalError("slow_body", f"the body did not come within {_BODY_S:g} s") from None
     except ClientDisconnect:
         raise ClientGoneError from None
@@ -68,7 +74,9 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
 
 
 def _too_large(most_bytes: int) -> RefusalError:
-    return RefusalError("body_too_large", f"the body has more than the {most_bytes:,} bytes that it may have")
+    return RefusalError(
+        "body_too_large", f"the body has more than the {most_bytes:,} bytes that it may have"
+    )
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -109,7 +117,13 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope.setdefault("state", {})["probe"] = PROBE
         try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
             await unless_gone(receive, self._send_all(send))
         finally:
             self._at_end()

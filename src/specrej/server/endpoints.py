@@ -32,11 +32,16 @@ def add_models(app: FastAPI, model: schema.Model) -> None:
         """The model that is served."""
         return schema.ModelList(data=[model])
 
-    @app.get("/v1/models/{name:path}", responses=schema.errors(*_ANYWHERE, "invalid_api_key", "model_not_found"))
+    @app.get(
+        "/v1/models/{name:path}",
+        responses=schema.errors(*_ANYWHERE, "invalid_api_key", "model_not_found"),
+    )
     async def show_model(name: str) -> schema.Model:
         """The model with this name."""
         if name != model.id:
-            raise RefusalError("model_not_found", f"there is no model {name!r} here; there is {model.id!r}")
+            raise RefusalError(
+                "model_not_found", f"there is no model {name!r} here; there is {model.id!r}"
+            )
         return model
 
 
@@ -78,10 +83,14 @@ def add_pages(app: FastAPI) -> None:
 def document(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the bodies of requests that only it knows as models."""
     if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
         document["components"]["schemas"] |= schema.request_schemas()
         for methods in document["paths"].values():
             for operation in methods.values():
-                operation["responses"].pop("422", None)  # what FastAPI itself would refuse: there is nothing
+                operation["responses"].pop(
+                    "422", None
+                )  # what FastAPI itself would refuse: there is nothing
         app.openapi_schema = json.loads(json.dumps(document))
     return app.openapi_schema

@@ -1,4 +1,5 @@
-"""What every HTTP request goes through: an id, who may ask, one line in the log, the counters, errors that say little.
+"""What every HTTP request goes through: an id, who may ask, one line in the log, the counters,
+errors that say little.
 
     app.add_middleware(Guard, gate=Gate(keys=(), hosts=LOOPBACK), meters=meters, paths={"/health"})
 
@@ -28,7 +29,8 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _CLIENT_GONE = 499
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; "
     "object-src 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -57,14 +59,17 @@ class Gate:
 
     Args:
         keys: API keys; none lets everybody in who gets here.
-        hosts: names that a request may know the server by; None: any. Without keys a server on loopback has to
-            insist: a page from elsewhere whose name was made to point to this machine would be of the same origin.
+        hosts: names that a request may know the server by; None: any. Without keys a server on
+            loopback has to insist: a page from elsewhere whose name was made to point to this
+                machine would be of the same origin.
     """
 
     def __init__(self, keys: Sequence[str], hosts: Collection[str] | None) -> None:
         for key in keys:
             if not re.fullmatch(r"[!-~]+", key):
-                raise UsageError("an API key must be made of printable ASCII characters, without spaces")
+                raise UsageError(
+                    "an API key must be made of printable ASCII characters, without spaces"
+                )
         self._digests = [_digest(key) for key in keys]
         self._hosts = hosts
 
@@ -74,10 +79,14 @@ class Gate:
         Raises:
             RefusalError: it may not.
         """
-        if self._hosts is not None and _parts(f"//{headers.get('host', '')}").hostname not in self._hosts:
+        if (
+            self._hosts is not None
+            and _parts(f"//{headers.get('host', '')}").hostname not in self._hosts
+        ):
             raise RefusalError(
                 "unknown_host",
-                "this server answers to localhost only; behind a proxy give it an API key, or have the proxy send "
+                "this server answers to localhost only; behind a proxy give it an API key, or have "
+                "the proxy send "
                 "'Host: localhost'",
             )
         if method == "POST":
@@ -91,7 +100,9 @@ class Gate:
         # All are compared, whole: how long it takes says nothing of which one was nearly right.
         if sum(hmac.compare_digest(digest, known) for known in self._digests) == 0:
             headers = {"WWW-Authenticate": "Bearer"}
-            message = "no API key of this server was given" if given else "this server wants an API key"
+            message = (
+                "no API key of this server was given" if given else "this server wants an API key"
+            )
             message += ": send the header 'Authorization: Bearer KEY'"
             raise RefusalError("invalid_api_key", message, headers=headers)
 
@@ -117,7 +128,9 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers, is_head = Headers(scope=scope), scope["method"] == "HEAD"
-        entry = scope["entry"] = Entry(_request_id(headers.get("x-request-id", "")), time.monotonic())
+        entry = scope["entry"] = Entry(
+            _request_id(headers.get("x-request-id", "")), time.monotonic()
+        )
         status = 0
 
         async def send_noted(message: Message) -> None:
@@ -162,14 +175,18 @@ class Guard:
 
 
 def _check_post(headers: Headers) -> None:
-    """A page of another origin may send a form without asking; JSON it may not, and it cannot hide where it is from."""
+    """A page of another origin may send a form without asking; JSON it may not, and it cannot
+    hide where it is from.
+    """
     origin = headers.get("origin")
     if origin is not None and _parts(origin).netloc.lower() != headers.get("host", "").lower():
         raise RefusalError("other_origin", "a page of another origin may not ask this server")
     kind, _, parameters = headers.get("content-type", "").partition(";")
     is_utf8 = parameters.strip().lower().replace('"', "") in ("", "charset=utf-8")
     if kind.strip().lower() != "application/json" or not is_utf8:
-        raise RefusalError("unsupported_media_type", "the body must be sent as Content-Type: application/json")
+        raise RefusalError(
+            "unsupported_media_type", "the body must be sent as Content-Type: application/json"
+        )
 
 
 def _parts(url: str) -> SplitResult:
@@ -181,7 +198,9 @@ def _parts(url: str) -> SplitResult:
 
 def _request_id(given: str) -> str:
     """The client's, where it is one that can stand in a log."""
-    return given if re.fullmatch(r"[\w.:-]{1,64}", given, re.ASCII) else f"req-{secrets.token_hex(8)}"
+    return (
+        given if re.fullmatch(r"[\w.:-]{1,64}", given, re.ASCII) else f"req-{secrets.token_hex(8)}"
+    )
 
 
 def _digest(key: str) -> bytes:

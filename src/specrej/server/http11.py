@@ -2,11 +2,15 @@
 
     uvicorn.Config(app, http=Connection)
 
-- What does not come to the end of its headers within 30 s is closed; so is what follows a request that was refused.
-- Bytes behind a request are kept until it is answered. Uvicorn would stop to read, and not learn that the client left.
-- A client may close its side when it has asked (`shutdown`), and gets its answer. One that left looks the same: it is
-  sent bytes that mean nothing (`100 Continue` before an answer, a comment in a stream), and whoever left refuses them.
-- Connections beyond what the limit of open files leaves are closed at once, so that the others can be served.
+- What does not come to the end of its headers within 30 s is closed; so is what follows a request
+  that was refused.
+- Bytes behind a request are kept until it is answered. Uvicorn would stop to read, and not learn
+  that the client left.
+- A client may close its side when it has asked (`shutdown`), and gets its answer. One that left
+  looks the same: it is sent bytes that mean nothing (`100 Continue` before an answer, a comment in
+      a stream), and whoever left refuses them.
+- Connections beyond what the limit of open files leaves are closed at once, so that the others can
+  be served.
 """
 
 import asyncio
@@ -79,7 +83,9 @@ class Connection(H11Protocol):
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         is_whole = self._is_answering and not self.cycle.more_body
-        if not is_whole or self.scope["http_version"] == "1.0":  # which may not be sent 1xx, so it cannot be told
+        if (
+            not is_whole or self.scope["http_version"] == "1.0"
+        ):  # which may not be sent 1xx, so it cannot be told
             return None
         if self._watch is None:
             self._probe()
@@ -105,7 +111,9 @@ class Connection(H11Protocol):
 
     def _probe(self) -> None:
         if not self.cycle.response_started:
-            self.transport.write(self.conn.send(h11.InformationalResponse(status_code=100, headers=[])))
+            self.transport.write(
+                self.conn.send(h11.InformationalResponse(status_code=100, headers=[]))
+            )
         elif probe := self.scope["state"].get("probe"):
             self.transport.write(self.conn.send(h11.Data(data=probe)))
 

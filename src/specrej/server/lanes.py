@@ -1,12 +1,18 @@
-"""What is done for a request before the queue, within bounds: bodies that will be refused do not hold up the others.
+"""What is done for a request before the queue, within bounds: bodies that will be refused do not
+hold up the others.
 
     lane = lanes.of(num_bytes)
-    with lane.holding(num_bytes):                    # 429 where too many bytes are there already
-        asked = await lane.parsing.do(len(raw), parse)
+    with lane.holding() as room:
+        raw = await read_body(request, most_bytes, room)    # 429 where too many bytes are there
+        already asked = await lane.parsing.do(len(raw), parse)
         await lane.tokenizing.do(len(raw), check)    # one at a time, the smallest first
 
-Small bodies and large ones go by lanes of their own, so a small one never waits for a large one; and what is tokenized
-does not hold up what is parsed, which tells how long it may take.
+Small bodies and large ones go by lanes of their own, so a small one never waits for a large one;
+and what is tokenized does not hold up what is parsed, which tells how long it may take.
+
+A body takes room as its bytes come, whatever length it declares. Where room is short, the body that
+is not whole and has sent nothing for the longest time is refused, so connections that only wait
+keep nobody out.
 """
 
 import asyncio
@@ -18,7 +24,7 @@ from contextlib import contextmanager
 from threading import Lock, Thread
 from typing import Any, TypeVar
 
-from specrej.errors import SpecrejError
+from specrej.errors import SpecrejError, named
 from specrej.server.refusals import RefusalError
 
 _SMALL_BYTES = 2**16
@@ -50,6 +56,7 @@ class Lane:
 
     Attributes:
         parsing, tokenizing: the two things that are done for each.
+        free_bytes: that bodies may still take.
 
     Args:
         most_bytes: of all bodies that are read or wait at a time.
@@ -57,24 +64,114 @@ class Lane:
 
     def __init__(self, most_bytes: int) -> None:
         self.parsing, self.tokenizing = Line(), Line()
-        self._free_bytes = most_bytes
+        self.free_bytes = most_bytes
+        self._reading: dict[Room, None] = {}
+        """Of bodies that are not whole, the one first that has sent nothing for the longest
+        time."""
 
     @contextmanager
-    def holding(self, num_bytes: int) -> Iterator[None]:
-        """Room for a body of this size.
+    def holding(self) -> Iterator["Room"]:
+        """What a body takes, from when its first byte is waited for until it is done with."""
+        room = Room(self)
+        try:
+            yield room
+        finally:
+            self.end_reading(room)
+            self.free(room)
+
+    def take(self, room: "Room", num_bytes: int) -> None:
+        """Have a body take so much more, from those that are silent if need be.
 
         Raises:
-            RefusalError: there is none.
+            RefusalError: those that are left are whole.
         """
-        counted = max(num_bytes, _LEAST_BYTES)
-        if counted > self._free_bytes:
-            message = f"there is no room for a body of {num_bytes:,} bytes beside those being read; try again in 1 s"
-            raise RefusalError("too_many_bodies", message, headers={"Retry-After": "1"})
-        self._free_bytes -= counted
-        try:
-            yield
-        finally:
-            self._free_bytes += counted
+        self.end_reading(room)
+        while num_bytes > self.free_bytes and self._reading:
+            silent = next(iter(self._reading))
+            self.end_reading(silent)
+            self.free(silent)
+            silent.turn_away()
+        if num_bytes > self.free_bytes:
+            raise _no_room()
+        self.free_bytes -= num_bytes
+        room.num_bytes += num_bytes
+        self._reading[room] = None
+
+    def end_reading(self, room: "Room") -> None:
+        """From here on a body keeps what it has."""
+        self._reading.pop(room, None)
+
+    def free(self, room: "Room") -> None:
+        """Take back what a body has."""
+        self.free_bytes += room.num_bytes
+        room.num_bytes = 0
+
+
+class Room:
+    """What one body takes of its lane.
+
+    Attributes:
+        num_bytes: that count as taken.
+    """
+
+    def __init__(self, lane: Lane) -> None:
+        self.num_bytes = 0
+        self._lane = lane
+        self._is_turned_away = False
+        self._give_up: Callable[[], None] = lambda: None
+
+    def begin(self, give_up: Callable[[], None]) -> None:
+        """Before the first byte comes.
+
+        Args:
+            give_up: ends the reading, which then calls `check`. Called at most once, when others
+                need the room.
+
+        Raises:
+            RefusalError: there is no room.
+        """
+        self._give_up = give_up
+        self._lane.take(self, _LEAST_BYTES)
+
+    def grow(self, num_bytes: int) -> None:
+        """When so many bytes have come in all.
+
+        Raises:
+            RefusalError: there is no room.
+        """
+        self.check()
+        self._lane.take(self, max(num_bytes - self.num_bytes, 0))
+
+    def end(self) -> None:
+        """When the body is whole, and can be turned away no more.
+
+        Raises:
+            RefusalError: it was, before.
+        """
+        self.check()
+        self._lane.end_reading(self)
+
+    def turn_away(self) -> None:
+        """What it had goes to others."""
+        self._is_turned_away = True
+        self._give_up()
+
+    def check(self) -> None:
+        """See that it was not turned away.
+
+        Raises:
+            RefusalError: it was.
+        """
+        if self._is_turned_away:
+            raise _no_room()
+
+
+def _no_room() -> RefusalError:
+    message = (
+        "there is no room for this body beside others that came sooner or faster; send it again in "
+        "1 s"
+    )
+    return RefusalError("too_many_bodies", message, headers={"Retry-After": "1"})
 
 
 class Line:
@@ -87,7 +184,9 @@ class Line:
         self._is_running = False
 
     async def do(self, num_bytes: int, work: Callable[[], T]) -> T:
-        """What the work comes to; that for fewer bytes goes first. Cancelled before its turn, it is not begun."""
+        """What the work comes to; that for fewer bytes goes first. Cancelled before its turn, it
+        is not begun.
+        """
         future: Future[T] = Future()
         with self._lock:
             heapq.heappush(self._jobs, (num_bytes, next(self._numbering), work, future))
@@ -112,8 +211,10 @@ class Line:
                 future.set_result(work())
             except (SpecrejError, RefusalError) as error:
                 future.set_exception(error)
-            except BaseException as error:  # an event loop takes some for its own end, and StopIteration not at all
-                failure = SpecrejError(f"what reads requests failed: {error!r}")
+            except (
+                BaseException
+            ) as error:  # an event loop takes some for its own end, and StopIteration not at all
+                failure = SpecrejError(f"what reads requests failed: {named(error)}")
                 failure.__cause__ = error
                 future.set_exception(failure)
         return True

@@ -1,13 +1,15 @@
-"""The server's log: a JSON object a line on stderr, with no text of a prompt or an answer unless that is asked for.
+"""The server's log: a JSON object a line on stderr, with no text of a prompt or an answer unless
+that is asked for.
 
     start_logging(has_texts=False)
     log_request({"request_id": "req-1", "path": "/v1/chat/completions", "status": 200})
 
-Of an exception there are the types along its chain of causes and the places it came through. What it says may quote a
-prompt, so it is left out without `has_texts`; so is what other libraries fill into their messages.
+Of an exception there are the types along its chain of causes and the places it came through. What
+it says may quote a prompt, so it is left out without `has_texts`; so is what other libraries fill
+into their messages.
 
-Lines are written by a thread of their own. When nobody reads them they are left out and counted: a log that is full
-holds up no request.
+Lines are written by a thread of their own. When nobody reads them they are left out and counted: a
+log that is full holds up no request.
 """
 
 import contextlib
@@ -24,6 +26,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from queue import Full, Queue
 from typing import Any
+
+from specrej.errors import named
 
 LOG = logging.getLogger("specrej.server")
 
@@ -60,12 +64,13 @@ class JsonLines(logging.Formatter):
     def _describe(self, error: BaseException) -> dict[str, Any]:
         frames = traceback.extract_tb(error.__traceback__)
         places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-        said = {"says": str(error)} if self._has_texts else {}
+        said = {"says": named(error, str)} if self._has_texts else {}
         return {"type": type(error).__name__, **said, "at": places}
 
 
 class Unblocked(logging.Handler):
-    """Writes on a thread of its own; what finds no room is left out, and how much that was is written later.
+    """Writes on a thread of its own; what finds no room is left out, and how much that was is
+    written later.
 
     Args:
         descriptor: an open file.
@@ -98,7 +103,9 @@ class Unblocked(logging.Handler):
                 if self._num_left_out and self._lines.empty():
                     number, self._num_left_out = self._num_left_out, 0
                     fields = {"number": number}
-                    record = logging.makeLogRecord({"name": LOG.name, "levelname": "WARNING", "fields": fields})
+                    record = logging.makeLogRecord(
+                        {"name": LOG.name, "levelname": "WARNING", "fields": fields}
+                    )
                     record.msg = "lines were left out: nobody read the log"
                     self._write(self.format(record).encode() + b"\n")
             self._lines.task_done()
@@ -109,7 +116,9 @@ class Unblocked(logging.Handler):
 
 
 class Sparing(logging.Filter):
-    """Lets a few messages through that are alike, and then none for a while; the next says how many there were."""
+    """Lets a few messages through that are alike, and then none for a while; the next says how
+    many there were.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,9 +171,13 @@ def start_logging(*, has_texts: bool, descriptor: int = 2) -> None:
     for name in ("specrej.server", "stdout"):
         logging.getLogger(name).setLevel(logging.INFO)
     logging.captureWarnings(True)
-    warnings.formatwarning = lambda message, category, *_args, **_more: f"{category.__name__}: {message}"
+    warnings.formatwarning = lambda message, category, *_args, **_more: (
+        f"{category.__name__}: {message}"
+    )
     threading.excepthook = lambda given: LOG.error("a thread ended", exc_info=given.exc_value)
-    sys.unraisablehook = lambda given: LOG.error("an error that nobody could be told", exc_info=given.exc_value)
+    sys.unraisablehook = lambda given: LOG.error(
+        "an error that nobody could be told", exc_info=given.exc_value
+    )
     sys.stdout = sys.stderr = _Printed()
 
 
@@ -188,6 +201,8 @@ def _message(record: logging.LogRecord) -> str:
 
 def _chain(error: BaseException) -> list[BaseException]:
     chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+    while (
+        cause := chain[-1].__cause__ or chain[-1].__context__
+    ) is not None and cause not in chain:
         chain.append(cause)
     return chain

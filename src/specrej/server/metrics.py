@@ -1,4 +1,5 @@
-"""What Prometheus reads at /metrics: requests, memory, tokens, decisions, seconds. A registry of its own.
+"""What Prometheus reads at /metrics: requests, memory, tokens, decisions, seconds. A registry of
+its own.
 
 meters = Meters(service)
 meters.count_request("/v1/completions", 200, seconds=1.5)
@@ -7,7 +8,14 @@ meters.render()
 
 from collections import Counter as Tally
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 
 from specrej.server.service import Service
 from specrej.types import Result
@@ -23,7 +31,10 @@ class Meters:
     def __init__(self, service: Service) -> None:
         self._registry = registry = CollectorRegistry()
         gauges = {
-            "requests_in_flight": ("Requests whose candidates are decoded or scored", lambda: service.num_active),
+            "requests_in_flight": (
+                "Requests whose candidates are decoded or scored",
+                lambda: service.num_active,
+            ),
             "requests_queued": ("Requests that wait", lambda: service.num_waiting),
             "kv_bytes": ("KV in use", lambda: service.kv_bytes),
             "kv_total_bytes": ("KV that requests share", lambda: service.total_bytes),
@@ -35,18 +46,28 @@ class Meters:
             return Counter(f"specrej_{name}", words, labels, registry=registry)
 
         def seconds(name: str, words: str, *labels: str) -> Histogram:
-            return Histogram(f"specrej_{name}_seconds", words, labels, registry=registry, buckets=_BUCKETS_S)
+            return Histogram(
+                f"specrej_{name}_seconds", words, labels, registry=registry, buckets=_BUCKETS_S
+            )
 
-        self._requests = counter("requests", "Requests, by path and status; 499: the client had gone", "path", "status")
+        self._requests = counter(
+            "requests", "Requests, by path and status; 499: the client had gone", "path", "status"
+        )
         self._prompt_tokens = counter("prompt_tokens", "Tokens of prompts")
-        self._generated_tokens = counter("generated_tokens", "Tokens decoded, those of rejected candidates included")
+        self._generated_tokens = counter(
+            "generated_tokens", "Tokens decoded, those of rejected candidates included"
+        )
         self._answer_tokens = counter("answer_tokens", "Tokens of the answers returned")
         self._reward_tokens = counter("reward_tokens", "Tokens that the reward read")
         self._decisions = counter("decisions", "Decisions, by what caused them", "cause")
         self._rejected = counter("rejected_candidates", "Candidates rejected")
         self._late = counter("late_answers", "Answers that a deadline cut short")
-        self._request_s = seconds("request", "From a request's first byte to its answer's last", "path")
-        self._first_text_s = seconds("first_text", "From a streamed request's first byte to the answer's first text")
+        self._request_s = seconds(
+            "request", "From a request's first byte to its answer's last", "path"
+        )
+        self._first_text_s = seconds(
+            "first_text", "From a streamed request's first byte to the answer's first text"
+        )
 
     def count_request(self, path: str, status: int, seconds: float) -> None:
         self._requests.labels(path, str(status)).inc()

@@ -1,6 +1,8 @@
-"""The files that a browser gets: the page at /, and /docs, which is made from the OpenAPI document without a script.
+"""The files that a browser gets: the page at /, and /docs, which is made from the OpenAPI document
+without a script.
 
-Everything comes from this package: nothing is loaded from elsewhere, and nothing but these files is served.
+Everything comes from this package: nothing is loaded from elsewhere, and nothing but these files is
+served.
 """
 
 import html
@@ -21,10 +23,14 @@ _TYPES = {
 def page_files() -> dict[str, Response]:
     """The page's files by path; index.html is at /."""
     found = {}
-    for file in sorted(files("specrej.server").joinpath("page").iterdir(), key=lambda file: file.name):
+    for file in sorted(
+        files("specrej.server").joinpath("page").iterdir(), key=lambda file: file.name
+    ):
         kind = _TYPES.get(file.name.rpartition(".")[2])
         if kind is not None:
-            found["/" if file.name == "index.html" else f"/{file.name}"] = _uncached(file.read_bytes(), kind)
+            found["/" if file.name == "index.html" else f"/{file.name}"] = _uncached(
+                file.read_bytes(), kind
+            )
     return found
 
 
@@ -43,17 +49,25 @@ def _docs(openapi: Mapping[str, Any]) -> Iterator[str]:
     yield f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield '<meta name="color-scheme" content="light dark"></head><body>'
-    yield f"<h1>{title}</h1><p>{html.escape(openapi['info']['description'])} As a document for programs: "
+    yield (
+        f"<h1>{title}</h1><p>{html.escape(openapi['info']['description'])} As a document for "
+        "programs: "
+    )
     yield '<a href="/openapi.json">openapi.json</a>.</p>'
     for path, methods in openapi["paths"].items():
         for method, operation in methods.items():
-            yield f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{_words(operation)}</p>"
+            yield (
+                f"<h2><code>{method.upper()} "
+                f"{html.escape(path)}</code></h2><p>{_words(operation)}</p>"
+            )
             if "requestBody" in operation:
                 schema = operation["requestBody"]["content"]["application/json"]["schema"]
                 yield f"<p>Body: {_type(schema)}</p>"
             yield "<table border><tr><th>Status</th><th>Meaning</th><th>Body</th></tr>"
             for status, response in operation["responses"].items():
-                yield f"<tr><td>{status}</td><td>{_words(response)}</td><td>{_content(response)}</td></tr>"
+                yield (
+                    f"<tr><td>{status}</td><td>{_words(response)}</td><td>{_content(response)}</td></tr>"
+                )
             yield "</table>"
     for name, schema in openapi["components"]["schemas"].items():
         yield from _schema(name, schema)
@@ -66,7 +80,9 @@ def _schema(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
     yield "<table border><tr><th>Field</th><th>Type</th><th></th></tr>"
     for field, about in schema.get("properties", {}).items():
         words = ("Needed. " if field in needed else "") + _words(about)
-        yield f"<tr><td><code>{html.escape(field)}</code></td><td>{_type(about)}</td><td>{words}</td></tr>"
+        yield (
+            f"<tr><td><code>{html.escape(field)}</code></td><td>{_type(about)}</td><td>{words}</td></tr>"
+        )
     yield "</table>"
 
 
@@ -76,7 +92,10 @@ def _words(about: Mapping[str, Any]) -> str:
 
 def _content(response: Mapping[str, Any]) -> str:
     kinds = response.get("content", {})
-    return ", ".join(_type(kind["schema"]) if kind.get("schema") else html.escape(name) for name, kind in kinds.items())
+    return ", ".join(
+        _type(kind["schema"]) if kind.get("schema") else html.escape(name)
+        for name, kind in kinds.items()
+    )
 
 
 def _type(schema: Mapping[str, Any]) -> str:

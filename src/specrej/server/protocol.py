@@ -1,11 +1,13 @@
 """OpenAI's bodies for /v1/chat/completions and /v1/completions, in and out, as functions on dicts.
 
-    asked = parse_chat({"model": "smollm2", "messages": [...], "n": 2, "specrej": {"alpha": 0.5}}, Settings())
-    body = to_body(asked, result, completion_id="c-1", created=0, model="smollm2", detokenizer=engine.detokenizer)
+    asked = parse_chat({"model": "smollm2", "messages": [...], "n": 2, "specrej": {"alpha": 0.5}},
+    Settings()) body = to_body(asked, result, completion_id="c-1", created=0, model="smollm2",
+    detokenizer=engine.detokenizer)
 
-A field is honoured, asks for nothing (it has the value that OpenAI documents as its default, or only labels the
-request), or is refused by name. `n` is the number of answers returned, the best first; how many candidates they are
-chosen from, and all else that is ours, goes under `specrej`. No file, no server and no model here.
+A field is honoured, asks for nothing (it has the value that OpenAI documents as its default, or
+only labels the request), or is refused by name. `n` is the number of answers returned, the best
+first; how many candidates they are chosen from, and all else that is ours, goes under `specrej`. No
+file, no server and no model here.
 """
 
 import re
@@ -15,11 +17,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from specrej.errors import PromptError, UnknownNameError, UsageError
+from specrej.messages import as_messages
 from specrej.options import options_of
 from specrej.registry import is_name, names
 from specrej.search.choosing import ranked
 from specrej.settings import Settings
-from specrej.types import Candidate, Continuation, Detokenizer, Prompt, Result, as_messages
+from specrej.types import Candidate, Continuation, Detokenizer, Prompt, Result
 
 Detokenizers = Callable[[Prompt], Detokenizer]
 """What reads an answer to a prompt: `Engine.detokenizer`."""
@@ -37,7 +40,8 @@ SAMPLING = {
 CHAT_ONLY = ("max_completion_tokens", "continue_final_message")
 """Those of them that /v1/completions does not have."""
 OWN = tuple(name for name in options_of(Settings) if name not in {*SAMPLING.values(), "policy"})
-"""The settings that a body gives under `specrej`. A policy may be code, which a request never names."""
+"""The settings that a body gives under `specrej`. A policy may be code, which a request never
+names."""
 RETURNABLE = ("rewards", "decisions", "candidates")
 _HONOURED = {
     "chat": {"model", "messages", "n", "logprobs", "specrej", *SAMPLING},
@@ -64,7 +68,8 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "verbosity": ("medium",),
 }
-"""Values that ask for nothing: OpenAI's documented defaults, and what says how tools are used where there are none."""
+"""Values that ask for nothing: OpenAI's documented defaults, and what says how tools are used
+where there are none."""
 _FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
 
 
@@ -74,7 +79,8 @@ class CompletionRequest:
 
     Attributes:
         kind: "chat" or "text": which endpoint was asked.
-        model: as the body names it; whether that model is the one opened is for the caller to judge.
+        model: as the body names it; whether that model is the one opened is for the caller to
+            judge.
         prompt: a conversation ("chat") or a text, as `generate` takes them.
         settings: the defaults with what the body says otherwise.
         num_answers: the best so many are returned, where there are as many.
@@ -94,7 +100,8 @@ class CompletionRequest:
 def parse_chat(body: object, defaults: Settings) -> CompletionRequest:
     """What a body for /v1/chat/completions asks for.
 
-    With `continue_final_message` the answer continues an assistant's message at the end. Without it there is none.
+    With `continue_final_message` the answer continues an assistant's message at the end. Without it
+    there is none.
 
     Raises:
         UsageError: a field that cannot be honoured, or a value outside its range; names it.
@@ -136,17 +143,21 @@ ENDPOINTS = {"/v1/chat/completions": parse_chat, "/v1/completions": parse_text}
 def in_words_of(body: Mapping[str, Any], message: str) -> str:
     """A message with the body's name for the one setting that OpenAI calls otherwise."""
     fields = [name for name, option in SAMPLING.items() if option == "max_new_tokens"]
-    return message.replace("max_new_tokens", next((name for name in fields if name in body), fields[0]))
+    return message.replace(
+        "max_new_tokens", next((name for name in fields if name in body), fields[0])
+    )
 
 
 def best_answers(result: Result, num_answers: int) -> list[Candidate]:
     """The best complete candidates that were not rejected, best first; of equals the first.
 
-    The first is `result.best`. There may be fewer than asked for: Speculative Rejection finishes few of those it began.
-    Of an interrupted run in which none is complete, `result.best` alone.
+    The first is `result.best`. There may be fewer than asked for: Speculative Rejection finishes
+    few of those it began. Of an interrupted run in which none is complete, `result.best` alone.
     """
     left = ranked(result.candidates)
-    return [candidate for candidate in left if candidate.state == "complete"][:num_answers] or left[:1]
+    return [candidate for candidate in left if candidate.state == "complete"][:num_answers] or left[
+        :1
+    ]
 
 
 def to_body(
@@ -169,9 +180,10 @@ def to_body(
         detokenizer: of the engine that made the result; used for log-probabilities alone.
 
     Returns:
-        JSON's types. `choices` are the answers, best first: as many as asked for, or, where fewer candidates came to
-        their end unrejected, as many as those; `specrej.num_answers` says how many. `usage` counts the tokens of the
-        answers returned; what all candidates took is under `specrej`.
+        JSON's types. `choices` are the answers, best first: as many as asked for, or, where fewer
+        candidates came to their end unrejected, as many as those; `specrej.num_answers` says how
+        many. `usage` counts the tokens of the answers returned; what all candidates took is under
+        `specrej`.
     """
     answers = best_answers(result, request.num_answers)
     to_choice = _chat_choice if request.kind == "chat" else _text_choice
@@ -187,7 +199,9 @@ def to_body(
                 "index": position,
                 **to_choice(answer),
                 "finish_reason": _FINISH[answer.finish_reason or "length"],
-                "logprobs": _logprobs(answer, detokenizer(request.prompt)) if request.has_logprobs else None,
+                "logprobs": _logprobs(answer, detokenizer(request.prompt))
+                if request.has_logprobs
+                else None,
             }
             for position, answer in enumerate(answers)
         ],
@@ -204,9 +218,14 @@ def _checked(body: object, kind: Literal["chat", "text"]) -> dict[str, Any]:
     """The fields that are given, each of them one to honour."""
     if not isinstance(body, Mapping):
         raise UsageError(f"a body must be an object, got {reprlib.repr(body)}")
-    given = {name: value for name, value in body.items() if value is not None and name not in _LABELS}
+    given = {
+        name: value for name, value in body.items() if value is not None and name not in _LABELS
+    }
     # Servers that continue messages want to hear as well that nothing is put before the answer.
-    nothing = {**_NOTHING, "add_generation_prompt": (given.get("continue_final_message") is not True,)}
+    nothing = {
+        **_NOTHING,
+        "add_generation_prompt": (given.get("continue_final_message") is not True,),
+    }
     asked = {name: value for name, value in given.items() if value not in nothing.get(name, ())}
     for name, value in asked.items():
         if name not in _HONOURED[kind]:
@@ -220,7 +239,11 @@ def _checked(body: object, kind: Literal["chat", "text"]) -> dict[str, Any]:
 def _parse(
     given: Mapping[str, Any], kind: Literal["chat", "text"], prompt: Prompt, defaults: Settings
 ) -> CompletionRequest:
-    model, num_answers, has_logprobs = given.get("model"), given.get("n", 1), given.get("logprobs", False)
+    model, num_answers, has_logprobs = (
+        given.get("model"),
+        given.get("n", 1),
+        given.get("logprobs", False),
+    )
     if not isinstance(model, str) or not model:
         raise UsageError(f"model must be a text, got {reprlib.repr(model)}")
     if type(num_answers) is not int or num_answers < 1:
@@ -243,7 +266,9 @@ def _parse(
 
 
 def _settings(given: Mapping[str, Any], own: Mapping[str, Any], defaults: Settings) -> Settings:
-    """The defaults with what a body says otherwise; what is wrong with a value is said by the body's name for it."""
+    """The defaults with what a body says otherwise; what is wrong with a value is said by the
+    body's name for it.
+    """
     sampling = _sampling(given)
     try:
         return replace(defaults, **sampling, **own)
@@ -258,7 +283,8 @@ def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     limits = [given[name] for name in ("max_tokens", "max_completion_tokens") if name in given]
     if len(limits) == 2 and limits[0] != limits[1]:
         raise UsageError(
-            f"max_tokens and max_completion_tokens are one limit, got {limits[0]!r} and {limits[1]!r}",
+            f"max_tokens and max_completion_tokens are one limit, got {limits[0]!r} and "
+            f"{limits[1]!r}",
             hint="give max_completion_tokens alone",
         )
     options = {option: given[name] for name, option in SAMPLING.items() if name in given}
@@ -274,7 +300,8 @@ def _own_options(own: object) -> dict[str, Any]:
         if name not in (*OWN, "return"):
             raise UnknownNameError("field of specrej", name, (*OWN, "return"))
     algorithm = own.get("algorithm")
-    # On a command line it may be module:function as well; a request makes the server import nothing.
+    # On a command line it may be module:function as well; a request makes the server import
+    # nothing.
     if isinstance(algorithm, str) and not is_name("algorithm", algorithm):
         raise UnknownNameError("algorithm", algorithm, names("algorithm"))
     return {name: value for name, value in own.items() if value is not None}
@@ -300,8 +327,9 @@ def _text_choice(answer: Candidate) -> dict[str, Any]:
 def _logprobs(answer: Candidate, detokenizer: Detokenizer) -> dict[str, Any]:
     """Tokens whose texts make up the answer's text, with their log-probabilities in nats.
 
-    A character that takes several tokens is the text of the last of them. The end token and those behind the answer's
-    text are left out; of a token in which a stop string begins there is what comes before it.
+    A character that takes several tokens is the text of the last of them. The end token and those
+    behind the answer's text are left out; of a token in which a stop string begins there is what
+    comes before it.
     """
     content, read = [], 0
     # Some engines are told no log-probabilities.
@@ -310,11 +338,15 @@ def _logprobs(answer: Candidate, detokenizer: Detokenizer) -> dict[str, Any]:
             break
         text = answer.text[read : read + len(detokenizer.add(token_id).text)]
         read += len(text)
-        content.append({"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []})
+        content.append(
+            {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
+        )
     return {"content": content, "refusal": None}
 
 
-def _own_part(result: Result, answers: Sequence[Candidate], returned: Sequence[str]) -> dict[str, Any]:
+def _own_part(
+    result: Result, answers: Sequence[Candidate], returned: Sequence[str]
+) -> dict[str, Any]:
     """What the answers are worth, what all candidates took, and what `return` asked for."""
     usage = result.usage
     part: dict[str, Any] = {

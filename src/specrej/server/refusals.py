@@ -29,7 +29,10 @@ from specrej.errors import (
 from specrej.server.protocol import in_words_of
 
 CODES = {
-    "invalid_value": (400, "A field cannot be honoured, or its value is out of range; `param` names it."),
+    "invalid_value": (
+        400,
+        "A field cannot be honoured, or its value is out of range; `param` names it.",
+    ),
     "invalid_api_key": (401, "No API key, or one that is not known."),
     "other_origin": (403, "Asked from a page of another origin."),
     "unknown_host": (403, "Asked by a name that is not this server's."),
@@ -40,7 +43,10 @@ CODES = {
     "body_too_large": (413, "The body is too long."),
     "unsupported_media_type": (415, "The body is not sent as application/json."),
     "queue_full": (429, "The queue is full; Retry-After says when to come again."),
-    "too_many_bodies": (429, "Too many bodies are being read already; Retry-After says when to come again."),
+    "too_many_bodies": (
+        429,
+        "Too many bodies are being read already; Retry-After says when to come again.",
+    ),
     "reward_failed": (500, "The reward failed."),
     "out_of_memory": (500, "The device ran out of memory."),
     "internal": (500, "The server failed."),
@@ -48,7 +54,8 @@ CODES = {
     "shutting_down": (503, "The server is being stopped."),
     "deadline": (504, "The deadline came before a candidate was complete."),
 }
-"""All that a request can be told that is not answered: the status that a code comes with, and what both mean."""
+"""All that a request can be told that is not answered: the status that a code comes with, and
+what both mean."""
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _MOST_CHARACTERS = 600
@@ -77,7 +84,9 @@ class RefusalError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = CODES[code][0]
-        self.message = message if len(message) <= _MOST_CHARACTERS else message[:_MOST_CHARACTERS] + " …"
+        self.message = (
+            message if len(message) <= _MOST_CHARACTERS else message[:_MOST_CHARACTERS] + " …"
+        )
         self.code = code
         self.param = param
         self.headers = headers or {}
@@ -85,8 +94,12 @@ class RefusalError(Exception):
     @property
     def body(self) -> dict[str, Any]:
         """`{"error": {"message", "type", "param", "code"}}`."""
-        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        kind = _TYPES.get(
+            self.status, "invalid_request_error" if self.status < 500 else "server_error"
+        )
+        return {
+            "error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        }
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.body, self.status, dict(self.headers))
@@ -115,7 +128,9 @@ def refusal_of(error: SpecrejError, body: Mapping[str, Any]) -> RefusalError:
         case RewardError():
             return RefusalError("reward_failed", "the reward failed on this request")
         case EngineError():
-            return RefusalError("engine_failed", "what decodes for this server failed on this request")
+            return RefusalError(
+                "engine_failed", "what decodes for this server failed on this request"
+            )
         case DeviceMemoryError():
             return RefusalError("out_of_memory", "the device ran out of memory on this request")
         case _:
@@ -124,7 +139,9 @@ def refusal_of(error: SpecrejError, body: Mapping[str, Any]) -> RefusalError:
 
 def internal_error() -> RefusalError:
     """Something that should not have happened."""
-    return RefusalError("internal", "the server failed on this request; its log says more under the request's id")
+    return RefusalError(
+        "internal", "the server failed on this request; its log says more under the request's id"
+    )
 
 
 def _param(error: UsageError, body: Mapping[str, Any]) -> str | None:

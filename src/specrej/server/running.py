@@ -4,8 +4,9 @@
         ...                                                  # open the model
         asyncio.run(run(app, service, listener, grace_s=30, on_ready=lambda: print("up")))
 
-On SIGTERM or Ctrl-C new requests get a 503; those that run may end within the grace, and are told if they do not. A
-second signal ends the process on the spot. When the service fails, or its thread stands still for longer than a request
+On SIGTERM or Ctrl-C new requests get a 503; those that run may end within the grace, and are told
+if they do not. A second signal ends the process on the spot. When the service fails, or its thread
+stands still for longer than a request
 may take, those that wait are told, and `run` raises: the process has to be started anew.
 """
 
@@ -29,7 +30,8 @@ _LAST_WORDS_S = 5
 _LOOK_S = 1.0
 """Between two looks at the service's thread, and from its failure to the end."""
 LEAST_PATIENCE_S = 60.0
-"""With a thread that stands still: one step, or the first look at a long prompt, may take its time."""
+"""With a thread that stands still: one step, or the first look at a long prompt, may take its
+time."""
 
 
 class _Server(uvicorn.Server):
@@ -48,7 +50,9 @@ def bound(host: str, port: int) -> socket.socket:
     """
     listener = None
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -115,13 +119,19 @@ async def run(
         task.cancel()
     await asyncio.wait(ending)
     if service.has_failed:
-        raise EngineError("the thread that decodes has failed", hint="the log says why; start the server again")
+        raise EngineError(
+            "the thread that decodes has failed", hint="the log says why; start the server again"
+        )
 
 
 async def _stop_on_signal(server: uvicorn.Server, service: Service, grace_s: float) -> None:
     loop, asked = asyncio.get_running_loop(), asyncio.Event()
     # What the parent has told the process to ignore stays ignored.
-    heeded = [kind for kind in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(kind) is not signal.SIG_IGN]
+    heeded = [
+        kind
+        for kind in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(kind) is not signal.SIG_IGN
+    ]
     for kind in heeded:
         loop.add_signal_handler(kind, asked.set)
     await asked.wait()
@@ -143,5 +153,7 @@ async def _stop_on_failure(server: uvicorn.Server, service: Service, patience_s:
 
 def _unbound(host: str, port: int, error: OSError) -> UsageError:
     if error.errno == errno.EADDRINUSE:
-        return UsageError(f"port {port} of {host} is in use", hint="give another --port; 0 takes one that is free")
+        return UsageError(
+            f"port {port} of {host} is in use", hint="give another --port; 0 takes one that is free"
+        )
     return UsageError(f"cannot listen on {host}, port {port}: {error.strerror}")

@@ -1,7 +1,7 @@
 """What bodies look like, for /docs and /openapi.json.
 
-These models document. What a body asks for is decided by `protocol` and `asked` alone, which also say why something
-is refused; tests hold the two together.
+These models document. What a body asks for is decided by `protocol` and `asked` alone, which also
+say why something is refused; tests hold the two together.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,9 @@ _Stops = _Stop | Annotated[list[_Stop], Field(max_length=MOST_STOPS)]
 
 
 def _with_settings(names: Iterable[str], base: type[BaseModel] = BaseModel) -> Any:
-    """A model with the fields of a body that stand for settings; null leaves one as the server has it."""
+    """A model with the fields of a body that stand for settings; null leaves one as the server
+    has it.
+    """
     return create_model("_WithSettings", __base__=base, **{name: _field(name) for name in names})
 
 
@@ -34,7 +36,9 @@ def _field(name: str) -> Any:
 def _json_kind(kind: Any, about: About) -> Any:
     """One of the kinds of value that an option has, with all that JSON schema can say of it."""
     if kind in (int, float):
-        bounds: dict[str, Any] = {**about.bounds}  # for mypy, floats could be any of Field's arguments
+        bounds: dict[str, Any] = {
+            **about.bounds
+        }  # for mypy, floats could be any of Field's arguments
         return Annotated[kind, Field(**bounds)]
     if kind is str and about.choices:
         return Literal[about.choices]
@@ -49,11 +53,16 @@ class Own(_with_settings(OWN)):  # type: ignore[misc]  # mypy knows no base that
         Field(alias="return", description="What the answer's `specrej` holds in addition."),
     ] = None
     progress: Annotated[
-        bool | None, Field(description="In a stream: progress as data events rather than as comments.")
+        bool | None,
+        Field(description="In a stream: progress as data events rather than as comments."),
     ] = None
     deadline_s: Annotated[
         float | None,
-        Field(gt=0, description="Seconds that the request may take; then the best complete candidate is the answer."),
+        Field(
+            gt=0,
+            description="Seconds that the request may take; then the best complete candidate is "
+            "the answer.",
+        ),
     ] = None
 
 
@@ -91,14 +100,20 @@ class Message(BaseModel):
 
 
 class ChatRequest(_with_settings(CHAT_ONLY, _Request)):  # type: ignore[misc]
-    """Body of /v1/chat/completions. Any other field gets a 400 that names it, unless it asks for nothing."""
+    """Body of /v1/chat/completions. Any other field gets a 400 that names it, unless it asks for
+    nothing.
+    """
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    logprobs: Annotated[bool | None, Field(description="Tokens with their log-probabilities (nats).")] = None
+    logprobs: Annotated[
+        bool | None, Field(description="Tokens with their log-probabilities (nats).")
+    ] = None
 
 
 class TextRequest(_Request):
-    """Body of /v1/completions. Any other field gets a 400 that names it, unless it asks for nothing."""
+    """Body of /v1/completions. Any other field gets a 400 that names it, unless it asks for
+    nothing.
+    """
 
     prompt: Annotated[str, Field(min_length=1)]
 
@@ -178,13 +193,19 @@ class OwnPart(_Response):
     rewards: Annotated[list[float | None], Field(description="Of the answers, best first.")]
     num_answers: int
     num_candidates: int
-    generated_tokens: Annotated[int, Field(description="Of all candidates, rejected ones included.")]
+    generated_tokens: Annotated[
+        int, Field(description="Of all candidates, rejected ones included.")
+    ]
     reward_tokens: Annotated[int, Field(description="Read by the reward.")]
     seconds: float
     peak_kv_bytes: int
     seed: Annotated[int, Field(description="With it the request gets the same answer again.")]
-    note: Annotated[str | None, Field(description="What is to be known of how the answer came about.")] = None
-    is_late: Annotated[bool, Field(description="The deadline came; the answer is the best complete one by then.")]
+    note: Annotated[
+        str | None, Field(description="What is to be known of how the answer came about.")
+    ] = None
+    is_late: Annotated[
+        bool, Field(description="The deadline came; the answer is the best complete one by then.")
+    ]
     candidate_rewards: list[float | None] | None = None
     decisions: list[dict[str, Any]] | None = None
     candidates: list[dict[str, Any]] | None = None
@@ -215,8 +236,13 @@ class TextCompletion(_Completion):
 class Serving(_Response):
     """What a request gets that does not say otherwise."""
 
-    reward: Annotated[str, Field(description="The kind of the reward; what comes behind it may be nobody's business.")]
-    defaults: Annotated[dict[str, Any], Field(description="By the names of `specrej generate`'s options.")]
+    reward: Annotated[
+        str,
+        Field(description="The kind of the reward; what comes behind it may be nobody's business."),
+    ]
+    defaults: Annotated[
+        dict[str, Any], Field(description="By the names of `specrej generate`'s options.")
+    ]
 
 
 class Model(_Response):
@@ -248,11 +274,16 @@ def errors(*codes: str) -> dict[int | str, dict[str, Any]]:
     for code, (status, meaning) in CODES.items():
         if code in codes:
             meanings.setdefault(status, []).append(meaning)
-    return {status: {"model": ErrorBody, "description": " ".join(meanings[status])} for status in sorted(meanings)}
+    return {
+        status: {"model": ErrorBody, "description": " ".join(meanings[status])}
+        for status in sorted(meanings)
+    }
 
 
 def body_of(request: type[BaseModel]) -> dict[str, Any]:
-    """An endpoint's body, for FastAPI's `openapi_extra`: documented there, and read by nobody but `asked`."""
+    """An endpoint's body, for FastAPI's `openapi_extra`: documented there, and read by nobody
+    but `asked`.
+    """
     schema = {"$ref": f"#/components/schemas/{request.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
@@ -260,7 +291,8 @@ def body_of(request: type[BaseModel]) -> dict[str, Any]:
 def request_schemas() -> dict[str, Any]:
     """The schemas that `body_of` refers to, by name."""
     _, schemas = models_json_schema(
-        [(ChatRequest, "validation"), (TextRequest, "validation")], ref_template="#/components/schemas/{model}"
+        [(ChatRequest, "validation"), (TextRequest, "validation")],
+        ref_template="#/components/schemas/{model}",
     )
     definitions: dict[str, Any] = schemas["$defs"]
     return definitions

@@ -1,10 +1,12 @@
-"""Scoring on a thread of its own, with patience for so long only: a reward that hangs fails its own request.
+"""Scoring on a thread of its own, with patience for so long only: a reward that hangs fails its own
+request.
 
     scheduler = Scheduler(engine, pool, in_flight=16, observe=observe, score=TimedScorer(30.0))
 
-Batches are scored one after another, since a reward model need not be safe to call from two threads. One that is not
-done in time is given up, and its thread left to itself. The searches that were in it, or in one that ended its thread
-(`SystemExit`, say), are tried again one by one, so that those at fault fail and the others are only late.
+Batches are scored one after another, since a reward model need not be safe to call from two
+threads. One that is not done in time is given up, and its thread left to itself. The searches that
+were in it, or in one that ended its thread (`SystemExit`, say), are tried again one by one, so that
+those at fault fail and the others are only late.
 """
 
 import time
@@ -13,9 +15,9 @@ from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from threading import Thread
 
-from specrej.errors import RewardError
+from specrej.errors import RewardError, named
 from specrej.search.rewarding import ToScore
-from specrej.search.scoring import Scored, ask
+from specrej.search.scoring import Given, ask
 from specrej.search.search import Search
 
 
@@ -24,7 +26,7 @@ class _OutOfTimeError(Exception):
 
 
 class TimedScorer:
-    """Implements `specrej.search.scoring.Scoring`.
+    """Implements `specrej.search.scoring.Scorer`.
 
     Args:
         timeout_s: patience with one call of the reward.
@@ -32,14 +34,14 @@ class TimedScorer:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._line: SimpleQueue[tuple[list[ToScore], Future[list[Scored]]] | None] = SimpleQueue()
+        self._line: SimpleQueue[tuple[list[ToScore], Future[list[Given]]] | None] = SimpleQueue()
         # Daemons: a reward that hangs does not keep the process from ending.
         Thread(target=self._work, name="specrej-scoring", daemon=True).start()
 
-    def __call__(self, searches: Sequence[Search]) -> Future[list[Scored]]:
+    def __call__(self, searches: Sequence[Search]) -> Future[list[Given]]:
         # Their texts are made already, on the thread that owns the searches.
         batches: list[ToScore] = [search.to_score() for search in searches]
-        future: Future[list[Scored]] = Future()
+        future: Future[list[Given]] = Future()
         self._line.put((batches, future))
         return future
 
@@ -52,7 +54,9 @@ class TimedScorer:
             pass
 
     def _score_next(self) -> bool:
-        """Score what is next in line; False at its end. While it waits, nothing is held of the last batch."""
+        """Score what is next in line; False at its end. While it waits, nothing is held of the
+        last batch.
+        """
         if (one := self._line.get()) is None:
             return False
         batches, future = one
@@ -62,7 +66,7 @@ class TimedScorer:
             future.set_exception(error)
         return True
 
-    def _score(self, batches: list[ToScore]) -> list[Scored]:
+    def _score(self, batches: list[ToScore]) -> list[Given]:
         begun_s = time.perf_counter()
         try:
             return self._ask(batches)
@@ -70,22 +74,28 @@ class TimedScorer:
             if len(batches) > 1:
                 return [one for batch in batches for one in self._score([batch])]
             [(reward, _, candidates)] = batches
-            said = f"in {self._timeout_s:g} s" if isinstance(error, _OutOfTimeError) else f"but {error!r}"
+            said = (
+                f"in {self._timeout_s:g} s"
+                if isinstance(error, _OutOfTimeError)
+                else f"but {named(error)}"
+            )
             failure = RewardError(
-                f"the reward {reward.name!r} gave no scores for {len(candidates)} candidates {said}",
-                hint="give the server a longer --reward-timeout, or the reward more to compute with",
+                f"the reward {reward.name!r} gave no scores for {len(candidates)} candidates "
+                f"{said}",
+                hint="give the server a longer --reward-timeout, or the reward more to compute "
+                "with",
             )
             failure.__cause__ = error
             return [(failure, time.perf_counter() - begun_s)]
 
-    def _ask(self, batches: list[ToScore]) -> list[Scored]:
+    def _ask(self, batches: list[ToScore]) -> list[Given]:
         """What the rewards say.
 
         Raises:
             _OutOfTimeError: nothing in time.
             BaseException: whatever ended their thread.
         """
-        future: Future[list[Scored]] = Future()
+        future: Future[list[Given]] = Future()
 
         def work() -> None:
             try:

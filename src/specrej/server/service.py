@@ -1,4 +1,5 @@
-"""Requests that share one engine: a thread that runs the scheduler, and tickets to follow what becomes of each.
+"""Requests that share one engine: a thread that runs the scheduler, and tickets to follow what
+becomes of each.
 
     service = Service(engine, reward, Pool(2**30))
     service.start()
@@ -7,11 +8,13 @@
         ...
     await service.stop(grace_s=30)
 
-Engine, searches and scheduler belong to the thread; an event loop talks to it through a queue of calls, which it makes
-between two steps. Nothing of HTTP here.
+Engine, searches and scheduler belong to the thread; an event loop talks to it through a queue of
+calls, which it makes between two steps. Nothing of HTTP here.
 
-Whatever is raised on the thread fails the requests that it concerns, is logged, and the thread goes on. Where it
-cannot, or stands still, the service has failed: `has_failed` says so, and whoever runs it ends the process (`running`).
+Whatever is raised on the thread fails the requests that it concerns, is logged, and the thread goes
+on. Where it
+cannot, or stands still, the service has failed: `has_failed` says so, and whoever runs it ends the
+process (`running`).
 """
 
 import asyncio
@@ -27,7 +30,14 @@ from threading import Lock, Thread
 
 from specrej.api import IN_FLIGHT, prepare
 from specrej.engines.base import Engine
-from specrej.errors import DeadlineError, EngineError, QueueFullError, ShutdownError, SpecrejError
+from specrej.errors import (
+    DeadlineError,
+    EngineError,
+    QueueFullError,
+    ShutdownError,
+    SpecrejError,
+    named,
+)
 from specrej.rewards.base import Reward
 from specrej.search.algorithms import Steps
 from specrej.search.events import Decided, Ended, Queued, Reporter, Started, Step, Text
@@ -44,7 +54,8 @@ _RECENT = 0.2
 """Weight of the newest request in the mean of seconds that a request takes."""
 
 _MOST_FAILURES = 10
-"""In a row, with no answer between them: then the engine is taken for broken, as a GPU is after a fault of its code."""
+"""In a row, with no answer between them: then the engine is taken for broken, as a GPU is after
+a fault of its code."""
 _LAST_WORDS_S = 10.0
 """For the thread to end, once it was asked to."""
 
@@ -58,7 +69,9 @@ _STEP_S = 0.1
 class Ticket:
     """One request, as its submitter follows it."""
 
-    def __init__(self, service: "Service", number: int, num_ahead: int, *, is_watched: bool) -> None:
+    def __init__(
+        self, service: "Service", number: int, num_ahead: int, *, is_watched: bool
+    ) -> None:
         self.number = number
         self.num_ahead = num_ahead
         self.is_watched = is_watched
@@ -76,7 +89,9 @@ class Ticket:
                 return
 
     def cancel(self) -> None:
-        """Nobody waits for the answer: the request's memory is free within a step, and no event follows."""
+        """Nobody waits for the answer: the request's memory is free within a step, and no event
+        follows.
+        """
         self._service.cancel(self.number)
 
     def tell(self, event: Event) -> None:
@@ -128,7 +143,9 @@ class Service:
         self._max_queue = max_queue
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._scorer = TimedScorer(reward_timeout_s)
-        self._scheduler = Scheduler(engine, pool, in_flight=in_flight, observe=self._observe, score=self._scorer)
+        self._scheduler = Scheduler(
+            engine, pool, in_flight=in_flight, observe=self._observe, score=self._scorer
+        )
         self._requests: dict[int, _Request] = {}
         self._numbers: dict[Search, int] = {}
         self._numbering = itertools.count()
@@ -172,7 +189,9 @@ class Service:
         """Start the thread."""
         self._thread.start()
 
-    def submit(self, prompt: Prompt, settings: Settings, *, deadline_s: float, is_watched: bool) -> Ticket:
+    def submit(
+        self, prompt: Prompt, settings: Settings, *, deadline_s: float, is_watched: bool
+    ) -> Ticket:
         """Take a request; to be called on an event loop.
 
         Args:
@@ -186,12 +205,17 @@ class Service:
             ShutdownError: the service is being stopped.
         """
         if self.is_stopping or self.has_failed:
-            raise ShutdownError("the server is being stopped", hint="send the request to another one, or later")
+            raise ShutdownError(
+                "the server is being stopped", hint="send the request to another one, or later"
+            )
         with self._lock:
             num_waiting = self.num_waiting
             if num_waiting >= self._max_queue:
                 retry_after_s = math.ceil(self._mean_s * num_waiting / max(self.num_active, 1))
-                raise QueueFullError(f"{num_waiting} requests are waiting already", retry_after_s=max(retry_after_s, 1))
+                raise QueueFullError(
+                    f"{num_waiting} requests are waiting already",
+                    retry_after_s=max(retry_after_s, 1),
+                )
             number = next(self._numbering)
             ticket = self._open[number] = Ticket(self, number, num_waiting, is_watched=is_watched)
         now_s = time.monotonic()
@@ -220,7 +244,9 @@ class Service:
         self._scorer.close()
 
     def fail(self, reason: str) -> None:
-        """Nothing will be answered any more: take no request, and tell those that wait. From any thread."""
+        """Nothing will be answered any more: take no request, and tell those that wait. From any
+        thread.
+        """
         self.has_failed = True
         _LOG.critical("the thread that decodes has failed: %s", reason)
         with self._lock:
@@ -242,7 +268,9 @@ class Service:
         for work in (self._make_calls, self._meet_deadlines, self._tick):
             try:
                 work()
-            except BaseException as error:  # whatever it is, and wherever it is from: other requests are to be served
+            except (
+                BaseException
+            ) as error:  # whatever it is, and wherever it is from: other requests are to be served
                 _LOG.exception("a step failed; the requests in flight fail with it")
                 self._num_failures += not isinstance(error, SpecrejError)
                 self._fail_active(error)
@@ -312,7 +340,8 @@ class Service:
         search = self._free(number)
         seconds = time.monotonic() - request.submitted_s
         outcome: Outcome = DeadlineError(
-            f"no candidate was complete after {seconds:.1f} s" + ("" if search else ", all spent in the queue"),
+            f"no candidate was complete after {seconds:.1f} s"
+            + ("" if search else ", all spent in the queue"),
             hint="ask for fewer tokens or candidates, or give it more time",
         )
         if search is not None and search.candidates:
@@ -326,7 +355,11 @@ class Service:
         self._end(number, outcome, is_late=True)
 
     def _fail_active(self, error: BaseException) -> None:
-        outcome = error if isinstance(error, SpecrejError) else SpecrejError(f"the engine failed: {error!r}")
+        outcome = (
+            error
+            if isinstance(error, SpecrejError)
+            else SpecrejError(f"the engine failed: {named(error)}")
+        )
         for number in [number for number, request in self._requests.items() if request.has_begun]:
             self._free(number)
             self._end(number, outcome)
@@ -350,5 +383,7 @@ class Service:
     def _end_all(self) -> None:
         for number in list(self._requests):
             self._free(number)
-            self._end(number, ShutdownError("the server was stopped before the answer was complete"))
+            self._end(
+                number, ShutdownError("the server was stopped before the answer was complete")
+            )
         self._has_ended = True

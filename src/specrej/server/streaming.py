@@ -1,9 +1,11 @@
 """The events of a ticket as server-sent events, as OpenAI's clients read them.
 
-    async for block in blocks(ticket, head, finish, note): ...      # bytes, each a whole event or comment
+    async for block in blocks(ticket, head, finish, note): ...      # bytes, each a whole event or
+    comment
 
-Text goes out as soon as no other candidate can beat it, and never anything else: joined, the pieces are the text of the
-answer that a request without a stream gets. Until then there is progress, as comments or as events of its own.
+Text goes out as soon as no other candidate can beat it, and never anything else: joined, the pieces
+are the text of the answer that a request without a stream gets. Until then there is progress, as
+comments or as events of its own.
 """
 
 import asyncio
@@ -44,10 +46,14 @@ class Head:
     model: str
 
     def block(self, kind: str, fields: Mapping[str, Any]) -> bytes:
-        return _data({"id": self.id, "object": kind, "created": self.created, "model": self.model, **fields})
+        return _data(
+            {"id": self.id, "object": kind, "created": self.created, "model": self.model, **fields}
+        )
 
     def chunk(self, index: int, delta: Mapping[str, Any], **more: Any) -> bytes:
-        """A piece of the answer with this index; `more` is what differs from a chunk in the middle."""
+        """A piece of the answer with this index; `more` is what differs from a chunk in the
+        middle.
+        """
         is_chat = self.asked.request.kind == "chat"
         own = {"delta": delta} if is_chat else {"text": delta.get("content", "")}
         choice = {"index": index, **own, "logprobs": more.pop("logprobs", None)}
@@ -82,8 +88,8 @@ async def blocks(
 ) -> AsyncIterator[bytes]:
     """What is sent for the events of a request.
 
-    An error, once the stream has begun, is an event of its own, with nothing behind it: whatever goes wrong, the
-    connection ends in order.
+    An error, once the stream has begun, is an event of its own, with nothing behind it: whatever
+    goes wrong, the connection ends in order.
 
     Args:
         events: of the request's ticket.

@@ -5,8 +5,9 @@
         def subject(self):
             return Subject(MyEngine())
 
-Everything goes through the public interface. Tokens are compared one by one. An engine whose float sums depend on who
-stands beside a candidate may let one flip that sits on a boundary: such flips are counted, and few are let pass.
+Everything goes through the public interface. Tokens are compared one by one. An engine whose float
+sums depend on who stands beside a candidate may let one flip that sits on a boundary: such flips
+are counted, and few are let pass.
 """
 
 import math
@@ -23,6 +24,7 @@ from specrej.engines.base import Engine, Token
 from specrej.engines.paged import PagedEngine
 from specrej.errors import BudgetError, PromptError, SpecrejError, UsageError
 from specrej.search.events import Decided, Event, Step
+from specrej.testing.held import held
 from specrej.types import GREEDY_NOTE, Result, SamplingParams
 
 LENGTH = 32
@@ -36,9 +38,11 @@ class Subject:
 
     Attributes:
         engine: to be tested; nothing is open on it.
-        flips: one in so many tokens may flip because others were rejected or stand beside it; None where none may.
+        flips: one in so many tokens may flip because others were rejected or stand beside it; None
+            where none may.
         reread: tokens that may be read again for each candidate: what of a prompt is not shared.
-        unused: tokens that may be made and not used for each candidate: what an engine decodes ahead.
+        unused: tokens that may be made and not used for each candidate: what an engine decodes
+            ahead.
         prompts: of different lengths.
         ending: a prompt whose answers mostly end by themselves within LENGTH tokens.
         measured: bytes of KV in use as something else than the engine measures it.
@@ -58,7 +62,9 @@ class Subject:
 
     def generate(self, prompt: str | None = None, **options: Any) -> Result:
         given = {"n": 8, "max_new_tokens": LENGTH, "seed": 3, "memory": self.room(8), **options}
-        return specrej.generate(prompt or self.prompts[1], model=self.engine, reward=by_hash, **given)
+        return specrej.generate(
+            prompt or self.prompts[1], model=self.engine, reward=by_hash, **given
+        )
 
     def room(self, num_candidates: int, num_tokens: int = LENGTH, prompt: str | None = None) -> int:
         """Bytes that so many candidates of that length take."""
@@ -66,20 +72,28 @@ class Subject:
         return self.engine.kv_bytes(num_prompt, num_candidates, num_tokens)
 
     def compare(self, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> None:
-        """See that of each pair the first is a prefix of the second, but for the flips that are let pass."""
+        """See that of each pair the first is a prefix of the second, but for the flips that are
+        let pass.
+        """
         for some, all_ in pairs:
             same = [one == other for one, other in zip(some, all_, strict=False)]
             num_same = same.index(False) if False in same else len(same)
             is_flipped = num_same < len(some)
-            assert self.flips or not is_flipped, f"token {num_same} of {list(some)} is not that of {list(all_)}"
+            assert self.flips or not is_flipped, (
+                f"token {num_same} of {list(some)} is not that of {list(all_)}"
+            )
             self.num_flips += is_flipped
             self.num_compared += num_same + is_flipped
         if self.flips:
-            assert self.num_flips <= 1 + self.num_compared / self.flips, f"{self.num_flips} of {self.num_compared}"
+            assert self.num_flips <= 1 + self.num_compared / self.flips, (
+                f"{self.num_flips} of {self.num_compared}"
+            )
 
 
 def in_pages(engine: Engine, **expected: Any) -> Subject:
-    """What is to be expected of SmolLM2 in somebody else's engine, whose own count of pages is compared with ours."""
+    """What is to be expected of SmolLM2 in somebody else's engine, whose own count of pages is
+    compared with ours.
+    """
     assert isinstance(engine, PagedEngine)
     page, backend = engine.layout.page, engine.backend
     return Subject(
@@ -102,9 +116,19 @@ def ids(result: Result) -> list[list[int]]:
 
 
 class EngineSuite:
-    """Tests of an engine; a subclass gives the fixture `subject`."""
+    """Tests of an engine.
 
-    def test_p1_with_alpha_zero_the_candidates_are_those_of_best_of_n(self, subject: Subject) -> None:
+    A subclass gives the fixture `subject`, and `opening` for the test that shuts an engine down.
+    """
+
+    @pytest.fixture
+    def opening(self) -> Callable[[], Engine] | None:
+        """What opens another engine of the kind; None skips the test that shuts it down."""
+        return None
+
+    def test_p1_with_alpha_zero_the_candidates_are_those_of_best_of_n(
+        self, subject: Subject
+    ) -> None:
         expected = subject.generate(algorithm="best_of_n")
         result = subject.generate(alpha=0.0, decide="every:5")
         subject.compare(zip(ids(result), ids(expected), strict=True))
@@ -119,7 +143,10 @@ class EngineSuite:
     def test_p2_rejecting_some_never_changes_the_others(self, subject: Subject) -> None:
         expected = subject.generate(algorithm="best_of_n")
         result = subject.generate(decide="every:6")
-        assert any(candidate.state == "rejected" and not candidate.finish_reason for candidate in result.candidates)
+        assert any(
+            candidate.state == "rejected" and not candidate.finish_reason
+            for candidate in result.candidates
+        )
         subject.compare(zip(ids(result), ids(expected), strict=True))
 
     def test_p3_p5_memory_decides_and_is_kept(self, subject: Subject) -> None:
@@ -148,7 +175,9 @@ class EngineSuite:
         complete = [candidate for candidate in result.candidates if candidate.state == "complete"]
         assert result.best in complete
         assert result.best.finish_reason in ("eos", "length")
-        assert result.reward == max(candidate.reward or 0.0 for candidate in complete)
+        rewards = [candidate.reward for candidate in complete if candidate.reward is not None]
+        assert len(rewards) == len(complete)
+        assert result.reward == max(rewards)
         assert {candidate.state for candidate in result.candidates} <= {"complete", "rejected"}
 
     def test_p6_usage_adds_up(self, subject: Subject) -> None:
@@ -156,7 +185,9 @@ class EngineSuite:
         usage = result.usage
         assert usage.generated_tokens == sum(map(len, ids(result)))
         assert usage.prompt_tokens == len(subject.engine.encode(subject.prompts[1]))
-        assert usage.total_s == pytest.approx(usage.prefill_s + usage.decode_s + usage.reward_s + usage.other_s)
+        assert usage.total_s == pytest.approx(
+            usage.prefill_s + usage.decode_s + usage.reward_s + usage.other_s
+        )
         assert 0 < usage.peak_kv_bytes <= result.settings["memory_bytes"]
         assert usage.num_steps == max(map(len, ids(result)))
 
@@ -175,7 +206,9 @@ class EngineSuite:
 
     def test_temperature_zero_is_greedy_with_one_candidate(self, subject: Subject) -> None:
         result = subject.generate(temperature=0)
-        again = subject.generate(temperature=1e-40, algorithm="best_of_n", n="auto", seed=4, top_k=0, top_p=1e-46)
+        again = subject.generate(
+            temperature=1e-40, algorithm="best_of_n", n="auto", seed=4, top_k=0, top_p=1e-46
+        )
         for one in (result, again):
             assert [candidate.state for candidate in one.candidates] == ["complete"]
             assert one.note == one.settings["note"] == GREEDY_NOTE
@@ -187,7 +220,12 @@ class EngineSuite:
         extremes: list[dict[str, Any]] = [
             {"temperature": subject.hottest, "top_k": 2**31 - 1, "seed": 2**64 - 1},
             {"temperature": 1e-5, "top_p": 1e-46, "min_p": 1 - 2**-53},
-            {"temperature": min(1e30, subject.hottest), "top_p": 1e-300, "top_k": 1, "repetition_penalty": 1e9},
+            {
+                "temperature": min(1e30, subject.hottest),
+                "top_p": 1e-300,
+                "top_k": 1,
+                "repetition_penalty": 1e9,
+            },
             {"top_k": 1, "min_p": 5e-324, "repetition_penalty": 1e-9},
         ]
         if subject.hottest < 1e308:
@@ -196,7 +234,11 @@ class EngineSuite:
         for extreme in extremes:
             result = subject.generate(n=2, max_new_tokens=4, **extreme)
             assert result.best.state == "complete"
-            assert all(math.isfinite(logprob) for candidate in result.candidates for logprob in candidate.logprobs)
+            assert all(
+                math.isfinite(logprob)
+                for candidate in result.candidates
+                for logprob in candidate.logprobs
+            )
 
     def test_answers_end_by_themselves_while_others_go_on(self, subject: Subject) -> None:
         memory = subject.room(8, prompt=subject.ending)
@@ -207,10 +249,15 @@ class EngineSuite:
         for candidate in result.candidates:
             is_full = len(candidate.token_ids) == LENGTH
             assert candidate.finish_reason == "eos" or is_full
-            parts = [subject.engine.decode(candidate.token_ids[:end]) for end in range(len(candidate.token_ids) + 1)]
+            parts = [
+                subject.engine.decode(candidate.token_ids[:end])
+                for end in range(len(candidate.token_ids) + 1)
+            ]
             assert candidate.text == parts[-1]
             assert all(later.startswith(earlier) for earlier, later in pairwise(parts))
-        ended = next(candidate for candidate in result.candidates if candidate.finish_reason == "eos")
+        ended = next(
+            candidate for candidate in result.candidates if candidate.finish_reason == "eos"
+        )
         assert subject.engine.decode(ended.token_ids[-1:]) == ""  # what ended it is a special token
 
     def test_stop_strings_end_answers(self, subject: Subject) -> None:
@@ -218,7 +265,9 @@ class EngineSuite:
         longest = max((candidate.text for candidate in free.candidates), key=len)
         stop = longest[len(longest) // 2]
         result = subject.generate(algorithm="best_of_n", stop=[stop])
-        stopped = [candidate for candidate in result.candidates if candidate.finish_reason == "stop"]
+        stopped = [
+            candidate for candidate in result.candidates if candidate.finish_reason == "stop"
+        ]
         assert stopped
         for candidate in result.candidates:
             assert stop not in candidate.text
@@ -237,7 +286,12 @@ class EngineSuite:
         memory = max(subject.room(4, 16, prompt) for prompt in subject.prompts)
         alone = [subject.generate(prompt, memory=memory, **options) for prompt in subject.prompts]
         outcomes = specrej.generate_batch(
-            subject.prompts, model=subject.engine, reward=by_hash, total_memory=2 * memory, memory=memory, **options
+            subject.prompts,
+            model=subject.engine,
+            reward=by_hash,
+            total_memory=2 * memory,
+            memory=memory,
+            **options,
         )
         for number, outcome in outcomes:
             assert isinstance(outcome, Result)
@@ -260,7 +314,10 @@ class EngineSuite:
         with pytest.raises(PromptError, match="empty"):
             subject.generate("  ")
         with pytest.raises(UsageError, match=r"exceed the context|does not hold"):
-            subject.generate(max_new_tokens=context, memory=2**50 if subject.engine.capacity_bytes is None else None)
+            subject.generate(
+                max_new_tokens=context,
+                memory=2**50 if subject.engine.capacity_bytes is None else None,
+            )
         with pytest.raises(UsageError, match="n must be"):
             subject.generate(n=0)
         with pytest.raises(UsageError, match="alpha must be"):
@@ -268,7 +325,9 @@ class EngineSuite:
 
     def test_hidden_states_are_given_or_refused(self, subject: Subject) -> None:
         engine, prompt_ids = subject.engine, subject.engine.encode(subject.prompts[0])
-        prompt = engine.open(prompt_ids, SamplingParams(max_new_tokens=4, ignore_eos=True), subject.room(2))
+        prompt = engine.open(
+            prompt_ids, SamplingParams(max_new_tokens=4, ignore_eos=True), subject.room(2)
+        )
         engine.add(prompt, range(2))
         engine.step()
         if engine.has_hidden_states:
@@ -287,18 +346,44 @@ class EngineSuite:
         memory = max(subject.room(2, 8, prompt) for prompt in subject.prompts)
         outcomes = dict(
             specrej.generate_batch(
-                subject.prompts, model=subject.engine, reward=fails, n=2, max_new_tokens=8, memory=memory, seed=1
+                subject.prompts,
+                model=subject.engine,
+                reward=fails,
+                n=2,
+                max_new_tokens=8,
+                memory=memory,
+                seed=1,
             )
         )
         assert isinstance(outcomes[0], SpecrejError)
         assert all(isinstance(outcomes[number], Result) for number in (1, 2))
+
+    def test_shutdown_leaves_nothing_and_may_be_called_twice(
+        self, opening: Callable[[], Engine] | None
+    ) -> None:
+        if opening is None:
+            pytest.skip("the fixture `opening` gives nothing that opens an engine")
+        opening().shutdown()  # what a library starts once for the process stays
+        before = held()
+        engine = opening()
+        prompt_ids = engine.encode("Why?")
+        prompt = engine.open(
+            prompt_ids, SamplingParams(max_new_tokens=8), engine.kv_bytes(len(prompt_ids), 2, 8)
+        )
+        engine.add(prompt, range(2))
+        engine.step()
+        engine.shutdown()
+        engine.shutdown()
+        assert held() <= before
 
 
 def _decode(
     engine: Engine, prompt_ids: Sequence[int], sampling: SamplingParams, drops: dict[int, list[int]]
 ) -> dict[int, list[int]]:
     """Tokens of six candidates, some of which are dropped after so many steps."""
-    prompt = engine.open(prompt_ids, sampling, engine.kv_bytes(len(prompt_ids), 6, sampling.max_new_tokens))
+    prompt = engine.open(
+        prompt_ids, sampling, engine.kv_bytes(len(prompt_ids), 6, sampling.max_new_tokens)
+    )
     engine.add(prompt, range(6))
     tokens: dict[int, list[int]] = {index: [] for index in range(6)}
     for step in range(sampling.max_new_tokens):

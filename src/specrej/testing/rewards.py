@@ -9,19 +9,28 @@ Rewards are asked as the search asks them; no model is needed.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from specrej.rewards.base import Reward
+from specrej.rewards.base import MEMBERS, SESSION_MEMBERS, Reward, missing
+from specrej.testing.held import held
 from specrej.types import Candidate, Message
 
 QUESTION: list[Message] = [{"role": "user", "content": "Give three tips for staying healthy."}]
-TEXTS = ("Sleep", "Sleep well, eat well, and walk every day.", "", "Eat\u00a0well \U0001f34e.", "No idea, sorry.")
+TEXTS = (
+    "Sleep",
+    "Sleep well, eat well, and walk every day.",
+    "",
+    "Eat\u00a0well \U0001f34e.",
+    "No idea, sorry.",
+)
 
 
 def candidates(texts: Sequence[str] = TEXTS) -> list[Candidate]:
-    """Live candidates with these texts; each word is a token, and a text without words has one all the same."""
+    """Live candidates with these texts; each word is a token, and a text without words has one
+    all the same.
+    """
     counts = [max(len(text.split()), 1) for text in texts]
     return [
         Candidate(index, token_ids=[5] * count, logprobs=[-1.5] * count, text=text)
@@ -30,7 +39,9 @@ def candidates(texts: Sequence[str] = TEXTS) -> list[Candidate]:
 
 
 class RewardSuite:
-    """Tests of a reward; a subclass gives the fixture `reward`.
+    """Tests of a reward.
+
+    A subclass gives the fixture `reward`, and `opening` for the test that closes a reward.
 
     Attributes:
         tolerance: by how much scores may differ that are computed in other batches.
@@ -40,7 +51,13 @@ class RewardSuite:
     tolerance = 1e-4
     has_ties = False
 
+    @pytest.fixture
+    def opening(self) -> Callable[[], Reward] | None:
+        """What opens another reward of the kind; None skips the test that closes it."""
+        return None
+
     def test_it_says_what_it_is(self, reward: Reward) -> None:
+        assert not missing(reward, MEMBERS)
         assert isinstance(reward.name, str)
         assert reward.name
         assert reward.flops_per_token is None or reward.flops_per_token >= 0
@@ -83,7 +100,9 @@ class RewardSuite:
         left = [candidate for candidate in candidates() if candidate.index not in (0, 2)]
         after = session.score(left)
         session.close()
-        assert after == pytest.approx([before[candidate.index] for candidate in left], abs=self.tolerance)
+        assert after == pytest.approx(
+            [before[candidate.index] for candidate in left], abs=self.tolerance
+        )
 
     def test_prompts_side_by_side_do_not_touch_each_other(self, reward: Reward) -> None:
         other: list[Message] = [{"role": "user", "content": "Name a tree."}]
@@ -100,9 +119,25 @@ class RewardSuite:
 
     def test_what_is_read_is_counted(self, reward: Reward) -> None:
         session = reward.open(QUESTION)
+        assert not missing(session, SESSION_MEMBERS)
         before = session.num_tokens
         session.score(candidates())
         assert session.num_tokens >= before >= 0
         assert session.reuse in ("none", "prompt", "answers")
         assert session.peak_kv_bytes >= 0
         session.close()
+
+    def test_closing_leaves_nothing_and_may_be_done_twice(
+        self, opening: Callable[[], Reward] | None
+    ) -> None:
+        if opening is None:
+            pytest.skip("the fixture `opening` gives nothing that opens a reward")
+        opening().close()  # what a library starts once for the process stays
+        before = held()
+        reward = opening()
+        session = reward.open(QUESTION)
+        session.score(candidates())
+        session.close()
+        reward.close()
+        reward.close()
+        assert held() <= before

@@ -1,4 +1,5 @@
-"""What servers do to candidates: refuse, stumble, hang, die, cut short, go too far; and who hears of it."""
+"""What servers do to candidates: refuse, stumble, hang, die, cut short, go too far; and who
+hears of it."""
 
 import json
 import logging
@@ -51,7 +52,14 @@ def open_engine(model: str, server: CompletionsServer, **arguments: Any) -> Open
 
 
 def run(engine: OpenAIEngine, **options: Any) -> Result:
-    given = {"n": 4, "max_new_tokens": LENGTH, "seed": 1, "memory": "2MiB", "algorithm": "best_of_n", **options}
+    given = {
+        "n": 4,
+        "max_new_tokens": LENGTH,
+        "seed": 1,
+        "memory": "2MiB",
+        "algorithm": "best_of_n",
+        **options,
+    }
     return specrej.generate(PROMPT, model=engine, reward=FakeReward(), **given)
 
 
@@ -64,11 +72,15 @@ def is_part(request: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
-def test_what_passes_changes_nothing(model: str, server: CompletionsServer, waits: list[float], status: int) -> None:
+def test_what_passes_changes_nothing(
+    model: str, server: CompletionsServer, waits: list[float], status: int
+) -> None:
     engine = open_engine(model, server, tries=6)
     expected = run(engine)
     left = iter(range(5))
-    server.intercept = lambda request: None if next(left, None) is None else (status, {"Retry-After": "2"}, b"busy")
+    server.intercept = lambda request: (
+        None if next(left, None) is None else (status, {"Retry-After": "2"}, b"busy")
+    )
     assert ids(run(engine)) == ids(expected)
     assert len(waits) == 5
     assert all(wait >= 2 for wait in waits)
@@ -139,9 +151,13 @@ def test_a_candidate_that_is_lost_is_counted_and_the_others_go_on(
     result = run(engine)
     lost = result.candidates[2]
     assert (lost.state, lost.finish_reason, lost.token_ids) == ("rejected", "lost", begun)
-    assert [decision.rejected for decision in result.decisions if decision.cause == "lost"] == [(2,)]
+    assert [decision.rejected for decision in result.decisions if decision.cause == "lost"] == [
+        (2,)
+    ]
     assert result.best.index != 2
-    assert [one for one in ids(result) if one != begun] == [one for one in ids(expected) if one[:CHUNK] != begun]
+    assert [one for one in ids(result) if one != begun] == [
+        one for one in ids(expected) if one[:CHUNK] != begun
+    ]
     assert len(reasons) == 1
     assert reason in reasons[0]
 
@@ -157,13 +173,17 @@ def test_a_lost_candidate_does_not_move_the_schedule(model: str, server: Complet
     begun = expected.candidates[2].token_ids[:CHUNK]
     num_prompt = len(engine.encode(PROMPT))
 
-    server.intercept = lambda request: (500, {}, b"") if request["prompt"][num_prompt:][:CHUNK] == begun else None
+    server.intercept = lambda request: (
+        (500, {}, b"") if request["prompt"][num_prompt:][:CHUNK] == begun else None
+    )
     result = run(engine, **options)
     assert result.candidates[2].finish_reason == "lost"
     assert moments(result) == moments(expected) == [8, 16]
 
 
-def test_a_reply_that_does_not_come_loses_the_candidate(model: str, server: CompletionsServer) -> None:
+def test_a_reply_that_does_not_come_loses_the_candidate(
+    model: str, server: CompletionsServer
+) -> None:
     engine = open_engine(model, server, timeout_s=1, tries=2)
     first = run(engine).candidates[0].token_ids[:CHUNK]
     num_prompt = len(engine.encode(PROMPT))
@@ -185,26 +205,33 @@ def test_a_server_that_dies_loses_all_and_the_run_says_why(model: str) -> None:
 
         server.intercept = break_off
         with pytest.raises(
-            EngineError, match=r"lost 4 of 4, the last one because http.* does not answer: after 2 tries"
+            EngineError,
+            match=r"lost 4 of 4, the last one because http.* does not answer: after 2 tries",
         ):
             run(engine)
 
 
-def test_complete_candidates_survive_a_server_that_dies(model: str, server: CompletionsServer) -> None:
+def test_complete_candidates_survive_a_server_that_dies(
+    model: str, server: CompletionsServer
+) -> None:
     engine = open_engine(model, server, tries=2)
     server.eos = 0.15
     expected = run(engine, n=8)
     short = {c.index for c in expected.candidates if len(c.token_ids) <= CHUNK}
     assert 0 < len(short) < 8
     num_prompt = len(engine.encode(PROMPT))
-    server.intercept = lambda request: (502, {}, b"gone") if len(request["prompt"]) > num_prompt else None
+    server.intercept = lambda request: (
+        (502, {}, b"gone") if len(request["prompt"]) > num_prompt else None
+    )
     result = run(engine, n=8)
     assert result.best.index in short
     assert {c.index for c in result.candidates if c.finish_reason != "lost"} == short
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_what_all_requests_will_meet_ends_the_run_at_once(model: str, server: CompletionsServer, status: int) -> None:
+def test_what_all_requests_will_meet_ends_the_run_at_once(
+    model: str, server: CompletionsServer, status: int
+) -> None:
     engine = open_engine(model, server)
     server.intercept = lambda request: (status, {}, b"no more") if is_part(request) else None
     with pytest.raises(EngineError, match=f"status {status}"):
@@ -229,7 +256,11 @@ def test_options_that_a_server_refuses_are_named(model: str, server: Completions
     server.refuses = {"top_k", "min_p", "repetition_penalty", "return_token_ids", "ignore_eos"}
     engine = open_engine(model, server)
     assert ids(run(engine, top_k=0))
-    given = [({}, "top-k 0"), ({"top_k": 0, "min_p": 0.1}, "min-p 0"), ({"top_k": 0, "repetition_penalty": 1.1}, "1")]
+    given = [
+        ({}, "top-k 0"),
+        ({"top_k": 0, "min_p": 0.1}, "min-p 0"),
+        ({"top_k": 0, "repetition_penalty": 1.1}, "1"),
+    ]
     for options, hint in given:
         with pytest.raises(UsageError, match="does not take") as caught:
             run(engine, **options)
@@ -266,8 +297,12 @@ def test_answers_are_continued_as_text_where_there_are_no_ids(
     for request in server.parts:
         assert "\N{REPLACEMENT CHARACTER}" not in request["prompt"]
     decided = run(engine, n=8, algorithm="speculative_rejection", decide="every:4")
-    assert any(len(one) < len(other) for one, other in zip(ids(decided), ids(expected), strict=True))
-    assert all(one == other[: len(one)] for one, other in zip(ids(decided), ids(expected), strict=True))
+    assert any(
+        len(one) < len(other) for one, other in zip(ids(decided), ids(expected), strict=True)
+    )
+    assert all(
+        one == other[: len(one)] for one, other in zip(ids(decided), ids(expected), strict=True)
+    )
 
 
 def test_the_prompt_is_the_same_as_text(model: str, server: CompletionsServer) -> None:
@@ -284,7 +319,9 @@ def test_a_server_that_repeats_the_prompt_is_caught(model: str, server: Completi
     engine = open_engine(model, server)
 
     def echo(reply: dict[str, Any]) -> dict[str, Any]:
-        reply["choices"][0]["text"] = "<bos><user>Why?<eos><assistant>" + reply["choices"][0]["text"]
+        reply["choices"][0]["text"] = (
+            "<bos><user>Why?<eos><assistant>" + reply["choices"][0]["text"]
+        )
         return reply
 
     server.tamper = echo
@@ -298,7 +335,9 @@ def test_without_log_probabilities_there_are_none(model: str, server: Completion
     assert all(candidate.logprobs == [] for candidate in result.candidates)
 
 
-def test_seeds_that_are_ignored_give_answers_all_the_same(model: str, server: CompletionsServer) -> None:
+def test_seeds_that_are_ignored_give_answers_all_the_same(
+    model: str, server: CompletionsServer
+) -> None:
     server.honours_seed = False
     assert len({tuple(one) for one in ids(run(open_engine(model, server)))}) == 4
 
@@ -325,11 +364,18 @@ def _wait_until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it never came about")
 
 
-def test_dropping_and_closing_ends_requests_at_the_server(model: str, server: CompletionsServer) -> None:
+def test_dropping_and_closing_ends_requests_at_the_server(
+    model: str, server: CompletionsServer
+) -> None:
     engine = open_engine(model, server)
-    fast, slow = (engine.open(engine.encode(text), SamplingParams(max_new_tokens=8), 2**30) for text in ("a", "b"))
+    fast, slow = (
+        engine.open(engine.encode(text), SamplingParams(max_new_tokens=8), 2**30)
+        for text in ("a", "b")
+    )
     num_prompt = len(engine.encode("b"))
-    server.hangs = lambda request: is_part(request) and request["prompt"][:num_prompt] == engine.encode("b")
+    server.hangs = lambda request: (
+        is_part(request) and request["prompt"][:num_prompt] == engine.encode("b")
+    )
     engine.add(fast, [0])
     engine.add(slow, range(3))
     for _ in range(8):  # one prompt goes on while the other one waits
@@ -368,13 +414,23 @@ def test_no_more_requests_at_a_time_than_asked_for(model: str, server: Completio
     assert server.most_running <= 2
 
 
-def test_a_prompt_that_cannot_be_read_leaves_the_others(model: str, server: CompletionsServer) -> None:
+def test_a_prompt_that_cannot_be_read_leaves_the_others(
+    model: str, server: CompletionsServer
+) -> None:
     engine = open_engine(model, server)
     bad = engine.encode("bad")
-    server.intercept = lambda request: (400, {}, b"too long") if request["prompt"][: len(bad)] == bad else None
+    server.intercept = lambda request: (
+        (400, {}, b"too long") if request["prompt"][: len(bad)] == bad else None
+    )
     outcomes = dict(
         specrej.generate_batch(
-            ["good", "bad", "fine"], model=engine, reward=FakeReward(), n=2, max_new_tokens=8, memory="1MiB", seed=1
+            ["good", "bad", "fine"],
+            model=engine,
+            reward=FakeReward(),
+            n=2,
+            max_new_tokens=8,
+            memory="1MiB",
+            seed=1,
         )
     )
     assert isinstance(outcomes[1], EngineError)

@@ -1,4 +1,5 @@
-"""Opening a server: what it serves, how it is asked, what it holds, and what is told where that fails."""
+"""Opening a server: what it serves, how it is asked, what it holds, and what is told where that
+fails."""
 
 import json
 from collections.abc import Iterator
@@ -85,21 +86,32 @@ def test_a_server_need_not_list_its_models(model: str, server: CompletionsServer
     server.models = None
     with pytest.raises(UsageError, match="does not list its models"):
         open_engine(model, server)
-    assert open_engine(model, f"{server.base}#mine").context_tokens == 512  # the model's configuration says so
+    assert (
+        open_engine(model, f"{server.base}#mine").context_tokens == 512
+    )  # the model's configuration says so
 
 
 def test_budgets_are_what_is_free_on_the_server(model: str, server: CompletionsServer) -> None:
     engine = open_engine(model, server)
     whole = BLOCKS * PAGE * engine.layout.bytes_per_token
-    assert (engine.capacity_bytes, engine.default_total(10), engine.default_budget(5, 10)) == (whole, whole, whole)
+    assert (engine.capacity_bytes, engine.default_total(10), engine.default_budget(5, 10)) == (
+        whole,
+        whole,
+        whole,
+    )
     server.usage = 0.75
     assert engine.default_total(10) == engine.default_budget(5, 10) == whole // 4
     assert engine.default_budget(5, 10, 8000) == 1000
-    assert open_engine(model, server, kv_tokens=100).default_total(10) == 100 * engine.layout.bytes_per_token
+    assert (
+        open_engine(model, server, kv_tokens=100).default_total(10)
+        == 100 * engine.layout.bytes_per_token
+    )
     assert open_engine(model, server, kv_tokens=10**9).default_total(10) == whole
 
 
-def test_a_server_that_does_not_say_what_it_holds_needs_a_budget(model: str, server: CompletionsServer) -> None:
+def test_a_server_that_does_not_say_what_it_holds_needs_a_budget(
+    model: str, server: CompletionsServer
+) -> None:
     server.has_metrics = False
     engine = open_engine(model, server)
     assert engine.capacity_bytes is None
@@ -107,9 +119,14 @@ def test_a_server_that_does_not_say_what_it_holds_needs_a_budget(model: str, ser
         specrej.generate("Why?", model=engine, reward=FakeReward(), n=2, max_new_tokens=4)
     assert "--memory" in str(caught.value.hint)
     assert "kv_tokens" in str(caught.value.hint)
-    result = specrej.generate("Why?", model=engine, reward=FakeReward(), n=2, max_new_tokens=4, memory="1MiB")
+    result = specrej.generate(
+        "Why?", model=engine, reward=FakeReward(), n=2, max_new_tokens=4, memory="1MiB"
+    )
     assert len(result.candidates) == 2
-    assert open_engine(model, server, kv_tokens=50).default_total(4) == 50 * engine.layout.bytes_per_token
+    assert (
+        open_engine(model, server, kv_tokens=50).default_total(4)
+        == 50 * engine.layout.bytes_per_token
+    )
 
 
 def test_a_tokenizer_is_enough(server: CompletionsServer, tmp_path: Path) -> None:
@@ -166,7 +183,9 @@ def test_what_is_no_url_is_told(model: str, url: str) -> None:
         open_engine(model, url)
 
 
-def test_keys_are_sent_and_never_shown(model: str, server: CompletionsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_sent_and_never_shown(
+    model: str, server: CompletionsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.key = KEY
     with pytest.raises(UsageError, match="wants another API key") as caught:
         open_engine(model, server)
@@ -223,7 +242,14 @@ def test_another_tokenizer_than_the_servers_is_noticed(
 
 
 def test_a_server_may_be_the_engine_of_a_command(model: str, server: CompletionsServer) -> None:
-    engine = ["--engine", f"openai:{server.base}", "--engine-args", '{"chunk_tokens": 4}', "--model", model]
+    engine = [
+        "--engine",
+        f"openai:{server.base}",
+        "--engine-args",
+        '{"chunk_tokens": 4}',
+        "--model",
+        model,
+    ]
     run = ["--reward", "logprob", "--n", "2", "--max-new-tokens", "6", "--json"]
     done = CliRunner().invoke(app, ["generate", "Why?", *engine, *run])
     assert done.exit_code == 0

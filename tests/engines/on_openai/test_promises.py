@@ -1,4 +1,5 @@
-"""The promises P1 to P7 on chunks that a real server makes: what every engine must do, and runs drawn at random."""
+"""The promises P1 to P7 on chunks that a real server makes: what every engine must do, and runs
+drawn at random."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,9 @@ from tiny import save_model
 CHUNK = 6
 PROMPT = "Why?"
 
-some = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+some = settings(
+    max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,9 @@ def server() -> Iterator[CompletionsServer]:
 
 @pytest.fixture(scope="module")
 def engine(model: str, server: CompletionsServer) -> OpenAIEngine:
-    opened = specrej.open_engine(model, engine=f"openai:{server.base}", engine_args={"chunk_tokens": CHUNK})
+    opened = specrej.open_engine(
+        model, engine=f"openai:{server.base}", engine_args={"chunk_tokens": CHUNK}
+    )
     assert isinstance(opened, OpenAIEngine)
     return opened
 
@@ -45,7 +50,12 @@ def engine(model: str, server: CompletionsServer) -> OpenAIEngine:
 class TestOpenAI(EngineSuite):
     @pytest.fixture
     def subject(self, engine: OpenAIEngine) -> Subject:
-        return Subject(engine, reread=40, unused=CHUNK, prompts=(PROMPT, "Give three tips.", "Name a tree. " * 4))
+        return Subject(
+            engine,
+            reread=40,
+            unused=CHUNK,
+            prompts=(PROMPT, "Give three tips.", "Name a tree. " * 4),
+        )
 
 
 def ids(result: Result) -> list[list[int]]:
@@ -71,13 +81,17 @@ def run(engine: OpenAIEngine, case: dict[str, Any], **options: Any) -> Result:
     given = {**case, **options}
     if isinstance(given["memory"], int):
         num_prompt = len(engine.encode(PROMPT))
-        given["memory"] = engine.kv_bytes(num_prompt, given["memory"], max(given["max_new_tokens"], 2))
+        given["memory"] = engine.kv_bytes(
+            num_prompt, given["memory"], max(given["max_new_tokens"], 2)
+        )
     return watched(PROMPT, model=engine, **given)
 
 
 @given(cases())
 @some
-def test_p1_p2_tokens_are_those_of_best_of_n_whatever_is_decided(engine: OpenAIEngine, case: dict[str, Any]) -> None:
+def test_p1_p2_tokens_are_those_of_best_of_n_whatever_is_decided(
+    engine: OpenAIEngine, case: dict[str, Any]
+) -> None:
     expected = run(engine, case, algorithm="best_of_n", memory=9)
     assert ids(run(engine, case, alpha=0.0)) == ids(expected)
     result = run(engine, case)
@@ -117,7 +131,9 @@ def test_p3_p5_p6_memory_is_kept_and_usage_adds_up(
     assert usage.generated_tokens + usage.unused_tokens + 1 == server.num_made - before[1]
 
 
-def test_the_grid_does_not_depend_on_decisions(engine: OpenAIEngine, server: CompletionsServer) -> None:
+def test_the_grid_does_not_depend_on_decisions(
+    engine: OpenAIEngine, server: CompletionsServer
+) -> None:
     sampling = SamplingParams(max_new_tokens=20, ignore_eos=True, seed=1)
     prompt_ids = engine.encode(PROMPT)
 
@@ -130,7 +146,8 @@ def test_the_grid_does_not_depend_on_decisions(engine: OpenAIEngine, server: Com
             engine.step()
         engine.close(prompt)
         return sorted(
-            (len(request["prompt"]) - len(prompt_ids), request["max_tokens"]) for request in server.parts[before:]
+            (len(request["prompt"]) - len(prompt_ids), request["max_tokens"])
+            for request in server.parts[before:]
         )
 
     grid = [(0, 6), (6, 6), (12, 6), (18, 2)]
@@ -140,7 +157,11 @@ def test_the_grid_does_not_depend_on_decisions(engine: OpenAIEngine, server: Com
 
 def test_every_chunk_has_a_seed_of_its_own(engine: OpenAIEngine, server: CompletionsServer) -> None:
     before = len(server.parts)
-    run(engine, {"reward": by_hash_text, "n": 8, "max_new_tokens": 20, "memory": 8, "seed": 5}, algorithm="best_of_n")
+    run(
+        engine,
+        {"reward": by_hash_text, "n": 8, "max_new_tokens": 20, "memory": 8, "seed": 5},
+        algorithm="best_of_n",
+    )
     given = [request["seed"] for request in server.parts[before:]]
     assert len(set(given)) == len(given) > 16
     assert all(0 <= seed < 2**31 for seed in given)

@@ -1,4 +1,5 @@
-"""What the tests of the OpenVINO engine share: engines that are opened once, and the models they should compute.
+"""What the tests of the OpenVINO engine share: engines that are opened once, and the models they
+should compute.
 
 engine = tiny_engine()                        # opened in half a second
 expected = logprobs(tiny_model(), prompt, token_ids)
@@ -90,7 +91,11 @@ def run(
     drops: Mapping[int, Sequence[int]] | None = None,
 ) -> Answers:
     """Decode candidates to their end, some of which are dropped after so many steps."""
-    prompt = engine.open(prompt_ids, sampling, engine.kv_bytes(len(prompt_ids), len(indices), sampling.max_new_tokens))
+    prompt = engine.open(
+        prompt_ids,
+        sampling,
+        engine.kv_bytes(len(prompt_ids), len(indices), sampling.max_new_tokens),
+    )
     engine.add(prompt, indices)
     answers: Answers = {index: ([], []) for index in indices}
     for step in range(sampling.max_new_tokens):

@@ -1,4 +1,5 @@
-"""OpenVINO's own: pages and when they are free, prompts that share them, draws, and log-probabilities."""
+"""OpenVINO's own: pages and when they are free, prompts that share them, draws, and
+log-probabilities."""
 
 import gc
 from collections import Counter
@@ -61,16 +62,22 @@ class TestOpenVINO(EngineSuite):
 
 def test_the_cache_is_as_measured(engine: PagedEngine) -> None:
     assert engine.layout.page == PAGE
-    assert engine.layout.bytes_per_token == 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, numbers of float32
-    assert engine.capacity_bytes == 199 * PAGE * engine.layout.bytes_per_token  # one of 200 pages is the filler's
+    assert (
+        engine.layout.bytes_per_token == 2 * 2 * 2 * 8 * 4
+    )  # layers, keys and values, heads, numbers of float32
+    assert (
+        engine.capacity_bytes == 199 * PAGE * engine.layout.bytes_per_token
+    )  # one of 200 pages is the filler's
 
 
 @pytest.mark.parametrize("num_prompt", [3, 31, 33, 60, 95])
 def test_pages_held_are_those_that_arithmetic_says(engine: PagedEngine, num_prompt: int) -> None:
-    """At each step but the first: candidates share the page that the prompt ends in until they write to it.
+    """At each step but the first: candidates share the page that the prompt ends in until they
+    write to it.
 
-    Some are dropped where pages are full, and some within a page, whose pages are free a step later. Candidates that
-    have drawn the same tokens up to a page's end share that page, which arithmetic does not know.
+    Some are dropped where pages are full, and some within a page, whose pages are free a step
+    later. Candidates that have drawn the same tokens up to a page's end share that page, which
+    arithmetic does not know.
     """
     to_page_end = -num_prompt % PAGE + 1
     drops = {to_page_end: [1, 2], to_page_end + 3: [3], to_page_end + PAGE: [4]}
@@ -86,12 +93,18 @@ def test_pages_held_are_those_that_arithmetic_says(engine: PagedEngine, num_prom
         for token in engine.step():
             ids[token.candidate].append(token.token_id)
         num_full = (num_prompt + step - 1) // PAGE  # pages before those that are written to
-        shared = {tuple(one[: (page + 1) * PAGE]) for one in ids.values() for page in range(num_full)}
+        shared = {
+            tuple(one[: (page + 1) * PAGE]) for one in ids.values() for page in range(num_full)
+        }
         if step == 0 or step == to_page_end + 3:
             assert in_use(engine) <= 1 + 8 * 3
         else:
             assert in_use(engine) == len(shared) + len(ids), f"after {step + 1}"
-            num_alike = len(ids) * (num_full - (num_prompt - 1) // PAGE) + (num_prompt - 1) // PAGE - len(shared)
+            num_alike = (
+                len(ids) * (num_full - (num_prompt - 1) // PAGE)
+                + (num_prompt - 1) // PAGE
+                - len(shared)
+            )
             assert announced - in_use(engine) == num_alike
             assert announced == pages_of(engine, engine.memory(prompt).in_use)
     engine.close(prompt)
@@ -136,7 +149,9 @@ def test_a_full_cache_never_holds_more_than_there_is() -> None:
     engine.add(other, range(7))
     found: dict[int, list[tuple[int, float | None]]] = {index: [] for index in range(7)}
     for step in range(31):
-        if step == 2:  # the others have filled a page, and need seven new ones of the four that are free
+        if (
+            step == 2
+        ):  # the others have filled a page, and need seven new ones of the four that are free
             assert in_use(engine) == 1 + 7 + 7
             engine.close(some)
         for token in engine.step():
@@ -159,7 +174,9 @@ def test_a_cache_that_is_too_small_fails_and_does_not_hang() -> None:
     assert in_use(engine) == 0
 
 
-def test_log_probabilities_are_the_models_before_temperature_and_filters(engine: PagedEngine) -> None:
+def test_log_probabilities_are_the_models_before_temperature_and_filters(
+    engine: PagedEngine,
+) -> None:
     sampling = SamplingParams(max_new_tokens=70, temperature=0.7, top_k=50, ignore_eos=True, seed=4)
     prompt = make_ids(60, seed=7)
     for token_ids, found in run(engine, prompt, sampling, range(4), {20: [3]}).values():
@@ -169,19 +186,27 @@ def test_log_probabilities_are_the_models_before_temperature_and_filters(engine:
 def test_tokens_go_on_over_pages_as_in_one_pass(engine: PagedEngine) -> None:
     """The most likely tokens, drawn one by one over three pages, are those of transformers."""
     prompt = make_ids(50, seed=8)
-    answers = run(engine, prompt, SamplingParams(max_new_tokens=80, top_k=1, ignore_eos=True), range(2))
+    answers = run(
+        engine, prompt, SamplingParams(max_new_tokens=80, top_k=1, ignore_eos=True), range(2)
+    )
     logits = full_logits(tiny_model(), [*prompt, *answers[0][0]])[len(prompt) - 1 : -1]
     assert answers[0] == answers[1]
     assert answers[0][0] == logits.argmax(dim=-1).tolist()
 
 
-@pytest.mark.parametrize("options", [{}, {"top_k": 0}, {"temperature": 0.6}, {"top_p": 0.9}, {"min_p": 0.02}])
-def test_a_candidates_tokens_are_the_same_in_any_company(engine: PagedEngine, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"top_k": 0}, {"temperature": 0.6}, {"top_p": 0.9}, {"min_p": 0.02}]
+)
+def test_a_candidates_tokens_are_the_same_in_any_company(
+    engine: PagedEngine, options: dict[str, Any]
+) -> None:
     sampling = SamplingParams(max_new_tokens=50, ignore_eos=True, seed=5, **options)
     prompt = make_ids(45, seed=9)
     together = run(engine, prompt, sampling, range(12))
     assert run(engine, prompt, sampling, range(12)) == together
-    halved = run(engine, prompt, sampling, range(12), {7: range(0, 12, 2), 20: [1, 3], 25: [5, 7, 9]})
+    halved = run(
+        engine, prompt, sampling, range(12), {7: range(0, 12, 2), 20: [1, 3], 25: [5, 7, 9]}
+    )
     assert halved[11] == together[11]
     for index in range(11):
         assert halved[index][0] == together[index][0][: len(halved[index][0])]
@@ -189,7 +214,10 @@ def test_a_candidates_tokens_are_the_same_in_any_company(engine: PagedEngine, op
     assert alone[4] == together[4]
     assert len({tuple(token_ids) for token_ids, _ in together.values()}) == 12
     assert (
-        run(engine, prompt, SamplingParams(**{**options, "max_new_tokens": 8, "seed": 6}), [4])[4][0] != alone[4][0][:8]
+        run(engine, prompt, SamplingParams(**{**options, "max_new_tokens": 8, "seed": 6}), [4])[4][
+            0
+        ]
+        != alone[4][0][:8]
     )
 
 
@@ -272,7 +300,10 @@ def allowed(logits: torch.Tensor, sampling: SamplingParams, seen: Sequence[int])
 def test_tokens_are_drawn_with_the_probabilities_that_were_asked_for(
     engine: PagedEngine, options: dict[str, Any]
 ) -> None:
-    sampling, prompt = SamplingParams(max_new_tokens=1, ignore_eos=True, seed=9, **options), make_ids(40, seed=14)
+    sampling, prompt = (
+        SamplingParams(max_new_tokens=1, ignore_eos=True, seed=9, **options),
+        make_ids(40, seed=14),
+    )
     shares = allowed(full_logits(tiny_model(), prompt)[-1], sampling, prompt).numpy()
     num_draws = 2000
     engine.backend.submit(num_draws, prompt, sampling, 0)
@@ -290,12 +321,20 @@ def test_tokens_are_drawn_with_the_probabilities_that_were_asked_for(
 
 def test_generate_gives_a_result_with_its_cost(engine: PagedEngine) -> None:
     result = specrej.generate(
-        "Give three tips.", model=engine, reward=FakeReward(), n=8, decide="every:6", max_new_tokens=24, seed=1
+        "Give three tips.",
+        model=engine,
+        reward=FakeReward(),
+        n=8,
+        decide="every:6",
+        max_new_tokens=24,
+        seed=1,
     )
     assert result.usage.reread_tokens == 8  # each candidate reads the prompt's last token
     assert result.usage.unused_tokens == result.usage.num_preemptions == 0
     assert result.versions["openvino-genai"].startswith("2026.4")
-    assert all(len(candidate.logprobs) == len(candidate.token_ids) for candidate in result.candidates)
+    assert all(
+        len(candidate.logprobs) == len(candidate.token_ids) for candidate in result.candidates
+    )
 
 
 def test_an_engine_that_is_gone_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:

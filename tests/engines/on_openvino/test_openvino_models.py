@@ -1,4 +1,5 @@
-"""What the engine opens: a Llama that becomes a GGUF file, files of others, exported models; and what it refuses."""
+"""What the engine opens: a Llama that becomes a GGUF file, files of others, exported models; and
+what it refuses."""
 
 import json
 import shutil
@@ -33,8 +34,12 @@ def llama(tmp_path: Path) -> Path:
     return Path(save_model(tmp_path / "llama"))
 
 
-@pytest.mark.parametrize("config", [{}, {"tie_word_embeddings": True}, {"head_dim": 16, "num_key_value_heads": 1}])
-def test_a_file_holds_the_weights_rounded_to_float16(tmp_path: Path, config: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "config", [{}, {"tie_word_embeddings": True}, {"head_dim": 16, "num_key_value_heads": 1}]
+)
+def test_a_file_holds_the_weights_rounded_to_float16(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
     """As transformers reads the file, which knows the order of GGUF's rows by itself."""
     from transformers import AutoModelForCausalLM
 
@@ -60,7 +65,9 @@ def test_a_model_is_written_once_and_anew_when_it_has_changed(llama: Path, cache
     assert not list(cache.glob("*.partial"))
 
 
-def test_a_file_is_there_whole_or_not_at_all(llama: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_there_whole_or_not_at_all(
+    llama: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(writer: Any, tensor: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -98,7 +105,9 @@ def test_weights_beyond_float16_are_refused(tmp_path: Path, llama: Path) -> None
         ({"num_hidden_layers": 3}, "not a whole Llama: it has no 'model.layers.2"),
     ],
 )
-def test_what_a_file_cannot_say_is_refused(llama: Path, change: dict[str, Any], message: str) -> None:
+def test_what_a_file_cannot_say_is_refused(
+    llama: Path, change: dict[str, Any], message: str
+) -> None:
     config = llama / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
     with pytest.raises(ModelError, match=message):
@@ -199,7 +208,9 @@ def test_an_exported_directory_opens(tmp_path: Path, llama: Path) -> None:
     prompt = make_ids(20)
     answers = run(engine, prompt, SamplingParams(max_new_tokens=8, ignore_eos=True), range(2))
     for token_ids, found in answers.values():
-        assert found == pytest.approx(logprobs(rounded(make_model("llama")), prompt, token_ids), abs=0.05)
+        assert found == pytest.approx(
+            logprobs(rounded(make_model("llama")), prompt, token_ids), abs=0.05
+        )
 
 
 @pytest.mark.parametrize(
@@ -215,7 +226,9 @@ def test_an_exported_directory_opens(tmp_path: Path, llama: Path) -> None:
         ({"device": "TPU"}, "cannot compute on 'TPU'", "known here: CPU"),
     ],
 )
-def test_what_openvino_refuses_is_told(llama: Path, arguments: dict[str, Any], message: str, hint: str | None) -> None:
+def test_what_openvino_refuses_is_told(
+    llama: Path, arguments: dict[str, Any], message: str, hint: str | None
+) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         opened(llama, **arguments)
     assert hint is None or hint in (caught.value.hint or "")

@@ -26,7 +26,10 @@ def test_a_candidates_tokens_are_the_same_in_any_company() -> None:
     sampling = SamplingParams(max_new_tokens=24, ignore_eos=True, seed=2)
     together = run(engine, prompt, sampling, range(8))
     assert len({tuple(token_ids) for token_ids, _ in together.values()}) == 8
-    assert run(engine, prompt, sampling, range(8), {6: [0, 1, 2, 3], 9: [4, 5], 14: [6]})[7][0] == together[7][0]
+    assert (
+        run(engine, prompt, sampling, range(8), {6: [0, 1, 2, 3], 9: [4, 5], 14: [6]})[7][0]
+        == together[7][0]
+    )
     assert run(engine, prompt, sampling, [3])[3][0] == together[3][0]
 
 

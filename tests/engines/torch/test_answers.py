@@ -28,7 +28,9 @@ def is_no_worse(one: Candidate, other: Candidate) -> bool:
 
 
 @pytest.mark.parametrize("algorithm", ["best_of_n", "speculative_rejection"])
-def test_the_best_so_far_is_never_worse_than_another_nor_the_last_answer_unscored(algorithm: str) -> None:
+def test_the_best_so_far_is_never_worse_than_another_nor_the_last_answer_unscored(
+    algorithm: str,
+) -> None:
     engine = make_engine(make_model("llama"), eos_ids=[9, 30, 77])
     seen: set[tuple[str, bool]] = set()
 
@@ -44,7 +46,15 @@ def test_the_best_so_far_is_never_worse_than_another_nor_the_last_answer_unscore
         assert all(is_no_worse(one, other) for one, other in pairwise(answers))
         seen.add((result.best.state, result.best.reward is None))
 
-    options: dict[str, Any] = {"n": 12, "max_new_tokens": 24, "decide": "every:5", "seed": 4, "top_k": 0}
-    result = watched("Hello", model=engine, reward=few_values, algorithm=algorithm, observe=observe, **options)
+    options: dict[str, Any] = {
+        "n": 12,
+        "max_new_tokens": 24,
+        "decide": "every:5",
+        "seed": 4,
+        "top_k": 0,
+    }
+    result = watched(
+        "Hello", model=engine, reward=few_values, algorithm=algorithm, observe=observe, **options
+    )
     assert result.reward is not None
     assert {("live", True), ("complete", False)} <= seen

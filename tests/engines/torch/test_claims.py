@@ -39,10 +39,14 @@ def test_a_step_takes_no_more_than_it_may_claim(name: str, data: st.DataObject) 
         engine.add(prompt, range(8))
         while live:
             claim = engine.claim(prompt)
-            assert engine.memory(prompt).in_use <= claim.now <= claim.least <= claim.wanted <= budget
+            assert (
+                engine.memory(prompt).in_use <= claim.now <= claim.least <= claim.wanted <= budget
+            )
             limit = data.draw(st.integers(claim.least, claim.wanted))
             meter.peak_bytes = 0
-            live -= {token.candidate for token in engine.step({prompt: limit}) if token.finish_reason}
+            live -= {
+                token.candidate for token in engine.step({prompt: limit}) if token.finish_reason
+            }
             assert meter.peak_bytes <= limit
             assert engine.claim(prompt).now <= limit
             if len(live) > 1 and data.draw(st.booleans()):
@@ -62,12 +66,15 @@ def make_chat_engine() -> TorchEngine:
 @pytest.mark.parametrize("share", [1.0, 1.7, 3.0])
 def test_all_prompts_together_stay_within_the_pool(share: float, beginning: str) -> None:
     engine = make_chat_engine()
-    settings_of = [Settings(n=10, max_new_tokens=40, decide="every:7", seed=seed, top_k=0) for seed in range(9)]
+    settings_of = [
+        Settings(n=10, max_new_tokens=40, decide="every:7", seed=seed, top_k=0) for seed in range(9)
+    ]
     one = engine.kv_bytes(40 + len(beginning), 10, 40)
     each = [Settings(**{**given.to_dict(), "memory": one}) for given in settings_of]
     pool = Pool(int(one * share))
     makers = [
-        partial(prepare, engine, FakeReward(), f"{beginning}Prompt {'x' * n}", given) for n, given in enumerate(each)
+        partial(prepare, engine, FakeReward(), f"{beginning}Prompt {'x' * n}", given)
+        for n, given in enumerate(each)
     ]
     with Meter() as meter:
         outcomes = dict(run(engine, makers, pool=pool, in_flight=9, observe=unobserved))

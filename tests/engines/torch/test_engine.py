@@ -1,4 +1,5 @@
-"""Candidates that do not know of each other, prompts read once, endings, and figures on real models."""
+"""Candidates that do not know of each other, prompts read once, endings, and figures on real
+models."""
 
 import itertools
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 from specrej.attention import groups
 from specrej.engines.torch import engine as engine_module
 from specrej.engines.torch.engine import TorchEngine
-from specrej.engines.torch.loading import open_engine, wrap
+from specrej.engines.torch.loading import load_engine, wrap
 from specrej.engines.torch.sampling import sample
 from specrej.errors import UsageError
 from specrej.hub import defaults
@@ -43,11 +44,14 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["llama", "gemma2"])
 def engine(request: pytest.FixtureRequest) -> TorchEngine:
-    """In float64, where no draw comes as close to a boundary as rounding: tokens are compared one by one."""
+    """In float64, where no draw comes as close to a boundary as rounding: tokens are compared
+    one by one."""
     return make_engine(make_model(request.param, dtype=torch.float64), EOS_IDS)
 
 
-def run_alone(engine: TorchEngine, prompt_ids: list[int], num_candidates: int, sampling: SamplingParams) -> Answers:
+def run_alone(
+    engine: TorchEngine, prompt_ids: list[int], num_candidates: int, sampling: SamplingParams
+) -> Answers:
     prompt = engine.open(prompt_ids, sampling, BUDGET)
     engine.add(prompt, range(num_candidates))
     answers = decode(engine)
@@ -69,9 +73,12 @@ def test_the_same_run_twice_is_the_same(engine: TorchEngine) -> None:
 
 
 def test_another_seed_is_another_run(engine: TorchEngine) -> None:
-    """One of the 261 tokens is far from certain: eight equal candidates would be odds of less than 1e-8."""
+    """One of the 261 tokens is far from certain: eight equal candidates would be odds of less
+    than 1e-8."""
     first = by_index(run_alone(engine, make_ids(30), 8, SAMPLING))
-    second = by_index(run_alone(engine, make_ids(30), 8, SamplingParams(max_new_tokens=40, top_k=0, seed=4)))
+    second = by_index(
+        run_alone(engine, make_ids(30), 8, SamplingParams(max_new_tokens=40, top_k=0, seed=4))
+    )
     assert not [index for index in first if first[index] == second[index] and len(first[index]) > 5]
 
 
@@ -82,11 +89,18 @@ def test_dropping_some_never_changes_the_others(engine: TorchEngine, after: int)
     prompt = engine.open(make_ids(30), SAMPLING, BUDGET)
     engine.add(prompt, range(10))
     answers = decode(engine, after)
-    live = [index for index, ids in answers.of(prompt).items() if len(ids) == after and ids != alone[index]]
+    live = [
+        index
+        for index, ids in answers.of(prompt).items()
+        if len(ids) == after and ids != alone[index]
+    ]
     dropped = live[::2]
     engine.drop(prompt, dropped)
     decode(engine, 3, answers)
-    engine.drop(prompt, [index for index in live[1::4] if len(answers.ids(prompt, index)) < len(alone[index])])
+    engine.drop(
+        prompt,
+        [index for index in live[1::4] if len(answers.ids(prompt, index)) < len(alone[index])],
+    )
     decode(engine, None, answers)
     kept = answers.of(prompt)
     assert len(dropped) >= 2
@@ -100,7 +114,8 @@ def test_dropping_some_never_changes_the_others(engine: TorchEngine, after: int)
 
 @torch.inference_mode()
 def test_hidden_states_are_those_the_newest_tokens_were_drawn_from() -> None:
-    """Against transformers' own last hidden states; candidates that end in a step still have theirs after it."""
+    """Against transformers' own last hidden states; candidates that end in a step still have
+    theirs after it."""
     fresh = reference(make_model("llama", dtype=torch.float64))
     engine = make_engine(make_model("llama", dtype=torch.float64), EOS_IDS)
     prompt_ids, answers, num_ended = make_ids(30), Answers(), 0
@@ -114,7 +129,9 @@ def test_hidden_states_are_those_the_newest_tokens_were_drawn_from() -> None:
         assert sorted(states) == sorted(token.candidate for token in tokens)
         for index, state in states.items():
             ids = [*prompt_ids, *answers.ids(prompt, index)[:-1]]
-            output = fresh(input_ids=torch.tensor([ids]), use_cache=False, output_hidden_states=True)
+            output = fresh(
+                input_ids=torch.tensor([ids]), use_cache=False, output_hidden_states=True
+            )
             assert np.allclose(state, output.hidden_states[-1][0, -1].numpy(), atol=1e-5)
     assert num_ended == 6
 
@@ -130,7 +147,8 @@ def test_waves_are_the_candidates_of_one_big_batch(engine: TorchEngine) -> None:
 
 
 def test_many_prompts_in_flight_equal_each_alone(engine: TorchEngine) -> None:
-    """Prompts of other lengths, sampled in other ways, that begin at other times and end at others."""
+    """Prompts of other lengths, sampled in other ways, that begin at other times and end at
+    others."""
     prompts = [make_ids(length, seed=length) for length in (1, 17, 40, 33)]
     samplings = [
         SAMPLING,
@@ -138,7 +156,10 @@ def test_many_prompts_in_flight_equal_each_alone(engine: TorchEngine) -> None:
         SamplingParams(max_new_tokens=40, top_p=0.9, repetition_penalty=1.3, seed=1),
         SamplingParams(max_new_tokens=30, top_k=0, min_p=0.02, ignore_eos=True),
     ]
-    alone = [by_index(run_alone(engine, ids, 5, sampling)) for ids, sampling in zip(prompts, samplings, strict=True)]
+    alone = [
+        by_index(run_alone(engine, ids, 5, sampling))
+        for ids, sampling in zip(prompts, samplings, strict=True)
+    ]
     handles, answers = [], Answers()
     for ids, sampling in zip(prompts, samplings, strict=True):
         handles.append(engine.open(ids, sampling, BUDGET))
@@ -166,7 +187,8 @@ def test_a_candidate_is_the_same_whatever_it_stands_beside(engine: TorchEngine) 
 
 
 def test_a_prompt_is_read_once(engine: TorchEngine) -> None:
-    """P7: the model sees every prompt token once, and every token of an answer but the last once."""
+    """P7: the model sees every prompt token once, and every token of an answer but the last
+    once."""
     fed: list[int] = []
     num_passes = itertools.count()
 
@@ -186,7 +208,9 @@ def test_a_prompt_is_read_once(engine: TorchEngine) -> None:
     decode(engine, None, answers)
     engine.add(prompt, [7, 8])
     decode(engine, None, answers)
-    assert sorted(fed[40:]) == sorted(itertools.chain.from_iterable(ids[:-1] for ids in answers.of(prompt).values()))
+    assert sorted(fed[40:]) == sorted(
+        itertools.chain.from_iterable(ids[:-1] for ids in answers.of(prompt).values())
+    )
 
 
 def test_one_pass_serves_all_prompts(engine: TorchEngine) -> None:
@@ -231,7 +255,9 @@ def test_endings() -> None:
     reasons = set()
     for tokens in answers.values():
         *before, last = tokens
-        assert all(token.finish_reason is None and token.token_id not in EOS_IDS for token in before)
+        assert all(
+            token.finish_reason is None and token.token_id not in EOS_IDS for token in before
+        )
         assert last.finish_reason == ("eos" if last.token_id in EOS_IDS else "length")
         assert len(tokens) == 12 or last.finish_reason == "eos"
         reasons.add(last.finish_reason)
@@ -240,7 +266,9 @@ def test_endings() -> None:
 
 def test_ignored_eos_does_not_end() -> None:
     engine = make_engine(make_model("llama"), EOS_IDS)
-    answers = run_alone(engine, make_ids(20), 10, SamplingParams(max_new_tokens=30, top_k=0, ignore_eos=True))
+    answers = run_alone(
+        engine, make_ids(20), 10, SamplingParams(max_new_tokens=30, top_k=0, ignore_eos=True)
+    )
     assert {len(tokens) for tokens in answers.values()} == {30}
     assert any(token.token_id in EOS_IDS for tokens in answers.values() for token in tokens[:-1])
     assert {tokens[-1].finish_reason for tokens in answers.values()} == {"length"}
@@ -303,7 +331,8 @@ def test_a_closed_prompt_is_gone_and_its_number_is_not_used_again() -> None:
 
 
 def test_a_repetition_penalty_counts_prompt_and_answer() -> None:
-    """With an extreme penalty and the most likely token taken, nothing comes twice, whoever leaves in between."""
+    """With an extreme penalty and the most likely token taken, nothing comes twice, whoever
+    leaves in between."""
     engine = make_engine(make_model("llama"))
     prompt_ids = make_ids(40)
     sampling = SamplingParams(max_new_tokens=60, top_k=5, repetition_penalty=1e9)
@@ -330,14 +359,22 @@ def test_fp16_weights_stay_close() -> None:
     prompt = engine.open(prompt_ids, SamplingParams(max_new_tokens=40, ignore_eos=True), BUDGET)
     engine.add(prompt, range(4))
     for (_, _), tokens in decode(engine).items():
-        assert errors_of(exact, prompt_ids, [t.token_id for t in tokens], [t.logprob for t in tokens]).max() < 0.05
+        assert (
+            errors_of(
+                exact, prompt_ids, [t.token_id for t in tokens], [t.logprob for t in tokens]
+            ).max()
+            < 0.05
+        )
 
 
-def errors_of(model: Any, prompt_ids: list[int], ids: list[int], logprobs: Sequence[float | None]) -> Tensor:
+def errors_of(
+    model: Any, prompt_ids: list[int], ids: list[int], logprobs: Sequence[float | None]
+) -> Tensor:
     """Differences of log-probabilities from those of transformers' full pass."""
     expected = full_logits(model, prompt_ids + ids)[len(prompt_ids) - 1 : -1].log_softmax(-1)
     return (
-        expected.gather(1, torch.tensor(ids, device=expected.device)[:, None])[:, 0].cpu() - torch.tensor(logprobs)
+        expected.gather(1, torch.tensor(ids, device=expected.device)[:, None])[:, 0].cpu()
+        - torch.tensor(logprobs)
     ).abs()
 
 
@@ -356,9 +393,11 @@ PROMPTS = [
 
 
 @pytest.mark.slow
-def test_smollm2_in_float32_is_the_model_of_transformers(smollm2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smollm2_in_float32_is_the_model_of_transformers(
+    smollm2: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.undo()
-    engine = open_engine("smollm2", weights="fp32", device="cpu")
+    engine = load_engine("smollm2", weights="fp32", device="cpu")
     sampling = SamplingParams(max_new_tokens=groups.GRANULE + 16, top_k=0, seed=1)
     prompts = {engine.open(engine.encode(text), sampling, 2**28): text for text in PROMPTS}
     for prompt in prompts:
@@ -366,11 +405,19 @@ def test_smollm2_in_float32_is_the_model_of_transformers(smollm2: Any, monkeypat
     answers = decode(engine)
     errors = torch.cat(
         [
-            errors_of(smollm2, engine.encode(prompts[prompt]), answers.ids(prompt, index), [t.logprob for t in tokens])
+            errors_of(
+                smollm2,
+                engine.encode(prompts[prompt]),
+                answers.ids(prompt, index),
+                [t.logprob for t in tokens],
+            )
             for (prompt, index), tokens in answers.items()
         ]
     )
-    print(f"SmolLM2 fp32: {len(errors)} tokens, largest error {errors.max():.1e} nats, mean {errors.mean():.1e}")
+    print(
+        f"SmolLM2 fp32: {len(errors)} tokens, largest error {errors.max():.1e} nats, mean "
+        f"{errors.mean():.1e}"
+    )
     assert len(errors) > 300
     assert errors.max() < 1e-4
 
@@ -378,12 +425,14 @@ def test_smollm2_in_float32_is_the_model_of_transformers(smollm2: Any, monkeypat
 @pytest.mark.slow
 def test_smollm2_in_float16_is_nearly_the_model_of_transformers(smollm2: Any) -> None:
     """Over its own answers: the most likely token at every position, and the divergence."""
-    engine = open_engine("smollm2", weights="fp16", device="cpu")
+    engine = load_engine("smollm2", weights="fp16", device="cpu")
     divergences, num_equal = [], 0
     for text in PROMPTS:
         prompt_ids = engine.encode(text)
         for ids, logits in answers_with_logits(engine, prompt_ids, 4, 32):
-            expected = full_logits(smollm2, prompt_ids + ids)[len(prompt_ids) - 1 : -1].log_softmax(-1)
+            expected = full_logits(smollm2, prompt_ids + ids)[len(prompt_ids) - 1 : -1].log_softmax(
+                -1
+            )
             actual = logits.log_softmax(-1)
             divergences.append((expected.exp() * (expected - actual)).sum(-1))
             num_equal += int((expected.argmax(-1) == actual.argmax(-1)).sum())
@@ -401,21 +450,29 @@ def test_smollm2_in_float16_is_nearly_the_model_of_transformers(smollm2: Any) ->
 def answers_with_logits(
     engine: TorchEngine, prompt_ids: list[int], num_answers: int, num_tokens: int
 ) -> list[tuple[list[int], Tensor]]:
-    """Token ids of some answers, each with the logits `[tokens, vocabulary]` that they were drawn from."""
+    """Token ids of some answers, each with the logits `[tokens, vocabulary]` that they were
+    drawn from."""
     steps: list[Tensor] = []
 
     def draw(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        steps.append(logits.float().expand(num_answers, -1).clone())  # the first one is that of the prompt, for all
+        steps.append(
+            logits.float().expand(num_answers, -1).clone()
+        )  # the first one is that of the prompt, for all
         return sample(logits, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_module, "sample", draw)
-        sampling = SamplingParams(max_new_tokens=num_tokens, ignore_eos=True, temperature=0.5, seed=1)
+        sampling = SamplingParams(
+            max_new_tokens=num_tokens, ignore_eos=True, temperature=0.5, seed=1
+        )
         prompt = engine.open(prompt_ids, sampling, 2**28)
         engine.add(prompt, range(num_answers))
         answers = decode(engine)
     engine.close(prompt)
-    return [(answers.ids(prompt, index), torch.stack([step[index] for step in steps])) for index in range(num_answers)]
+    return [
+        (answers.ids(prompt, index), torch.stack([step[index] for step in steps]))
+        for index in range(num_answers)
+    ]
 
 
 @pytest.mark.gpu
@@ -436,6 +493,8 @@ def test_a_gpu_in_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     decode(engine, None, answers)
     assert engine.memory(prompt).peak <= budget
     for (_, index), tokens in answers.items():
-        errors = errors_of(exact, prompt_ids, answers.ids(prompt, index), [token.logprob for token in tokens])
+        errors = errors_of(
+            exact, prompt_ids, answers.ids(prompt, index), [token.logprob for token in tokens]
+        )
         assert errors.max() < 0.5
         assert errors.mean() < 0.1

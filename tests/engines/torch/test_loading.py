@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from specrej.engines.torch.loading import open_engine, wrap
+from specrej.engines.torch.loading import load_engine, wrap
 from specrej.errors import ModelError, UnknownNameError, UsageError
 from specrej.hub import defaults
 from specrej.types import SamplingParams
@@ -52,15 +52,25 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 def seq2seq() -> Any:
     make: Any = transformers.T5ForConditionalGeneration
-    return make(transformers.T5Config(vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4))
+    return make(
+        transformers.T5Config(
+            vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4
+        )
+    )
 
 
 def bart() -> Any:
     make: Any = transformers.BartForConditionalGeneration
     sizes: dict[str, Any] = {
-        f"{side}_{what}": size for side in ("encoder", "decoder") for what, size in BART_SIZES.items()
+        f"{side}_{what}": size
+        for side in ("encoder", "decoder")
+        for what, size in BART_SIZES.items()
     }
-    return make(transformers.BartConfig(vocab_size=VOCABULARY, d_model=32, max_position_embeddings=64, **sizes))
+    return make(
+        transformers.BartConfig(
+            vocab_size=VOCABULARY, d_model=32, max_position_embeddings=64, **sizes
+        )
+    )
 
 
 BART_SIZES = {"layers": 1, "attention_heads": 2, "ffn_dim": 32}
@@ -96,7 +106,7 @@ def test_a_directory_opens_in_silence(
 ) -> None:
     model = make_model("llama")
     directory = save(model)
-    engine = open_engine(directory, weights=weights, device="cpu")
+    engine = load_engine(directory, weights=weights, device="cpu")
     assert capfd.readouterr() == ("", "")
     described = engine.describe()
     assert described["engine"] == "torch"
@@ -114,16 +124,18 @@ def test_a_directory_opens_in_silence(
     assert abs(token.logprob - expected) < (1e-4 if weights == "fp32" else 1e-1)
 
 
-def test_a_relative_directory_opens(save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_directory_opens(
+    save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory = save(make_model("gpt2"))
     monkeypatch.chdir(directory.parent)
-    assert open_engine("model", device="cpu").describe()["model"] == "model"
+    assert load_engine("model", device="cpu").describe()["model"] == "model"
 
 
 def test_a_cpu_never_computes_in_bfloat16(save: Callable[..., Path]) -> None:
     directory = save(make_model("llama", dtype=torch.bfloat16))
     assert json.loads((directory / "config.json").read_text())["dtype"] == "bfloat16"
-    engine = open_engine(directory, weights="fp32", device="cpu")
+    engine = load_engine(directory, weights="fp32", device="cpu")
     assert engine.model.dtype == torch.float32
     assert {parameter.dtype for parameter in engine.model.parameters()} == {torch.float32}
 
@@ -144,46 +156,46 @@ def test_unknown_weights_are_refused() -> None:
 @pytest.mark.parametrize("device", ["warp", "cuda:99"])
 def test_an_unknown_device_is_refused(device: str, save: Callable[..., Path]) -> None:
     with pytest.raises(UsageError, match=f"cannot compute on the device '{device}'"):
-        open_engine(save(make_model("llama")), device=device)
+        load_engine(save(make_model("llama")), device=device)
 
 
 @pytest.mark.parametrize(("name", "guess"), [("smolm2", "did you mean 'smollm2'? "), ("xyzzy", "")])
 def test_an_unknown_name_is_refused_with_a_guess(name: str, guess: str) -> None:
     with pytest.raises(UnknownNameError, match=f"unknown model '{name}'") as caught:
-        open_engine(name)
+        load_engine(name)
     assert caught.value.hint == f"{guess}known: smollm2; or a Hugging Face id, or a local directory"
 
 
 def test_a_reward_is_no_generator() -> None:
     (name, *_) = [key for key, entry in defaults.DEFAULT_MODELS.items() if entry.kind == "reward"]
     with pytest.raises(UsageError, match=f"'{name}' is a reward, not a generator"):
-        open_engine(name)
+        load_engine(name)
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "./nothing/here", "/nowhere/at/all"])
 def test_an_id_or_path_that_is_not_there(name: str) -> None:
     with pytest.raises(ModelError, match=f"cannot open the model '{name}'"):
-        open_engine(name)
+        load_engine(name)
 
 
 def test_a_directory_that_holds_no_model(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing here")
     with pytest.raises(ModelError, match=r"holds no model: neither config\.json nor a GGUF file"):
-        open_engine(tmp_path)
+        load_engine(tmp_path)
 
 
 def test_two_gguf_files_in_a_directory(tmp_path: Path) -> None:
     for name in ("b.gguf", "a.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
     with pytest.raises(ModelError, match=r"holds 2 GGUF files: a\.gguf, b\.gguf") as caught:
-        open_engine(tmp_path)
+        load_engine(tmp_path)
     assert caught.value.hint == "keep one of them there"
 
 
 def test_a_broken_gguf_file(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF then nothing")
     with pytest.raises(ModelError, match="is not a causal language model"):
-        open_engine(tmp_path)
+        load_engine(tmp_path)
 
 
 def cut_weights(directory: Path) -> None:
@@ -199,10 +211,19 @@ def remove_tokenizer(directory: Path) -> None:
 BREAKAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut weights": (cut_weights, "is not a causal language model"),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "no file named model.safetensors"),
-    "a layer too few": (lambda d: edit_json(d / "config.json", num_hidden_layers=3), "weights are missing, model.lay"),
-    "another width": (lambda d: edit_json(d / "config.json", hidden_size=64), "is not a causal language model"),
+    "a layer too few": (
+        lambda d: edit_json(d / "config.json", num_hidden_layers=3),
+        "weights are missing, model.lay",
+    ),
+    "another width": (
+        lambda d: edit_json(d / "config.json", hidden_size=64),
+        "is not a causal language model",
+    ),
     "broken config": (lambda d: (d / "config.json").write_text("{"), "not a valid JSON file"),
-    "broken tokenizer": (lambda d: (d / "tokenizer.json").write_text("{}"), "is not a causal language model"),
+    "broken tokenizer": (
+        lambda d: (d / "tokenizer.json").write_text("{}"),
+        "is not a causal language model",
+    ),
     "no tokenizer": (remove_tokenizer, "tokenizer"),
     "unknown type": (lambda d: edit_json(d / "config.json", model_type="nosuch"), "`nosuch`"),
 }
@@ -216,11 +237,13 @@ def test_a_broken_directory_is_refused(
     directory = save(make_model("llama"))
     break_it(directory)
     with pytest.raises(ModelError, match=message):
-        open_engine(directory)
+        load_engine(directory)
     assert capfd.readouterr() == ("", "")
 
 
-def test_code_of_a_checkpoint_is_never_run(save: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+def test_code_of_a_checkpoint_is_never_run(
+    save: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
     directory = save(make_model("llama"))
     edit_json(
         directory / "config.json",
@@ -229,7 +252,7 @@ def test_code_of_a_checkpoint_is_never_run(save: Callable[..., Path], capfd: pyt
     )
     (directory / "own.py").write_text("raise SystemExit('this ran')")
     with pytest.raises(ModelError, match="custom code"):
-        open_engine(directory)
+        load_engine(directory)
     assert capfd.readouterr() == ("", "")
 
 
@@ -247,11 +270,14 @@ def test_code_of_a_checkpoint_is_never_run(save: Callable[..., Path], capfd: pyt
     ],
 )
 def test_another_kind_of_model_is_refused(
-    make: Callable[[], Any], message: str, save: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+    make: Callable[[], Any],
+    message: str,
+    save: Callable[..., Path],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     directory = save(make())
     with pytest.raises(ModelError, match=message):
-        open_engine(directory)
+        load_engine(directory)
     assert capfd.readouterr() == ("", "")
 
 
@@ -264,13 +290,17 @@ def test_eos_ids_of_the_generation_config_are_honoured(
 ) -> None:
     directory = save(make_model("llama", eos_token_id=None))
     edit_json(directory / "generation_config.json", eos_token_id=eos)
-    engine = open_engine(directory, weights="fp32")
-    prompt = engine.open(make_ids(10), SamplingParams(max_new_tokens=120, top_k=0, temperature=3.0), 2**24)
+    engine = load_engine(directory, weights="fp32")
+    prompt = engine.open(
+        make_ids(10), SamplingParams(max_new_tokens=120, top_k=0, temperature=3.0), 2**24
+    )
     engine.add(prompt, range(12))
     answers = decode(engine)
     tokens = [token for answer in answers.values() for token in answer]
     assert {token.token_id for token in tokens if token.finish_reason == "eos"} == expected
-    assert not [token for token in tokens if token.token_id in expected and token.finish_reason != "eos"]
+    assert not [
+        token for token in tokens if token.token_id in expected and token.finish_reason != "eos"
+    ]
 
 
 def test_a_model_without_eos_ends_at_the_limit() -> None:

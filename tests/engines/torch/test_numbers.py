@@ -1,4 +1,5 @@
-"""One prompt's numbers never touch another's: extreme settings, NaN and infinity in a real model, beside a neighbour.
+"""One prompt's numbers never touch another's: extreme settings, NaN and infinity in a real model,
+beside a neighbour.
 
 The neighbour's tokens must be those that it gets alone, and nothing may be raised that ends it.
 """
@@ -20,15 +21,27 @@ from specrej.engines.base import Token
 from specrej.engines.torch.engine import TorchEngine
 from specrej.errors import EngineError, PromptError
 from specrej.types import Result, SamplingParams
-from tiny import EOS_ID, VOCABULARY, decode, full_logits, make_engine, make_ids, make_model, reference
+from tiny import (
+    EOS_ID,
+    VOCABULARY,
+    decode,
+    full_logits,
+    make_engine,
+    make_ids,
+    make_model,
+    reference,
+)
 
 LENGTH = 12
 NEIGHBOUR = SamplingParams(max_new_tokens=LENGTH, seed=5, ignore_eos=True)
 BUDGET = 2**24
 
 
-def answers_of(engine: TorchEngine, *asked: tuple[list[int], SamplingParams, int]) -> list[dict[int, list[Token]]]:
-    """The tokens of prompts that are decoded side by side, by candidate; each with its number of candidates."""
+def answers_of(
+    engine: TorchEngine, *asked: tuple[list[int], SamplingParams, int]
+) -> list[dict[int, list[Token]]]:
+    """The tokens of prompts that are decoded side by side, by candidate; each with its number of
+    candidates."""
     handles = []
     for ids, sampling, n in asked:
         handles.append(engine.open(ids, sampling, BUDGET))
@@ -36,7 +49,10 @@ def answers_of(engine: TorchEngine, *asked: tuple[list[int], SamplingParams, int
     answers = decode(engine)
     for handle in handles:
         engine.close(handle)
-    return [{index: tokens for (prompt, index), tokens in answers.items() if prompt == handle} for handle in handles]
+    return [
+        {index: tokens for (prompt, index), tokens in answers.items() if prompt == handle}
+        for handle in handles
+    ]
 
 
 def ids_of(answers: dict[int, list[Token]]) -> dict[int, list[int]]:
@@ -71,7 +87,9 @@ def test_beside_extreme_settings_a_prompt_has_the_tokens_it_has_alone(
 def test_greedy_tokens_are_those_of_transformers(temperature: float, penalty: float) -> None:
     model = make_model("qwen2")
     ours, theirs, ids = make_engine(model), reference(model), make_ids(15)
-    params = SamplingParams(max_new_tokens=10, temperature=temperature, repetition_penalty=penalty, ignore_eos=True)
+    params = SamplingParams(
+        max_new_tokens=10, temperature=temperature, repetition_penalty=penalty, ignore_eos=True
+    )
     [answers] = answers_of(ours, (ids, params, 1))
     expected = theirs.generate(
         torch.tensor([ids]),
@@ -83,7 +101,9 @@ def test_greedy_tokens_are_those_of_transformers(temperature: float, penalty: fl
         pad_token_id=EOS_ID,
     )
     assert [token.token_id for token in answers[0]] == expected[0, len(ids) :].tolist()
-    assert answers[0][0].logprob == pytest.approx(full_logits(theirs, ids)[-1].log_softmax(-1).amax().item(), abs=1e-4)
+    assert answers[0][0].logprob == pytest.approx(
+        full_logits(theirs, ids)[-1].log_softmax(-1).amax().item(), abs=1e-4
+    )
 
 
 POISON = 77
@@ -104,14 +124,18 @@ WILD = SamplingParams(max_new_tokens=40, top_k=0, temperature=8.0, ignore_eos=Tr
 
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.2}, {"top_k": 250}, {"top_p": 0.999}])
+@pytest.mark.parametrize(
+    "options", [{}, {"repetition_penalty": 1.2}, {"top_k": 250}, {"top_p": 0.999}]
+)
 def test_a_candidate_is_lost_after_a_token_on_which_the_model_breaks(
     name: str, value: float, options: dict[str, Any]
 ) -> None:
     sampling = replace(WILD, **options)
     ids, n = [one for one in make_ids(20) if one != POISON], 16
     ordinary = ([one for one in make_ids(11, seed=1) if one != POISON], NEIGHBOUR, 3)
-    [sound] = answers_of(make_engine(make_model(name, tie_word_embeddings=False)), (ids, sampling, n))
+    [sound] = answers_of(
+        make_engine(make_model(name, tie_word_embeddings=False)), (ids, sampling, n)
+    )
     [alone] = answers_of(poisoned(name, value), ordinary)
     broken, beside = answers_of(poisoned(name, value), (ids, sampling, n), ordinary)
     assert ids_of(beside) == ids_of(alone)
@@ -151,21 +175,33 @@ def test_a_prompt_on_which_the_model_breaks_fails_alone(name: str, num_common: i
 
 
 def test_a_token_that_the_model_does_not_have_fails_its_prompt_by_name(engine: TorchEngine) -> None:
-    with pytest.raises(PromptError, match=f"the token {VOCABULARY}, the model knows those below {VOCABULARY}"):
+    with pytest.raises(
+        PromptError, match=f"the token {VOCABULARY}, the model knows those below {VOCABULARY}"
+    ):
         engine.open([5, VOCABULARY, 6], NEIGHBOUR, BUDGET)
     assert not engine._runs
 
 
 def test_a_search_goes_on_with_the_candidates_that_are_left() -> None:
     made = poisoned("llama", math.nan)
-    options: dict[str, Any] = {"n": 16, "max_new_tokens": 40, "top_k": 0, "temperature": 8.0, "seed": 2}
-    result = specrej.generate("abc", model=made, reward=FakeReward(), algorithm="best_of_n", memory=BUDGET, **options)
+    options: dict[str, Any] = {
+        "n": 16,
+        "max_new_tokens": 40,
+        "top_k": 0,
+        "temperature": 8.0,
+        "seed": 2,
+    }
+    result = specrej.generate(
+        "abc", model=made, reward=FakeReward(), algorithm="best_of_n", memory=BUDGET, **options
+    )
     lost = [candidate for candidate in result.candidates if candidate.finish_reason == "lost"]
     assert 0 < len(lost) < 16
     assert {candidate.state for candidate in lost} == {"rejected"}
     assert result.best.state == "complete"
     assert "lost" in {decision.cause for decision in result.decisions}
-    assert all(math.isfinite(logprob) for candidate in result.candidates for logprob in candidate.logprobs)
+    assert all(
+        math.isfinite(logprob) for candidate in result.candidates for logprob in candidate.logprobs
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -173,12 +209,26 @@ def test_a_prompt_that_loses_everybody_fails_and_says_why(value: float) -> None:
     model = make_model("llama")
     made, calls = make_engine(model), count(1)
     hook = model.get_output_embeddings().register_forward_hook(
-        lambda _module, _given, logits: torch.full_like(logits, value) if next(calls) == 5 else logits
+        lambda _module, _given, logits: (
+            torch.full_like(logits, value) if next(calls) == 5 else logits
+        )
     )
-    with pytest.raises(EngineError, match="the engine lost 4 of 4, the last one because the model's logits"):
-        specrej.generate("abc", model=made, reward=FakeReward(), n=4, max_new_tokens=8, algorithm="best_of_n", seed=1)
+    with pytest.raises(
+        EngineError, match="the engine lost 4 of 4, the last one because the model's logits"
+    ):
+        specrej.generate(
+            "abc",
+            model=made,
+            reward=FakeReward(),
+            n=4,
+            max_new_tokens=8,
+            algorithm="best_of_n",
+            seed=1,
+        )
     hook.remove()
-    assert specrej.generate("abc", model=made, reward=FakeReward(), n=4, max_new_tokens=8, seed=1).is_complete
+    assert specrej.generate(
+        "abc", model=made, reward=FakeReward(), n=4, max_new_tokens=8, seed=1
+    ).is_complete
 
 
 PROMPTS = ["abc", "q~r", "def"]
@@ -195,12 +245,18 @@ def broken_on_a_byte() -> TorchEngine:
     return made
 
 
-def test_a_batch_goes_on_beside_prompts_on_which_the_model_breaks(broken_on_a_byte: TorchEngine) -> None:
+def test_a_batch_goes_on_beside_prompts_on_which_the_model_breaks(
+    broken_on_a_byte: TorchEngine,
+) -> None:
     options: dict[str, Any] = {"n": 3, "max_new_tokens": 8, "top_k": 5, "seed": 3, "memory": 2**20}
-    outcomes = dict(specrej.generate_batch(PROMPTS, model=broken_on_a_byte, reward=FakeReward(), **options))
+    outcomes = dict(
+        specrej.generate_batch(PROMPTS, model=broken_on_a_byte, reward=FakeReward(), **options)
+    )
     assert isinstance(outcomes[1], EngineError)
     for number in (0, 2):
-        alone = specrej.generate(PROMPTS[number], model=broken_on_a_byte, reward=FakeReward(), **options)
+        alone = specrej.generate(
+            PROMPTS[number], model=broken_on_a_byte, reward=FakeReward(), **options
+        )
         together = outcomes[number]
         assert isinstance(together, Result)
         assert [c.token_ids for c in together.candidates] == [c.token_ids for c in alone.candidates]

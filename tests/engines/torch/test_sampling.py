@@ -1,4 +1,5 @@
-"""Filters against transformers' processors, draws against their probabilities, and the edges of the inverse CDF."""
+"""Filters against transformers' processors, draws against their probabilities, and the edges of
+the inverse CDF."""
 
 import dataclasses
 import functools
@@ -78,21 +79,24 @@ def sampling_params(draw: st.DrawFn) -> SamplingParams:
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(params=sampling_params(), seed=st.integers(0, 10**6), width=st.sampled_from(WIDTHS))
-def test_the_filters_are_those_of_transformers(params: SamplingParams, seed: int, width: int) -> None:
+def test_the_filters_are_those_of_transformers(
+    params: SamplingParams, seed: int, width: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(4, width, generator=generator) * 3
     ids = torch.randint(width, (4, 12), generator=generator)
     expected = processed(logits, ids, params)
     actual = probabilities_of(logits, params, seen_of(ids, width, params))
-    # A token on the very edge of top-p could fall to either side (ours sums from the top, transformers from below);
-    # the examples are the same in every run, and none of them has one.
+    # A token on the very edge of top-p could fall to either side (ours sums from the top,
+    # transformers from below); the examples are the same in every run, and none of them has one.
     assert torch.equal(actual > 0, expected > 0)
     assert (actual - expected).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_unit_interval_is_shared_out_by_these_probabilities(seed: int) -> None:
-    """Uniforms on a grid: of an interval of length p, a grid of n points meets pn of them, give or take one."""
+    """Uniforms on a grid: of an interval of length p, a grid of n points meets pn of them, give
+    or take one."""
     num_points, width = 2000, 261
     generator = torch.Generator().manual_seed(seed)
     params = SamplingParams(
@@ -135,8 +139,8 @@ def test_generate_applies_the_filters_in_the_order_that_is_tested() -> None:
     ],
 )
 def test_draws_follow_the_probabilities(params: SamplingParams) -> None:
-    """Chi-square of 30,000 draws, one for each candidate's stream. Each case fails a right sampler with odds of 1e-6
-    over seeds; the seed is fixed, so it fails always or never."""
+    """Chi-square of 30,000 draws, one for each candidate's stream. Each case fails a right
+    sampler with odds of 1e-6 over seeds; the seed is fixed, so it fails always or never."""
     num_draws, width = 30_000, 300
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(1, width, generator=generator) * 2
@@ -158,7 +162,9 @@ def test_draws_follow_the_probabilities(params: SamplingParams) -> None:
 @pytest.mark.parametrize("candidates", [range(20_000), range(10**12, 10**12 + 20_000)])
 def test_the_uniforms_are_uniform_over_candidates(candidates: range) -> None:
     """Chi-square over 100 bins; fails a right generator with odds of 1e-6 over seeds."""
-    counts, _ = np.histogram(uniforms(seed=7, candidates=candidates, position=0), bins=100, range=(0, 1))
+    counts, _ = np.histogram(
+        uniforms(seed=7, candidates=candidates, position=0), bins=100, range=(0, 1)
+    )
     assert stats.chisquare(counts).pvalue > 1e-6
 
 
@@ -213,7 +219,9 @@ def test_logprobs_are_those_of_all_tokens_at_temperature_one(rows: int) -> None:
     assert (logprobs.double() - expected).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("params", [SamplingParams(top_k=0), SamplingParams(top_k=5), SamplingParams(top_p=0.7)])
+@pytest.mark.parametrize(
+    "params", [SamplingParams(top_k=0), SamplingParams(top_k=5), SamplingParams(top_p=0.7)]
+)
 def test_one_row_of_logits_for_all_candidates_is_that_row_repeated(params: SamplingParams) -> None:
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(1, 400, generator=generator)
@@ -225,7 +233,9 @@ def test_one_row_of_logits_for_all_candidates_is_that_row_repeated(params: Sampl
     assert len(set(shared[0].tolist())) > 3
 
 
-@pytest.mark.parametrize("params", [SamplingParams(top_k=0), SamplingParams(top_k=50), SamplingParams(top_p=0.7)])
+@pytest.mark.parametrize(
+    "params", [SamplingParams(top_k=0), SamplingParams(top_k=50), SamplingParams(top_p=0.7)]
+)
 def test_a_row_does_not_depend_on_its_neighbours(params: SamplingParams) -> None:
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn(41, 12_800, generator=generator)
@@ -301,31 +311,42 @@ def test_greedy_tokens_are_those_of_transformers_under_a_penalty_as_well() -> No
     params = SamplingParams(temperature=0, repetition_penalty=1.8)
     expected = transformers.RepetitionPenaltyLogitsProcessor(1.8)(ids, logits.clone()).argmax(-1)
     assert torch.equal(
-        sample(logits, params, torch.zeros(5, dtype=torch.float64), seen_of(ids, 200, params))[0], expected
+        sample(logits, params, torch.zeros(5, dtype=torch.float64), seen_of(ids, 200, params))[0],
+        expected,
     )
     assert not torch.equal(logits.argmax(-1), expected)
 
 
-@pytest.mark.parametrize("params", [SamplingParams(top_p=p, top_k=k) for p in (1e-46, 5e-324, 1e-9) for k in (0, 5)])
+@pytest.mark.parametrize(
+    "params", [SamplingParams(top_p=p, top_k=k) for p in (1e-46, 5e-324, 1e-9) for k in (0, 5)]
+)
 def test_a_tiny_top_p_keeps_the_likeliest_token(params: SamplingParams) -> None:
     assert drawn([0.0, 3.0, 2.999, -1.0], params) == {1}
 
 
 @pytest.mark.parametrize("temperature", [1e30, 1e38, 1e39, 1e308])
-@pytest.mark.parametrize(("options", "kept"), [({}, {0, 1, 3}), ({"top_k": 2}, {0, 1}), ({"top_k": 0}, {0, 1, 3})])
+@pytest.mark.parametrize(
+    ("options", "kept"), [({}, {0, 1, 3}), ({"top_k": 2}, {0, 1}), ({"top_k": 0}, {0, 1, 3})]
+)
 def test_a_huge_temperature_draws_evenly_from_what_the_filters_keep(
     temperature: float, options: dict[str, Any], kept: set[int]
 ) -> None:
     logits = torch.tensor([[9.0, 50.0, -torch.inf, -9.0]])
     grid = (torch.arange(600, dtype=torch.float64) + 0.5) / 600
-    counts = torch.bincount(sample(logits, SamplingParams(temperature=temperature, **options), grid)[0], minlength=4)
+    counts = torch.bincount(
+        sample(logits, SamplingParams(temperature=temperature, **options), grid)[0], minlength=4
+    )
     assert {token: count for token, count in enumerate(counts.tolist()) if count} == dict.fromkeys(
         kept, 600 // len(kept)
     )
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(params=EXTREME, seed=st.integers(0, 10**6), scale=st.sampled_from([0.0, 1e-30, 1.0, 30.0, 1e4, 1e20]))
+@given(
+    params=EXTREME,
+    seed=st.integers(0, 10**6),
+    scale=st.sampled_from([0.0, 1e-30, 1.0, 30.0, 1e4, 1e20]),
+)
 def test_whatever_the_parameters_a_row_is_sampled_from_its_finite_logits(
     params: SamplingParams, seed: int, scale: float
 ) -> None:
@@ -336,7 +357,9 @@ def test_whatever_the_parameters_a_row_is_sampled_from_its_finite_logits(
     numbers = torch.tensor([0.0, BELOW_ONE, 0.5, 0.9], dtype=torch.float64)
     tokens, logprobs = sample(logits, params, numbers, seen)
     assert logprobs.isfinite().all()
-    assert logits.gather(1, tokens[:, None]).isfinite().all(), "a token that the model rules out, or none"
+    assert logits.gather(1, tokens[:, None]).isfinite().all(), (
+        "a token that the model rules out, or none"
+    )
 
 
 def unsound(row: Tensor, kind: str) -> Tensor:
@@ -377,4 +400,6 @@ def test_a_penalty_that_overflows_loses_its_row_alone() -> None:
     seen = torch.tensor([[True, False, False]] * 2)
     for temperature in (0, 0.5, 1.0):
         one = dataclasses.replace(params, temperature=temperature)
-        assert sample(logits, one, torch.full((2,), 0.5, dtype=torch.float64), seen)[0].tolist() == [LOST, 0]
+        assert sample(logits, one, torch.full((2,), 0.5, dtype=torch.float64), seen)[
+            0
+        ].tolist() == [LOST, 0]

@@ -1,13 +1,15 @@
 """Any server that speaks OpenAI's /v1/completions: vLLM, SGLang, llama.cpp, and others.
 
     engine = open_engine("smollm2", engine="openai:http://127.0.0.1:8000/v1")
-    engine = open_engine("org/model", engine="openai:https://host/v1#served-name", engine_args={"kv_tokens": 200_000})
+    engine = open_engine("org/model", engine="openai:https://host/v1#served-name",
+    engine_args={"kv_tokens": 200_000})
 
-The model says which tokenizer the server's model has; the name behind the "#" says which of the server's models it is,
-where there are several. The server only has to continue texts: candidates are asked for in chunks, survivors are sent
-again with what they have so far, and the server's prefix cache makes that cheap. Where it gives token ids (vLLM and
-SGLang do, llama.cpp within its log-probabilities), answers are continued as ids; otherwise as text. A connection that
-is closed ends a request, so that nothing is generated for a candidate that nobody wants any more.
+The model says which tokenizer the server's model has; the name behind the "#" says which of the
+server's models it is, where there are several. The server only has to continue texts: candidates
+are asked for in chunks, survivors are sent again with what they have so far, and the server's
+prefix cache makes that cheap. Where it gives token ids (vLLM and SGLang do, llama.cpp within its
+log-probabilities), answers are continued as ids; otherwise as text. A connection that is closed
+ends a request, so that nothing is generated for a candidate that nobody wants any more.
 """
 
 import contextlib
@@ -25,7 +27,7 @@ from specrej.engines.opening import EngineOptions
 from specrej.errors import ModelError, UnknownNameError, UsageError, guess
 from specrej.flops import flops_of_config
 from specrej.hub.sources import load_codec, load_config, locate_model
-from specrej.remote import ServiceOptions, key_from
+from specrej.services import ServiceOptions, key_from
 from specrej.types import Continuation
 
 __all__ = ["OpenAIEngine", "open_as_asked"]
@@ -82,13 +84,17 @@ def _open(
     place, source = server.place, locate_model(model)
     codec = load_codec(source, special_tokens)
     config = _config(source)
-    vocabulary = Vocabulary(codec.tokenizer, _ends(source, config), getattr(config, "vocab_size", 0))
+    vocabulary = Vocabulary(
+        codec.tokenizer, _ends(source, config), getattr(config, "vocab_size", 0)
+    )
     ids = codec.encode(Continuation(_PROBE))
     chunk = server.probe(ids, _PROBE)
     if not server.gives_ids:
         _log.warning(
-            "%s gives no token ids: answers are continued as text, which it may tokenize otherwise than it wrote it, "
-            "so candidates can differ a little from those of one long request; and messages that spell special tokens "
+            "%s gives no token ids: answers are continued as text, which it may tokenize otherwise "
+            "than it wrote it, "
+            "so candidates can differ a little from those of one long request; and messages that "
+            "spell special tokens "
             "become control tokens there",
             place.shown,
         )
@@ -102,7 +108,9 @@ def _open(
         name=str(model),
         chunk_tokens=arguments["chunk_tokens"],
         bytes_per_token=1 if config is None else kv_numbers_of_config(config) * _BYTES_A_NUMBER,
-        context_tokens=context_tokens or getattr(config, "max_position_embeddings", None) or _ENDLESS,
+        context_tokens=context_tokens
+        or getattr(config, "max_position_embeddings", None)
+        or _ENDLESS,
         flops=None if config is None else flops_of_config(config, _READ_AT_ONCE),
         capacity=capacity,
         kv_tokens=arguments["kv_tokens"],
@@ -120,9 +128,15 @@ def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         value = arguments[name]
         is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if not is_number and not (value is None and _DEFAULTS[name] is None):
-            raise UsageError(f"the engine argument {name} must be a whole number of at least 1, got {value!r}")
-    if isinstance(arguments["timeout_s"], bool) or not isinstance(arguments["timeout_s"], (int, float)):
-        raise UsageError(f"the engine argument timeout_s must be a number, got {arguments['timeout_s']!r}")
+            raise UsageError(
+                f"the engine argument {name} must be a whole number of at least 1, got {value!r}"
+            )
+    if isinstance(arguments["timeout_s"], bool) or not isinstance(
+        arguments["timeout_s"], (int, float)
+    ):
+        raise UsageError(
+            f"the engine argument timeout_s must be a number, got {arguments['timeout_s']!r}"
+        )
     return arguments
 
 
@@ -151,7 +165,8 @@ def _choose(listed: list[Listed] | None, asked: str, place: Place) -> Listed:
     names = ", ".join(model.name for model in models[:_MOST_LISTED])
     more = f" and {len(models) - _MOST_LISTED} more" if len(models) > _MOST_LISTED else ""
     raise UsageError(
-        f"{place.shown} serves {len(models)} models: {names}{more}", hint="name one: --engine openai:URL#MODEL"
+        f"{place.shown} serves {len(models)} models: {names}{more}",
+        hint="name one: --engine openai:URL#MODEL",
     )
 
 

@@ -1,6 +1,7 @@
-"""What a server has written of one answer, as tokens: with its ids, or with ours where it gives only text.
+"""What a server has written of one answer, as tokens: with its ids, or with ours where it gives
+only text.
 
-answer = Answer(index=3)
+answer = PartialAnswer(index=3)
 answer.take(chunk, num_asked=32, vocabulary=vocabulary, by_text=False)
 answer.ids, answer.finish, answer.lost
 """
@@ -14,7 +15,8 @@ from specrej.types import FinishReason
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _ANCHORS = ("\n", "a", ".")
-"""What a piece of text is put behind to be tokenized, so that it is not taken for the beginning of a text."""
+"""What a piece of text is put behind to be tokenized, so that it is not taken for the beginning
+of a text."""
 
 
 class Vocabulary:
@@ -34,7 +36,9 @@ class Vocabulary:
         self.size = max(len(tokenizer), size)
 
     def prompt_text(self, ids: Sequence[int]) -> str:
-        """The text of a prompt, special tokens included; without the BOS that a server adds by itself."""
+        """The text of a prompt, special tokens included; without the BOS that a server adds by
+        itself.
+        """
         added = self._tokenizer("")["input_ids"][:1]
         rest = ids[1:] if added and list(ids[:1]) == list(added) and added[0] != self.end else ids
         return self._text(rest)
@@ -49,19 +53,23 @@ class Vocabulary:
 
     def is_like(self, text: str, ids: Sequence[int]) -> bool:
         """Whether a server's text may be that of these tokens."""
-        ours = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        ours = self._tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         return _REPLACEMENT in ours + text or ours.strip() == text.strip()
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _text(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text: str = self._tokenizer.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
         return text
 
 
 @dataclass(slots=True)
-class Answer:
+class PartialAnswer:
     """One candidate's answer, as far as the server has written it.
 
     Attributes:
@@ -85,7 +93,15 @@ class Answer:
     def is_done(self) -> bool:
         return self.finish is not None or bool(self.lost)
 
-    def take(self, chunk: Chunk, *, num_asked: int, vocabulary: Vocabulary, by_text: bool, prompt: str = "") -> None:
+    def take(
+        self,
+        chunk: Chunk,
+        *,
+        num_asked: int,
+        vocabulary: Vocabulary,
+        by_text: bool,
+        prompt: str = "",
+    ) -> None:
         """Add what came for `num_asked` tokens more, or note why it cannot be used.
 
         Args:
@@ -95,12 +111,18 @@ class Answer:
             by_text: whether the answer is continued as text; ids are then ours.
             prompt: the prompt's text, where the answer is continued as text.
         """
-        num_given = len(chunk.ids or ()) if chunk.num_tokens is None else max(chunk.num_tokens, len(chunk.ids or ()))
+        num_given = (
+            len(chunk.ids or ())
+            if chunk.num_tokens is None
+            else max(chunk.num_tokens, len(chunk.ids or ()))
+        )
         if num_given > num_asked:
             self.lost = f"the server gave {num_given} tokens where it was asked for {num_asked}"
         elif prompt and chunk.text.startswith(prompt):
             self.lost = "the server repeated the prompt"
-        elif chunk.ids is not None and (unknown := [one for one in chunk.ids if one >= vocabulary.size]):
+        elif chunk.ids is not None and (
+            unknown := [one for one in chunk.ids if one >= vocabulary.size]
+        ):
             self.lost = f"the server gave the token {unknown[0]}, which the tokenizer does not know"
         else:
             self._add(chunk, vocabulary, by_text)
@@ -110,14 +132,20 @@ class Answer:
         ids = vocabulary.ids_of(piece) if by_text or chunk.ids is None else list(chunk.ids)
         is_ours = by_text or chunk.ids is None
         if chunk.end == "stop":
-            is_marked = bool(ids) and not is_ours and (ids[-1] in vocabulary.ends or ids[-1] == chunk.matched)
+            is_marked = (
+                bool(ids)
+                and not is_ours
+                and (ids[-1] in vocabulary.ends or ids[-1] == chunk.matched)
+            )
             if not is_marked and vocabulary.end is not None:
                 ids.append(vocabulary.end)
             self.finish = "eos"
         if not ids:
             self.lost = "the server gave no token"
             return
-        logprobs = chunk.logprobs if len(chunk.logprobs) == len(chunk.ids or ids) and not is_ours else []
+        logprobs = (
+            chunk.logprobs if len(chunk.logprobs) == len(chunk.ids or ids) and not is_ours else []
+        )
         self.ids += ids
         self.logprobs += [*logprobs, *[None] * (len(ids) - len(logprobs))]
         self.text += piece

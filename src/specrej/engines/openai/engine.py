@@ -1,12 +1,15 @@
-"""Candidates over a server's completions: chunk by chunk on a fixed grid of positions, a token a step.
+"""Candidates over a server's completions: chunk by chunk on a fixed grid of positions, a token a
+step.
 
 engine = OpenAIEngine(server, codec, vocabulary, shape)
-prompt = engine.open(ids, sampling, budget_bytes)     # read once: candidates find it in the server's prefix cache
-engine.add(prompt, range(8))
-engine.step()                                         # a token for each; a chunk is asked for when there are none left
+prompt = engine.open(ids, sampling, budget_bytes)     # read once: candidates find it in the
+server's prefix cache engine.add(prompt, range(8))
+engine.step()                                         # a token for each; a chunk is asked for when
+there are none left
 
-A chunk ends at a multiple of `chunk_tokens`, whenever decisions are made, and its seed is that of its candidate and its
-position, so that a candidate's tokens depend on nobody else's fate. The chunks of all prompts are asked for side by
+A chunk ends at a multiple of `chunk_tokens`, whenever decisions are made, and its seed is that of
+its candidate and its position, so that a candidate's tokens depend on nobody else's fate. The
+chunks of all prompts are asked for side by
 side. KV is known by arithmetic alone: before a chunk is asked for, all of it counts.
 """
 
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from specrej.attention.layout import Claim, KvLayout
 from specrej.engines.base import PROMPTS_IN_TOTAL, Memory, Overhead, Token
-from specrej.engines.openai.answers import Answer, Vocabulary
+from specrej.engines.openai.answers import PartialAnswer, Vocabulary
 from specrej.engines.openai.prompts import OpenPrompt
 from specrej.engines.openai.replies import Capacity, Chunk, UnreadableReplyError
 from specrej.engines.openai.server import CompletionsServer
@@ -72,13 +75,22 @@ class OpenAIEngine:
     most_candidates = 1 << 20
 
     def __init__(
-        self, server: CompletionsServer, codec: TextCodec, vocabulary: Vocabulary, shape: Shape, version: str = ""
+        self,
+        server: CompletionsServer,
+        codec: TextCodec,
+        vocabulary: Vocabulary,
+        shape: Shape,
+        version: str = "",
     ) -> None:
         self.context_tokens = shape.context_tokens
         self.flops = shape.flops
         page = 1 if shape.capacity is None else shape.capacity.page
-        self.layout = KvLayout(shape.bytes_per_token, 0, page if page > 1 else shape.chunk_tokens, page=page)
-        self.capacity_bytes = None if shape.capacity is None else shape.capacity.tokens * shape.bytes_per_token
+        self.layout = KvLayout(
+            shape.bytes_per_token, 0, page if page > 1 else shape.chunk_tokens, page=page
+        )
+        self.capacity_bytes = (
+            None if shape.capacity is None else shape.capacity.tokens * shape.bytes_per_token
+        )
         self._server, self._codec, self._vocabulary, self._shape = server, codec, vocabulary, shape
         self._version = version
         self._prompts: dict[int, OpenPrompt] = {}
@@ -101,7 +113,9 @@ class OpenAIEngine:
             "chunk_tokens": str(self._shape.chunk_tokens),
             "logprobs": "reported" if server.gives_logprobs else "not reported",
             "cached_tokens": "reported" if server.gives_cached else "not reported",
-            "kv_bytes": "16 bits a number, assumed" if self._shape.bytes_per_token > 1 else "counted in tokens",
+            "kv_bytes": "16 bits a number, assumed"
+            if self._shape.bytes_per_token > 1
+            else "counted in tokens",
         }
 
     def versions(self) -> Mapping[str, str]:
@@ -131,9 +145,15 @@ class OpenAIEngine:
     def _on_grid(self, length: int) -> int:
         return -(-length // self._shape.chunk_tokens) * self._shape.chunk_tokens
 
-    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int, total_bytes: int | None = None) -> int:
+    def default_budget(
+        self, num_prompt_tokens: int, max_new_tokens: int, total_bytes: int | None = None
+    ) -> int:
         """All that is free now, or an eighth of the total."""
-        return self.default_total(max_new_tokens) if total_bytes is None else total_bytes // PROMPTS_IN_TOTAL
+        return (
+            self.default_total(max_new_tokens)
+            if total_bytes is None
+            else total_bytes // PROMPTS_IN_TOTAL
+        )
 
     def default_total(self, max_new_tokens: int) -> int:
         """What the server's KV cache has free now, or `kv_tokens`.
@@ -148,15 +168,19 @@ class OpenAIEngine:
             num_tokens = int(capacity.tokens * (1 - capacity.used))
         else:
             raise UsageError(
-                f"{self._server.place.shown} does not say how much KV it holds, so there is no default budget",
-                hint="give --memory, or --engine-args '{\"kv_tokens\": N}', the tokens that its cache holds",
+                f"{self._server.place.shown} does not say how much KV it holds, so there is no "
+                "default budget",
+                hint="give --memory, or --engine-args '{\"kv_tokens\": N}', the tokens that its "
+                "cache holds",
             )
         wanted = num_tokens * self.layout.bytes_per_token
         return wanted if self.capacity_bytes is None else min(wanted, self.capacity_bytes)
 
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
         handle, ids = next(self._handles), list(prompt_ids)
-        prompt = OpenPrompt(ids, sampling, ids if self._server.gives_ids else self._vocabulary.prompt_text(ids))
+        prompt = OpenPrompt(
+            ids, sampling, ids if self._server.gives_ids else self._vocabulary.prompt_text(ids)
+        )
         # Beside others, whose tokens come meanwhile, it is read before its first chunk.
         waits = not self._prompts or not self._accepted.issuperset(self._server.extras(sampling))
         self._remote = self._remote or self._server.connect()
@@ -182,18 +206,32 @@ class OpenAIEngine:
     def add(self, prompt: int, indices: Sequence[int]) -> None:
         opened = self._prompts[prompt]
         if opened.live:
-            raise UsageError("candidates of a prompt advance together: these begin when those before them have ended")
-        opened.live = {index: Answer(index) for index in indices}
+            raise UsageError(
+                "candidates of a prompt advance together: these begin when those before them have "
+                "ended"
+            )
+        opened.live = {index: PartialAnswer(index) for index in indices}
         opened.position = opened.target = 0
 
     def step(self, limits: Mapping[int, int] | None = None) -> list[Token]:
-        wanted = self._prompts if limits is None else {handle: self._prompts[handle] for handle in limits}
+        wanted = (
+            self._prompts
+            if limits is None
+            else {handle: self._prompts[handle] for handle in limits}
+        )
         live = {handle: prompt for handle, prompt in wanted.items() if prompt.live}
         self._ask_all(live)
-        while live and not (self._arrived.empty() and any(prompt.is_ready for prompt in live.values())):
+        while live and not (
+            self._arrived.empty() and any(prompt.is_ready for prompt in live.values())
+        ):
             self._take()
             self._ask_all(live)
-        return [token for handle, prompt in live.items() if prompt.is_ready for token in prompt.give(handle)]
+        return [
+            token
+            for handle, prompt in live.items()
+            if prompt.is_ready
+            for token in prompt.give(handle)
+        ]
 
     def _ask_all(self, prompts: Mapping[int, OpenPrompt]) -> None:
         for handle, prompt in prompts.items():
@@ -212,19 +250,21 @@ class OpenAIEngine:
                 answer.lost = str(prompt.failure)
             self._go_on(handle, prompt, answer)
 
-    def _go_on(self, handle: int, prompt: OpenPrompt, answer: Answer) -> None:
+    def _go_on(self, handle: int, prompt: OpenPrompt, answer: PartialAnswer) -> None:
         """Ask for the rest of an answer's chunk, if there is a rest."""
         missing = prompt.target - len(answer.ids)
         if answer.is_done or missing <= 0:
             return
-        sent = prompt.sent + answer.text if isinstance(prompt.sent, str) else prompt.sent + answer.ids
+        sent = (
+            prompt.sent + answer.text if isinstance(prompt.sent, str) else prompt.sent + answer.ids
+        )
         self._send(handle, prompt, answer, sent, num_tokens=missing, position=len(answer.ids))
 
     def _send(
         self,
         handle: int,
         prompt: OpenPrompt,
-        answer: Answer | None,
+        answer: PartialAnswer | None,
         sent: str | list[int],
         *,
         num_tokens: int,
@@ -283,20 +323,29 @@ class OpenAIEngine:
         prompt.unused_tokens += answer.cut(prompt.sampling.max_new_tokens)
         self._go_on(handle, prompt, answer)
 
-    def _fail(self, prompt: OpenPrompt, answer: Answer | None, error: RemoteError | UnreadableReplyError) -> None:
-        """Take note of a request that failed: a candidate is lost, or all of a prompt that could not be read."""
+    def _fail(
+        self,
+        prompt: OpenPrompt,
+        answer: PartialAnswer | None,
+        error: RemoteError | UnreadableReplyError,
+    ) -> None:
+        """Take note of a request that failed: a candidate is lost, or all of a prompt that could
+        not be read.
+        """
         if isinstance(error, RemoteError):
             failure = self._server.failure(error, prompt.sampling)
             if error.is_common:
                 raise EngineError(str(failure), hint=failure.hint)
         else:
-            failure = EngineError(f"{self._server.place.shown} replied what cannot be read: {error}")
+            failure = EngineError(
+                f"{self._server.place.shown} replied what cannot be read: {error}"
+            )
         if answer is None:
             prompt.is_read, prompt.failure = True, failure
         else:
             answer.request, answer.lost = 0, str(failure)
 
-    def _count(self, prompt: OpenPrompt, answer: Answer, chunk: Chunk) -> None:
+    def _count(self, prompt: OpenPrompt, answer: PartialAnswer, chunk: Chunk) -> None:
         """Count what was read again, as far as the server tells."""
         if chunk.num_cached is None:
             return
@@ -316,7 +365,11 @@ class OpenAIEngine:
         opened = self._prompts[prompt]
         held = self._held(opened)
         needs_chunk = opened.live and opened.position == opened.target
-        grown = self.kv_bytes(len(opened.ids), len(opened.live), opened.position + 1) if needs_chunk else held
+        grown = (
+            self.kv_bytes(len(opened.ids), len(opened.live), opened.position + 1)
+            if needs_chunk
+            else held
+        )
         return Memory(held, max(held, grown), max(opened.peak_bytes, held))
 
     def _held(self, prompt: OpenPrompt) -> int:

@@ -1,14 +1,15 @@
 """A prompt in work at a server: what its candidates have got, and what is asked for.
 
 prompt = OpenPrompt(ids, sampling, sent=ids)
-prompt.is_ready, prompt.give(handle)        # a token for each candidate, as soon as every one has its chunk
+prompt.is_ready, prompt.give(handle)        # a token for each candidate, as soon as every one has
+its chunk
 """
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from specrej.engines.base import Token
-from specrej.engines.openai.answers import Answer
+from specrej.engines.openai.answers import PartialAnswer
 from specrej.engines.openai.replies import Chunk
 from specrej.errors import SpecrejError
 from specrej.types import FinishReason, SamplingParams
@@ -16,15 +17,18 @@ from specrej.types import FinishReason, SamplingParams
 
 @dataclass(slots=True)
 class OpenPrompt:
-    """A prompt that is open, the answers of its live candidates, and the requests that are under way for it."""
+    """A prompt that is open, the answers of its live candidates, and the requests that are under
+    way for it.
+    """
 
     ids: list[int]
     sampling: SamplingParams
     sent: str | list[int]
     """As it is sent."""
-    live: dict[int, Answer] = field(default_factory=dict)
-    running: dict[int, tuple[Answer | None, Future[Chunk]]] = field(default_factory=dict)
-    """Requests under way by number: that for a part of an answer, or that which has the prompt read."""
+    live: dict[int, PartialAnswer] = field(default_factory=dict)
+    running: dict[int, tuple[PartialAnswer | None, Future[Chunk]]] = field(default_factory=dict)
+    """Requests under way by number: that for a part of an answer, or that which has the prompt
+    read."""
     position: int = 0
     """Tokens that each live candidate was given."""
     target: int = 0
@@ -43,7 +47,9 @@ class OpenPrompt:
         return not self.running and self.position < self.target
 
     def give(self, handle: int) -> list[Token]:
-        """A token for each live candidate, of the prompt with this handle; those that end are live no longer."""
+        """A token for each live candidate, of the prompt with this handle; those that end are
+        live no longer.
+        """
         tokens = []
         place = self.position
         for answer in list(self.live.values()):
@@ -55,7 +61,9 @@ class OpenPrompt:
             reason: FinishReason | None = answer.finish if is_last else None
             if reason is None and place == self.sampling.max_new_tokens - 1:
                 reason = "length"
-            tokens.append(Token(handle, answer.index, answer.ids[place], answer.logprobs[place], reason))
+            tokens.append(
+                Token(handle, answer.index, answer.ids[place], answer.logprobs[place], reason)
+            )
             if reason is not None:
                 del self.live[answer.index]
         self.position += 1

@@ -1,4 +1,5 @@
-"""What servers reply, read as functions of the reply: tokens of a completion, models, and the size of a KV cache.
+"""What servers reply, read as functions of the reply: tokens of a completion, models, and the size
+of a KV cache.
 
 chunk = read_completion(text)        # vLLM's, SGLang's, llama.cpp's and OpenAI's own form
 capacity = read_capacity(metrics)    # tokens, or None
@@ -31,7 +32,8 @@ class Chunk:
         end: why it ended there.
         matched: id of the token that ended it, where the server names it.
         num_tokens: completion tokens, as the server counts them.
-        num_read, num_cached: tokens of the prompt, and how many of them a cache held; None where it is not said.
+        num_read, num_cached: tokens of the prompt, and how many of them a cache held; None where it
+            is not said.
     """
 
     text: str
@@ -63,7 +65,12 @@ def read_completion(text: str) -> Chunk:
     """
     reply = _as_object(text)
     match reply:
-        case {"choices": [{"text": str() as made, "finish_reason": ("stop" | "length") as end} as choice, *_]}:
+        case {
+            "choices": [
+                {"text": str() as made, "finish_reason": ("stop" | "length") as end} as choice,
+                *_,
+            ]
+        }:
             pass
         case {"choices": [{"finish_reason": reason, "text": _}, *_]}:
             raise UnreadableReplyError(f"it ended for the reason {json.dumps(reason)}")
@@ -73,18 +80,24 @@ def read_completion(text: str) -> Chunk:
     num_tokens = _count(usage.get("completion_tokens"))
     ids, logprobs = _tokens(choice, num_tokens)
     return Chunk(
-        text=made.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),  # half a character is none
+        text=made.encode("utf-16", "surrogatepass").decode(
+            "utf-16", "replace"
+        ),  # half a character is none
         ids=ids,
         logprobs=logprobs,
         end=end,
-        matched=next((_count(choice[key]) for key in ("stop_reason", "matched_stop") if key in choice), None),
+        matched=next(
+            (_count(choice[key]) for key in ("stop_reason", "matched_stop") if key in choice), None
+        ),
         num_tokens=num_tokens,
         num_read=_count(usage.get("prompt_tokens")),
         num_cached=_cached(reply, usage),
     )
 
 
-def _tokens(choice: dict[str, Any], num_tokens: int | None) -> tuple[list[int] | None, list[float | None]]:
+def _tokens(
+    choice: dict[str, Any], num_tokens: int | None
+) -> tuple[list[int] | None, list[float | None]]:
     """Ids and log-probabilities; the ids may stand in the entries of the latter (llama.cpp)."""
     match choice.get("logprobs"):
         case {"content": [*entries]}:
@@ -119,7 +132,9 @@ def _logprob(given: Any) -> float | None:
 
 
 def _cached(reply: dict[str, Any], usage: dict[str, Any]) -> int | None:
-    """Tokens of the prompt that a cache held: OpenAI's, vLLM's and SGLang's place for it, or llama.cpp's."""
+    """Tokens of the prompt that a cache held: OpenAI's, vLLM's and SGLang's place for it, or
+    llama.cpp's.
+    """
     match (usage.get("prompt_tokens_details"), reply.get("timings")):
         case ({"cached_tokens": number}, _) | (_, {"cache_n": number}):
             return _count(number)
@@ -134,13 +149,21 @@ def read_models(text: str) -> list[dict[str, Any]]:
     """
     match _as_object(text):
         case {"data": [*models]}:
-            return [model for model in models if isinstance(model, dict) and isinstance(model.get("id"), str)]
+            return [
+                model
+                for model in models
+                if isinstance(model, dict) and isinstance(model.get("id"), str)
+            ]
     raise UnreadableReplyError("it is no list of models")
 
 
 def read_capacity(metrics: str) -> Capacity | None:
-    """The KV cache of vLLM or SGLang, from their Prometheus metrics; of several engines of vLLM the sum."""
-    caches = [dict(re.findall(r'(\w+)="([^"]*)"', labels)) for labels in _VLLM_CACHE.findall(metrics)]
+    """The KV cache of vLLM or SGLang, from their Prometheus metrics; of several engines of vLLM
+    the sum.
+    """
+    caches = [
+        dict(re.findall(r'(\w+)="([^"]*)"', labels)) for labels in _VLLM_CACHE.findall(metrics)
+    ]
     pages = [
         (int(cache["num_gpu_blocks"]), int(cache["block_size"]))
         for cache in caches
@@ -153,12 +176,16 @@ def read_capacity(metrics: str) -> Capacity | None:
     if sizes:
         (size, *_) = _samples(metrics, "sglang:page_size") or [1.0]
         # One sample a rank: ranks that share a model would be counted twice in a sum.
-        return Capacity(int(max(sizes)), max(int(size), 1), _mean(_samples(metrics, "sglang:token_usage")))
+        return Capacity(
+            int(max(sizes)), max(int(size), 1), _mean(_samples(metrics, "sglang:token_usage"))
+        )
     return None
 
 
 def _samples(metrics: str, name: str) -> list[float]:
-    return [float(number) for number in re.findall(_SAMPLE.format(name=name), metrics, re.MULTILINE)]
+    return [
+        float(number) for number in re.findall(_SAMPLE.format(name=name), metrics, re.MULTILINE)
+    ]
 
 
 def _mean(numbers: list[float]) -> float:

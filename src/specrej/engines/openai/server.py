@@ -1,12 +1,13 @@
 """A server of completions: where it is, what it takes and gives, and one request to it.
 
     server = CompletionsServer(Place("http://127.0.0.1:8000/v1"), options, model="org/model")
-    server.probe([1, 2, 3], "some text")                        # one token, to see what it understands
-    with server.connect() as remote:
+    server.probe([1, 2, 3], "some text")                        # one token, to see what it
+    understands with server.connect() as remote:
         chunk = remote.wait(server.ask(remote, [1, 2, 3], num_tokens=32, seed=7, sampling=sampling))
     server.close()
 
-What a server refuses of the first request is left out from then on; what it ignores in silence cannot be seen.
+What a server refuses of the first request is left out from then on; what it ignores in silence
+cannot be seen.
 """
 
 import json
@@ -25,7 +26,8 @@ from specrej.engines.openai.replies import (
     read_models,
 )
 from specrej.errors import EngineError, ModelError, SpecrejError, UsageError
-from specrej.remote import Connections, Remote, RemoteError, Service, ServiceOptions, without_secrets
+from specrej.remote import Connections, Remote, RemoteError
+from specrej.services import RemoteService, ServiceOptions, without_secrets
 from specrej.types import SamplingParams
 
 _REFUSED = (400, 422)
@@ -37,7 +39,8 @@ _LEAVE_OUT = {
     "ignore_eos": "do not ask for ignore_eos",
 }
 _FEATURES = {
-    # What may be left out of a request, in this order, where a server refuses one without naming a field.
+    # What may be left out of a request, in this order, where a server refuses one without naming a
+    # field.
     "extensions": ("top_k", "min_p", "repetition_penalty", "repeat_penalty"),
     "return_token_ids": ("return_token_ids",),
     "prompt_ids": ("prompt",),
@@ -95,7 +98,7 @@ class CompletionsServer:
 
     Args:
         place: where it is.
-        options: of `specrej.remote.Service`.
+        options: of `specrej.services.RemoteService`.
         model: what the server calls the model.
         owner: what the server calls itself.
 
@@ -109,7 +112,7 @@ class CompletionsServer:
         self.place, self.model = place, model
         self.takes = set(_FEATURES)
         self.gives_ids = self.gives_logprobs = self.gives_cached = False
-        self._service = Service(url=place.of("/completions"), **options)
+        self._service = RemoteService(url=place.of("/completions"), **options)
         self._connections = Connections(self._service)
         self._penalty = "repeat_penalty" if owner == "llamacpp" else "repetition_penalty"
 
@@ -134,9 +137,13 @@ class CompletionsServer:
             while True:
                 prompt = list(ids) if "prompt_ids" in self.takes else text
                 try:
-                    chunk = remote.wait(self.ask(remote, prompt, num_tokens=1, seed=1, sampling=off))
+                    chunk = remote.wait(
+                        self.ask(remote, prompt, num_tokens=1, seed=1, sampling=off)
+                    )
                 except UnreadableReplyError as error:
-                    raise ModelError(f"{self.place.shown} has no completions that can be read: {error}") from None
+                    raise ModelError(
+                        f"{self.place.shown} has no completions that can be read: {error}"
+                    ) from None
                 except RemoteError as error:
                     self._give_way(error)
                     continue
@@ -150,7 +157,11 @@ class CompletionsServer:
         """Leave out what the server refused; what it is not for us to leave out is raised."""
         if error.status not in _REFUSED or not self.takes:
             raise self.failure(error) from None
-        named = {feature for feature in self.takes if any(field in str(error) for field in _FEATURES[feature])}
+        named = {
+            feature
+            for feature in self.takes
+            if any(field in str(error) for field in _FEATURES[feature])
+        }
         self.takes -= named or {next(feature for feature in _FEATURES if feature in self.takes)}
 
     def failure(self, error: RemoteError, sampling: SamplingParams | None = None) -> SpecrejError:
@@ -159,35 +170,56 @@ class CompletionsServer:
         if error.status in (401, 403):
             return UsageError(
                 f"{where} wants another API key: {error}",
-                hint='export OPENAI_API_KEY=..., or name a variable with --engine-args \'{"key_env": "NAME"}\'',
+                hint="export OPENAI_API_KEY=..., or name a variable with --engine-args "
+                '\'{"key_env": "NAME"}\'',
             )
         if error.status == 404:
             return ModelError(
                 f"{where} has no /completions for the model {self.model!r}: {error}",
-                hint="see that the URL ends in /v1, and that the server continues texts: one that only chats cannot",
+                hint="see that the URL ends in /v1, and that the server continues texts: one that "
+                "only chats cannot",
             )
         if sampling is not None and error.status in _REFUSED:
             for field in self.extras(sampling):
                 if field in str(error):
-                    return UsageError(f"{where} does not take {field}: {error}", hint=_LEAVE_OUT[field])
-        return EngineError(f"{where} does not answer: {error}", hint=error.hint or "see that the server runs")
+                    return UsageError(
+                        f"{where} does not take {field}: {error}", hint=_LEAVE_OUT[field]
+                    )
+        return EngineError(
+            f"{where} does not answer: {error}", hint=error.hint or "see that the server runs"
+        )
 
     def extras(self, sampling: SamplingParams) -> dict[str, Any]:
-        """The sampling options that OpenAI's API lacks, by the names that vLLM, SGLang and llama.cpp have for them.
+        """The sampling options that OpenAI's API lacks, by the names that vLLM, SGLang and
+        llama.cpp have for them.
 
-        Those that are off are sent where the server takes them all the same: it may have defaults of its own.
+        Those that are off are sent where the server takes them all the same: it may have defaults
+        of its own.
         """
         is_off = SamplingParams(top_k=0)
         wanted = {
             "top_k": (sampling.top_k or -1, sampling.top_k == is_off.top_k),
             "min_p": (sampling.min_p, sampling.min_p == is_off.min_p),
-            self._penalty: (sampling.repetition_penalty, sampling.repetition_penalty == is_off.repetition_penalty),
+            self._penalty: (
+                sampling.repetition_penalty,
+                sampling.repetition_penalty == is_off.repetition_penalty,
+            ),
         }
-        sent = {name: value for name, (value, off) in wanted.items() if "extensions" in self.takes or not off}
+        sent = {
+            name: value
+            for name, (value, off) in wanted.items()
+            if "extensions" in self.takes or not off
+        }
         return {**sent, "ignore_eos": True} if sampling.ignore_eos else sent
 
     async def ask(
-        self, remote: Remote, prompt: str | Sequence[int], *, num_tokens: int, seed: int, sampling: SamplingParams
+        self,
+        remote: Remote,
+        prompt: str | Sequence[int],
+        *,
+        num_tokens: int,
+        seed: int,
+        sampling: SamplingParams,
     ) -> Chunk:
         """Have a text or tokens continued.
 

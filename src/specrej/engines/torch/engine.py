@@ -1,4 +1,5 @@
-"""The torch engine: any transformers causal LM, many candidates of many prompts in one forward pass a step.
+"""The torch engine: any transformers causal LM, many candidates of many prompts in one forward pass
+a step.
 
 Knows tokens, rows and bytes; not rewards and not why a candidate is dropped.
 
@@ -34,7 +35,9 @@ from specrej.hub.tokenizers import TextCodec
 from specrej.types import Detokenizer, FinishReason, Prompt, SamplingParams
 
 _NOT_FINITE = "the model's logits are not finite (NaN or infinity)"
-_NOT_FINITE_HINT = "its weights are broken, or overflow in this precision: try weights or a dtype of more range"
+_NOT_FINITE_HINT = (
+    "its weights are broken, or overflow in this precision: try weights or a dtype of more range"
+)
 
 
 @dataclass
@@ -44,7 +47,8 @@ class _Run:
     group: Group
     sampling: SamplingParams
     logits: Tensor
-    """Of the prompt's last position, `[1, vocabulary]`: the first token of every candidate is drawn from them."""
+    """Of the prompt's last position, `[1, vocabulary]`: the first token of every candidate is
+    drawn from them."""
     prompt_hidden: Tensor
     """The last hidden state `[1, hidden]` that these logits came from."""
     newest: Tensor
@@ -59,7 +63,9 @@ class _Run:
 
 
 class TorchEngine:
-    """Decodes groups of candidates with a model whose attention is `group_attention`. See `loading.open_engine`."""
+    """Decodes groups of candidates with a model whose attention is `group_attention`. See
+    `loading.open_engine`.
+    """
 
     name = "torch"
     capacity_bytes: int | None = None
@@ -116,14 +122,24 @@ class TorchEngine:
         # The last token of an answer is never fed back, so its KV is never made.
         return self.layout.peak_bytes(num_prompt_tokens, num_candidates, max(num_new_tokens - 1, 0))
 
-    def default_budget(self, num_prompt_tokens: int, max_new_tokens: int, total_bytes: int | None = None) -> int:
-        """On a CPU room for 8 full-length candidates; on a GPU 80% of what is free now, or an eighth of the total."""
+    def default_budget(
+        self, num_prompt_tokens: int, max_new_tokens: int, total_bytes: int | None = None
+    ) -> int:
+        """On a CPU room for 8 full-length candidates; on a GPU 80% of what is free now, or an
+        eighth of the total.
+        """
         if self._device.type == "cuda":
-            return self.default_total(max_new_tokens) if total_bytes is None else total_bytes // PROMPTS_IN_TOTAL
+            return (
+                self.default_total(max_new_tokens)
+                if total_bytes is None
+                else total_bytes // PROMPTS_IN_TOTAL
+            )
         return self.kv_bytes(num_prompt_tokens, 8, max_new_tokens)
 
     def default_total(self, max_new_tokens: int) -> int:
-        """On a CPU eight default budgets with prompts of 1,024 tokens; on a GPU 80% of the memory that is free now."""
+        """On a CPU eight default budgets with prompts of 1,024 tokens; on a GPU 80% of the
+        memory that is free now.
+        """
         if self._device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self._device)
             return int(free * 0.8)
@@ -134,10 +150,13 @@ class TorchEngine:
         num_known = len(self.model.get_input_embeddings().weight)
         if max(prompt_ids) >= num_known:  # looked up on a GPU, it would end the process
             raise PromptError(
-                f"the prompt has the token {max(prompt_ids)}, the model knows those below {num_known}",
+                f"the prompt has the token {max(prompt_ids)}, the model knows those below "
+                f"{num_known}",
                 hint="the tokenizer does not fit the model",
             )
-        group = Group(list(prompt_ids), budget_bytes, self.layout, max(sampling.max_new_tokens - 1, 1))
+        group = Group(
+            list(prompt_ids), budget_bytes, self.layout, max(sampling.max_new_tokens - 1, 1)
+        )
         with _memory_errors():
             group.share(run.group for run in self._runs.values())
             logits, hidden = prefill(self.model, group, self._device)
@@ -158,19 +177,26 @@ class TorchEngine:
         answered_for: set[PromptPart] = set()
         for run in reversed(self._runs.values()):
             *shared, _ = run.group.parts()
-            run.group.shared_bytes = sum(part.part_bytes() for part in shared if part in answered_for)
+            run.group.shared_bytes = sum(
+                part.part_bytes() for part in shared if part in answered_for
+            )
             answered_for.update(shared)
 
     @torch.inference_mode()
     def add(self, prompt: int, indices: Sequence[int]) -> None:
         run = self._runs[prompt]
         if run.group.num_rows:
-            raise UsageError("candidates of a prompt advance together: these begin when those before them have ended")
+            raise UsageError(
+                "candidates of a prompt advance together: these begin when those before them have "
+                "ended"
+            )
         run.group.indices = list(indices)
         run.newest = run.newest.new_empty(len(indices), 1)
         run.num_tokens = 0
         if run.sampling.repetition_penalty != 1.0:
-            run.seen = torch.zeros(len(indices), run.logits.shape[-1], dtype=torch.bool, device=self._device)
+            run.seen = torch.zeros(
+                len(indices), run.logits.shape[-1], dtype=torch.bool, device=self._device
+            )
             run.seen[:, run.group.prompt_ids] = True
 
     @torch.inference_mode()
@@ -183,7 +209,9 @@ class TorchEngine:
                 run.group.reserve(None if limits is None else limits[handle])
             outputs = self._feed(list(begun.values()))
             drawn = [
-                self._draw(run, *(next(outputs) if run.num_tokens else (run.logits, run.prompt_hidden)))
+                self._draw(
+                    run, *(next(outputs) if run.num_tokens else (run.logits, run.prompt_hidden))
+                )
                 for run in live.values()
             ]
         tokens = []
@@ -192,13 +220,20 @@ class TorchEngine:
         return tokens
 
     def _feed(self, runs: list[_Run]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits `[rows, vocabulary]` and last hidden states of each run's newest tokens, from one pass."""
+        """Logits `[rows, vocabulary]` and last hidden states of each run's newest tokens, from
+        one pass.
+        """
         if not runs:
             return iter(())
         ids = torch.cat([run.newest for run in runs])
-        positions = [len(run.group.prompt_ids) + run.group.length for run in runs for _ in run.group.indices]
+        positions = [
+            len(run.group.prompt_ids) + run.group.length for run in runs for _ in run.group.indices
+        ]
         logits, hidden = _forward(
-            self.model, ids, torch.tensor(positions, device=self._device)[:, None], DecodePass([r.group for r in runs])
+            self.model,
+            ids,
+            torch.tensor(positions, device=self._device)[:, None],
+            DecodePass([r.group for r in runs]),
         )
         rows = [run.group.num_rows for run in runs]
         return zip(torch.split(logits, rows), torch.split(hidden, rows), strict=True)
@@ -221,7 +256,9 @@ class TorchEngine:
             Token(handle, index, LOST, None, "lost", _NOT_FINITE)
             if token_id == LOST
             else Token(handle, index, token_id, logprob, self._finish_reason(run, token_id))
-            for index, token_id, logprob in zip(group.indices, ids.tolist(), logprobs.tolist(), strict=True)
+            for index, token_id, logprob in zip(
+                group.indices, ids.tolist(), logprobs.tolist(), strict=True
+            )
         ]
         self._remove(run, [row for row, token in enumerate(tokens) if token.finish_reason])
         return tokens
@@ -272,7 +309,9 @@ class TorchEngine:
         self._settle()
 
     def shutdown(self) -> None:
-        """Let go of prompts and model; a GPU has its memory back where nobody else holds the model."""
+        """Let go of prompts and model; a GPU has its memory back where nobody else holds the
+        model.
+        """
         self._runs.clear()
         self.model = None
         if self._device.type == "cuda":
@@ -283,7 +322,8 @@ class TorchEngine:
 def prefill(model: Any, group: Group, device: torch.device) -> tuple[Tensor, Tensor]:
     """Run what a group's prompt does not share through the model, its KV into the group.
 
-    Returns the logits `[1, vocabulary]` and the last hidden state `[1, hidden]` at the prompt's last position.
+    Returns the logits `[1, vocabulary]` and the last hidden state `[1, hidden]` at the prompt's
+    last position.
     """
     for start in range(group.start, len(group.prompt_ids), PREFILL_CHUNK):
         ids = torch.tensor([group.prompt_ids[start : start + PREFILL_CHUNK]], device=device)
@@ -293,11 +333,17 @@ def prefill(model: Any, group: Group, device: torch.device) -> tuple[Tensor, Ten
 
 
 def _forward(model: Any, ids: Tensor, positions: Tensor, kv: Pass) -> tuple[Tensor, Tensor]:
-    """Logits `[rows, vocabulary]` and last hidden states `[rows, hidden]` of the last position of each row."""
+    """Logits `[rows, vocabulary]` and last hidden states `[rows, hidden]` of the last position
+    of each row.
+    """
     head_inputs: list[Tensor] = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: head_inputs.append(given[0]))
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, given: head_inputs.append(given[0])
+    )
     try:
-        output = model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1, kv=kv)
+        output = model(
+            input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1, kv=kv
+        )
     finally:
         hook.remove()
     return output.logits[:, -1], head_inputs[0][:, -1]

@@ -2,10 +2,12 @@
 
     engine = open_engine("smollm2")                          # a default model
     engine = open_engine("org/name", device="cuda")          # a Hugging Face id
-    engine = open_engine("/models/mine", weights="fp32")     # a directory: safetensors, or one GGUF file
+    engine = open_engine("/models/mine", weights="fp32")     # a directory: safetensors, or one GGUF
+    file
 
-Before an engine is handed out, a short text goes through the model twice: through transformers' own attention, and
-through ours, a prompt in chunks and then token by token. An architecture whose logits differ is refused.
+Before an engine is handed out, a short text goes through the model twice: through transformers' own
+attention, and through ours, a prompt in chunks and then token by token. An architecture whose
+logits differ is refused.
 """
 
 from collections import Counter
@@ -32,8 +34,12 @@ from specrej.hub.tokenizers import TextCodec
 _PROBE_PROMPT, _PROBE_NEW = 9, 4
 
 
-def open_engine(
-    model: str | Path, *, weights: str | None = None, device: str | None = None, special_tokens: str = "text"
+def load_engine(
+    model: str | Path,
+    *,
+    weights: str | None = None,
+    device: str | None = None,
+    special_tokens: str = "text",
 ) -> TorchEngine:
     """Load a causal LM with its tokenizer.
 
@@ -46,7 +52,8 @@ def open_engine(
     Raises:
         UnknownNameError: nothing has this name.
         UsageError: there is no such device.
-        ModelError: not a causal LM, a broken directory, or an architecture that the engine cannot honour.
+        ModelError: not a causal LM, a broken directory, or an architecture that the engine cannot
+            honour.
     """
     dtype = None if open_device(device).type == "cpu" else torch.bfloat16
     loaded, tokenizer = open_pretrained(
@@ -58,11 +65,18 @@ def open_engine(
 def open_as_asked(model: str | Path, options: EngineOptions) -> TorchEngine:
     """See `specrej.engines.opening`."""
     options.refuse("torch", "arguments")
-    return open_engine(model, weights=options.weights, device=options.device, special_tokens=options.special_tokens)
+    return load_engine(
+        model, weights=options.weights, device=options.device, special_tokens=options.special_tokens
+    )
 
 
 def wrap(
-    model: Any, tokenizer: Any, *, weights: str | None = None, name: str = "model", special_tokens: str = "text"
+    model: Any,
+    tokenizer: Any,
+    *,
+    weights: str | None = None,
+    name: str = "model",
+    special_tokens: str = "text",
 ) -> TorchEngine:
     """An engine around a loaded model, which belongs to the engine from here on.
 
@@ -78,7 +92,10 @@ def wrap(
     if model.device.type == "cpu" and model.dtype == torch.float32:
         kernel = pack_linears(model, weights or "fp16")
     elif weights is not None:
-        raise UsageError(f"weights={weights!r} is for float32 models on a CPU, got {model.dtype} on {model.device}")
+        raise UsageError(
+            f"weights={weights!r} is for float32 models on a CPU, got {model.dtype} on "
+            f"{model.device}"
+        )
     text_config = model.config.get_text_config()
     return TorchEngine(
         model,
@@ -109,7 +126,8 @@ def _eos_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
 
 @torch.inference_mode()
 def _verify(model: Any) -> tuple[KvLayout, ModelFlops]:
-    """Compare our attention with transformers' own on a short text; what a token holds in KV, and what it costs.
+    """Compare our attention with transformers' own on a short text; what a token holds in KV, and
+    what it costs.
 
     Leaves the model set to our attention.
 
@@ -118,7 +136,9 @@ def _verify(model: Any) -> tuple[KvLayout, ModelFlops]:
     """
     vocab_size = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocab_size, (2, _PROBE_PROMPT + _PROBE_NEW), generator=generator).to(model.device)
+    ids = torch.randint(vocab_size, (2, _PROBE_PROMPT + _PROBE_NEW), generator=generator).to(
+        model.device
+    )
     ids[1, :_PROBE_PROMPT] = ids[0, :_PROBE_PROMPT]
 
     def expect() -> Tensor:
@@ -147,14 +167,18 @@ def _flops(model: Any, recorder: Recorder) -> ModelFlops:
 
 
 def _probe(model: Any, ids: Tensor) -> tuple[Tensor, Recorder]:
-    """Logits `[2, new + 1, vocabulary]` for the last prompt token and each token after it, on our attention."""
+    """Logits `[2, new + 1, vocabulary]` for the last prompt token and each token after it, on
+    our attention.
+    """
     prompt = ids[0, :_PROBE_PROMPT].tolist()
     group = Group(prompt, budget_bytes=0, layout=KvLayout(0, 0, GRANULE), max_slots=_PROBE_NEW)
     half = _PROBE_PROMPT // 2
     for start, stop in ((0, half), (half, _PROBE_PROMPT)):
         recorder = Recorder(PrefillPass(group, start))
         positions = torch.arange(start, stop, device=ids.device)[None]
-        output = model(input_ids=ids[:1, start:stop], position_ids=positions, use_cache=False, kv=recorder)
+        output = model(
+            input_ids=ids[:1, start:stop], position_ids=positions, use_cache=False, kv=recorder
+        )
     logits = [output.logits[:, -1].expand(2, -1)]
     group.indices = [0, 1]
     for step in range(_PROBE_NEW):
@@ -162,7 +186,9 @@ def _probe(model: Any, ids: Tensor) -> tuple[Tensor, Recorder]:
         position = _PROBE_PROMPT + step
         positions = torch.full((2, 1), position, device=ids.device)
         decode = DecodePass([group])
-        output = model(input_ids=ids[:, position, None], position_ids=positions, use_cache=False, kv=decode)
+        output = model(
+            input_ids=ids[:, position, None], position_ids=positions, use_cache=False, kv=decode
+        )
         logits.append(output.logits[:, -1])
         group.length += 1
     return torch.stack(logits, dim=1).float(), recorder

@@ -29,9 +29,9 @@ from specrej.evaluation.report.headline import (
     titled,
 )
 from specrej.evaluation.report.page import Cell, Page, Section, Table, TableRow, Terms, picture
-from specrej.evaluation.report.stories import Chosen, choose, runners_of, story
+from specrej.evaluation.report.stories import Chosen, runners_of, story, telling_prompts
 from specrej.evaluation.report.tables import method_tables
-from specrej.evaluation.rows import Row
+from specrej.evaluation.rows import BenchRow
 
 _UNITS: dict[Compute, str] = {"seconds": "seconds", "tokens": "generated tokens", "flops": "FLOPs"}
 _PARTS = ("decode", "reward", "prefill", "other")
@@ -41,10 +41,15 @@ def bench_page(directory: Path, baseline: str | None) -> Page:
     """See `write_report`."""
     info, rows = read_bench(directory)
     if not rows:
-        raise UsageError(f"{directory} holds no results yet", hint="run specrej bench with --resume to go on with it")
-    summary = summarize(rows, baseline or default_baseline(info["methods"]), read_verdicts(directory))
+        raise UsageError(
+            f"{directory} holds no results yet",
+            hint="run specrej bench with --resume to go on with it",
+        )
+    summary = summarize(
+        rows, baseline or default_baseline(info["methods"]), read_verdicts(directory)
+    )
     chief = chief_method(summary)
-    chosen = choose(align(rows, summary["baseline"]), chief)
+    chosen = telling_prompts(align(rows, summary["baseline"]), chief)
     plots = directory / "plots"
     plots.mkdir(exist_ok=True)
     sections = [
@@ -69,19 +74,24 @@ def _efficiency(summary: Summary, plots: Path) -> Section:
     pictures = []
     for measure in COMPUTES:
         if points := _points(summary, measure):
-            told = "; ".join(f"{point.label}: {number(point.y, 1)} at {number(point.x, 2)}" for point in points)
+            told = "; ".join(
+                f"{point.label}: {number(point.y, 1)} at {number(point.x, 2)}" for point in points
+            )
             pictures.append(
                 picture(
                     efficiency(points, unit=_UNITS[measure], baseline=base),
                     plots / f"efficiency-{measure}",
                     title=f"Score against {_UNITS[measure]}",
                     caption="",
-                    label=f"Improvement score against {_UNITS[measure]} relative to {base}. {told}.",
+                    label=f"Improvement score against {_UNITS[measure]} relative to {base}. "
+                    f"{told}.",
                 )
             )
     prose = (
-        f"Up is better, left is cheaper. {base} stands at 1 and 100. Grey is Best-of-N, labelled with N; the colour "
-        "is Speculative Rejection, labelled with α. Bars are 95% intervals over prompts; compute is on a log scale."
+        f"Up is better, left is cheaper. {base} stands at 1 and 100. Grey is Best-of-N, labelled "
+        "with N; the colour "
+        "is Speculative Rejection, labelled with α. Bars are 95% intervals over prompts; compute "
+        "is on a log scale."
     )
     return Section("efficiency", "Gain against compute", prose, figures=pictures)
 
@@ -123,27 +133,36 @@ def _race(chosen: Sequence[Chosen], chief: str, baseline: str, plots: Path) -> S
                 plots / f"race-{prompt.why.replace(' ', '-')}",
                 title=f"{prompt.title}: prompt {prompt.row['prompt_id']}",
                 caption=f"{len(runners)} candidates, {plural(len(decisions), 'decision')}",
-                label=f"{len(runners)} candidates; {stayed}. The winner's reward is {turn['reward']:.3f}.",
+                label=f"{len(runners)} candidates; {stayed}. The winner's reward is "
+                f"{turn['reward']:.3f}.",
             )
         )
     prose = (
-        f"Each line is a candidate of {spoken(chief)}: its reward at each decision, at its length then. A cross is a "
-        "rejection, a dot a complete answer, the strong line the winner; above each decision stands how many stayed. "
-        f"Shown are the prompts on which it gains most, the median and least against {spoken(baseline)}; of a "
+        f"Each line is a candidate of {spoken(chief)}: its reward at each decision, at its length "
+        "then. A cross is a "
+        "rejection, a dot a complete answer, the strong line the winner; above each decision "
+        "stands how many stayed. "
+        "Shown are the prompts on which it gains most, the median and least against "
+        f"{spoken(baseline)}; of a "
         "conversation, its first turn."
     )
     return Section("race", "The race", prose, figures=pictures)
 
 
 def _cost(summary: Summary, plots: Path) -> Section:
-    costs = {name: method["cost"] for name, method in summary["methods"].items() if method["cost"]["num_prompts"]}
+    costs = {
+        name: method["cost"]
+        for name, method in summary["methods"].items()
+        if method["cost"]["num_prompts"]
+    }
     rejects = {name: is_rejecting(name) for name in costs}
     pictures = []
     for measure in COMPUTES:
         parts = {name: _parts(cost, measure) for name, cost in costs.items()}
         if parts and all(parts.values()):
             told = "; ".join(
-                f"{short_name(name)}: {', '.join(f'{part} {short(value)}' for part, value in of_method.items())}"
+                f"{short_name(name)}: "
+                f"{', '.join(f'{part} {short(value)}' for part, value in of_method.items())}"
                 for name, of_method in parts.items()
             )
             pictures.append(
@@ -155,7 +174,10 @@ def _cost(summary: Summary, plots: Path) -> Section:
                     label=f"{_UNITS[measure]} per prompt by part. {told}.",
                 )
             )
-    prose = "Means over the prompts that a method came to the end of. All parts are inside the clock, the reward too."
+    prose = (
+        "Means over the prompts that a method came to the end of. All parts are inside the clock, "
+        "the reward too."
+    )
     return Section("cost", "Where the cost goes", prose, figures=pictures)
 
 
@@ -166,7 +188,11 @@ def _parts(cost: Cost, measure: Compute) -> dict[str, float]:
     of_parts = cost["seconds"] if measure == "seconds" else cost["flops"]
     sums = {part: of_parts[part] for part in _PARTS if part in of_parts}
     known = {part: value for part, value in sums.items() if value is not None}
-    return {part: value / cost["num_prompts"] for part, value in known.items()} if len(known) == len(sums) else {}
+    return (
+        {part: value / cost["num_prompts"] for part, value in known.items()}
+        if len(known) == len(sums)
+        else {}
+    )
 
 
 def _on_tables(summary: Summary) -> str:
@@ -177,30 +203,39 @@ def _on_tables(summary: Summary) -> str:
     counted = [f"{plural(count, 'prompt')} {why}" for count, why in left_out if count]
     flat, base = summary["num_flat"], spoken(summary["baseline"])
     return " ".join([
-        f"Over {plural(summary['num_prompts'], 'prompt')}; below each figure is its 95% interval, by the bootstrap "
+        f"Over {plural(summary['num_prompts'], 'prompt')}; below each figure is its 95% interval, "
+        "by the bootstrap "
         "over prompts, paired.",
-        "A method that failed on a prompt stays in, with the lowest reward of the baseline's candidates.",
+        "A method that failed on a prompt stays in, with the lowest reward of the baseline's "
+        "candidates.",
         *([f"Left out: {', '.join(counted)}."] if counted else []),
-        *([f"Without an improvement score, all candidates being equal: {plural(flat, 'prompt')}."] if flat else []),
+        *(["Without an improvement score, all candidates being equal: "
+           f"{plural(flat, 'prompt')}."] if flat else []),
         *([f"{doubt(summary['narrow_prompts'], base)}."] if summary["narrow_prompts"] else []),
     ])  # fmt: skip
 
 
-def _answers(chosen: Sequence[Chosen], rows: Sequence[Row], chief: str, summary: Summary) -> Section:
+def _answers(
+    chosen: Sequence[Chosen], rows: Sequence[BenchRow], chief: str, summary: Summary
+) -> Section:
     prose = (
-        f"The prompts on which {spoken(chief)} gains most, the median and least against {spoken(summary['baseline'])}. "
+        f"The prompts on which {spoken(chief)} gains most, the median and least against "
+        f"{spoken(summary['baseline'])}. "
         "On the left what each method chose, on the right the lowest of its complete candidates."
     )
     stories = [story(one, rows, list(summary["methods"])) for one in chosen]
     return Section("answers", "Answers side by side", prose, stories=stories)
 
 
-def _failures(rows: Sequence[Row]) -> Section:
+def _failures(rows: Sequence[BenchRow]) -> Section:
     failed = [(row, row["error"]) for row in rows if row["error"]]
     lines = [
         TableRow(
             row["prompt_id"],
-            [Cell(text, is_words=True) for text in (spoken(row["method"]), error["kind"], error["message"])],
+            [
+                Cell(text, is_words=True)
+                for text in (spoken(row["method"]), error["kind"], error["message"])
+            ],
             is_rejecting(row["method"]),
         )
         for row, error in failed
@@ -210,7 +245,7 @@ def _failures(rows: Sequence[Row]) -> Section:
     return Section("failures", "Failures", prose, tables=[table] if failed else [])
 
 
-def _totals(rows: Sequence[Row]) -> Terms:
+def _totals(rows: Sequence[BenchRow]) -> Terms:
     """What the run has cost so far, all methods and prompts together."""
     usages = [turn["usage"] for row in rows for turn in row["turns"]]
     seconds = sum(usage["total_s"] for usage in usages)

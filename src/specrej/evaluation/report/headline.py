@@ -1,8 +1,10 @@
-"""How the page says numbers and names, and the finding of a bench in two sentences, for better or worse.
+"""How the page says numbers and names, and the finding of a bench in two sentences, for better or
+worse.
 
 spoken("speculative_rejection:0.5")              # "Speculative Rejection (α = 0.5)"
 estimated({"value": 1.234, "low": 1.1, "high": 1.4}, 2)      # Cell("1.23", "1.10 to 1.40")
-headline(summary)                                # "At equal reward, Speculative Rejection (α = 0.5) takes ..."
+headline(summary)                                # "At equal reward, Speculative Rejection (α = 0.5)
+takes ..."
 """
 
 import math
@@ -21,10 +23,14 @@ _LARGE = 1e6
 
 
 def chief_method(summary: Summary) -> str:
-    """The method of the highest mean reward, of equal ones the cheapest, among those that reject; else among all."""
+    """The method of the highest mean reward, of equal ones the cheapest, among those that
+    reject; else among all.
+    """
     methods = summary["methods"]
     rejecting = [method for method in methods if is_rejecting(method)]
-    return max(rejecting or methods, key=lambda name: (_reward(methods[name]), -_seconds(methods[name])))
+    return max(
+        rejecting or methods, key=lambda name: (_reward(methods[name]), -_seconds(methods[name]))
+    )
 
 
 def _reward(method: MethodSummary) -> float:
@@ -61,17 +67,22 @@ def _on_speedup(chief: str, speedup: Speedup, gap: str) -> str:
     name, value = spoken(chief), speedup["value"]
     if speedup["outcome"] == "not_reached":
         return (
-            f"No Best-of-N of this run reaches the mean reward of {name}, {gap}; the dearest takes {value:.2f} times "
+            f"No Best-of-N of this run reaches the mean reward of {name}, {gap}; the dearest takes "
+            f"{value:.2f} times "
             "its seconds."
         )
     if speedup["outcome"] == "below":
         return (
-            f"{name} stays below the mean reward of the cheapest Best-of-N of this run, which takes {value:.2f} times "
+            f"{name} stays below the mean reward of the cheapest Best-of-N of this run, which "
+            f"takes {value:.2f} times "
             "its seconds: there is no speedup."
         )
     ends = in_brackets(speedup["low"], speedup["high"], 2)
     if value < 1:
-        return f"{name} is slower than Best-of-N: at equal mean reward its speedup in seconds is {value:.2f}{ends}."
+        return (
+            f"{name} is slower than Best-of-N: at equal mean reward its speedup in seconds is "
+            f"{value:.2f}{ends}."
+        )
     doubt = "" if (speedup["low"] or 0) > 1 else "; that it is slower is not ruled out"
     return f"{name} is {value:.2f} times as fast as Best-of-N at equal mean reward{ends}{doubt}."
 
@@ -85,9 +96,17 @@ def lead(summary: Summary) -> str:
     method = summary["methods"][chief]
     score, relative = method["improvement"], method["relative"]
     ends = in_brackets(score["low"], score["high"], 1)
-    gain = "no improvement score" if score["value"] is None else f"an improvement score of {score['value']:.1f}{ends}"
+    gain = (
+        "no improvement score"
+        if score["value"] is None
+        else f"an improvement score of {score['value']:.1f}{ends}"
+    )
     words = {"seconds": "seconds", "tokens": "tokens", "flops": "FLOPs"}
-    costs = [f"{relative[c]['value']:.2f} of its {words[c]}" for c in COMPUTES if relative[c]["value"] is not None]
+    costs = [
+        f"{relative[c]['value']:.2f} of its {words[c]}"
+        for c in COMPUTES
+        if relative[c]["value"] is not None
+    ]
     known = f", for {', '.join(costs)}" if costs else ""
     return f"Against {spoken(baseline)} (score 100) it has {gain}{known}. {counted}"
 
@@ -106,7 +125,9 @@ def spoken(method: str) -> str:
 
 
 def number(value: float, digits: int) -> str:
-    """With commas, a real minus sign, and no minus before zero; six digits count, from a million on three."""
+    """With commas, a real minus sign, and no minus before zero; six digits count, from a million
+    on three.
+    """
     if abs(value) >= _LARGE:
         return short(value).replace("-", "−")
     if value:
@@ -126,13 +147,16 @@ def estimated(estimate: Estimate | None, digits: int) -> Cell:
     """A figure over its interval."""
     if estimate is None or estimate["value"] is None:
         return Cell(NONE)
-    return Cell(number(estimate["value"], digits), interval(estimate["low"], estimate["high"], digits))
+    return Cell(
+        number(estimate["value"], digits), interval(estimate["low"], estimate["high"], digits)
+    )
 
 
 def share(estimate: Estimate) -> Cell:
     """A share in percent."""
     value, low, high = (
-        None if end is None else 100 * end for end in (estimate["value"], estimate["low"], estimate["high"])
+        None if end is None else 100 * end
+        for end in (estimate["value"], estimate["low"], estimate["high"])
     )
     return Cell(NONE if value is None else f"{value:.0f}%", interval(low, high, 0))
 
@@ -159,7 +183,8 @@ def doubt(prompts: Sequence[str], baseline: str) -> str:
     """Why the mean of an improvement score may be that of few prompts."""
     named = ", ".join(prompts[:3]) + (", ..." if len(prompts) > 3 else "")
     return (
-        f"Mind the improvement score: on {plural(len(prompts), 'prompt')} ({named}) the rewards of {baseline} hardly "
+        f"Mind the improvement score: on {plural(len(prompts), 'prompt')} ({named}) the rewards of "
+        f"{baseline} hardly "
         "differ, so a small difference is a large score; the median is not moved by it"
     )
 

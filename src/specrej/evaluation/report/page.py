@@ -1,11 +1,11 @@
 """What a page is made of, in plain text, and how it becomes HTML.
 
     Section("cost", "Cost by part", "Each bar is a method.", figures=[...])
-    picture(figure, directory / "plots/cost", title="Seconds", caption="A bar a method.", label="12 s")
-    render(page)
+    picture(figure, directory / "plots/cost", title="Seconds", caption="A bar a method.", label="12
+    s") render(page)
 
-The template lays the page out, and escapes its text. A figure in it is smaller than its file, has ids of its own, and
-the page's colours, light or dark.
+The template lays the page out, and escapes its text. A figure in it is smaller than its file, has
+ids of its own, and the page's colours, light or dark.
 """
 
 import re
@@ -20,7 +20,12 @@ from matplotlib.figure import Figure
 from specrej.evaluation.figure import ACCENT, INK, MUTED, PAPER, RULE, save
 
 _HERE = Path(__file__).parent
-_COLORS = {INK: "var(--fig-ink)", MUTED: "var(--fig-muted)", RULE: "var(--fig-rule)", ACCENT: "var(--fig-accent)"}
+_COLORS = {
+    INK: "var(--fig-ink)",
+    MUTED: "var(--fig-muted)",
+    RULE: "var(--fig-rule)",
+    ACCENT: "var(--fig-accent)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StoryAnswer:
     """What a method chose, beside the lowest of its complete candidates.
 
     Attributes:
@@ -84,7 +89,7 @@ class Story:
 
     title: str
     question: str
-    answers: Sequence[Answer]
+    answers: Sequence[StoryAnswer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +120,9 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """All of it: the kind of run, the finding in a sentence, what belongs beside it, and the sections."""
+    """All of it: the kind of run, the finding in a sentence, what belongs beside it, and the
+    sections.
+    """
 
     title: str
     headline: str
@@ -137,7 +144,9 @@ def render(page: Page) -> str:
 
 
 def picture(figure: Figure, stem: Path, *, title: str, caption: str, label: str) -> Picture:
-    """Save a figure as STEM.svg and STEM.png, and put it in a page; `label` says in words what it shows."""
+    """Save a figure as STEM.svg and STEM.png, and put it in a page; `label` says in words what
+    it shows.
+    """
     svg, _ = save(figure, stem)
     return Picture(title, caption, inline(svg.read_text(encoding="utf-8"), stem.name, label))
 
@@ -148,7 +157,9 @@ def inline(svg: str, name: str, label: str) -> Markup:
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<[^>]*>", lambda tag: _lean(tag[0]), svg)
     used = set(re.findall(r"#(\w+)", svg))
-    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
+    svg = re.sub(
+        r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg
+    )
     svg = re.sub(r'(href="|url\()#', rf"\1#{name}-", svg)
     for color, variable in _COLORS.items():
         svg = svg.replace(color, variable)
@@ -159,7 +170,9 @@ def inline(svg: str, name: str, label: str) -> Markup:
 
 
 def _lean(tag: str) -> str:
-    """Without what the eye does not see: fonts (the page has its own), turns by nothing, thousandths of a point."""
+    """Without what the eye does not see: fonts (the page has its own), turns by nothing,
+    thousandths of a point.
+    """
     tag = re.sub(r"font-family: [^;\"]*; |\s+transform=\"rotate\(-0 [^\"]*\"", "", tag)
     tag = re.sub(r"\s+", " ", tag)
     return re.sub(r"(\.\d\d)\d+", r"\1", tag)

@@ -11,37 +11,50 @@ from dataclasses import dataclass
 from specrej.evaluation.comparison import Comparison, failed, rewards
 from specrej.evaluation.plots import Fate, Runner
 from specrej.evaluation.report.headline import is_rejecting, number, spoken
-from specrej.evaluation.report.page import Answer, Story
-from specrej.evaluation.rows import CandidateRow, Row, TurnRow
+from specrej.evaluation.report.page import Story, StoryAnswer
+from specrej.evaluation.rows import BenchRow, CandidateRow, TurnRow
 from specrej.search.choosing import rank
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A prompt and why it is told: `gain` is the reward of the method minus that of the baseline."""
+    """A prompt and why it is told: `gain` is the reward of the method minus that of the
+    baseline.
+    """
 
     why: str
     gain: float
-    row: Row
+    row: BenchRow
 
     @property
     def title(self) -> str:
         return f"{self.why.capitalize()}, {'+' if self.gain > 0 else ''}{number(self.gain, 3)}"
 
 
-def choose(comparison: Comparison, method: str) -> list[Chosen]:
-    """The prompts of the largest, the median and the smallest gain; of equal ones the first in the bench.
+def telling_prompts(comparison: Comparison, method: str) -> list[Chosen]:
+    """The prompts of the largest, the median and the smallest gain; of equal ones the first in the
+    bench.
 
     Fewer where the method has fewer answers.
     """
     gains = (rewards(comparison, method) - rewards(comparison, comparison.baseline)).tolist()
     has_failed = failed(comparison, method).tolist()
-    ordered = sorted((place for place in range(len(gains)) if not has_failed[place]), key=lambda place: -gains[place])
+    ordered = sorted(
+        (place for place in range(len(gains)) if not has_failed[place]),
+        key=lambda place: -gains[place],
+    )
     if not ordered:
         return []
-    places = {0: "largest gain", len(ordered) // 2: "median gain", len(ordered) - 1: "smallest gain"}
+    places = {
+        0: "largest gain",
+        len(ordered) // 2: "median gain",
+        len(ordered) - 1: "smallest gain",
+    }
     rows = comparison.rows[method]
-    return [Chosen(why, gains[ordered[rank]], rows[ordered[rank]]) for rank, why in sorted(places.items())]
+    return [
+        Chosen(why, gains[ordered[rank]], rows[ordered[rank]])
+        for rank, why in sorted(places.items())
+    ]
 
 
 def runners_of(turn: TurnRow) -> tuple[list[Runner], list[tuple[int, int]]]:
@@ -50,7 +63,10 @@ def runners_of(turn: TurnRow) -> tuple[list[Runner], list[tuple[int, int]]]:
     winner = _winner(turn)
     runners = [
         Runner(
-            [min(lengths[int(decision)], candidate["num_tokens"]) for decision in candidate["rewards"]],
+            [
+                min(lengths[int(decision)], candidate["num_tokens"])
+                for decision in candidate["rewards"]
+            ],
             list(candidate["rewards"].values()),
             _fate(candidate, winner),
         )
@@ -80,11 +96,13 @@ def _fate(candidate: CandidateRow, winner: int) -> Fate:
     return "rejected" if candidate["state"] == "rejected" else "complete"
 
 
-def story(chosen: Chosen, rows: Sequence[Row], methods: Sequence[str]) -> Story:
+def story(chosen: Chosen, rows: Sequence[BenchRow], methods: Sequence[str]) -> Story:
     """The prompt's question, and every method's answer to its last turn."""
     prompt_id = chosen.row["prompt_id"]
-    by_method = {row["method"]: row for row in rows if row["prompt_id"] == prompt_id and not row["error"]}
-    answers: list[Answer] = []
+    by_method = {
+        row["method"]: row for row in rows if row["prompt_id"] == prompt_id and not row["error"]
+    }
+    answers: list[StoryAnswer] = []
     seen: dict[str, str] = {}
     for method in (method for method in methods if method in by_method):
         turn = by_method[method]["turns"][-1]
@@ -94,10 +112,10 @@ def story(chosen: Chosen, rows: Sequence[Row], methods: Sequence[str]) -> Story:
     return Story(f"{chosen.title}: prompt {prompt_id}", question, answers)
 
 
-def _answer(method: str, turn: TurnRow, twin: str) -> Answer:
+def _answer(method: str, turn: TurnRow, twin: str) -> StoryAnswer:
     """`twin` is the first method with the same answer."""
     is_alone = sum(candidate["state"] == "complete" for candidate in turn["candidates"]) == 1
-    return Answer(
+    return StoryAnswer(
         method=spoken(method),
         rejects=is_rejecting(method),
         reward=number(turn["reward"], 3),

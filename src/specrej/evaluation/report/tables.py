@@ -9,15 +9,22 @@ Nothing is computed here but how many candidates a method began with.
 from collections.abc import Callable, Sequence
 
 from specrej.evaluation.metrics import COMPUTES, RISK_AVERSION, SCORES, MethodSummary, Summary
-from specrej.evaluation.report.headline import NONE, estimated, is_rejecting, quickened, share, spoken
+from specrej.evaluation.report.headline import (
+    NONE,
+    estimated,
+    is_rejecting,
+    quickened,
+    share,
+    spoken,
+)
 from specrej.evaluation.report.page import Cell, Table, TableRow
-from specrej.evaluation.rows import Row
+from specrej.evaluation.rows import BenchRow
 from specrej.memory import format_bytes
 
 Cells = Callable[[str, MethodSummary], Sequence[Cell]]
 
 
-def method_tables(summary: Summary, rows: Sequence[Row]) -> list[Table]:
+def method_tables(summary: Summary, rows: Sequence[BenchRow]) -> list[Table]:
     """Gain and compute, speedups, wins, those by each judge, perplexity, risk."""
     return [
         _gain(summary, rows),
@@ -31,11 +38,12 @@ def method_tables(summary: Summary, rows: Sequence[Row]) -> list[Table]:
 
 def _lines(summary: Summary, cells: Cells) -> list[TableRow]:
     return [
-        TableRow(spoken(name), cells(name, method), is_rejecting(name)) for name, method in summary["methods"].items()
+        TableRow(spoken(name), cells(name, method), is_rejecting(name))
+        for name, method in summary["methods"].items()
     ]
 
 
-def _gain(summary: Summary, rows: Sequence[Row]) -> Table:
+def _gain(summary: Summary, rows: Sequence[BenchRow]) -> Table:
     def cells(name: str, method: MethodSummary) -> list[Cell]:
         relative = [estimated(method["relative"][measure], 2) for measure in COMPUTES]
         return [
@@ -63,15 +71,18 @@ def _gain(summary: Summary, rows: Sequence[Row]) -> Table:
         "Failed",
     )
     note = (
-        f"Difference and compute are relative to {base}. The improvement score is 100 where a method's reward is that "
+        f"Difference and compute are relative to {base}. The improvement score is 100 where a "
+        "method's reward is that "
         f"of {base}, and 0 where it is that of its lowest candidate."
     )
     return Table("Gain and compute", columns, _lines(summary, cells), note)
 
 
-def _begun(rows: Sequence[Row], method: str) -> str:
+def _begun(rows: Sequence[BenchRow], method: str) -> str:
     """Candidates at the start, from the fewest to the most of any turn."""
-    counts = [len(turn["candidates"]) for row in rows if row["method"] == method for turn in row["turns"]]
+    counts = [
+        len(turn["candidates"]) for row in rows if row["method"] == method for turn in row["turns"]
+    ]
     if not counts:
         return NONE
     return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
@@ -79,14 +90,22 @@ def _begun(rows: Sequence[Row], method: str) -> str:
 
 def _speedups(summary: Summary) -> Table:
     def cells(_: str, method: MethodSummary) -> list[Cell]:
-        return [quickened(method["speedup"][score][measure]) for score in SCORES for measure in COMPUTES]
+        return [
+            quickened(method["speedup"][score][measure]) for score in SCORES for measure in COMPUTES
+        ]
 
     units = ("Seconds", "Tokens", "FLOPs")
-    columns = ("Method", *(f"{unit}, equal {score}" for score in ("reward", "score") for unit in units))
+    columns = (
+        "Method",
+        *(f"{unit}, equal {score}" for score in ("reward", "score") for unit in units),
+    )
     note = (
-        "How many times the method's compute Best-of-N needs for the same mean reward or improvement score, "
-        "interpolated between the Best-of-N of this run, linear in the log of compute. Not reached: no Best-of-N of "
-        "the run scores as high, and the dearest bounds the speedup from below. Below: the cheapest scores "
+        "How many times the method's compute Best-of-N needs for the same mean reward or "
+        "improvement score, "
+        "interpolated between the Best-of-N of this run, linear in the log of compute. Not "
+        "reached: no Best-of-N of "
+        "the run scores as high, and the dearest bounds the speedup from below. Below: the "
+        "cheapest scores "
         "higher already."
     )
     return Table("Speedup at equal reward", columns, _lines(summary, cells), note)
@@ -95,16 +114,25 @@ def _speedups(summary: Summary) -> Table:
 def _wins(summary: Summary) -> Table:
     def cells(_: str, method: MethodSummary) -> list[Cell]:
         rates = method["by_reward"]
-        return [share(rates["win"]), share(rates["tie"]), share(rates["loss"]), Cell(str(rates["num_prompts"]))]
+        return [
+            share(rates["win"]),
+            share(rates["tie"]),
+            share(rates["loss"]),
+            Cell(str(rates["num_prompts"])),
+        ]
 
     columns = ("Method", "Win, by reward", "Tie", "Loss", "Prompts")
     note = "Shares of prompts. A tie is an equal reward or the same text; who failed has lost."
-    return Table(f"Wins against {spoken(summary['baseline'])}", columns, _lines(summary, cells), note)
+    return Table(
+        f"Wins against {spoken(summary['baseline'])}", columns, _lines(summary, cells), note
+    )
 
 
 def _judged(summary: Summary) -> list[Table]:
     """A table a judge: judges differ, and what they say is never put together."""
-    judges = dict.fromkeys(name for method in summary["methods"].values() for name in method["by_judge"])
+    judges = dict.fromkeys(
+        name for method in summary["methods"].values() for name in method["by_judge"]
+    )
     columns = ("Method", "Win", "Tie", "Loss", "Unclear", "Judged")
     note = (
         "Shares of the prompts that this judge was asked about. A win is preferred in both orders. "
@@ -112,7 +140,8 @@ def _judged(summary: Summary) -> list[Table]:
     )
     base = spoken(summary["baseline"])
     return [
-        Table(f"Wins against {base}, by the judge {name}", columns, _of_judge(summary, name), note) for name in judges
+        Table(f"Wins against {base}, by the judge {name}", columns, _of_judge(summary, name), note)
+        for name in judges
     ]
 
 
@@ -120,7 +149,10 @@ def _of_judge(summary: Summary, judge: str) -> list[TableRow]:
     return [
         TableRow(
             spoken(name),
-            [*(share(rates[kind]) for kind in ("win", "tie", "loss", "unclear")), Cell(str(rates["num_prompts"]))],
+            [
+                *(share(rates[kind]) for kind in ("win", "tie", "loss", "unclear")),
+                Cell(str(rates["num_prompts"])),
+            ],
             is_rejecting(name),
         )
         for name, method in summary["methods"].items()
@@ -131,12 +163,15 @@ def _of_judge(summary: Summary, judge: str) -> list[TableRow]:
 def _perplexity(summary: Summary) -> Table:
     def cells(_: str, method: MethodSummary) -> list[Cell]:
         to_largest = method["speedup_to_largest"]
-        times = [estimated(to_largest[measure], 2) if to_largest else Cell(NONE) for measure in COMPUTES]
+        times = [
+            estimated(to_largest[measure], 2) if to_largest else Cell(NONE) for measure in COMPUTES
+        ]
         return [estimated(method["perplexity"], 3), *times]
 
     columns = ("Method", "Perplexity", "Speedup, seconds", "Speedup, tokens", "Speedup, FLOPs")
     note = (
-        "Perplexity of the chosen answers under the generator, lower is likelier. Speedup: compute of the largest "
+        "Perplexity of the chosen answers under the generator, lower is likelier. Speedup: compute "
+        "of the largest "
         "Best-of-N of the run by the method's, whatever their rewards."
     )
     return Table("Perplexity", columns, _lines(summary, cells), note)
@@ -150,7 +185,9 @@ def _risk(summary: Summary) -> Table:
     columns = ("Method", f"Mean − {RISK_AVERSION:g} σ", "CVaR 10%", "High-variance prompts")
     count = len(summary["high_variance_prompts"])
     note = (
-        "Rewards over prompts: the mean less its standard deviation, the mean of the worst tenth, and the mean over "
-        f"the fifth of prompts ({count}) on which the candidates of {spoken(summary['baseline'])} differ most."
+        "Rewards over prompts: the mean less its standard deviation, the mean of the worst tenth, "
+        "and the mean over "
+        f"the fifth of prompts ({count}) on which the candidates of {spoken(summary['baseline'])} "
+        "differ most."
     )
     return Table("Risk", columns, _lines(summary, cells), note)

@@ -27,7 +27,8 @@ export function fillDefaults(defaults) {
   const { keep, policy } = defaults;
   if (keep === null && policy === null) return;
   at("alpha").disabled = true;
-  at("alpha-said").textContent = policy === null ? `the server keeps the ${keep} best` : `the server decides by ${policy}`;
+  const how = policy === null ? `keeps the ${keep} best` : `decides by ${policy}`;
+  at("alpha-said").textContent = `the server ${how}`;
   at("decide").disabled = policy !== null;
 }
 

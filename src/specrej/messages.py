@@ -1,0 +1,88 @@
+"""What a conversation may be: the one rule for messages, wherever they come from.
+
+as_messages("Why is the sky blue?")     # [{"role": "user", "content": "Why is the sky blue?"}]
+"""
+
+import reprlib
+from collections.abc import Mapping, Sequence
+
+from specrej.errors import PromptError
+from specrej.reading import check_characters
+from specrej.types import Message, Prompt
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+"""What a message's role may be, and what it is called from there on: "developer" is the newer
+name, which no chat template knows."""
+
+
+def as_messages(prompt: Prompt) -> list[dict[str, str]]:
+    """The prompt as a conversation, by the one rule for messages wherever they come from.
+
+    A role is one of `ROLES`. A content is a text, or a list of parts `{"type": "text", "text":
+    ...}`, which are joined. Other fields of a message are refused unless they are null or empty.
+
+    Raises:
+        PromptError: the prompt is empty, no text and no conversation, or holds what a message
+            cannot; names it.
+    """
+    if isinstance(prompt, str):
+        check_characters(prompt, "the prompt")
+        messages = [{"role": "user", "content": str(prompt)}]
+    else:
+        if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+            raise PromptError(
+                f"a prompt must be a text or a list of messages, got {reprlib.repr(prompt)}"
+            )
+        messages = [
+            _as_message(message, f"messages[{number}]") for number, message in enumerate(prompt)
+        ]
+    if not messages or not messages[-1]["content"].strip():
+        raise PromptError(
+            "the prompt is empty", hint="give a text of at least one character that is no space"
+        )
+    return messages
+
+
+def _as_message(given: object, name: str) -> dict[str, str]:
+    if not isinstance(given, Mapping):
+        raise PromptError(
+            f"{name} must be an object with role and content, got {reprlib.repr(given)}"
+        )
+    role, content = given.get("role"), given.get("content")
+    if role not in list(ROLES):
+        raise PromptError(
+            f"{name}.role must be one of {', '.join(ROLES)}, got {reprlib.repr(role)}"
+        )
+    for field_name, value in given.items():
+        asks_nothing = value in (None, "", [], {}) or (field_name, value) == ("type", "text")
+        if field_name not in ("role", "content") and not asks_nothing:
+            raise PromptError(
+                f"{name}.{field_name!s:.40} cannot be honoured, got {reprlib.repr(value)}"
+            )
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list):
+        raise PromptError(
+            f"{name}.content must be a text or a list of parts, got {reprlib.repr(content)}"
+        )
+    for number, part in enumerate(parts):
+        is_text = (
+            isinstance(part, Mapping) and set(part) == {"type", "text"} and part["type"] == "text"
+        )
+        if not is_text or not isinstance(part["text"], str):
+            raise PromptError(
+                f"{name}.content[{number}] must be a text, got {reprlib.repr(part)}",
+                hint='for example {"type": "text", "text": "Hello"}',
+            )
+    text = "".join(part["text"] for part in parts)
+    check_characters(text, f"{name}.content")
+    return {"role": ROLES[role], "content": text}
+
+
+def with_answer(messages: Sequence[Message], text: str) -> list[dict[str, str]]:
+    """The conversation with an answer behind it; one that continues an assistant's message is a
+    part of that.
+    """
+    *before, last = (dict(message) for message in messages)
+    if last["role"] == "assistant":
+        return [*before, {"role": "assistant", "content": last["content"] + text}]
+    return [*before, last, {"role": "assistant", "content": text}]
