@@ -1,8 +1,8 @@
 """Speed and memory of the torch engine, as ratios taken in one run. The last line is one JSON
 object.
 
-    python benchmarks/engine.py                      # all batch sizes, about ten minutes on two
-    cores python benchmarks/engine.py --batches 1,64       # some of them
+    python benchmarks/engine.py  # all batch sizes, about ten minutes on two cores
+    python benchmarks/engine.py --batches 1,64       # some of them
 
 What bounds a step: every linear layer reads its weights once for all rows (538 MB a step in float32
 for SmolLM2, half of that in float16) and multiplies 0.27 GFLOP a row. At one row the memory

@@ -1,8 +1,8 @@
 """Engines side by side on one machine, our overhead over a bare vLLM, and both algorithms on vLLM.
 One JSON line last.
 
-    python benchmarks/engines.py                             # all that is installed: about 30
-    minutes on two cores python benchmarks/engines.py --batches 1,64 --engines torch-fp16,vllm
+    python benchmarks/engines.py  # all that is installed: about 30 minutes on two cores
+    python benchmarks/engines.py --batches 1,64 --engines torch-fp16,vllm
 
 To have all of them in one run, install vLLM for CPUs and OpenVINO in one environment
 (docs/engines.md). Every engine has a process of its own, since vLLM binds the threads of the one it

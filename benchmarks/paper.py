@@ -1,8 +1,7 @@
 """The efficiency figure of arXiv 2410.20290 again, on one engine: what Speculative Rejection saves
 at equal reward.
 
-    python benchmarks/paper.py prompts.jsonl --output out/paper        # two hours on one core,
-    resumable
+    python benchmarks/paper.py prompts.jsonl --output out/paper  # two hours on one core, resumable
 
 Runs Best-of-N and Speculative Rejection on the first 20 prompts with SmolLM2, once with the
 relevance reward and once with the generator's own likelihood, in the memory that carries 8

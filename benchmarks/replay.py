@@ -1,7 +1,6 @@
 """Speed of the replay: a grid of policies on synthetic traces. The last line is one JSON object.
 
-    python benchmarks/replay.py                      # 1,000 policies, 100 prompts, 64 candidates;
-    under a minute
+    python benchmarks/replay.py  # 1,000 policies, 100 prompts, 64 candidates; under a minute
 
 Traces are random numbers in the shape of real ones: lengths up to 128 tokens, a third of them cut
 off there, partial rewards that approach the final one, the KV layout of SmolLM2. Half of the

@@ -1,8 +1,8 @@
 """What a reward model saves by reading each token once, as ratios taken in one run. The last line
 is one JSON object.
 
-    python benchmarks/reward.py                      # both prompts, about a quarter of an hour on
-    one core python benchmarks/reward.py --prompts 256        # the short one
+    python benchmarks/reward.py  # both prompts, about a quarter of an hour on one core
+    python benchmarks/reward.py --prompts 256        # the short one
 
 A causal reward model of SmolLM2's shape scores 64 candidates at 16, 32, 64, 128 and 256 tokens;
 half of them leave after each decision. `fresh` reads every conversation whole at each decision, in

@@ -5,8 +5,7 @@ hash.
         server.gives_ids = False                            # from now on it gives text alone
         server.intercept = lambda request: (500, {}, b"")   # or None, where it answers as it would
         ...
-    server.requests, server.num_gone                        # what it was sent; clients that closed
-    the connection
+    server.requests, server.num_gone  # what it was sent; clients that closed the connection
 
 The next token is a pure function of the tokens so far and of a number that the request's seed and
 the token's place in the request give. Its prefix cache holds whole pages, as vLLM's does.

@@ -1,8 +1,7 @@
 """A server that plays a script: what the page has to bear, without a model.
 
 with serving(Script(make_race())) as url:
-    ...                                     # GET / is the page; POST /v1/chat/completions plays the
-    script
+    ...  # GET / is the page; POST /v1/chat/completions plays the script
 
 A script is refused by a status, breaks off, waits, or sends an error, as it says.
 """

@@ -2,8 +2,8 @@
 milliseconds.
 
 format = FORMATS["llama3"]()
-format.tokenizer, format.special          # of transformers, with its chat template; the tokens that
-make up turns
+# of transformers, with its chat template; the tokens that make up turns
+format.tokenizer, format.special
 """
 
 from collections.abc import Callable, Sequence

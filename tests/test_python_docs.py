@@ -22,7 +22,11 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_name_of_the_package_is_shown() -> None:
-    assert [name for name in specrej.__all__ if not re.search(rf"\b{name}\b", TEXT) and name != "__version__"] == []
+    assert [
+        name
+        for name in specrej.__all__
+        if not re.search(rf"\b{name}\b", TEXT) and name != "__version__"
+    ] == []
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))

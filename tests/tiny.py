@@ -1,13 +1,12 @@
 """Tiny models with random weights, and a byte-level tokenizer: everything an engine needs, made in
 milliseconds.
 
-    model = make_model("gemma2")                    # 2 or 4 layers, 32 wide, float32, weights from
-    a fixed seed tokenizer = make_tokenizer(CHAT_TEMPLATE)       # one token a byte
+    model = make_model("gemma2")  # 2 or 4 layers, 32 wide, float32, weights from a fixed seed
+    tokenizer = make_tokenizer(CHAT_TEMPLATE)       # one token a byte
     engine = wrap(model, tokenizer, weights="fp32")
 
 The weights are drawn wide (standard deviation 0.25), so that attention is far from uniform and the
-logits vary by
-several nats: with the usual 0.02 nearly any attention would pass for the right one.
+logits vary by several nats: with the usual 0.02 nearly any attention would pass for the right one.
 """
 
 import copy

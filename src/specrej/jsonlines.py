@@ -1,7 +1,6 @@
 r"""A source of JSON lines that is something else, named before its first line fails.
 
-    check_lines(first_line, "prompts.csv")        # UsageError: prompts.csv is CSV, expected JSON
-    lines
+    check_lines(first_line, "prompts.csv")  # UsageError: prompts.csv is CSV, expected JSON lines
 
 Looked at is the first line that is not blank: what cannot begin any JSONL file, and is well known
 as the beginning of another one. A single line that is broken passes; whoever reads it says so.

@@ -2,8 +2,7 @@
 
     read_text(Path("policies.json"))                     # a file
     decode(sys.stdin.buffer.read(), "stdin")             # bytes that were read already
-    without_mark(line, "prompts.jsonl")                  # the first line of what is read line by
-    line
+    without_mark(line, "prompts.jsonl")  # the first line of what is read line by line
 
 Windows' editors and shells put a mark before what they write, in UTF-8 or UTF-16: the first is
 dropped, the second is named. Half surrogates, which JSON can spell and no file or tokenizer takes,

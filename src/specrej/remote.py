@@ -1,10 +1,10 @@
 """JSON over HTTP: the one client of specrej, with deadlines, bounded concurrency, retries, and a
 key that nobody sees.
 
-    with Remote(RemoteService(url="http://localhost:8000/score", timeout_s=30, concurrency=4)) as
-    remote:
-        replies = remote.run(remote.post({"text": text}) for text in texts)        # in the order of
-        the texts print(replies[0].text)
+    with Remote(RemoteService(url="http://localhost:8000/score", timeout_s=30, concurrency=4)) as remote:
+        # in the order of the texts
+        replies = remote.run(remote.post({"text": text}) for text in texts)
+        print(replies[0].text)
 
 It knows neither rewards nor judges. Requests run in an event loop on a thread of its own, so that
 waiting can end at any moment (Ctrl-C, the first failure, `close`). So it serves as well where a

@@ -3,8 +3,7 @@ engine of its own.
 
     ds = ray.data.read_json("prompts.jsonl", lines=True)                         # a column `prompt`
     ds = generate_dataset(ds, model="smollm2", actors=4, gpus_per_actor=1, memory="2GiB", seed=1)
-    ds.write_parquet("answers")                                                  # with text,
-    reward, answers, ...
+    ds.write_parquet("answers")  # with text, reward, answers, ...
 
 `specrej.batch.cluster` runs batch jobs on such actors. Which of them runs a prompt, and what runs
 beside it, changes no result. Where actors run, what becomes of one that dies (it is started anew,

@@ -1,9 +1,9 @@
 """What comes out of a batch job: one row a request, in the form of the request.
 
-    row_of(request, result, engine.detokenizer)       # {"id": "a", "text": ..., "reward": ...,
-    "answers": [...], ...} failure_of(request, error)                     # {"id": "a", "text":
-    None, ..., "error": {...}, "line": 1} row_id(row)                                    # "a", of
-    either form
+    # {"id": "a", "text": ..., "reward": ..., "answers": [...], ...}
+    row_of(request, result, engine.detokenizer)
+    failure_of(request, error)  # {"id": "a", "text": None, ..., "error": {...}, "line": 1}
+    row_id(row)                                    # "a", of either form
 
 A row is a function of request and result: but for the seconds, a job that was resumed writes what
 an uninterrupted one writes. That is why a completion's `created` is 0: no time of day would stay

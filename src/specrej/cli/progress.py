@@ -5,8 +5,8 @@ with RowProgress(total=1000, unit="prompts") as progress:
     ...                                                # open the model
     progress.begin()
     for row in rows:
-        progress.advance(row["id"], num_tokens=512)    # 3 of 1000 prompts: c (42.0 prompts/min, 718
-        tokens/s, ...)
+        # 3 of 1000 prompts: c (42.0 prompts/min, 718 tokens/s, ...)
+        progress.advance(row["id"], num_tokens=512)
 """
 
 import time

@@ -2,8 +2,8 @@
 
 prompt = engine.open(ids, sampling, budget_bytes)    # prefilled once, its KV held once
 engine.add(prompt, range(8))                         # eight candidates that share it
-output = engine.step()                               # one token for every live candidate of every
-prompt engine.drop(prompt, [1, 4])                          # their KV is free now
+output = engine.step()  # one token for every live candidate of every prompt
+engine.drop(prompt, [1, 4])                          # their KV is free now
 engine.close(prompt)
 engine.shutdown()                                    # the model, too
 """

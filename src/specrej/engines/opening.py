@@ -2,9 +2,9 @@
 
     open_engine("smollm2")                                            # ours, on torch
     open_engine("org/model", engine="vllm", engine_args={"tensor_parallel_size": 4})
-    open_engine("smollm2", engine="openai:http://127.0.0.1:8000/v1")  # a server; the model says
-    which tokenizer it has open_engine("smollm2", engine="auto")                             # the
-    fastest of those installed that opens it
+    # a server; the model says which tokenizer it has
+    open_engine("smollm2", engine="openai:http://127.0.0.1:8000/v1")
+    open_engine("smollm2", engine="auto")  # the fastest of those installed that opens it
 
 Engines are imported when they are asked for. Versions are checked against the ranges of our own
 extras.

@@ -6,8 +6,9 @@ candidates, keeps the tokens, and knows by arithmetic what the next step will ho
 decision comes before their cache is full and nothing is ever preempted. What is theirs stands
 behind `Backend`:
 
-    backend.submit(key, prompt_ids, sampling, seed)      # a candidate, or a prompt that is read
-    ahead of its candidates for drawn in backend.step(): ...                      # tokens, by key
+    # a candidate, or a prompt that is read ahead of its candidates
+    backend.submit(key, prompt_ids, sampling, seed)
+    for drawn in backend.step(): ...                      # tokens, by key
     backend.abort([key])                                 # its pages are free
 
 A prompt is read once, as a request of one token: its candidates find its full pages in the

@@ -1,9 +1,9 @@
 """What a partial reward says about the final one: correlations, the chance to lose the best, and
 what a loss buys.
 
-    correlate(partial, final)                        # {"pearson": 0.71, "spearman": 0.69,
-    "kendall": 0.52} correlations(traces)                             # of each checkpoint: every
-    prompt's, their mean, its interval loss_chances(traces, alphas=(0.25, 0.5))
+    correlate(partial, final)  # {"pearson": 0.71, "spearman": 0.69, "kendall": 0.52}
+    correlations(traces)  # of each checkpoint: every prompt's, their mean, its interval
+    loss_chances(traces, alphas=(0.25, 0.5))
     pareto_front(tokens, rewards)                    # who is beaten by nobody
 
 Figures 2 and 4 of arXiv 2410.20290 show the correlation of partial and final reward over the

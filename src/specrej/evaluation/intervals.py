@@ -1,7 +1,7 @@
 """95% intervals by the bootstrap over prompts.
 
-    estimate(lambda drawn: rewards[drawn].mean(-1), len(rewards))      # {"value": 6.2, "low": 5.1,
-    "high": 7.3}
+    # {"value": 6.2, "low": 5.1, "high": 7.3}
+    estimate(lambda drawn: rewards[drawn].mean(-1), len(rewards))
 
 A statistic gets numbers of prompts, so that whatever it compares is compared on the same prompts:
 methods are paired. The ends are percentiles of the resamples. BCa would serve skewed figures a

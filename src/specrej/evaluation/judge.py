@@ -2,8 +2,8 @@
 in both orders.
 
     endpoint = JudgeServer(base_url="http://localhost:8000/v1", model="some-judge", api_key=None)
-    verdicts = judge(rows, method="speculative_rejection:0.5", baseline="best_of_n:120",
-    endpoint=endpoint, cache=cache) for verdict in record(directory / JUDGEMENTS, verdicts):
+    verdicts = judge(rows, method="speculative_rejection:0.5", baseline="best_of_n:120", endpoint=endpoint, cache=cache)
+    for verdict in record(directory / JUDGEMENTS, verdicts):
         print(verdict["prompt_id"], verdict["verdict"], verdict["calls"])
 
 A method wins where both orders prefer it, loses where both prefer the baseline, and ties otherwise:

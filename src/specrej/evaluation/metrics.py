@@ -2,8 +2,8 @@
 rows.
 
     summary = summarize(rows, baseline="best_of_n:64")
-    summary["methods"]["speculative_rejection:0.5"]["improvement"]     # {"value": 104.1, "low":
-    99.0, "high": 109.6}
+    # {"value": 104.1, "low": 99.0, "high": 109.6}
+    summary["methods"]["speculative_rejection:0.5"]["improvement"]
 
 The figures of single prompts, and what becomes of failures, are in `comparison`; compute and
 speedup in `speedup`; the intervals in `intervals`. Risk is that of DARC (arXiv 2603.08145).

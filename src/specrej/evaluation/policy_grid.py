@@ -1,7 +1,7 @@
 """The policies that a replay judges: from a file, or a grid over what the traces hold.
 
-policies = read_policies("policies.jsonl")     # {"alpha": 0.5, "decide": "at:16,32", "n": 64} a
-line policies = grid(traces)                              # several hundred
+policies = read_policies("policies.jsonl")  # {"alpha": 0.5, "decide": "at:16,32", "n": 64} a line
+policies = grid(traces)                              # several hundred
 """
 
 import json

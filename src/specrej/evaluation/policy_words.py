@@ -1,7 +1,7 @@
 """What people call a policy of a replay.
 
-policy_words({"alpha": 0.5, "decide": "every:16", "n": 64})       # "reject half every 16 tokens,
-from 64 candidates"
+# "reject half every 16 tokens, from 64 candidates"
+policy_words({"alpha": 0.5, "decide": "every:16", "n": 64})
 """
 
 from collections.abc import Mapping

@@ -3,8 +3,8 @@ name.
 
     loaded = load_prompts("prompts.jsonl", limit=10)     # or "-", or "mt_bench"
     for task in loaded.tasks:
-        conversation = as_messages(task.turns[0])        # answer it; then add the answer and
-        as_messages(task.turns[1])
+        # answer it; then add the answer and as_messages(task.turns[1])
+        conversation = as_messages(task.turns[0])
     for line, reason in loaded.broken:
         ...                                              # said, and left out; the rest runs
 

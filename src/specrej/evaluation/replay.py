@@ -1,9 +1,9 @@
 """What Speculative Rejection would have done on a trace: the same decisions, tokens and winner as a
 live run.
 
-    replayer = Replayer(trace, rescore)              # rescore: for lengths that are no checkpoints;
-    may be None outcome = replayer.run(ReplayPolicy(alpha=0.5, decide="at:16,32", n=64,
-    memory="64MiB")) outcome.reward, outcome.num_generated_tokens, outcome.decisions
+    replayer = Replayer(trace, rescore)  # rescore: for lengths that are no checkpoints; may be None
+    outcome = replayer.run(ReplayPolicy(alpha=0.5, decide="at:16,32", n=64, memory="64MiB"))
+    outcome.reward, outcome.num_generated_tokens, outcome.decisions
 
 Rejecting candidates never changes the others, so a trace of Best-of-N holds what any policy on its
 first n candidates would have seen. A replay goes from event to event, these being: the block of KV

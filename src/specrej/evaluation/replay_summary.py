@@ -2,8 +2,8 @@
 reward is worth.
 
     summary = replay_folder(directory, grid(list(load(directory))), Rescorer(reward, engine.decode))
-    summary["pareto"]["num_generated_tokens"]        # names of the policies that none beats, by
-    rising cost
+    # names of the policies that none beats, by rising cost
+    summary["pareto"]["num_generated_tokens"]
 
 Plain data, in JSON's types and in the folder's replay.json.
 """

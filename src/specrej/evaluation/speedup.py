@@ -1,7 +1,7 @@
 """Compute by compute: of one method relative to another, and of Best-of-N at a method's score.
 
-    speedup(comparison, "speculative_rejection:0.5", "reward", "tokens")     # {"outcome":
-    "reached", "value": 2.7, ...}
+    # {"outcome": "reached", "value": 2.7, ...}
+    speedup(comparison, "speculative_rejection:0.5", "reward", "tokens")
 
 Definitions: Sun et al. (NeurIPS 2024, arXiv 2410.20290). Compute is summed over prompts, of which
 both methods came to the end; see `comparison` for what becomes of failures.

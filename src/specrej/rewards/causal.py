@@ -5,8 +5,8 @@ on the last token.
     group = scorer.prefill(prompt_ids)              # once for a prompt
     group.indices = [0, 1]
     group.resize(slots=8)
-    scorer.extend(group, 0, [0, 0], [[7, 8], [9]])  # logits [2, outputs] after two more tokens and
-    one more
+    # logits [2, outputs] after two more tokens and one more
+    scorer.extend(group, 0, [0, 0], [[7, 8], [9]])
 
 Knows token ids and KV; not texts, templates or budgets. Tokens are packed: the linear layers see no
 padding. Before a model is trusted, short rows go through it both ways, as when the engine opens

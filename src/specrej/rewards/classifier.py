@@ -2,11 +2,12 @@
 of several.
 
     ClassifierReward("org/reward-model")                        # one output
-    ClassifierReward("./toxicity", label="harmless")            # one of several; "a*0.7+b*0.3":
-    some of them ClassifierReward((model, tokenizer), batch_size=4)          # already loaded
-    ClassifierReward("org/reward-model", memory_bytes=2**28)    # what may be held of a prompt's
-    answers ClassifierReward("org/reward-model", partial="open")        # an unfinished answer is
-    shown as unfinished
+    ClassifierReward("./toxicity", label="harmless")  # one of several; "a*0.7+b*0.3": some of them
+    ClassifierReward((model, tokenizer), batch_size=4)          # already loaded
+    # what may be held of a prompt's answers
+    ClassifierReward("org/reward-model", memory_bytes=2**28)
+    # an unfinished answer is shown as unfinished
+    ClassifierReward("org/reward-model", partial="open")
 
 Reads text only, never the generator's token ids: the conversation is written out by the reward
 model's own chat template; a tokenizer without one (a cross-encoder) gets the last question and the

@@ -3,8 +3,7 @@
 
     EmbeddingReward("org/encoder", reference="Drink water and sleep well.")
     EmbeddingReward("org/encoder", reference="@answers.jsonl")     # looked up by the prompt
-    EmbeddingReward("org/encoder")                                 # the question itself: how much
-    is it on the topic
+    EmbeddingReward("org/encoder")  # the question itself: how much is it on the topic
 
 An embedding is the mean of the model's last hidden states over all tokens of the text, special ones
 included: what models trained with mean pooling give. Those trained on the first or the last token

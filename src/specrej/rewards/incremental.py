@@ -2,9 +2,9 @@
 again at the next.
 
     session = IncrementalSession(conversations, prompt_ids, memory_bytes=2**30, batch_size=16)
-    session.score(candidates)       # reads of each conversation what follows the token ids that are
-    held of it session.reuse                   # "answers", or what the memory came down to:
-    "prompt", "none"
+    # reads of each conversation what follows the token ids that are held of it
+    session.score(candidates)
+    session.reuse                   # "answers", or what the memory came down to: "prompt", "none"
 
 At each decision the conversations are written out anew and their token ids compared with those
 held: the longest common prefix stays, the rest is read. So the ending that a template puts behind

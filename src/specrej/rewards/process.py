@@ -1,10 +1,9 @@
 r"""A process reward model: every step of an answer gets a score, and the answer the least of them,
 or another summary.
 
-    ProcessReward("org/prm")                                  # steps end in a blank line, the
-    weakest one counts ProcessReward("org/prm", step="\n", reduce="product")
-    ProcessReward("org/prm", label="+")                       # which label of the model means a
-    good step
+    ProcessReward("org/prm")  # steps end in a blank line, the weakest one counts
+    ProcessReward("org/prm", step="\n", reduce="product")
+    ProcessReward("org/prm", label="+")  # which label of the model means a good step
 
 The model is a token classifier of transformers, in the format in which TRL trains them: the prompt,
 then each step followed by the separator, each tokenized on its own. A step's score is the
@@ -13,8 +12,8 @@ the second is the good one, as TRL writes them; with one output the score is its
 
 Of an unfinished answer the last step is left out while its separator has not come, unless it is the
 only one: then it is closed as it stands. So what a partial answer is judged by does not change when
-a step goes on, only when one ends.
-Blank steps are none. Nothing is kept between two decisions: each reads the prompt again.
+a step goes on, only when one ends. Blank steps are none. Nothing is kept between two decisions:
+each reads the prompt again.
 """
 
 import logging

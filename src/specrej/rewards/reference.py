@@ -3,8 +3,8 @@ finds it.
 
     ReferenceReward("org/larger-model")                    # mean log p_ref of a token, in nats
     ReferenceReward("org/larger-model", reduce="sum")      # log p_ref of the whole answer
-    ReferenceReward("org/base-model", minus=True)          # log p - log p_ref, for each token of
-    the generator
+    # log p - log p_ref, for each token of the generator
+    ReferenceReward("org/base-model", minus=True)
 
 The other model reads text only: the prompt through its own chat template (a model without one
 continues the prompt as it stands), and behind it the answer, tokenized on its own. The end of an

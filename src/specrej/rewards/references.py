@@ -2,8 +2,9 @@
 last question.
 
     find = read_references("42")                 # for all prompts
-    find = read_references("@answers.jsonl")     # {"prompt": "What is 6 times 7?", "answer": "42"}
-    a line find([{"role": "user", "content": "What is 6 times 7?"}])     # -> "42"
+    # {"prompt": "What is 6 times 7?", "answer": "42"} a line
+    find = read_references("@answers.jsonl")
+    find([{"role": "user", "content": "What is 6 times 7?"}])     # -> "42"
 
 Rows may be those of a prompt file of `specrej bench`: `prompt`, `messages` or `turns`, of which the
 last text of the user counts, and beside it `answer`. What makes an answer the right one is up to

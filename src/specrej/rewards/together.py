@@ -1,8 +1,8 @@
 """Candidates of several prompts that are due at the same moment, scored as one batch where the
 reward can.
 
-    score_together(reward, [(session, candidates), (other_session, other_candidates)])     # scores
-    or an error for each
+    # scores or an error for each
+    score_together(reward, [(session, candidates), (other_session, other_candidates)])
 
     class MyReward:
         def open(self, messages):
@@ -11,8 +11,8 @@ reward can.
         def score_together(self, asked):
             return score_jointly(asked, self._score)
 
-        def _score(self, pairs):          # [(what it made of the prompt, candidate), ...] of any
-        number of prompts
+        # [(what it made of the prompt, candidate), ...] of any number of prompts
+        def _score(self, pairs):
             ...
             return scores, num_tokens     # one of each for every pair
 

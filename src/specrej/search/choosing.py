@@ -1,8 +1,8 @@
 """Which candidate is better, which is the answer, and what to say when none is left.
 
 best = choose(candidates, decisions, "relevance")
-first, *others = ranked(candidates)                       # all that can be the answer, the best
-first order = sorted(range(len(scores)), key=lambda place: rank(scores[place], place))
+first, *others = ranked(candidates)  # all that can be the answer, the best first
+order = sorted(range(len(scores)), key=lambda place: rank(scores[place], place))
 
 Whoever puts candidates in order, or their rewards, sorts by `rank`: nothing else says which of two
 is better.

@@ -2,8 +2,8 @@
 begin.
 
     pool = Pool(2**30)
-    limits = pool.allot(searches)            # oldest first; a search that is left out waits, its KV
-    stays engine.step(limits)
+    limits = pool.allot(searches)  # oldest first; a search that is left out waits, its KV stays
+    engine.step(limits)
     pool.record(searches, seconds)
 
 Every search decides against a budget of its own, so a pool changes no result: it says only who

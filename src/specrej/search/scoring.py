@@ -1,8 +1,7 @@
 """The candidates of several searches before the reward, in one batch where the reward can.
 
 for given, seconds in score_batches(searches):
-    ...                                             # scores of one search's batch, or why there are
-    none
+    ...  # scores of one search's batch, or why there are none
 """
 
 import time

@@ -3,8 +3,9 @@ hold up the others.
 
     lane = lanes.of(num_bytes)
     with lane.holding() as room:
-        raw = await read_body(request, most_bytes, room)    # 429 where too many bytes are there
-        already asked = await lane.parsing.do(len(raw), parse)
+        # 429 where too many bytes are there already
+        raw = await read_body(request, most_bytes, room)
+        asked = await lane.parsing.do(len(raw), parse)
         await lane.tokenizing.do(len(raw), check)    # one at a time, the smallest first
 
 Small bodies and large ones go by lanes of their own, so a small one never waits for a large one;

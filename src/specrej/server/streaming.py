@@ -1,7 +1,7 @@
 """The events of a ticket as server-sent events, as OpenAI's clients read them.
 
-    async for block in blocks(ticket, head, finish, note): ...      # bytes, each a whole event or
-    comment
+    # bytes, each a whole event or comment
+    async for block in blocks(ticket, head, finish, note): ...
 
 Text goes out as soon as no other candidate can beat it, and never anything else: joined, the pieces
 are the text of the answer that a request without a stream gets. Until then there is progress, as

@@ -2,15 +2,15 @@
 step.
 
 engine = OpenAIEngine(server, codec, vocabulary, shape)
-prompt = engine.open(ids, sampling, budget_bytes)     # read once: candidates find it in the
-server's prefix cache engine.add(prompt, range(8))
-engine.step()                                         # a token for each; a chunk is asked for when
-there are none left
+# read once: candidates find it in the server's prefix cache
+prompt = engine.open(ids, sampling, budget_bytes)
+engine.add(prompt, range(8))
+engine.step()  # a token for each; a chunk is asked for when there are none left
 
 A chunk ends at a multiple of `chunk_tokens`, whenever decisions are made, and its seed is that of
 its candidate and its position, so that a candidate's tokens depend on nobody else's fate. The
-chunks of all prompts are asked for side by
-side. KV is known by arithmetic alone: before a chunk is asked for, all of it counts.
+chunks of all prompts are asked for side by side. KV is known by arithmetic alone: before a chunk is
+asked for, all of it counts.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,8 @@
 """A prompt in work at a server: what its candidates have got, and what is asked for.
 
 prompt = OpenPrompt(ids, sampling, sent=ids)
-prompt.is_ready, prompt.give(handle)        # a token for each candidate, as soon as every one has
-its chunk
+# a token for each candidate, as soon as every one has its chunk
+prompt.is_ready, prompt.give(handle)
 """
 
 from concurrent.futures import Future

@@ -1,8 +1,8 @@
 """A server of completions: where it is, what it takes and gives, and one request to it.
 
     server = CompletionsServer(Place("http://127.0.0.1:8000/v1"), options, model="org/model")
-    server.probe([1, 2, 3], "some text")                        # one token, to see what it
-    understands with server.connect() as remote:
+    server.probe([1, 2, 3], "some text")  # one token, to see what it understands
+    with server.connect() as remote:
         chunk = remote.wait(server.ask(remote, [1, 2, 3], num_tokens=32, seed=7, sampling=sampling))
     server.close()
 

@@ -2,8 +2,8 @@
 
     engine = open_engine("smollm2")                          # a default model
     engine = open_engine("org/name", device="cuda")          # a Hugging Face id
-    engine = open_engine("/models/mine", weights="fp32")     # a directory: safetensors, or one GGUF
-    file
+    # a directory: safetensors, or one GGUF file
+    engine = open_engine("/models/mine", weights="fp32")
 
 Before an engine is handed out, a short text goes through the model twice: through transformers' own
 attention, and through ours, a prompt in chunks and then token by token. An architecture whose

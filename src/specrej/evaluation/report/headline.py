@@ -3,8 +3,7 @@ worse.
 
 spoken("speculative_rejection:0.5")              # "Speculative Rejection (α = 0.5)"
 estimated({"value": 1.234, "low": 1.1, "high": 1.4}, 2)      # Cell("1.23", "1.10 to 1.40")
-headline(summary)                                # "At equal reward, Speculative Rejection (α = 0.5)
-takes ..."
+headline(summary)  # "At equal reward, Speculative Rejection (α = 0.5) takes ..."
 """
 
 import math
