@@ -7,8 +7,10 @@ Three ways through the same prompts, with the same reward, in turns over the pro
 of the machine hits all alike:
 
 - `in_flight`: Speculative Rejection, many prompts in one memory (`generate_batch`);
-- `one_at_a_time`: the same, prompt after prompt in the same memory: the same results, candidate by candidate;
-- `transformers`: Best-of-N as most people write it: `model.generate(num_return_sequences=N)`, then the reward.
+- `one_at_a_time`: the same, prompt after prompt in the same memory: the same results, candidate by
+  candidate;
+- `transformers`: Best-of-N as most people write it: `model.generate(num_return_sequences=N)`, then
+  the reward.
 
 What Speculative Rejection saves shrinks its batch at every decision, and a small batch wastes a
 matrix library: the weights are read once a step, for 2 rows as for 64. Many prompts in flight fill

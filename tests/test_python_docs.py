@@ -1,4 +1,4 @@
-"""docs/python.md shows every name of the package, and its examples run as they stand; only the models are fakes."""
+"""docs/python.md shows every name of the package, and its examples run; only models are fakes."""
 
 import re
 from pathlib import Path

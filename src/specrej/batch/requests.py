@@ -1,7 +1,7 @@
 """What goes into a batch job: rows of a JSONL file or of stdin, as requests.
 
-    {"id": "a", "prompt": "Why is the sky blue?"}                                    plain; or "messages"
-    {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}     OpenAI's batch format
+    {"id": "a", "prompt": "Why is the sky blue?"}                     plain; or "messages"
+    {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}     OpenAI's
 
     for request in read_requests("in.jsonl", Settings(seed=1), num_kept=1):          # or "-"
         ...

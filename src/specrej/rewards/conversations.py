@@ -1,7 +1,7 @@
 """Conversations as a reward model with a tokenizer of its own reads them: written out, tokenized,
 cut to its length.
 
-    reader = ConversationReader("classifier:org/model", tokenizer, max_tokens=4096, partial="closed")
+    reader = ConversationReader("org/model", tokenizer, max_tokens=4096, partial="closed")
     [row] = reader.rows(messages, [candidate])
     row["input_ids"]
 

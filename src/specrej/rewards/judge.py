@@ -2,7 +2,7 @@
 10.
 
     JudgeReward("gpt-4o-mini", api_key=os.environ["OPENAI_API_KEY"])
-    JudgeReward("some-model", base_url="http://localhost:8000/v1", criteria="how brief and how correct it is")
+    JudgeReward("some-model", base_url="http://localhost:8000/v1", criteria="how brief it is")
 
     judge:MODEL    judge:URL#MODEL?criteria=how%20brief%20it%20is&key_env=MY_KEY
 

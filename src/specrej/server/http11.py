@@ -2,11 +2,15 @@
 
     uvicorn.Config(app, http=Connection)
 
-- What does not come to the end of its headers within 30 s is closed; so is what follows a request that was refused.
-- Bytes behind a request are kept until it is answered. Uvicorn would stop to read, and not learn that the client left.
-- A client may close its side when it has asked (`shutdown`), and gets its answer. One that left looks the same: it is
-  sent bytes that mean nothing (`100 Continue` before an answer, a comment in a stream), and whoever left refuses them.
-- Connections beyond what the limit of open files leaves are closed at once, so that the others can be served.
+- What does not come to the end of its headers within 30 s is closed; so is what follows a request
+  that was refused.
+- Bytes behind a request are kept until it is answered. Uvicorn would stop to read, and not learn
+  that the client left.
+- A client may close its side when it has asked (`shutdown`), and gets its answer. One that left
+  looks the same: it is sent bytes that mean nothing (`100 Continue` before an answer, a comment in
+  a stream), and whoever left refuses them.
+- Connections beyond what the limit of open files leaves are closed at once, so that the others can
+  be served.
 """
 
 import asyncio
