@@ -2,14 +2,13 @@
 is one JSON object.
 
     python benchmarks/server.py  # a tiny model with random weights, about four minutes
-    python benchmarks/server.py --model smollm2 --reward relevance --requests 40
-    --clients 8 --n 8
+    python benchmarks/server.py --model smollm2 --reward relevance --requests 40 --clients 8 --n 8
 
 A real server in a process of its own; every tenth request is malformed, every tenth client leaves
 half-way, the others are chats and texts, streamed and not. First all requests come one at a time,
 with nobody else there: that gives the texts which the same requests must get under load, and the
-seconds that they take alone. Then they come all at once,
-several times over: the first round warms up, the memory of the server's process is read after each.
+seconds that they take alone. Then they come all at once, several times over: the first round warms
+up, the memory of the server's process is read after each.
 
 Seconds under load are mostly waiting: a machine that decodes so many tokens a second serves that
 many, whoever asks.

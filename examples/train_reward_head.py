@@ -1,7 +1,8 @@
-"""Train a small causal reward model that scores partial answers for what they will become.
+r"""Train a small causal reward model that scores partial answers for what they will become.
 
-    specrej trace prompts.jsonl --n 16 --memory 512MiB --max-new-tokens 96 --checkpoints 8,16,32,64
-    --output traces python examples/train_reward_head.py traces --output reward_head
+    specrej trace prompts.jsonl --n 16 --memory 512MiB --max-new-tokens 96 \
+        --checkpoints 8,16,32,64 --output traces
+    python examples/train_reward_head.py traces --output reward_head
     specrej generate "Why is the sky blue?" --reward classifier:reward_head
 
 A trace holds the last hidden states of the generator at checkpoints and the final reward of every

@@ -1,5 +1,6 @@
-"""Sampling parameters at the edges of what is allowed: what float32 rounds to 0, 1 or infinity,
-and what it holds."""
+"""Sampling parameters at the edges of what is allowed: what float32 rounds to 0, 1 or infinity, and
+what it holds.
+"""
 
 from typing import Any
 

@@ -3,10 +3,9 @@
 The engine's tokens are bytes; the next one is a pure function of prompt, tokens so far and the
 candidate's random number. Its memory behaves like the torch engine's: blocks grow by a granule
 within the budget, layer by layer, so that one layer is there twice for a moment; rows of candidates
-that ended are held until the next growth or drop.
-It asserts what engines may take for granted: nobody is opened twice, stepped after its end, or
-drawn twice at one position, and what is allocated never exceeds the budget or what `memory`
-announced.
+that ended are held until the next growth or drop. It asserts what engines may take for granted:
+nobody is opened twice, stepped after its end, or drawn twice at one position, and what is allocated
+never exceeds the budget or what `memory` announced.
 
     result = specrej.generate("Hello", model=FakeEngine(), reward=FakeReward(), n=8)
 """

@@ -2,11 +2,9 @@
 limit on each step.
 
 Its tokens are those of `fakes`: a pure function of prompt, tokens so far, and a random number of
-the request's seed.
-Pages are counted one by one: full ones are shared by whoever has the same tokens up to their end,
-as in vLLM. It
-asserts what a backend may take for granted: no key twice, nothing aborted twice, never more pages
-than there are.
+the request's seed. Pages are counted one by one: full ones are shared by whoever has the same
+tokens up to their end, as in vLLM. It asserts what a backend may take for granted: no key twice,
+nothing aborted twice, never more pages than there are.
 
     engine = paged_engine(FakeBackend(num_pages=100))
 """

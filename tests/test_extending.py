@@ -1,5 +1,6 @@
-"""The examples of docs/extending.md, each used as it stands: as an object, by its module, and by
-an entry point."""
+"""The examples of docs/extending.md, each used as it stands: as an object, by its module, and by an
+entry point.
+"""
 
 import importlib
 import os

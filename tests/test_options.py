@@ -1,5 +1,6 @@
-"""What stands on the fields of `Settings` and `Opening` is what every surface says: a new option
-is written once."""
+"""What stands on the fields of `Settings` and `Opening` is what every surface says: a new option is
+written once.
+"""
 
 import ast
 import math

@@ -6,8 +6,7 @@ milliseconds.
     engine = wrap(model, tokenizer, weights="fp32")
 
 The weights are drawn wide (standard deviation 0.25), so that attention is far from uniform and the
-logits vary by
-several nats: with the usual 0.02 nearly any attention would pass for the right one.
+logits vary by several nats: with the usual 0.02 nearly any attention would pass for the right one.
 """
 
 import copy

@@ -7,11 +7,11 @@ SpecrejError
  │    ├── PromptError        an empty prompt, or one longer than the context
  │    ├── BudgetError        a memory budget that does not hold one candidate
  │    └── SamplingError      a way of drawing tokens that this engine does not have
- ├── ModelError            a model that cannot be opened, or that needs what the engine cannot
- honour ├── EngineError           a program or a server that decodes for us failed, or lost all
- candidates ├── RewardError           a reward that failed, gave NaN or the wrong number of scores,
- or filtered out everybody ├── DeviceMemoryError     the device ran out of memory although the
- budget was kept └── ServingError          a request that the server could not answer
+ ├── ModelError            a model that cannot be opened, or needs what the engine cannot honour
+ ├── EngineError           a program or a server that decodes for us failed, or lost all candidates
+ ├── RewardError           a reward that failed, gave NaN or too few scores, or left nobody
+ ├── DeviceMemoryError     the device ran out of memory although the budget was kept
+ └── ServingError          a request that the server could not answer
       ├── QueueFullError     too many requests wait already
       ├── DeadlineError      its time was up before a candidate was complete
       └── ShutdownError      the server is being stopped

@@ -4,14 +4,12 @@ it.
     flops = engine.flops                                     # what one token costs this model
     flops.prefill(60)  # one prompt of 60 tokens, read once for all candidates
     flops.decode(60, [128, 16, 16])  # three answers to it, of which two were rejected early
-    row = flops_of(flops, 60, [128, 16, 16],
-    reward.flops_per_token, usage.reward_tokens)
+    row = flops_of(flops, 60, [128, 16, 16], reward.flops_per_token, usage.reward_tokens)
 
 Counted are matrix products, a multiplication and an addition as two operations, as the torch engine
 executes them: linear layers, the head, and queries times keys and weights times values in
-attention. Left out are norms, activations,
-softmax, rotary positions, sampling and copies: together under 1% of the operations, not of the
-seconds.
+attention. Left out are norms, activations, softmax, rotary positions, sampling and copies: together
+under 1% of the operations, not of the seconds.
 """
 
 from collections import Counter

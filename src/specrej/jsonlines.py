@@ -1,6 +1,6 @@
 r"""A source of JSON lines that is something else, named before its first line fails.
 
-    check_lines(lines, "prompts.csv")        # UsageError: prompts.csv is CSV, expected JSON lines
+    check_lines(first_line, "prompts.csv")  # UsageError: prompts.csv is CSV, expected JSON lines
 
 Looked at is the first line that is not blank: what is well known as the beginning of another form.
 Where an object follows soon, it is one line that is broken, such as a comment; whoever reads it

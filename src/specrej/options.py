@@ -3,8 +3,7 @@ its field.
 
     @dataclass(frozen=True, kw_only=True)
     class Mine:
-        alpha: float = option(0.5, "Share rejected at each decision.", ge=0, lt=1, expected="in [0,
-            1)")
+        alpha: float = option(0.5, "Share rejected each time.", ge=0, lt=1, expected="in [0, 1)")
 
         def __post_init__(self):
             check(self)

@@ -1,8 +1,8 @@
 """JSON over HTTP: the one client of specrej, with deadlines, bounded concurrency, retries, and a
 key that nobody sees.
 
-    with Remote(RemoteService(url="http://localhost:8000/score", timeout_s=30, concurrency=4)) as
-    remote:
+    service = RemoteService(url="http://localhost:8000/score", timeout_s=30, concurrency=4)
+    with Remote(service) as remote:
         # in the order of the texts
         replies = remote.run(remote.post({"text": text}) for text in texts)
         print(replies[0].text)

@@ -1,8 +1,7 @@
 """A service elsewhere: where it is, how it is asked, and its key, which nobody sees.
 
-service = RemoteService(url="http://localhost:8000/score", timeout_s=30, concurrency=4,
-api_key=key_from("MY_KEY")) without_secrets("https://user:password@host/score?key=1")           #
-"https://host/score"
+service = RemoteService(url="http://localhost:8000/score", api_key=key_from("MY_KEY"))
+without_secrets("https://user:password@host/score?key=1")           # "https://host/score"
 """
 
 import os

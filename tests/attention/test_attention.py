@@ -1,5 +1,6 @@
-"""The engine's log-probabilities against transformers' own eager attention over whole sequences,
-by architecture."""
+"""The engine's log-probabilities against transformers' own eager attention over whole sequences, by
+architecture.
+"""
 
 import itertools
 from collections.abc import Sequence

@@ -1,5 +1,6 @@
-"""KV memory as measured: every storage that torch allocates while the engine runs is followed
-until it is freed."""
+"""KV memory as measured: every storage that torch allocates while the engine runs is followed until
+it is freed.
+"""
 
 from collections.abc import Sequence
 from typing import Any

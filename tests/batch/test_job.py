@@ -1,5 +1,6 @@
-"""A batch job writes one row for each row in, whatever fails or stops in between, and holds
-nothing it has written."""
+"""A batch job writes one row for each row in, whatever fails or stops in between, and holds nothing
+it has written.
+"""
 
 import _thread
 import gc

@@ -1,5 +1,6 @@
-"""A job that is killed, at any moment and as often as you like, ends with the rows of one that
-was left alone."""
+"""A job that is killed, at any moment and as often as you like, ends with the rows of one that was
+left alone.
+"""
 
 import json
 import os

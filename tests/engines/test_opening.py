@@ -1,5 +1,6 @@
-"""From an engine's name to an engine: slips, options of the wrong engine, versions, and what
-`auto` chooses."""
+"""From an engine's name to an engine: slips, options of the wrong engine, versions, and what `auto`
+chooses.
+"""
 
 from importlib import metadata
 from pathlib import Path

@@ -1,11 +1,12 @@
 """Benches without a model: rows that look like real ones, from a seed.
 
-    info, rows = make_bench(num_prompts=20, methods=("best_of_n:8", "speculative_rejection:0.5"),
-    num_failures=1) write_bench(directory, info, rows)
+    methods = ("best_of_n:8", "speculative_rejection:0.5")
+    info, rows = make_bench(num_prompts=20, methods=methods, num_failures=1)
+    write_bench(directory, info, rows)
 
 Lengths are log-normal, a partial reward is the final one with noise that shrinks as the answer
-grows, and memory
-dictates the decisions: a batch of twice the size meets its decision at half the length.
+grows, and memory dictates the decisions: a batch of twice the size meets its decision at half the
+length.
 """
 
 import json

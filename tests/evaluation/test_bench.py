@@ -1,5 +1,6 @@
-"""A bench runs every method on every prompt once, the same way each time, whatever fails or
-stops in between."""
+"""A bench runs every method on every prompt once, the same way each time, whatever fails or stops
+in between.
+"""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,5 +1,6 @@
-"""Prompts from files, stdin and named sets: good rows become tasks, broken ones are said and
-left out."""
+"""Prompts from files, stdin and named sets: good rows become tasks, broken ones are said and left
+out.
+"""
 
 import io
 import json

@@ -1,5 +1,6 @@
-"""A replay against the live run that it stands for, on an engine whose tokens are exact and on
-the real model."""
+"""A replay against the live run that it stands for, on an engine whose tokens are exact and on the
+real model.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

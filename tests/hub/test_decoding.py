@@ -1,5 +1,6 @@
-"""Token ids to text: what was shown stays, and valid text is what the tokenizer itself makes of
-the tokens."""
+"""Token ids to text: what was shown stays, and valid text is what the tokenizer itself makes of the
+tokens.
+"""
 
 import itertools
 import pickle

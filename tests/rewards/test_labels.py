@@ -1,5 +1,6 @@
-"""Outputs by label, by number and by weight; and code that comes with a model, run only when
-asked for."""
+"""Outputs by label, by number and by weight; and code that comes with a model, run only when asked
+for.
+"""
 
 import json
 from pathlib import Path

@@ -1,5 +1,6 @@
-"""Step scores against a tiny random token classifier that reads one answer at a time, laid out
-by hand."""
+"""Step scores against a tiny random token classifier that reads one answer at a time, laid out by
+hand.
+"""
 
 import json
 import logging

@@ -2,8 +2,7 @@
 replayed by other means.
 
 What a run is made of is drawn at random: prompt, seed, memory, alpha or k, schedule, reward (with
-ties and without).
-The engine itself asserts P5 and P7 at every step: see `fakes`.
+ties and without). The engine itself asserts P5 and P7 at every step: see `fakes`.
 """
 
 import time

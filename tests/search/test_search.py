@@ -1,5 +1,6 @@
-"""One prompt's run at its edges: what fits, what stops, what rewards get wrong, what an
-interrupted run gives."""
+"""One prompt's run at its edges: what fits, what stops, what rewards get wrong, what an interrupted
+run gives.
+"""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise

@@ -1,5 +1,6 @@
-"""Connections by hand: those that never finish, that send too much, that close one side, that
-leave without a word."""
+"""Connections by hand: those that never finish, that send too much, that close one side, that leave
+without a word.
+"""
 
 import asyncio
 import json

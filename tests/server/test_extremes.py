@@ -1,5 +1,6 @@
-"""A server and a job on a real model: extreme numbers, and prompts on which it breaks, cost
-their own request only."""
+"""A server and a job on a real model: extreme numbers, and prompts on which it breaks, cost their
+own request only.
+"""
 
 import asyncio
 import math

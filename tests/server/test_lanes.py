@@ -1,5 +1,6 @@
-"""Before the queue: so many bytes, one at a time, the small ones first, and nothing tokenized
-that cannot fit."""
+"""Before the queue: so many bytes, one at a time, the small ones first, and nothing tokenized that
+cannot fit.
+"""
 
 import asyncio
 import json

@@ -1,5 +1,6 @@
-"""Two hundred requests from 32 clients over real connections: all as if alone, and nothing grows
-or is left."""
+"""Two hundred requests from 32 clients over real connections: all as if alone, and nothing grows or
+is left.
+"""
 
 import asyncio
 import gc

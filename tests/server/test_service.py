@@ -1,5 +1,6 @@
-"""Requests on one engine: each as if alone, told what happens, and gone without a trace when
-nobody wants it."""
+"""Requests on one engine: each as if alone, told what happens, and gone without a trace when nobody
+wants it.
+"""
 
 import asyncio
 import threading

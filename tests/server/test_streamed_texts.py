@@ -1,5 +1,6 @@
-"""On a model with random weights, which writes any bytes: what is streamed is the answer,
-whatever its tokenizer."""
+"""On a model with random weights, which writes any bytes: what is streamed is the answer, whatever
+its tokenizer.
+"""
 
 import asyncio
 import json

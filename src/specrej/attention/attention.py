@@ -2,11 +2,10 @@
 
 A model calls `group_attention` in every layer with the queries, keys and values of the tokens it
 was fed. The keyword `kv`, which the engine gives to the model's forward pass and transformers hands
-through, says what they belong
-to: one chunk of one prompt (`PrefillPass`), the last token of every candidate of every group
-(`DecodePass`), or several new tokens of some rows of one group, as a reward model reads them
-(`ExtendPass`). No mask is registered for the
-implementation, so transformers builds none: who sees what follows from the group.
+through, says what they belong to. That is one chunk of one prompt (`PrefillPass`), the last token
+of every candidate of every group (`DecodePass`), or several new tokens of some rows of one group,
+as a reward model reads them (`ExtendPass`). No mask is registered for the implementation, so
+transformers builds none: who sees what follows from the group.
 
 What an architecture asks of attention and is not honoured here (sinks, biases, ...) is refused by
 name.

@@ -3,8 +3,8 @@
 On a CPU the matrix library decides the speed. Two kernels of torch beat `F.linear` there: weights
 reordered once for oneDNN (exact float32) and weights stored in float16 (fbgemm; half the bytes to
 read, sums in float32). Either may be missing on another processor or in another torch, so each is
-tried once on a small layer; what fails is not used.
-Which kernel is taken never depends on a timing: the same machine gives the same tokens every time.
+tried once on a small layer; what fails is not used. Which kernel is taken never depends on a
+timing: the same machine gives the same tokens every time.
 
     pack_linears(model, "fp16")      # -> "fp16 (fbgemm)"
 """

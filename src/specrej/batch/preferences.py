@@ -7,8 +7,7 @@
     num_written, num_failed = write_sft("out.jsonl", "sft.jsonl")
 
 A pair sets the best answer to a prompt against the finished one of the lowest reward. The batch
-must have kept at least
-two answers a prompt, in plain rows: OpenAI's do not hold what was asked.
+must have kept at least two answers a prompt, in plain rows: OpenAI's do not hold what was asked.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,15 +1,14 @@
 """What goes into a batch job: rows of a JSONL file or of stdin, as requests.
 
-    {"id": "a", "prompt": "Why is the sky blue?"}                                    plain; or
-    "messages" {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}
-     OpenAI's batch format
+    {"id": "a", "prompt": "Why is the sky blue?"}                     plain; or "messages"
+    {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}     OpenAI's
 
     for request in read_requests("in.jsonl", Settings(seed=1), num_kept=1):          # or "-"
         ...
 
-A row that cannot be honoured is a `BrokenRequest`, and the next ones go on. No two have the same
-id, broken ones included: it names their row in the output. A broken row without one is named when
-those of all others are known, so that it takes none from them. Nothing is asked of a model here.
+A row that cannot be honoured is a `BrokenRequest`, and the next ones go on. Rows are read as they
+are asked for. No two have the same id, broken ones included: it names their row in the output.
+Nothing is asked of a model here.
 """
 
 import reprlib

@@ -1,7 +1,9 @@
 """Shows runs while they go, on stderr: two live lines on a terminal, else a line for each decision.
 
-with LiveProgress(["speculative_rejection"], "smollm2") as progress:
-    result = specrej.generate(prompt, observe=progress)
+    with LiveProgress(["speculative_rejection"], "smollm2") as progress:
+        result = specrej.generate(prompt, observe=progress)
+
+The lines are gone when the block ends.
 """
 
 import sys

@@ -2,8 +2,8 @@
 
     engine = open_engine("smollm2", engine="openvino")
     engine = open_engine("/models/exported", engine="openvino", engine_args={"cache_size": 8})
-    engine = open_engine("/models/mine.gguf", engine="openvino",
-    engine_args={"INFERENCE_NUM_THREADS": 4})
+    few = {"INFERENCE_NUM_THREADS": 4}
+    engine = open_engine("/models/mine.gguf", engine="openvino", engine_args=few)
 
 It opens a directory that `optimum-cli export openvino` has written, a GGUF file with float16
 weights, and a Llama in transformers' format, which becomes such a file once (see `gguf`). Arguments

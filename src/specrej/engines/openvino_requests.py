@@ -6,13 +6,12 @@ one page of KV.
     for drawn in backend.step(): ...
 
 A request ends where its page is full, and the next one goes on from its prompt and tokens, whose
-pages it finds in the
-prefix cache: nothing is read twice. The reason is when pages are free. OpenVINO frees those of a
-request that is cancelled at the end of the next step, those of one that has ended at once. A full
-budget decides where pages are full, so whom it rejects has no request any more. Who is dropped
-within a page keeps it through one more step, in which those that stay need no new one. Each request
-of a chain draws from a seed of its own, a function of the candidate's seed and the number of tokens
-it has.
+pages it finds in the prefix cache: nothing is read twice. The reason is when pages are free.
+OpenVINO frees those of a request that is cancelled at the end of the next step, those of one that
+has ended at once. A full budget decides where pages are full, so whom it rejects has no request any
+more. Who is dropped within a page keeps it through one more step, in which those that stay need no
+new one. Each request of a chain draws from a seed of its own, a function of the candidate's seed
+and the number of tokens it has.
 
 OpenVINO lets two requests write to a page that they share, where both are begun in one step and go
 on differently from what a page holds in part. Prompts that could meet like this are begun in steps

@@ -1,9 +1,9 @@
 """Methods side by side on the same prompts: one engine, one memory budget, one seed, everything
 inside the clock.
 
-    methods = parse_methods(["best_of_n:8", "speculative_rejection:0.5"],
-    Settings(max_new_tokens=128)) for row in run_bench(load_prompts("prompts.jsonl"), methods,
-    engine, reward, "out", settings=settings):
+    methods = parse_methods(["best_of_n:8", "speculative_rejection:0.5"], settings)
+    prompts = load_prompts("prompts.jsonl")
+    for row in run_bench(prompts, methods, engine, reward, "out", settings=settings):
         print(row["prompt_id"], row["method"])
 
 Each prompt runs all methods before the next prompt begins, and their order rotates from prompt to

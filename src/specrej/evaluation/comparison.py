@@ -4,13 +4,11 @@
     rewards(comparison, "speculative_rejection:0.5")  # array, in the order of comparison.prompt_ids
 
 Which prompts count. Only those that every method has ended, well or not: a stopped run is compared
-on what all have
-done. A method that failed on a prompt stays in: it loses there, and its score is that of the worst
-answer that the baseline could have chosen, the lowest reward (highest perplexity) of the baseline's
-complete candidates. What it would have cost is not known, so compute is compared on the prompts on
-which method and baseline both came to their end. Where
-the baseline failed there is nothing to compare with: the prompt is left out. All of this is
-counted.
+on what all have done. A method that failed on a prompt stays in: it loses there, and its score is
+that of the worst answer that the baseline could have chosen, the lowest reward (highest perplexity)
+of the baseline's complete candidates. What it would have cost is not known, so compute is compared
+on the prompts on which method and baseline both came to their end. Where the baseline failed there
+is nothing to compare with: the prompt is left out. All of this is counted.
 
 Definitions are those of Sun et al. (NeurIPS 2024, arXiv 2410.20290) unless a docstring says
 otherwise.

@@ -1,4 +1,4 @@
-"""A bench's answers in the formats of other evaluators.
+r"""A bench's answers in the formats of other evaluators.
 
 alpaca_eval (https://github.com/tatsu-lab/alpaca_eval) compares two methods by a judge of its own:
 
@@ -14,8 +14,9 @@ set alpaca_eval).
 FastChat (https://github.com/lm-sys/FastChat, fastchat/llm_judge) grades answers to MT-Bench (the
 set mt_bench):
 
-    specrej export out --to mt_bench --method speculative_rejection:0.5 --output
-    data/mt_bench/model_answer/sr.jsonl python gen_judgment.py --model-list sr
+    specrej export out --to mt_bench --method speculative_rejection:0.5 \
+        --output data/mt_bench/model_answer/sr.jsonl
+    python gen_judgment.py --model-list sr
     python show_result.py --model-list sr
 
 A prompt on which the method failed has empty answers: it stays in the denominator.

@@ -2,8 +2,8 @@
 in both orders.
 
     endpoint = JudgeServer(base_url="http://localhost:8000/v1", model="some-judge", api_key=None)
-    against = {"method": "speculative_rejection:0.5", "baseline": "best_of_n:120"}
-    verdicts = judge(rows, **against, endpoint=endpoint, cache=cache)
+    pair = {"method": "speculative_rejection:0.5", "baseline": "best_of_n:120"}
+    verdicts = judge(rows, **pair, endpoint=endpoint, cache=cache)
     for verdict in record(directory / JUDGEMENTS, verdicts):
         print(verdict["prompt_id"], verdict["verdict"], verdict["calls"])
 

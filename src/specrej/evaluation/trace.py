@@ -2,9 +2,9 @@
 and hidden states.
 
     settings = Settings(n=64, max_new_tokens=128)
-    for progress in record(loaded, engine, reward, directory, settings=settings, checkpoints=(8, 16,
-    32, 64)):
-        print(progress.num_done, progress.num_tasks, progress.error)
+    lengths = (8, 16, 32, 64)
+    for step in record(loaded, engine, reward, directory, settings=settings, checkpoints=lengths):
+        print(step.num_done, step.num_tasks, step.error)
     for trace in load(directory):
         trace.rewards                   # [candidates, checkpoints]
         trace.hidden_states()           # [candidates, checkpoints, hidden], read when asked for

@@ -7,12 +7,11 @@
     chat.ids(chat.content("<|im_end|>"))  # the characters, never the token
 
 Every special token has a character that marks it, such as the bar of "<|im_end|>". While the
-template is rendered,
-these marks are hidden in contents: other characters stand for them, one for one, so that a template
-may trim, repeat, cut or turn contents. Special tokens that are found then are the template's. If
-the text with its contents shown has the same ones, its ids are taken as they are. Otherwise the
-template's get names that nobody can guess, in a copy of the tokenizer that knows special tokens by
-these names alone.
+template is rendered, these marks are hidden in contents: other characters stand for them, one for
+one, so that a template may trim, repeat, cut or turn contents. Special tokens that are found then
+are the template's. If the text with its contents shown has the same ones, its ids are taken as they
+are. Otherwise the template's get names that nobody can guess, in a copy of the tokenizer that knows
+special tokens by these names alone.
 """
 
 import copy

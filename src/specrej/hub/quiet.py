@@ -1,5 +1,5 @@
-"""Keeps off the terminal what transformers and the hub's client say while something loads;
-failures are raised.
+"""Keeps off the terminal what transformers and the hub's client say while something loads; failures
+are raised.
 """
 
 from collections.abc import Iterator

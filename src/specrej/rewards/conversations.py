@@ -1,8 +1,8 @@
 """Conversations as a reward model with a tokenizer of its own reads them: written out, tokenized,
 cut to its length.
 
-    reader = ConversationReader("classifier:org/model", tokenizer, max_tokens=4096,
-    partial="closed") [row] = reader.rows(messages, [candidate])
+    reader = ConversationReader("org/model", tokenizer, max_tokens=4096, partial="closed")
+    [row] = reader.rows(messages, [candidate])
     row["input_ids"]
 
 Text only goes in, never the generator's token ids: the tokenizers differ. The conversation is

@@ -15,11 +15,9 @@ The protocol. Each request is a POST of
      "answers": [{"index": 3, "text": "...", "is_complete": false}]}
 
 where `index` names the candidate and `is_complete` says that nothing will be added to the text. The
-reply holds one
-finite number for each answer, in order, higher is better: `{"scores": [0.7]}`, and, where the
-server counts them, the
-tokens it read: `{"scores": [0.7], "num_tokens": 412}`. A score may depend on the conversation and
-the answer, not on what else is in the request.
+reply holds one finite number for each answer, in order, higher is better: `{"scores": [0.7]}`, and,
+where the server counts them, the tokens it read: `{"scores": [0.7], "num_tokens": 412}`. A score
+may depend on the conversation and the answer, not on what else is in the request.
 
 All requests go through `specrej.remote`. A failure is a RewardError that names the candidate.
 """

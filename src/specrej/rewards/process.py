@@ -12,8 +12,8 @@ the second is the good one, as TRL writes them; with one output the score is its
 
 Of an unfinished answer the last step is left out while its separator has not come, unless it is the
 only one: then it is closed as it stands. So what a partial answer is judged by does not change when
-a step goes on, only when one ends.
-Blank steps are none. Nothing is kept between two decisions: each reads the prompt again.
+a step goes on, only when one ends. Blank steps are none. Nothing is kept between two decisions:
+each reads the prompt again.
 """
 
 import logging

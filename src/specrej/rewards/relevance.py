@@ -3,7 +3,7 @@
 
     reward = RelevanceReward()  # the default model, pulled where the cache does not hold it
     session = reward.open([{"role": "user", "content": "Give three tips for staying healthy."}])
-    session.score(candidates)  # higher is more relevant
+    session.score(candidates)                        # higher is more relevant
 
 It measures relevance to the last message of the user, not what people prefer; earlier turns are not
 read. The directory of another cross-encoder serves as well, if it holds a `model.onnx` that takes
@@ -14,12 +14,10 @@ says by number which one is the score:
     RelevanceReward("./nli", label=1)            # relevance:./nli?label=1
 
 The model's int8 activations are scaled over the whole tensor, so in a batch a score depends on its
-neighbours and on
-padding: by 0.86 on 32 answers whose scores ran from -9.5 to -3.3. Hence every answer is a run of
-its own, without
-padding, on a thread of its own: equal to the last bit whatever else is scored, and the fastest of
-what we measured. Milliseconds per answer, 32 answers of 126 tokens in the mean, two cores (AVX2),
-onnxruntime 1.32:
+neighbours and on padding: by 0.86 on 32 answers whose scores ran from -9.5 to -3.3. Hence every
+answer is a run of its own, without padding, on a thread of its own: equal to the last bit whatever
+else is scored, and the fastest of what we measured. Milliseconds per answer, 32 answers of 126
+tokens in the mean, two cores (AVX2), onnxruntime 1.32:
 
     one batch of 32                    52        one by one, two threads inside      37
     batches of 8, sorted by length     32        two at a time, one thread each      27    <- this

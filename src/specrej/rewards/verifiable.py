@@ -7,9 +7,9 @@ is wrong.
     MathReward("@answers.jsonl")           # the final answer has this value, by math-verify
 
 No model is read. A pattern is searched for in unfinished answers too. The other two judge final
-answers, which an
-unfinished one has not got yet: it gets 0.0, whatever its text. So early decisions see ties, and
-mean something only where such a reward is mixed with another; Best-of-N needs no other.
+answers, which an unfinished one has not got yet: it gets 0.0, whatever its text. So early decisions
+see ties, and mean something only where such a reward is mixed with another; Best-of-N needs no
+other.
 """
 
 import importlib.util

@@ -5,14 +5,13 @@ vLLM supports.
     VllmClassifierReward("org/reward-model", label="helpful", partial="open")
     VllmClassifierReward("org/reward-model", engine_args={"gpu_memory_utilization": 0.3})
 
-    vllm:MODEL#LABEL?partial=open&memory=2GiB&max_tokens=2048&engine_args={"tensor_parallel_size":
-    2}
+    vllm:MODEL#LABEL?partial=open&memory=2GiB&engine_args={"tensor_parallel_size": 2}
 
 The same conversations and the same raw logits as `classifier` gives: vLLM's default activation
 would saturate them. What was read at one decision is found in vLLM's prefix cache at the next, in
 full blocks, where the model pools the last token; what was read nevertheless is counted. On one GPU
-beside a generator on vLLM, both need a share of its
-memory: `gpu_memory_utilization` in the engine arguments of each.
+beside a generator on vLLM, both need a share of its memory: `gpu_memory_utilization` in the engine
+arguments of each.
 """
 
 import json

@@ -1,5 +1,5 @@
-"""The KV memory of one prompt, by arithmetic: how much there is, and how many candidates it
-carries how far.
+"""The KV memory of one prompt, by arithmetic: how much there is, and how many candidates it carries
+how far.
 """
 
 from bisect import bisect_right

@@ -8,7 +8,7 @@
   that the client left.
 - A client may close its side when it has asked (`shutdown`), and gets its answer. One that left
   looks the same: it is sent bytes that mean nothing (`100 Continue` before an answer, a comment in
-      a stream), and whoever left refuses them.
+  a stream), and whoever left refuses them.
 - Connections beyond what the limit of open files leaves are closed at once, so that the others can
   be served.
 """

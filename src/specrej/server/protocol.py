@@ -1,8 +1,9 @@
 """OpenAI's bodies for /v1/chat/completions and /v1/completions, in and out, as functions on dicts.
 
-    asked = parse_chat({"model": "smollm2", "messages": [...], "n": 2, "specrej": {"alpha": 0.5}},
-    Settings()) body = to_body(asked, result, completion_id="c-1", created=0, model="smollm2",
-    detokenizer=engine.detokenizer)
+    body = {"model": "smollm2", "messages": [...], "n": 2, "specrej": {"alpha": 0.5}}
+    asked = parse_chat(body, Settings())
+    made = {"completion_id": "c-1", "created": 0, "model": "smollm2"}
+    answer = to_body(asked, result, **made, detokenizer=engine.detokenizer)
 
 A field is honoured, asks for nothing (it has the value that OpenAI documents as its default, or
 only labels the request), or is refused by name. `n` is the number of answers returned, the best

@@ -6,8 +6,8 @@
 
 On SIGTERM or Ctrl-C new requests get a 503; those that run may end within the grace, and are told
 if they do not. A second signal ends the process on the spot. When the service fails, or its thread
-stands still for longer than a request
-may take, those that wait are told, and `run` raises: the process has to be started anew.
+stands still for longer than a request may take, those that wait are told, and `run` raises: the
+process has to be started anew.
 """
 
 import asyncio

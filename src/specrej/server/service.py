@@ -12,9 +12,8 @@ Engine, searches and scheduler belong to the thread; an event loop talks to it t
 calls, which it makes between two steps. Nothing of HTTP here.
 
 Whatever is raised on the thread fails the requests that it concerns, is logged, and the thread goes
-on. Where it
-cannot, or stands still, the service has failed: `has_failed` says so, and whoever runs it ends the
-process (`running`).
+on. Where it cannot, or stands still, the service has failed: `has_failed` says so, and whoever runs
+it ends the process (`running`).
 """
 
 import asyncio

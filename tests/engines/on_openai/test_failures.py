@@ -1,5 +1,6 @@
-"""What servers do to candidates: refuse, stumble, hang, die, cut short, go too far; and who
-hears of it."""
+"""What servers do to candidates: refuse, stumble, hang, die, cut short, go too far; and who hears
+of it.
+"""
 
 import json
 import logging

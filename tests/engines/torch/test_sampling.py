@@ -1,5 +1,6 @@
-"""Filters against transformers' processors, draws against their probabilities, and the edges of
-the inverse CDF."""
+"""Filters against transformers' processors, draws against their probabilities, and the edges of the
+inverse CDF.
+"""
 
 import dataclasses
 import functools

@@ -1,8 +1,8 @@
 """Any server that speaks OpenAI's /v1/completions: vLLM, SGLang, llama.cpp, and others.
 
     engine = open_engine("smollm2", engine="openai:http://127.0.0.1:8000/v1")
-    engine = open_engine("org/model", engine="openai:https://host/v1#served-name",
-    engine_args={"kv_tokens": 200_000})
+    named = "openai:https://host/v1#served-name"
+    engine = open_engine("org/model", engine=named, engine_args={"kv_tokens": 200_000})
 
 The model says which tokenizer the server's model has; the name behind the "#" says which of the
 server's models it is, where there are several. The server only has to continue texts: candidates

@@ -9,8 +9,8 @@ engine.step()  # a token for each; a chunk is asked for when there are none left
 
 A chunk ends at a multiple of `chunk_tokens`, whenever decisions are made, and its seed is that of
 its candidate and its position, so that a candidate's tokens depend on nobody else's fate. The
-chunks of all prompts are asked for side by
-side. KV is known by arithmetic alone: before a chunk is asked for, all of it counts.
+chunks of all prompts are asked for side by side. KV is known by arithmetic alone: before a chunk is
+asked for, all of it counts.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """What a page is made of, in plain text, and how it becomes HTML.
 
     Section("cost", "Cost by part", "Each bar is a method.", figures=[...])
-    picture(figure, directory / "plots/cost", title="Cost", caption="A bar each.", label="12 s")
+    picture(figure, directory / "cost", title="Seconds", caption="A bar a method.", label="12 s")
     render(page)
 
 The template lays the page out, and escapes its text. A figure in it is smaller than its file, has
