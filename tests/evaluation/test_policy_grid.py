@@ -43,7 +43,7 @@ def test_the_same_policy_twice_is_one(tmp_path: Path) -> None:
         ('{"alpha": 0.5}\n{"alpha": ', r"file, line 2: no JSON: Expecting value at column 11"),
         (
             '[{"alpha": 0.5},\n {"n": 0}]',
-            r"file, policy 2: n must be 'auto' or a number of at least 1, and below 2^31, got 0",
+            r"file, policy 2: n must be 'auto' or a number of at least 1, and below 2\^31, got 0",
         ),
         ('[{"alpha": 0.5},\n }', r"file, line 2: no JSON"),
         ("3", r"file, line 1: expected an object, got 3"),
