@@ -16,7 +16,7 @@ backend's prefix cache, and each reads the rest of it, less than a page, by itse
 """
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -379,10 +379,18 @@ class PagedEngine:
             return 0 if prompt.is_read else self.layout.peak_bytes(len(prompt.ids), 0, 0)
         num_received = [one.num_received for key, one in prompt.live.items() if key in self._owners]
         lengths = [*num_received, *(0 for _ in prompt.waiting)]
-        longest = max(lengths, default=0) + num_more
         # All of a prompt's candidates have the same length, but for a step or two while long
-        # prompts are read.
-        return self.kv_bytes(len(prompt.ids), len(lengths), longest) if longest else 0
+        # prompts are read: what has not drawn yet is not as long as what has.
+        drawn = Counter(length + num_more for length in lengths if length + num_more)
+        if not drawn:
+            return 0
+        longest, num_prompt = max(drawn), len(prompt.ids)
+        shorter = sum(
+            count * (self.kv_bytes(num_prompt, 2, length) - self.kv_bytes(num_prompt, 1, length))
+            for length, count in drawn.items()
+            if length < longest
+        )
+        return self.kv_bytes(num_prompt, drawn[longest], longest) + shorter
 
 
 def refuse_hidden_states(engine: str) -> NoReturn:
