@@ -1,13 +1,14 @@
-"""What busy processes cost decoding: threads that spin while they wait, and threads that sleep.
+"""What busy processes cost decoding, by how the threads that compute together wait.
 
     python benchmarks/contention.py              # some minutes; nothing else should run
 
 Sixteen candidates decode 48 tokens of SmolLM2 alone, beside one and beside two processes that do
-nothing but spin. Two processes take turns at it. In one the threads of OpenMP wait as they do by
-themselves: they spin. In the other they sleep, as `specrej` asks them to; OMP_WAIT_POLICY=passive
-is read once, when torch is loaded. Both keep the model open, and whose turn it is not waits for a
-line. Every figure is the median over rounds; ratios are taken round by round, and relative to
-threads that spin on a quiet machine. One JSON line last.
+nothing but spin. Three processes take turns at it. In the first the threads of OpenMP wait as they
+do by themselves: they spin. In the second they spin briefly, then sleep, as `specrej` asks them to.
+In the third they sleep at once. How they wait is read once, when torch is loaded. All keep the
+model open, and whose turn it is not waits for a line. Every figure is the median over rounds;
+ratios are taken round by round, and relative to threads that spin on a quiet machine. One JSON line
+last.
 """
 
 import argparse
@@ -22,9 +23,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from specrej import threads
+
 PROMPT_TOKENS, SEED = 60, 0
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-WAITING = {"spinning": {}, "sleeping": {"OMP_WAIT_POLICY": "passive"}}
+WAITING = {"spinning": {}, "specrej": threads.WAITING, "sleeping": {"OMP_WAIT_POLICY": "passive"}}
 BUSY = [sys.executable, "-c", "while True: pass"]
 
 
@@ -180,7 +183,7 @@ def main() -> None:
         processes = {
             waiting: stack.enter_context(decoder(waiting, *options)) for waiting in WAITING
         }
-        about, _ = (answer(process) for process in processes.values())
+        about, *_ = (answer(process) for process in processes.values())
         seconds = measure(processes, list(range(given.neighbours + 1)), given.rounds)
     figures = figures_of(seconds)
     print_table(figures)

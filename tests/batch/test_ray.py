@@ -50,6 +50,7 @@ def local_ray(**how: Any) -> Iterator[None]:
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.delenv("OMP_WAIT_POLICY", raising=False)  # actors are to set it themselves
+        patch.delenv("GOMP_SPINCOUNT", raising=False)
         try:
             yield
         finally:
@@ -162,18 +163,18 @@ def test_conversations_and_kept_answers() -> None:
     assert all(row["lowest"] and len(row["answers"]) > 1 for row in rows)
 
 
-def test_threads_of_an_actor_are_told_to_sleep_before_torch_is_there(tmp_path: Path) -> None:
+def test_threads_of_an_actor_are_told_how_to_wait_before_torch_is_there(tmp_path: Path) -> None:
     seen = tmp_path / "seen"
 
     def read(prompt: str, texts: list[str]) -> list[float]:
         import os
         import sys
 
-        seen.write_text(f"{os.environ.get('OMP_WAIT_POLICY')} {'torch' in sys.modules}")
+        seen.write_text(f"{os.environ.get('GOMP_SPINCOUNT')} {'torch' in sys.modules}")
         return [0.0 for _ in texts]
 
     answered(given(PROMPTS[:1]), reward=read)
-    assert seen.read_text() == "passive False"
+    assert seen.read_text() == "1000 False"
 
 
 def test_columns_are_the_same_whatever_is_null_in_them() -> None:

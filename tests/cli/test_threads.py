@@ -1,4 +1,4 @@
-"""Threads that wait sleep where the process is ours, unless the user wants otherwise."""
+"""Threads that wait spin only briefly where the process is ours, unless the user wants otherwise."""
 
 import os
 import re
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import specrej
+from specrej.threads import WAITING
 from tiny import save_model
 
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -73,7 +74,7 @@ def test_it_is_set_before_a_command_imports_torch(
     (tmp_path / "in.jsonl").write_text('{"prompt": "Hi"}\n')
     arguments = [command, *COMMANDS[command], "--model", tiny_model, "--reward", "logprob"]
     done = run("-c", WATCHED % "os._exit(0)", *arguments, cwd=tmp_path)
-    assert done.stderr.splitlines()[-1] == "torch is imported with {'OMP_WAIT_POLICY': 'passive'}"
+    assert done.stderr.splitlines()[-1] == f"torch is imported with {WAITING}"
 
 
 @pytest.mark.parametrize(
@@ -102,8 +103,9 @@ def test_a_command_tells_the_openmp_that_it_computes_with(tiny_model: str, tmp_p
     done = run(
         "-c", WATCHED % "pass", "generate", "Hi", *options, cwd=tmp_path, OMP_DISPLAY_ENV="TRUE"
     )
-    assert "torch is imported with {'OMP_WAIT_POLICY': 'passive'}" in done.stderr
+    assert f"torch is imported with {WAITING}" in done.stderr
     assert re.search(r"OMP_WAIT_POLICY ?= ?'PASSIVE'", done.stderr), done.stderr
+    assert re.search(r"GOMP_SPINCOUNT ?= ?'1000'", done.stderr), done.stderr
 
 
 def test_the_library_leaves_the_environment_as_it_is(

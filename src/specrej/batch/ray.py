@@ -20,7 +20,7 @@ from specrej.api import IN_FLIGHT, RunOptions, open_pool, read_options
 from specrej.errors import SpecrejError, UsageError
 from specrej.opening import Opening
 from specrej.settings import Settings
-from specrej.threads import sleep_while_waiting
+from specrej.threads import spin_only_briefly
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -153,7 +153,7 @@ class Worker:
     """
 
     def __init__(self, setup: ActorSetup) -> None:
-        sleep_while_waiting()  # a node's Ray may not have the environment of the one that asks
+        spin_only_briefly()  # a node's Ray may not have the environment of the one that asks
         self._failure: SpecrejError | None = None
         try:
             self._open(setup)

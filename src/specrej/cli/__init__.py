@@ -19,7 +19,7 @@ import typer
 
 from specrej.cli import answer, batch, evaluate, serve
 from specrej.cli.pull import models_app
-from specrej.threads import sleep_while_waiting
+from specrej.threads import spin_only_briefly
 from specrej.version import __version__
 
 app = typer.Typer(
@@ -67,7 +67,7 @@ def root(
 
 def main() -> None:
     """Run the command."""
-    sleep_while_waiting()
+    spin_only_briefly()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(
