@@ -1,4 +1,4 @@
-"""Threads that wait spin only briefly where the process is ours, unless the user wants otherwise."""
+"""Threads that wait spin briefly where the process is ours, unless the user wants otherwise."""
 
 import os
 import re
@@ -101,7 +101,7 @@ def test_a_command_tells_the_openmp_that_it_computes_with(tiny_model: str, tmp_p
         "--json",
     ]
     done = run(
-        "-c", WATCHED % "pass", "generate", "Hi", *options, cwd=tmp_path, OMP_DISPLAY_ENV="TRUE"
+        "-c", WATCHED % "pass", "generate", "Hi", *options, cwd=tmp_path, OMP_DISPLAY_ENV="VERBOSE"
     )
     assert f"torch is imported with {WAITING}" in done.stderr
     assert re.search(r"OMP_WAIT_POLICY ?= ?'PASSIVE'", done.stderr), done.stderr
