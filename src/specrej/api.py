@@ -24,8 +24,7 @@ from specrej.search.algorithms import Steps, algorithm_of
 from specrej.search.events import Ended, Event, Reporter
 from specrej.search.policies import policy_of
 from specrej.search.pool import Pool
-from specrej.search.scheduler import Maker, Outcome, run
-from specrej.search.scheduler import Observer as Watch
+from specrej.search.scheduler import Maker, Outcome, Watch, run
 from specrej.search.search import Search
 from specrej.settings import Options, Settings
 from specrej.types import Prompt, Result

@@ -21,7 +21,7 @@ PROMPT = "Why?"
 NUM_PROMPT = len(PROMPT) + 1
 ALGORITHMS = ["best_of_n", "speculative_rejection"]
 
-Observer = Callable[[Search], None]
+Watch = Callable[[Search], None]
 
 
 def generate(engine: FakeEngine | None = None, reward: Any = None, **options: Any) -> Result:

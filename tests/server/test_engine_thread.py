@@ -118,7 +118,7 @@ class Sick(FakeEngine):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "place", ["encode", "open", "add", "step", "drop", "detokenizer", "memory", "claim"]
+    "place", ["encode", "open", "add", "step", "drop", "detokenizer", "memory", "demand"]
 )
 def test_whatever_the_engine_raises_is_over_with_those_in_flight(
     place: str, kind: type[BaseException], caplog: pytest.LogCaptureFixture

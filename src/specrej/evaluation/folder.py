@@ -1,6 +1,6 @@
 """A run's folder: run.json says what the run is, so that nobody mixes two.
 
-with claim(directory, info, resume=False):                # the only writer, until the block ends
+with open_run(directory, info, resume=False):                # the only writer, until the block ends
     with Journal(directory / RESULTS) as journal:
         ...
 info, rows = read_bench(directory)
@@ -24,7 +24,7 @@ _LOCK = ".lock"
 
 
 @contextmanager
-def claim(directory: str | Path, info: RunInfo, *, resume: bool) -> Iterator[None]:
+def open_run(directory: str | Path, info: RunInfo, *, resume: bool) -> Iterator[None]:
     """Be the only writer of a run's folder: a new one, or (with `resume`) one that was stopped.
 
     Raises:

@@ -31,7 +31,7 @@ from specrej.attention.layout import KvLayout
 from specrej.engines.base import Engine
 from specrej.errors import DeviceMemoryError, SpecrejError, UsageError
 from specrej.evaluation.bench import describe_run
-from specrej.evaluation.folder import claim, read_info
+from specrej.evaluation.folder import open_run, read_info
 from specrej.evaluation.prompts import Loaded, Task
 from specrej.flops import ModelFlops
 from specrej.journal import Journal, read_rows
@@ -168,7 +168,7 @@ def record(
         settings, algorithm="speculative_rejection", alpha=0.0, keep=None, decide=f"at:{words}"
     )
     info = describe_run("trace", loaded, engine, reward, settings, [f"best_of_n:{settings.n}"])
-    with claim(directory, info, resume=resume), Journal(directory / FAILURES) as journal:
+    with open_run(directory, info, resume=resume), Journal(directory / FAILURES) as journal:
         failed = {row["prompt_id"] for row in journal.rows}
         paths = [directory / f"{number:05d}.parquet" for number in range(len(loaded.tasks))]
         left = [

@@ -37,7 +37,7 @@ from specrej.server.logs import log_failure
 from specrej.server.metrics import Meters
 from specrej.server.protocol import ENDPOINTS, to_body
 from specrej.server.refusals import CODES, RefusalError, internal_error, refusal_of, refusal_of_body
-from specrej.server.service import Event, Service, Ticket
+from specrej.server.service import Service, StreamEvent, Ticket
 from specrej.server.streaming import Head, blocks
 from specrej.settings import Settings
 from specrej.types import Result
@@ -259,7 +259,7 @@ class _Desk:
         except ServingError as error:
             raise refusal_of(error, {}) from error
 
-    async def _noted(self, ticket: Ticket, entry: Entry) -> AsyncIterator[Event]:
+    async def _noted(self, ticket: Ticket, entry: Entry) -> AsyncIterator[StreamEvent]:
         """The events of a stream; its first text and its end are noted."""
         has_text = False
         async for event in ticket:

@@ -391,7 +391,7 @@ def _decode(
         if step in drops:
             engine.drop(prompt, drops[step])
             assert engine.memory(prompt).in_use < before
-        given: list[Token] = engine.step({prompt: engine.claim(prompt).wanted})
+        given: list[Token] = engine.step({prompt: engine.demand(prompt).wanted})
         for token in given:
             tokens[token.candidate].append(token.token_id)
             assert token.logprob is None or token.logprob <= 0

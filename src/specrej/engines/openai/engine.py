@@ -19,7 +19,7 @@ from itertools import count
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from specrej.attention.layout import Claim, KvLayout
+from specrej.attention.layout import Demand, KvLayout
 from specrej.engines.base import PROMPTS_IN_TOTAL, Memory, Overhead, Token
 from specrej.engines.openai.answers import PartialAnswer, Vocabulary
 from specrej.engines.openai.prompts import OpenPrompt
@@ -377,9 +377,9 @@ class OpenAIEngine:
         num_candidates = len(prompt.live) if prompt.target else 0
         return self.kv_bytes(len(prompt.ids), num_candidates, prompt.target)
 
-    def claim(self, prompt: int) -> Claim:
+    def demand(self, prompt: int) -> Demand:
         memory = self.memory(prompt)
-        return Claim(memory.in_use, memory.next_step, memory.next_step, 0)
+        return Demand(memory.in_use, memory.next_step, memory.next_step, 0)
 
     def drop(self, prompt: int, indices: Sequence[int]) -> None:
         opened = self._prompts[prompt]
