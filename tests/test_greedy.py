@@ -21,7 +21,8 @@ from specrej.evaluation.policy_grid import grid
 from specrej.evaluation.replay_summary import replay_folder
 from specrej.evaluation.trace import load, record
 from specrej.journal import read_rows
-from specrej.server.protocol import parse_chat, to_body
+from specrej.server.answering import to_body
+from specrej.server.protocol import parse_chat
 from specrej.settings import Settings
 from specrej.types import GREEDY_NOTE, Result
 from tiny import save_model

@@ -28,6 +28,7 @@ from specrej.messages import as_messages
 from specrej.search.events import Ended, Text
 from specrej.search.pool import Pool
 from specrej.server import schema
+from specrej.server.answering import to_body
 from specrej.server.asked import Asked, Limits, parse_json, read_request
 from specrej.server.connection import EventStream, declared_bytes, read_body, unless_gone
 from specrej.server.endpoints import add_models, add_operations, add_pages, document
@@ -35,7 +36,7 @@ from specrej.server.guard import LOOPBACK, Entry, Gate, Guard
 from specrej.server.lanes import Lane, Lanes
 from specrej.server.logs import log_failure
 from specrej.server.metrics import Meters
-from specrej.server.protocol import ENDPOINTS, to_body
+from specrej.server.protocol import ENDPOINTS
 from specrej.server.refusals import CODES, RefusalError, internal_error, refusal_of, refusal_of_body
 from specrej.server.service import Event, Service, Ticket
 from specrej.server.streaming import Head, blocks

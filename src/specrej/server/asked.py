@@ -17,10 +17,11 @@ from typing import Any
 
 from specrej.errors import UsageError
 from specrej.reading import check_characters
-from specrej.server.protocol import ENDPOINTS, CompletionRequest
+from specrej.server.protocol import ENDPOINTS, Beside, CompletionRequest
 from specrej.settings import Settings
 
 MOST_STOPS, MOST_STOP_CHARACTERS = 16, 128
+_OURS = Beside(fields=("stream", "stream_options"), own=("progress", "deadline_s"))
 _MOST_CHARACTERS = 256
 """Of a text under `specrej`; no schedule or amount of memory is longer."""
 
@@ -95,24 +96,18 @@ def read_request(path: str, body: Mapping[str, Any], defaults: Settings, limits:
             surrogate pair.
     """
     check_characters(body, "")
-    rest = dict(body)
-    is_streamed = _flag("stream", rest.pop("stream", None))
-    has_usage = _wants_usage(rest.pop("stream_options", None))
-    own = rest.get("specrej")
-    if isinstance(own, Mapping):
-        _check_lengths(own)
-        rest["specrej"] = {
-            name: value for name, value in own.items() if name not in ("progress", "deadline_s")
-        }
-    else:
-        own = {}
+    is_streamed = _flag("stream", body.get("stream"))
+    has_usage = _wants_usage(body.get("stream_options"))
+    own = body.get("specrej")
+    own = own if isinstance(own, Mapping) else {}
+    _check_lengths(own)
     has_progress = _flag("specrej.progress", own.get("progress"))
     if has_progress and not is_streamed:
         raise UsageError(
             "specrej.progress needs stream, which is not true",
             hint="without a stream nothing tells of it",
         )
-    request = ENDPOINTS[path](rest, defaults)
+    request = ENDPOINTS[path](body, defaults, _OURS)
     _check_limits(request, limits)
     return Asked(
         request=request,
