@@ -3,7 +3,7 @@
 import os
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,9 @@ from specrej.cli.options import (
 )
 from specrej.errors import UnknownNameError, UsageError
 from specrej.rewards import as_reward
+
+if TYPE_CHECKING:
+    from specrej.evaluation.prompts import Loaded
 
 _Prompts = Annotated[
     str,
@@ -67,13 +70,10 @@ def bench(
     """Run several methods on many prompts, on one engine, in the same memory, with the same
     seed.
     """
-    from specrej.cli import display, tables
     from specrej.cli.progress import RowProgress
     from specrej.evaluation.bench import parse_methods, run_bench
-    from specrej.evaluation.folder import read_bench
-    from specrej.evaluation.judge import read_verdicts
-    from specrej.evaluation.metrics import default_baseline, summarize
-    from specrej.evaluation.prompts import load_prompts
+    from specrej.evaluation.folder import check_free
+    from specrej.evaluation.metrics import default_baseline
 
     with exit_codes(), stoppable(how_to_resume(output)):
         settings = settings_of(given)
@@ -85,8 +85,8 @@ def bench(
         named = baseline or default_baseline(names)
         if named not in names:
             raise UnknownNameError("method", named, names)
-        loaded = load_prompts(prompts, limit)
-        _say_broken(loaded.broken)
+        loaded = _load(prompts, limit)
+        check_free(output, resume=resume)
         total, num_before = len(chosen) * len(loaded.tasks), _num_rows(output) if resume else 0
         with (
             stdout_for_results(),
@@ -103,20 +103,7 @@ def bench(
                     progress.advance(
                         f"{row['prompt_id']} {row['method']}", error and error["message"]
                     )
-        info, done = read_bench(output)
-        summary = summarize(done, named, read_verdicts(output))
-        num_failed, line = sum(row["error"] is not None for row in done), None
-        if json:
-            display.print_json({"run": info, "summary": summary})
-        else:
-            tables.print_bench(summary)
-            line = (
-                f"{len(done)} rows in {output}, {num_failed} failed ({len(done) - num_before} run "
-                "now); "
-                f"{tables.totals_of(summary['methods'])}; seed {settings.seed}. For the page: "
-                f"specrej report {output}"
-            )
-        end_with(line, num_failed=num_failed, num_all=len(done))
+        _end_bench(output, named, num_before, settings.seed, as_json=json)
 
 
 @takes_options(
@@ -137,15 +124,15 @@ def trace(
 ) -> None:
     """Record Best-of-N with the reward of every candidate at checkpoints, for `specrej replay`."""
     from specrej.cli.progress import RowProgress
-    from specrej.evaluation.prompts import load_prompts
-    from specrej.evaluation.trace import load_failures, record
+    from specrej.evaluation.folder import check_free
+    from specrej.evaluation.trace import lengths_of, load_failures, record
 
     with exit_codes(), stoppable(how_to_resume(output)):
         settings = settings_of({**given, "n": n})
         note_greedy(settings)
-        lengths = _lengths(checkpoints)
-        loaded = load_prompts(prompts, limit)
-        _say_broken(loaded.broken)
+        lengths = lengths_of(_numbers(checkpoints))
+        loaded = _load(prompts, limit)
+        check_free(output, resume=resume)
         num_run = num_failed = 0
         with (
             stdout_for_results(),
@@ -336,7 +323,7 @@ def _num_rows(directory: Path) -> int:
     return len(read_rows(directory / RESULTS)) if (directory / RESULTS).exists() else 0
 
 
-def _lengths(words: str) -> list[int]:
+def _numbers(words: str) -> list[int]:
     try:
         return [int(word) for word in words.split(",")]
     except ValueError:
@@ -345,8 +332,34 @@ def _lengths(words: str) -> list[int]:
         ) from None
 
 
-def _say_broken(broken: tuple[tuple[int, str], ...]) -> None:
+def _load(prompts: str, limit: int | None) -> "Loaded":
+    """The prompts; what is left out of them is said."""
     from specrej.cli import display
+    from specrej.evaluation.prompts import load_prompts
 
-    for line, reason in broken:
+    loaded = load_prompts(prompts, limit)
+    for line, reason in loaded.broken:
         display.print_note(f"line {line} is left out: {reason}")
+    return loaded
+
+
+def _end_bench(output: Path, baseline: str, num_before: int, seed: int, *, as_json: bool) -> None:
+    """Say what a bench came to, rows of earlier runs included."""
+    from specrej.cli import display, tables
+    from specrej.evaluation.folder import read_bench
+    from specrej.evaluation.judge import read_verdicts
+    from specrej.evaluation.metrics import summarize
+
+    info, done = read_bench(output)
+    summary = summarize(done, baseline, read_verdicts(output))
+    num_failed, line = sum(row["error"] is not None for row in done), None
+    if as_json:
+        display.print_json({"run": info, "summary": summary})
+    else:
+        tables.print_bench(summary)
+        line = (
+            f"{len(done)} rows in {output}, {num_failed} failed ({len(done) - num_before} run "
+            f"now); {tables.totals_of(summary['methods'])}; seed {seed}. For the page: "
+            f"specrej report {output}"
+        )
+    end_with(line, num_failed=num_failed, num_all=len(done))

@@ -158,11 +158,7 @@ def record(
         UsageError: checkpoints that are no lengths; a directory that holds something else, or
             cannot be written.
     """
-    directory, lengths = Path(directory), tuple(sorted(set(checkpoints)))
-    if not lengths or lengths[0] < 1:
-        raise UsageError(
-            f"checkpoints must be lengths of at least one token, got {list(checkpoints)}"
-        )
+    directory, lengths = Path(directory), lengths_of(checkpoints)
     words = ",".join(map(str, lengths))
     settings = replace(
         settings, algorithm="speculative_rejection", alpha=0.0, keep=None, decide=f"at:{words}"
@@ -189,6 +185,20 @@ def record(
             else:
                 _write(path, _table(task, result, lengths, states, engine, reward))
             yield RecordedPrompt(num_done, len(paths), task.id, error)
+
+
+def lengths_of(checkpoints: Sequence[int]) -> tuple[int, ...]:
+    """Checkpoints in order, each once.
+
+    Raises:
+        UsageError: there are none, or one is no length.
+    """
+    lengths = tuple(sorted(set(checkpoints)))
+    if not lengths or lengths[0] < 1:
+        raise UsageError(
+            f"checkpoints must be lengths of at least one token, got {list(checkpoints)}"
+        )
+    return lengths
 
 
 def load(directory: str | Path) -> Iterator[Trace]:

@@ -50,6 +50,23 @@ class Limits:
             if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"the limit {name} must be above 0, got {value}")
 
+    def check(self, defaults: Settings) -> None:
+        """See that a request may have what it gets that says nothing.
+
+        Raises:
+            UsageError: it is more than a request may ask for.
+        """
+        if self.new_tokens is not None and defaults.max_new_tokens > self.new_tokens:
+            raise UsageError(
+                f"max_new_tokens={defaults.max_new_tokens} exceeds the {self.new_tokens} that a "
+                "request may ask for"
+            )
+        if (defaults.num_candidates or 0) > self.candidates:
+            raise UsageError(
+                f"n={defaults.n} exceeds the {self.candidates} candidates that a request may ask "
+                "for"
+            )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:

@@ -21,8 +21,9 @@ from typing import Any
 
 from specrej.attention.layout import kv_numbers_of_config
 from specrej.engines.openai.answers import Vocabulary
-from specrej.engines.openai.engine import OpenAIEngine, Shape
+from specrej.engines.openai.engine import OpenAIEngine
 from specrej.engines.openai.server import CompletionsServer, Listed, Place, list_models
+from specrej.engines.openai.shape import Shape
 from specrej.engines.opening import EngineOptions
 from specrej.errors import ModelError, UnknownNameError, UsageError, guess
 from specrej.flops import flops_of_config
