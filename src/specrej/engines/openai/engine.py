@@ -19,13 +19,18 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from specrej.attention.layout import Claim
-from specrej.engines.base import PROMPTS_IN_TOTAL, Memory, Overhead, Token
+from specrej.engines.base import (
+    PROMPTS_IN_TOTAL,
+    Memory,
+    Overhead,
+    Token,
+    refuse_hidden_states,
+)
 from specrej.engines.openai.answers import PartialAnswer, Vocabulary
 from specrej.engines.openai.prompts import OpenPrompt
 from specrej.engines.openai.replies import Chunk, UnreadableReplyError
 from specrej.engines.openai.server import CompletionsServer
 from specrej.engines.openai.shape import Shape
-from specrej.engines.paged import refuse_hidden_states
 from specrej.engines.streams import seeds
 from specrej.errors import EngineError, UsageError
 from specrej.hub.tokenizers import TextCodec
