@@ -12,6 +12,7 @@ all, and processes that want the same one wait for each other.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,10 +107,7 @@ def write_gguf(directory: str | Path, target: str | Path) -> None:
         _add_metadata(writer, config)
         for name, shape, _ in tensors:
             dtype = _numpy_dtype(shape)
-            size = dtype.itemsize
-            for extent in shape:
-                size *= extent
-            writer.add_tensor_info(name, shape, dtype, size)
+            writer.add_tensor_info(name, shape, dtype, dtype.itemsize * math.prod(shape))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
