@@ -18,8 +18,8 @@ from specrej.batch.rows import row_id
 from specrej.cli import app
 from specrej.evaluation.bench import parse_methods, run_bench
 from specrej.evaluation.policy_grid import grid
-from specrej.evaluation.replay_summary import replay_folder
 from specrej.evaluation.recording import record
+from specrej.evaluation.replay_summary import replay_folder
 from specrej.evaluation.trace import load
 from specrej.journal import read_rows
 from specrej.server.answering import to_body

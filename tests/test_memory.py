@@ -53,7 +53,7 @@ def test_refuses_what_is_no_amount_and_quotes_it(amount: str | int) -> None:
     "amount", ["999999999999999999GiB", "9" * 400, "9223372036854775808", 2**63]
 )
 def test_refuses_what_no_machine_holds_and_says_the_bound(amount: str | int) -> None:
-    bound = r"memory must be below 8,589,934,592 GiB \(2^63 bytes\), got "
+    bound = r"memory must be below 8,589,934,592 GiB \(2\^63 bytes\), got "
     with pytest.raises(UsageError, match=bound) as caught:
         parse_bytes(amount)
     assert repr(amount) in str(caught.value)

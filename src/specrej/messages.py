@@ -80,9 +80,7 @@ def _text_of(content: object, name: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise PromptError(
-            f"{name} must be a text or a list of parts, got {reprlib.repr(content)}"
-        )
+        raise PromptError(f"{name} must be a text or a list of parts, got {reprlib.repr(content)}")
     for number, part in enumerate(content):
         is_text = (
             isinstance(part, Mapping)

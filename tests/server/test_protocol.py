@@ -363,7 +363,7 @@ def test_an_assistants_message_is_gone_on_with_when_asked() -> None:
         chat(messages=messages, continue_final_message=1)
     with pytest.raises(PromptError, match="alone answers nothing"):
         chat(messages=messages[1:], continue_final_message=True)
-    with pytest.raises(PromptError, match="needs a conversation .*, this one ends in a user's"):
+    with pytest.raises(PromptError, match=r"needs a conversation .*, this one ends in a user's"):
         chat(messages=[USER], continue_final_message=True)
     for more in ({"continue_final_message": False}, {"add_generation_prompt": True}):
         with pytest.raises(

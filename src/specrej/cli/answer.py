@@ -37,9 +37,7 @@ def generate(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
             stdout_for_results(),
         ):
             try:
-                result = api.generate(
-                    _read(prompt), settings=settings, observe=progress, **opening
-                )
+                result = api.generate(_read(prompt), settings=settings, observe=progress, **opening)
             except api.Interrupted as interrupt:
                 if interrupt.result is None or not interrupt.result.usage.generated_tokens:
                     raise

@@ -1,8 +1,8 @@
 """The rewards of Best-of-N's candidates at checkpoints and at their end, as `recording` wrote them.
 
-    for trace in load(directory):
-        trace.rewards                   # [candidates, checkpoints]
-        trace.hidden_states()           # [candidates, checkpoints, hidden], read when asked for
+for trace in load(directory):
+trace.rewards                   # [candidates, checkpoints]
+trace.hidden_states()           # [candidates, checkpoints, hidden], read when asked for
 """
 
 import json

@@ -60,9 +60,7 @@ def combiner(
     return min if combine == "worst" else partial(weighted_sum, weights=weights)
 
 
-def _check(
-    combine: str, weights: Sequence[float], risk: float | None, share: float | None
-) -> None:
+def _check(combine: str, weights: Sequence[float], risk: float | None, share: float | None) -> None:
     """See that there is such a way to combine, and that it uses what is given."""
     if combine not in COMBINERS:
         raise UnknownNameError("combine of an ensemble", combine, COMBINERS)

@@ -269,4 +269,3 @@ def _returned(wanted: object) -> tuple[str, ...]:
         if name not in RETURNABLE:
             raise UnknownNameError("thing to return", name, RETURNABLE)
     return tuple(wanted)
-

@@ -216,7 +216,9 @@ class OpenAIEngine:
         if not prompt.is_read:
             self._send(handle, prompt, None, prompt.sent, num_tokens=1, position=0)
             return
-        prompt.target = min(self._shape.on_grid(prompt.position + 1), prompt.sampling.max_new_tokens)
+        prompt.target = min(
+            self._shape.on_grid(prompt.position + 1), prompt.sampling.max_new_tokens
+        )
         prompt.peak_bytes = max(prompt.peak_bytes, self._held(prompt))
         for answer in prompt.live.values():
             if prompt.failure is not None:

@@ -153,8 +153,7 @@ def _race_picture(prompt: Chosen, plots: Path) -> Picture:
         plots / f"race-{prompt.why.replace(' ', '-')}",
         title=f"{prompt.title}: prompt {prompt.row['prompt_id']}",
         caption=f"{len(runners)} candidates, {plural(len(decisions), 'decision')}",
-        label=f"{len(runners)} candidates; {stayed}. The winner's reward is "
-        f"{turn['reward']:.3f}.",
+        label=f"{len(runners)} candidates; {stayed}. The winner's reward is {turn['reward']:.3f}.",
     )
 
 
