@@ -1,8 +1,10 @@
-"""The rewards of Best-of-N's candidates at checkpoints and at their end, as `recording` wrote them.
+"""The rewards of Best-of-N's candidates at checkpoints and at their end, as they were recorded.
 
-for trace in load(directory):
-trace.rewards                   # [candidates, checkpoints]
-trace.hidden_states()           # [candidates, checkpoints, hidden], read when asked for
+    for trace in load(directory):
+        trace.rewards                   # [candidates, checkpoints]
+        trace.hidden_states()           # [candidates, checkpoints, hidden], read when asked for
+
+`recording` writes them.
 """
 
 import json
