@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from specrej.errors import UsageError
-from specrej.evaluation.folder import RESULTS, RUN, open_run, read_bench, read_info
+from specrej.evaluation.folder import RESULTS, RUN, check_free, open_run, read_bench, read_info
 from specrej.evaluation.rows import RunInfo
 from specrej.journal import Journal
 
@@ -87,3 +87,20 @@ def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
         pass
     with pytest.raises(UsageError, match="holds no run"):
         read_info(tmp_path / "file")
+
+
+def test_a_folder_that_is_free_may_be_claimed_and_no_other(tmp_path: Path) -> None:
+    check_free(tmp_path / "new" / "out", resume=False)
+    with (
+        open_run(tmp_path / "new" / "out", INFO, resume=False),
+        pytest.raises(UsageError, match="another process"),
+    ):
+        check_free(tmp_path / "new" / "out", resume=True)
+    check_free(tmp_path / "new" / "out", resume=True)
+    with pytest.raises(UsageError, match="holds a run of 2026-01-01"):
+        check_free(tmp_path / "new" / "out", resume=False)
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UsageError, match="holds no run but other files"):
+        check_free(tmp_path, resume=True)
+    with pytest.raises(UsageError, match="cannot write"):
+        check_free(tmp_path / "thesis.tex", resume=False)

@@ -66,7 +66,7 @@ def run_all(
                 "algorithm": st.sampled_from(["best_of_n", "speculative_rejection"]),
                 "n": st.sampled_from([1, 3, 8, 20, "auto"]),
                 "seed": st.integers(0, 1000),
-                "memory": st.integers(1500, 4000),
+                "memory": st.integers(1600, 4000),
                 "max_new_tokens": st.integers(1, 30),
                 "alpha": st.sampled_from([0.0, 0.5, 0.9]),
                 "decide": st.sampled_from(["budget", "every:4", "at:3,9"]),

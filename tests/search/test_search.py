@@ -497,6 +497,17 @@ def test_a_reward_reads_the_beginning_that_was_given_and_what_goes_on_with_it_as
     assert "continue_final_message" in str(caught.value.hint)
 
 
+def test_a_conversation_with_nothing_to_continue_is_refused_when_asked_to() -> None:
+    user = {"role": "user", "content": PROMPT}
+    options: dict[str, Any] = {"model": FakeEngine(), "reward": FakeReward(), "n": 2}
+    for prompt in (PROMPT, [user]):
+        with pytest.raises(PromptError, match="this one ends in a user's"):
+            specrej.generate(prompt, continue_final_message=True, **options)
+    system = {"role": "system", "content": PROMPT}
+    with pytest.raises(PromptError, match="this one ends in a system's"):
+        specrej.compare([user, system], continue_final_message=True, **options)
+
+
 def test_a_prompt_of_a_batch_that_ends_in_an_answer_fails_alone() -> None:
     begun = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": "Well, "}]
     outcomes = dict(

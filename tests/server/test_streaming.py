@@ -21,8 +21,8 @@ from specrej.errors import DeadlineError, RewardError, ShutdownError
 from specrej.search.events import Decided, Ended, Queued, Text, payload_of
 from specrej.search.pool import Pool
 from specrej.server import streaming
+from specrej.server.answering import to_body
 from specrej.server.asked import Limits, read_request
-from specrej.server.protocol import to_body
 from specrej.server.service import Service, StreamEvent
 from specrej.server.streaming import Head, blocks
 from specrej.types import Result

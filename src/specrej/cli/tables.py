@@ -4,6 +4,7 @@ print_bench(summarize(rows, baseline="best_of_n:8"))
 """
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from specrej.cli.display import make_table, number, plain
@@ -22,10 +23,19 @@ _MOST_POLICIES = 12
 def print_bench(summary: Summary) -> None:
     """What each method gained, what it cost, and which prompts count."""
     console = _wide_console()
-    gained = make_table(("method", "left"), "reward", "score", "median", "win", "tie", "failed")
+    console.print(_gained(summary))
+    console.print(_cost(summary))
+    judged = _judged(summary)
+    if judged.row_count:
+        console.print(judged)
+    console.print(Text(_bench_notes(summary), style="dim"))
+
+
+def _gained(summary: Summary) -> Table:
+    table = make_table(("method", "left"), "reward", "score", "median", "win", "tie", "failed")
     for method, figures in summary["methods"].items():
         rates = figures["by_reward"]
-        gained.add_row(
+        table.add_row(
             method,
             _interval(figures["reward"]),
             _interval(figures["improvement"], decimals=1),
@@ -34,30 +44,34 @@ def print_bench(summary: Summary) -> None:
             number(rates["tie"]["value"]),
             str(figures["num_failed"]),
         )
-    console.print(gained)
-    cost = make_table(
+    return table
+
+
+def _cost(summary: Summary) -> Table:
+    table = make_table(
         ("method", "left"), "seconds", "tokens", "FLOPs", "speedup (s)", "speedup (tokens)"
     )
     for method, figures in summary["methods"].items():
         relative = (figures["relative"][unit]["value"] for unit in ("seconds", "tokens", "flops"))
-        cost.add_row(
+        table.add_row(
             method,
             *("–" if value is None else f"{value:.2f}" for value in relative),
             _speedup(figures["speedup"]["reward"]["seconds"]),
             _speedup(figures["speedup"]["reward"]["tokens"]),
         )
-    console.print(cost)
-    judged = make_table(
+    return table
+
+
+def _judged(summary: Summary) -> Table:
+    table = make_table(
         ("judge", "left"), ("method", "left"), "win", "tie", "loss", "unclear", "prompts"
     )
-    judged.columns[0].no_wrap = False  # it may hold an address
+    table.columns[0].no_wrap = False  # it may hold an address
     for method, figures in summary["methods"].items():
         for judge, rates in figures["by_judge"].items():
             shares = (number(rates[kind]["value"]) for kind in ("win", "tie", "loss", "unclear"))
-            judged.add_row(plain(judge), method, *shares, str(rates["num_prompts"]))
-    if judged.row_count:
-        console.print(judged)
-    console.print(Text(_bench_notes(summary), style="dim"))
+            table.add_row(plain(judge), method, *shares, str(rates["num_prompts"]))
+    return table
 
 
 def _bench_notes(summary: Summary) -> str:

@@ -9,9 +9,10 @@ engine.shutdown()                                    # the model, too
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
 from specrej.attention.layout import Demand
+from specrej.errors import UsageError
 from specrej.types import Detokenizer, FinishReason, Prompt, SamplingParams
 
 if TYPE_CHECKING:
@@ -190,3 +191,10 @@ class Engine(Protocol):
 
         Whoever opened the engine calls it. Nothing can be decoded any more.
         """
+
+
+def refuse_hidden_states(engine: str) -> NoReturn:
+    raise UsageError(
+        f"the engine {engine!r} gives no hidden states",
+        hint="the torch engine does: give --engine torch",
+    )
