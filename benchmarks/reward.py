@@ -168,6 +168,8 @@ def main() -> None:
     parser.add_argument("--prompts", default="256,1024", help="lengths of the prompts in tokens")
     parser.add_argument("--candidates", type=int, default=64, help="candidates to begin with")
     arguments = parser.parse_args()
+    if arguments.candidates < (least := 2 ** (len(DECISIONS) - 1)):
+        parser.error(f"--candidates must be at least {least}: half of them leave at each decision")
     model, tokenizer = open_model()
     reward = {
         name: ClassifierReward((model, tokenizer), batch_size=BATCH_SIZE, memory_bytes=memory)
