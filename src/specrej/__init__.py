@@ -27,7 +27,16 @@ from specrej.search.events import Decided, Ended, Event, Started, Step, Text
 from specrej.search.scheduler import Outcome
 from specrej.session import Session
 from specrej.settings import Settings
-from specrej.types import Candidate, Continuation, Decision, Policy, Result, SamplingParams, Usage
+from specrej.types import (
+    Candidate,
+    Continuation,
+    Decision,
+    Policy,
+    Result,
+    SamplingParams,
+    Standing,
+    Usage,
+)
 from specrej.version import __version__
 
 __all__ = [
@@ -60,6 +69,7 @@ __all__ = [
     "Settings",
     "ShutdownError",
     "SpecrejError",
+    "Standing",
     "Started",
     "StatelessSession",
     "Step",

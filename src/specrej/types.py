@@ -314,8 +314,26 @@ Schedule = Callable[[int, int], bool]
 """Whether to decide now, from the candidates' length in tokens and their length at the last
 decision."""
 
-Rule = Callable[[Sequence[float]], list[bool]]
-"""From the scores of a batch (in the order of the candidates' indices): which of them stay."""
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How the candidates of a batch stand at a decision: all that a rule goes by.
+
+    Attributes:
+        num_tokens: length of those that are live.
+        scores: one for each candidate of the batch, in the order of their indices.
+        is_live: whether each of them is still being decoded; the others have just ended.
+        best: the highest reward of those that were complete before and can win; None if none is.
+    """
+
+    num_tokens: int
+    scores: Sequence[float]
+    is_live: Sequence[bool]
+    best: float | None = None
+
+
+Rule = Callable[[Standing], list[bool]]
+"""From how a batch stands: which of its candidates stay, in the same order."""
 
 
 @dataclass(frozen=True, slots=True)

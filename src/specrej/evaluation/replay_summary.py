@@ -9,7 +9,6 @@ Plain data, in JSON's types and in the folder's replay.json.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -97,7 +96,7 @@ def replay_folder(
         raise UsageError(f"no policy can be replayed: {errors[0]}", hint=errors[0].hint)
     rows = [
         PolicyRow(
-            name=p.name, policy=asdict(p), is_rejecting=p.is_rejecting, error=None, figures={}
+            name=p.name, policy=p.to_dict(), is_rejecting=p.is_rejecting, error=None, figures={}
         )
         for p in policies
     ]

@@ -27,7 +27,7 @@ def best_of_n(search: SearchView, n: int | None, policy: Policy) -> Steps:
     for wave in search.waves(n, None):
         search.start(wave)
         scores = yield never
-        search.keep(everyone(scores))
+        search.keep(everyone(search.standing(scores)))
 
 
 def speculative_rejection(search: SearchView, n: int | None, policy: Policy) -> Steps:
@@ -42,7 +42,7 @@ def speculative_rejection(search: SearchView, n: int | None, policy: Policy) -> 
         search.start(wave)
         while search.live:
             scores = yield policy.when
-            search.keep(policy.keep(scores))
+            search.keep(policy.keep(search.standing(scores)))
 
 
 def algorithm_of(settings: Settings) -> Callable[[SearchView, int | None, Policy], Steps]:

@@ -14,7 +14,7 @@ from specrej.errors import UsageError
 from specrej.registry import find
 from specrej.search.choosing import rank
 from specrej.settings import Settings, parse_decide
-from specrej.types import Policy, Rule, Schedule
+from specrej.types import Policy, Rule, Schedule, Standing
 
 
 def never(_length: int, _last: int) -> bool:
@@ -32,9 +32,9 @@ def at(lengths: Sequence[int]) -> Schedule:
     return lambda length, last: length > last and length in lengths
 
 
-def everyone(scores: Sequence[float]) -> list[bool]:
+def everyone(standing: Standing) -> list[bool]:
     """Keep all: the rule of Best-of-N."""
-    return [True] * len(scores)
+    return [True] * len(standing.scores)
 
 
 def fraction(alpha: float) -> Rule:
@@ -45,7 +45,8 @@ def fraction(alpha: float) -> Rule:
     indices go, so that a reward with few values still rejects.
     """
 
-    def keep(scores: Sequence[float]) -> list[bool]:
+    def keep(standing: Standing) -> list[bool]:
+        scores = standing.scores
         if not scores:  # all were filtered
             return []
         cut = quantile(scores, alpha)
@@ -70,7 +71,7 @@ def quantile(scores: Sequence[float], alpha: float) -> float:
 
 def top(k: int) -> Rule:
     """Keep the k best; of equals, those with lower indices."""
-    return lambda scores: _best(scores, k)
+    return lambda standing: _best(standing.scores, k)
 
 
 def _best(scores: Sequence[float], k: int) -> list[bool]:
