@@ -1,9 +1,12 @@
 """Bounds hold as often as they say, and are not loose without need."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy import stats
 
 from specrej.calibration.risk import (
@@ -14,7 +17,8 @@ from specrej.calibration.risk import (
     upper_bound,
 )
 
-LOSSES = {
+Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
+LOSSES: dict[str, Draw] = {
     "coins": lambda random, size: (random.random(size) < 0.1).astype(float),
     "mostly nothing": lambda random, size: (random.random(size) < 0.02).astype(float),
     "skewed": lambda random, size: random.beta(0.3, 3, size),

@@ -13,7 +13,7 @@ from fakes import FakeEngine, FakeReward
 from specrej.batch.preferences import _fate, to_pair
 from specrej.batch.requests import Request
 from specrej.batch.rows import row_of
-from specrej.errors import EngineError, RewardError
+from specrej.errors import EngineError, RewardError, UsageError
 from specrej.evaluation.bench import _candidate
 from specrej.evaluation.report.stories import _winner
 from specrej.search.choosing import choose, lowest, rank, ranked
@@ -73,7 +73,7 @@ def test_answers_come_in_one_order(field: tuple[list[Candidate], list[Decision]]
     order = by_hand(candidates)
     assert [candidate.index for candidate in ranked(reversed(candidates))] == order
     if not order:
-        with pytest.raises((EngineError, RewardError)):
+        with pytest.raises((EngineError, RewardError, UsageError)):
             choose(candidates, decisions, "r")
         return
     assert choose(candidates, decisions, "r").index == order[0]

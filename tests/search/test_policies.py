@@ -86,7 +86,8 @@ def test_a_fraction_keeps_the_best_and_rejects_its_share(scores: list[float], al
 @some
 def test_ties_at_the_cut_stay_unless_too_few_would_go(scores: list[float], alpha: float) -> None:
     below = sum(score < np.quantile(scores, alpha) for score in scores)
-    assert kept_by(fraction(alpha), scores).count(False) == max(below, math.floor(alpha * len(scores)))
+    kept = kept_by(fraction(alpha), scores)
+    assert kept.count(False) == max(below, math.floor(alpha * len(scores)))
 
 
 @given(scores_of_any_kind | scores_of_few_values)
@@ -117,20 +118,12 @@ def test_scores_at_the_ends_of_the_numbers_leave_somebody() -> None:
 
 def test_a_policy_has_the_rule_and_the_schedule_that_were_asked_for() -> None:
     scores = [1.0, 4.0, 3.0, 2.0]
-    policy = policy_of(Settings(alpha=0.75, keep=None, decide="every:2", min_tokens=8))
-    assert policy.keep(scores) == [False, True, False, False]
+    policy = policy_of(Settings(alpha=0.75, decide="every:2", min_tokens=8))
+    assert kept_by(policy.keep, scores) == [False, True, False, False]
     assert moments(policy.when, 7) == [2, 4, 6]
-    assert policy_of(Settings(alpha=0.75, keep=2, decide="at: 5, 2", min_tokens=8)).keep(
-        scores
-    ) == [
-        False,
-        True,
-        True,
-        False,
-    ]
-    assert moments(
-        policy_of(Settings(alpha=0.5, keep=None, decide="at: 5, 2", min_tokens=8)).when, 7
-    ) == [2, 5]
+    two = policy_of(Settings(alpha=0.75, keep=2, decide="at: 5, 2", min_tokens=8))
+    assert kept_by(two.keep, scores) == [False, True, True, False]
+    assert moments(two.when, 7) == [2, 5]
     assert (
         moments(policy_of(Settings(alpha=0.5, keep=None, decide="budget", min_tokens=8)).when, 7)
         == []

@@ -265,9 +265,7 @@ class Replayer:
             scores = self._scores(batch, length, log)
             is_live = [self._lengths[index] > length for index in batch]
             stays = policy.rule.keep(Standing(length, scores, is_live, log.best))
-            going_on = [
-                place for place, stay in enumerate(stays) if stay and is_live[place]
-            ]
+            going_on = [place for place, stay in enumerate(stays) if stay and is_live[place]]
             room = self._fitting(length + 1, budget)
             if len(going_on) > room:
                 going_on.sort(key=lambda place: rank(scores[place], place))
