@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from specrej.errors import PromptError, UnknownNameError, UsageError
-from specrej.search.policies import policy_of
+from specrej.search.resolving import policy_of
 from specrej.settings import Options, Settings
 
 

@@ -346,9 +346,13 @@ class Policy:
         first_tokens: length that all candidates of the initial batch must be able to reach; None is
             the full length, as it has to be for a rule that rejects nobody.
         name: what results call it.
+        n: candidates to begin with where a run leaves their number open.
+        recorded: the model, reward and sampling that it was calibrated for; empty if for none.
     """
 
     when: Schedule
     keep: Rule
     first_tokens: int | None
     name: str = "a policy of its own"
+    n: int | None = None
+    recorded: Mapping[str, Any] = field(default_factory=dict)

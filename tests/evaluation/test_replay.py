@@ -19,7 +19,8 @@ from specrej.evaluation.replay import ReplayedRun, Replayer, Rescorer
 from specrej.evaluation.trace import Trace
 from specrej.flops import flops_of
 from specrej.rewards import as_reward
-from specrej.search.policies import every, policy_of
+from specrej.search.policies import every
+from specrej.search.resolving import policy_of
 from specrej.settings import Settings
 from specrej.types import Candidate, Message, Policy, Result, Standing
 from traces import trace_of, traces_in, traces_of

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specrej.search.policies import at, every, everyone, fraction, never, policy_of, quantile, top
+from specrej.search.policies import at, every, everyone, fraction, never, quantile, top
+from specrej.search.resolving import policy_of
 from specrej.settings import Settings
 from specrej.types import Rule, Standing
 

@@ -15,7 +15,7 @@ from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation.trace import Trace
 from specrej.memory import format_bytes
 from specrej.reading import read_text
-from specrej.search.policies import policy_of
+from specrej.search.resolving import policy_of
 from specrej.settings import Settings
 from specrej.types import Policy
 
