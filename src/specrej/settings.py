@@ -115,15 +115,15 @@ class Settings:
     )
     policy: str | Policy | None = option(
         None,
-        "When to decide and whom to keep, in place of alpha, keep, decide and min-tokens: a file of "
-        "specrej calibrate, or a name that a package adds.",
+        "When to decide and whom to keep, in place of alpha, keep, decide and min-tokens: a file "
+        "of specrej calibrate, or a name that a package adds.",
         metavar="FILE.json|NAME|module:object",
         unset="off",
     )
     strict: bool = option(
         False,
-        "Refuse a policy that was calibrated for another model, reward or sampling; else the result "
-        "has a note of it.",
+        "Refuse a policy that was calibrated for another model, reward or sampling; else the "
+        "result has a note of it.",
     )
     memory: str | int | None = option(
         None,

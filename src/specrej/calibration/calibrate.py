@@ -10,7 +10,7 @@ the confidence asked for, the mean regret over them is at most the target.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,15 @@ class Calibration:
     num_prompts: tuple[int, int]
     unit: str
     needed: int
+    n: int
+    """What Best-of-n has."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """In JSON's types."""
+        values = asdict(self)
+        steps = [_plain(step) for step in self.steps]
+        chosen = None if self.chosen is None else _plain(self.chosen)
+        return {**values, "steps": steps, "chosen": chosen}
 
 
 def calibrate(
@@ -112,7 +121,12 @@ def calibrate(
         num_prompts=num_prompts,
         unit=search.unit,
         needed=prompts_needed(target / MOST_REGRET, confidence),
+        n=search.n,
     )
+
+
+def _plain(step: Step) -> dict[str, Any]:
+    return {**asdict(step), "policy": step.policy.to_dict()}
 
 
 def _check(traces: Sequence[Trace], target: float, confidence: float) -> None:
