@@ -61,7 +61,7 @@ class Round:
     peak_kv_bytes: float = 0.0
     """The most that /metrics showed, asked ten times a second."""
     seconds_to_zero: float = 0.0
-    """From the last answer until no KV was claimed."""
+    """From the last answer until no KV was reserved."""
 
 
 def say(line: str) -> None:

@@ -23,7 +23,7 @@ from specrej.search.pool import Pool
 from specrej.server.app import make_app
 from specrej.server.http11 import Connection
 from specrej.server.running import bound
-from specrej.server.service import Event, Service
+from specrej.server.service import Service, StreamEvent
 from specrej.settings import Settings
 from specrej.types import Prompt
 
@@ -42,10 +42,10 @@ def fake_service(engine: Any = None, reward: Any = None, **options: Any) -> Serv
 class ScriptedTicket:
     """Gives its events; where one is None it waits for ever."""
 
-    events: Sequence[Event | None]
+    events: Sequence[StreamEvent | None]
     is_cancelled: bool = False
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
+    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
         for event in self.events:
             if event is None:
                 await asyncio.Event().wait()
@@ -61,7 +61,7 @@ class ScriptedTicket:
 class Scripted:
     """In place of a `Service`: each request gets these events, or the error."""
 
-    events: Sequence[Event | None] = ()
+    events: Sequence[StreamEvent | None] = ()
     error: Exception | None = None
     engine: Any = field(default_factory=FakeEngine)
     reward: Any = field(default_factory=FakeReward)

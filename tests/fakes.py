@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specrej.api import run_one, unobserved
-from specrej.attention.layout import Claim, KvLayout
+from specrej.attention.layout import Demand, KvLayout
 from specrej.engines.base import Engine, Memory, Overhead, Token
 from specrej.engines.streams import uniforms
 from specrej.errors import DeviceMemoryError
@@ -89,17 +89,17 @@ class Group:
         most = kv_bytes(len(self.prompt_ids), len(self.live) * slots)
         return self.in_use if slots == self.slots else max(self.in_use, most)
 
-    def claim(self) -> Claim:
+    def demand(self) -> Demand:
         """A block counts with one layer of it twice: rows move."""
         num_prompt = len(self.prompt_ids)
         now = kv_bytes(num_prompt, self.rows * self.slots)
         if not self.live or self.num_tokens <= self.slots:
-            return Claim(now, now, now, 0)
+            return Demand(now, now, now, 0)
         least, wanted = (
             kv_bytes(num_prompt, len(self.live) * n)
             for n in (self.num_tokens, self.planned_slots())
         )
-        return Claim(now, max(now, least), max(now, wanted), 0)
+        return Demand(now, max(now, least), max(now, wanted), 0)
 
     def reallocate(self, rows: int, slots: int) -> None:
         self.latest = max(self._moments(rows, slots))
@@ -239,12 +239,12 @@ class FakeEngine:
 
     def _grow(self, handle: int, limit: int | None) -> list[Token]:
         group = self.groups[handle]
-        announced, claim = group.next_step(), group.claim()
-        assert limit is None or limit >= claim.least, "a step that does not fit"
+        announced, demand = group.next_step(), group.demand()
+        assert limit is None or limit >= demand.least, "a step that does not fit"
         if (slots := group.planned_slots(limit)) > group.slots:
             self._reallocate(handle, len(group.live), slots)
         assert group.in_use <= announced <= group.budget_bytes
-        assert limit is None or group.in_use <= min(limit, claim.wanted)
+        assert limit is None or group.in_use <= min(limit, demand.wanted)
         tokens = []
         group.drawn = list(group.live)
         numbers = uniforms(group.sampling.seed, group.live, group.num_tokens)
@@ -282,8 +282,8 @@ class FakeEngine:
         group = self.groups[prompt]
         return Memory(group.in_use, group.next_step() if group.live else group.in_use, group.peak)
 
-    def claim(self, prompt: int) -> Claim:
-        return self.groups[prompt].claim()
+    def demand(self, prompt: int) -> Demand:
+        return self.groups[prompt].demand()
 
     def drop(self, prompt: int, indices: Sequence[int]) -> None:
         group = self.groups[prompt]

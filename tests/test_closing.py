@@ -304,7 +304,7 @@ def test_a_session_that_lacks_members_is_told_which() -> None:
             return Session()
 
     with pytest.raises(
-        RewardError, match=r"'by_hash' \(Session\) lacks: reuse, peak_kv_bytes, drop$"
+        RewardError, match=r"(?m)'by_hash' \(Session\) lacks: reuse, peak_kv_bytes, drop$"
     ) as caught:
         open_session(Own(), PROMPT)
     assert "StatelessSession" in str(caught.value.hint)

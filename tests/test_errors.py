@@ -1,4 +1,5 @@
 import pickle
+import traceback
 
 import pytest
 
@@ -81,3 +82,14 @@ def test_an_error_comes_to_another_process_as_it_is(error: SpecrejError) -> None
     there = pickle.loads(pickle.dumps(error))
     assert type(there) is type(error)
     assert (str(there), vars(there)) == (str(error), vars(error))
+
+
+def test_a_traceback_shows_the_hint() -> None:
+    error = UsageError("n must be at least 1, got 0", hint="give 1")
+    error.add_note("of the second row")
+    error.hint = "give 2"
+    shown = "".join(traceback.format_exception(error))
+    assert shown.endswith("got 0\nof the second row\nhint: give 2\n")
+    again = pickle.loads(pickle.dumps(error))
+    assert "".join(traceback.format_exception(again)) == shown
+    assert "hint" not in "".join(traceback.format_exception(UsageError("no")))

@@ -14,7 +14,7 @@ import specrej
 from fakes import FakeEngine, FakeReward
 from specrej import rewards
 from specrej.engines import opening
-from specrej.evaluation.trace import record
+from specrej.evaluation.recording import record
 from specrej.journal import read_rows
 from specrej.rewards import as_reward
 from specrej.settings import Settings

@@ -78,11 +78,21 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert sorted(left) == []
 
 
-def test_a_class_has_a_name_of_its_own() -> None:
+def named_by(node: ast.stmt) -> str:
+    """What a class or an alias of a type is called; "" of anything else."""
+    match node:
+        case ast.ClassDef(name=name):
+            return name
+        case ast.Assign(targets=[ast.Name(id=name)]) if name.isalnum() and not name.isupper():
+            return name if name[0].isupper() else ""
+    return ""
+
+
+def test_a_type_has_a_name_of_its_own() -> None:
     """But for OpenAI's words, which the server's schema takes over."""
     found: dict[str, list[str]] = {}
     for module in sorted(MODULES.keys() - {"specrej.server.schema"}):
         for node in ast.parse(MODULES[module].read_text()).body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                found.setdefault(node.name, []).append(module)
+            if (name := named_by(node)) and not name.startswith("_"):
+                found.setdefault(name, []).append(module)
     assert {name: modules for name, modules in found.items() if len(modules) > 1} == {}

@@ -40,13 +40,26 @@ def test_reads_amounts(amount: str | int, expected: int) -> None:
         "nan",
         True,
         "1MiB 2MiB",
-        "9" * 400,
+        "9" * 400 + "MB",
     ],
 )
 def test_refuses_what_is_no_amount_and_quotes_it(amount: str | int) -> None:
     with pytest.raises(UsageError, match="memory must be like '64MiB'") as caught:
         parse_bytes(amount)
     assert repr(amount) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "amount", ["999999999999999999GiB", "9" * 400, "9223372036854775808", 2**63]
+)
+def test_refuses_what_no_machine_holds_and_says_the_bound(amount: str | int) -> None:
+    bound = r"memory must be below 8,589,934,592 GiB \(2\^63 bytes\), got "
+    with pytest.raises(UsageError, match=bound) as caught:
+        parse_bytes(amount)
+    assert repr(amount) in str(caught.value)
+    assert parse_bytes(2**63 - 1) == 2**63 - 1
+    with pytest.raises(UsageError, match=bound):  # Python does not write it
+        parse_bytes(10**5000)
 
 
 @pytest.mark.parametrize(

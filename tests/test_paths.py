@@ -25,9 +25,10 @@ from specrej.evaluation.judge import JudgeServer, judge, read_verdicts
 from specrej.evaluation.judge import record as record_verdicts
 from specrej.evaluation.policy_grid import read_policies
 from specrej.evaluation.prompts import load_prompts
+from specrej.evaluation.recording import record
 from specrej.evaluation.replay_summary import replay_folder
 from specrej.evaluation.report import write_report
-from specrej.evaluation.trace import load, load_failures, record
+from specrej.evaluation.trace import load, load_failures
 from specrej.journal import read_rows
 from specrej.rewards import as_reward
 from specrej.settings import Settings

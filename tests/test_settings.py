@@ -67,6 +67,7 @@ from specrej.settings import Options, Settings
         ("stop", "###"),
         ("stop", None),
         ("continue_final_message", "yes"),
+        ("strict", "yes"),
         ("seed", -1),
         ("seed", 1.5),
     ],

@@ -8,7 +8,8 @@ from typing import Any
 from fakes import FakeEngine, FakeReward
 from specrej.engines.base import Engine
 from specrej.evaluation.prompts import Loaded, Task
-from specrej.evaluation.trace import Trace, load, record
+from specrej.evaluation.recording import record
+from specrej.evaluation.trace import Trace, load
 from specrej.rewards.base import Reward
 from specrej.settings import Settings
 

@@ -25,6 +25,7 @@ from specrej.rewards import as_reward
 from specrej.rewards.base import Reward, RewardSession, StatelessSession
 from specrej.search.events import Decided, Ended, Event, Started, Step, Text
 from specrej.search.scheduler import Outcome
+from specrej.search.view import SearchView
 from specrej.session import Session
 from specrej.settings import Settings
 from specrej.types import (
@@ -64,6 +65,7 @@ __all__ = [
     "RewardSession",
     "SamplingError",
     "SamplingParams",
+    "SearchView",
     "ServingError",
     "Session",
     "Settings",

@@ -25,8 +25,7 @@ from specrej.search.calibrated import differences
 from specrej.search.events import Ended, Event, Reporter
 from specrej.search.pool import Pool
 from specrej.search.resolving import algorithm_of, policy_of
-from specrej.search.scheduler import Maker, Outcome, run
-from specrej.search.scheduler import Observer as Watch
+from specrej.search.scheduler import Maker, Outcome, Watch, run
 from specrej.search.search import Search
 from specrej.settings import Options, Settings
 from specrej.types import Policy, Prompt, Result

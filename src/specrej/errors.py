@@ -41,11 +41,26 @@ def guess(given: str, known: Iterable[str]) -> str:
 
 
 class SpecrejError(Exception):
-    """Root of all errors raised on purpose. `hint` is one sentence on what to do, or None."""
+    """Root of all errors raised on purpose. `hint` is one sentence on what to do, or None.
+
+    `str` gives the message alone; a traceback shows the hint below it, as a note.
+    """
+
+    _hint: str | None = None
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+
+    @property
+    def hint(self) -> str | None:
+        return self._hint
+
+    @hint.setter
+    def hint(self, words: str | None) -> None:
+        others = [note for note in getattr(self, "__notes__", []) if note != f"hint: {self._hint}"]
+        self.__notes__ = others if words is None else [*others, f"hint: {words}"]
+        self._hint = words
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process gets it as it is, whatever its kind is made from."""

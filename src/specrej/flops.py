@@ -196,19 +196,21 @@ def flops_of_config(config: Any, chunk: int) -> ModelFlops | None:
     except Exception:
         return None
     head = model.get_output_embeddings()
-    # Where the layers are not told apart, all have the window, or none.
+    return ModelFlops(
+        linear=linear_flops(model, head),
+        head=2 * head.weight.numel(),
+        attention=_attention_of_config(config),
+        chunk=chunk,
+    )
+
+
+def _attention_of_config(config: Any) -> tuple[AttentionFlops, ...]:
+    """By window. Where the layers are not told apart, all have the window, or none."""
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     window = getattr(config, "sliding_window", None)
     windows = Counter(window if kind == "sliding_attention" else None for kind in kinds)
     per_pair = 4 * config.num_attention_heads * head_dim(config)
-    return ModelFlops(
-        linear=linear_flops(model, head),
-        head=2 * head.weight.numel(),
-        attention=tuple(
-            AttentionFlops(window, per_pair * count) for window, count in windows.items()
-        ),
-        chunk=chunk,
-    )
+    return tuple(AttentionFlops(window, per_pair * count) for window, count in windows.items())
 
 
 def head_dim(config: Any) -> int:

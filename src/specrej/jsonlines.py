@@ -52,7 +52,7 @@ _ZEROS = {(0, 1, 0, 1), (1, 0, 1, 0), (0, 1, 1, 1), (1, 1, 1, 0)}
 of ASCII."""
 _NUM_FOLLOWING = 2
 
-Form = tuple[str, str]
+Remedy = tuple[str, str]
 """What a source is, and how it becomes JSON lines."""
 
 
@@ -74,7 +74,7 @@ def check_lines(lines: Iterable[bytes], name: str) -> None:
         raise UsageError(f"{name} is {kind}, expected JSON lines: one object a line", hint=hint)
 
 
-def _other_form(line: bytes) -> Form | None:
+def _other_form(line: bytes) -> Remedy | None:
     """What well-known form begins like this."""
     for magic, form in _MAGIC.items():
         if line.startswith(magic):

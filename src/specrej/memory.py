@@ -3,21 +3,37 @@
 import re
 
 from specrej.errors import UsageError
+from specrej.options import shown
 
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_BEYOND = 2**63
+"""Bytes that no machine addresses."""
 
 
 def parse_bytes(amount: str | int) -> int:
     """Bytes of "64MiB", "1.5 GiB", "4096" or 4096.
 
     Raises:
-        UsageError: not an amount above 0 with a unit of B, KiB, MiB or GiB.
+        UsageError: not an amount above 0 with a unit of B, KiB, MiB or GiB, or 2^63 bytes and more.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(amount).strip())
-    size = float(match[1]) * _UNITS.get(match[2].upper(), 0) if match else 0
-    if not 1 <= size < 2**63:
-        raise UsageError(f"memory must be like '64MiB' (units B, KiB, MiB, GiB), got {amount!r}")
+    size = amount if type(amount) is int else _size(str(amount).strip())
+    if size < 1:
+        raise UsageError(
+            f"memory must be like '64MiB' (units B, KiB, MiB, GiB), got {shown(amount)}"
+        )
+    if size >= _BEYOND:
+        raise UsageError(
+            f"memory must be below {_BEYOND // _UNITS['GIB']:,} GiB (2^63 bytes), got "
+            f"{shown(amount)}"
+        )
     return int(size)
+
+
+def _size(words: str) -> float:
+    """Bytes; 0 where the words are no amount."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", words)
+    unit = _UNITS.get(match[2].upper(), 0) if match else 0
+    return float(match[1]) * unit if match and unit else 0
 
 
 def format_bytes(amount: int) -> str:

@@ -48,41 +48,52 @@ def _as_message(given: object, name: str) -> dict[str, str]:
         raise PromptError(
             f"{name} must be an object with role and content, got {reprlib.repr(given)}"
         )
-    role, content = given.get("role"), given.get("content")
+    role = given.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise PromptError(
             f"{name}.role must be one of {', '.join(ROLES)}, got {reprlib.repr(role)}"
         )
     for field_name, value in given.items():
         check_characters(str(field_name), f"a name in {name}")
-        # By its type first: what an array of numpy compares to is no truth.
-        is_plain = isinstance(value, str | list | dict)
-        is_label = field_name == "type" and value == "text" if is_plain else False
-        asks_nothing = value is None or (is_plain and not value) or is_label
-        if field_name not in ("role", "content") and not asks_nothing:
+        if field_name not in ("role", "content") and not _asks_nothing(field_name, value):
             raise PromptError(
                 f"{name}.{field_name!s:.40} cannot be honoured, got {reprlib.repr(value)}"
             )
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, list):
-        raise PromptError(
-            f"{name}.content must be a text or a list of parts, got {reprlib.repr(content)}"
-        )
-    for number, part in enumerate(parts):
+    text = _text_of(given.get("content"), f"{name}.content")
+    check_characters(text, f"{name}.content")
+    return {"role": ROLES[role], "content": text}
+
+
+def _asks_nothing(field_name: object, value: object) -> bool:
+    """Whether a field beside role and content may stand: it is null or empty, or says what a
+    message is.
+    """
+    if value is None:
+        return True
+    # By its type first: what an array of numpy compares to is no truth.
+    is_plain = isinstance(value, str | list | dict)
+    return is_plain and (not value or (field_name == "type" and value == "text"))
+
+
+def _text_of(content: object, name: str) -> str:
+    """A content's text, that of its parts joined."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise PromptError(f"{name} must be a text or a list of parts, got {reprlib.repr(content)}")
+    for number, part in enumerate(content):
         is_text = (
             isinstance(part, Mapping)
             and all(isinstance(value, str) for value in part.values())
             and set(part) == {"type", "text"}
             and part["type"] == "text"
         )
-        if not is_text or not isinstance(part["text"], str):
+        if not is_text:
             raise PromptError(
-                f"{name}.content[{number}] must be a text, got {reprlib.repr(part)}",
+                f"{name}[{number}] must be a text, got {reprlib.repr(part)}",
                 hint='for example {"type": "text", "text": "Hello"}',
             )
-    text = "".join(part["text"] for part in parts)
-    check_characters(text, f"{name}.content")
-    return {"role": ROLES[role], "content": text}
+    return "".join(part["text"] for part in content)
 
 
 def with_answer(messages: Sequence[Message], text: str) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ import sys
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from specrej.errors import UnknownNameError, UsageError
@@ -138,26 +139,7 @@ def import_attribute(kind: str, spec: str) -> Any:
             f"the {kind} {spec!r} is not of the form module:function",
             hint=f"known: {', '.join(names(kind))}",
         )
-    if (here := str(Path.cwd())) not in sys.path:
-        # stays: what is imported may import its neighbours when it is called
-        sys.path.insert(0, here)
-    try:
-        module = import_module(module_name)
-    except Exception as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing and f"{module_name}.".startswith(f"{missing}."):
-            hint = (
-                f"there is no module {missing!r} in {here} or among the installed ones; write "
-                "module:function, no .py"
-            )
-            raise UnknownNameError(
-                f"{kind} or module", module_name, names(kind), hint=hint
-            ) from error
-        raise UsageError(
-            f"the module {module_name!r} of the {kind} {spec!r} cannot be imported: "
-            f"{type(error).__name__}: {error}",
-            hint=f"see that `python -c 'import {module_name}'` runs in {here}",
-        ) from error
+    module = _import(kind, spec, module_name)
     try:
         return attrgetter(attribute)(module)
     except AttributeError as error:
@@ -168,4 +150,26 @@ def import_attribute(kind: str, spec: str) -> Any:
         ]
         raise UnknownNameError(
             f"function of the module {module_name!r}", attribute, public
+        ) from error
+
+
+def _import(kind: str, spec: str, name: str) -> ModuleType:
+    """A user's module."""
+    if (here := str(Path.cwd())) not in sys.path:
+        # stays: what is imported may import its neighbours when it is called
+        sys.path.insert(0, here)
+    try:
+        return import_module(name)
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{name}.".startswith(f"{missing}."):
+            hint = (
+                f"there is no module {missing!r} in {here} or among the installed ones; write "
+                "module:function, no .py"
+            )
+            raise UnknownNameError(f"{kind} or module", name, names(kind), hint=hint) from error
+        raise UsageError(
+            f"the module {name!r} of the {kind} {spec!r} cannot be imported: "
+            f"{type(error).__name__}: {error}",
+            hint=f"see that `python -c 'import {name}'` runs in {here}",
         ) from error

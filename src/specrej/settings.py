@@ -5,7 +5,7 @@ Settings(algorithm="best_of_n", n=16, memory="64MiB", seed=1)
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypedDict
 
 from specrej.errors import PromptError, UnknownNameError, UsageError
@@ -196,10 +196,16 @@ class Settings:
 
         Raises:
             PromptError: see `as_messages`; or it ends in an assistant's message that nobody asked
-                to continue, or is nothing else.
+                to continue, or is nothing else; or in another message that was to be continued.
         """
         messages = as_messages(prompt)
-        if messages[-1]["role"] != "assistant":
+        if (last := messages[-1]["role"]) != "assistant":
+            if self.continue_final_message:
+                raise PromptError(
+                    "continue_final_message needs a conversation that ends in an assistant's "
+                    f"message, this one ends in a {last}'s",
+                    hint="leave it out, or put the beginning of the answer behind the conversation",
+                )
             return
         if not self.continue_final_message:
             raise PromptError(
@@ -211,6 +217,14 @@ class Settings:
                 "an assistant's message alone answers nothing",
                 hint="give what it answers before it",
             )
+
+    def common_to(self, prompt: Prompt) -> "Settings":
+        """These, as what many prompts have in common: those that end in an assistant's message are
+        continued where `continue_final_message` says so, and the others are answered.
+        """
+        is_begun = as_messages(prompt)[-1]["role"] == "assistant"
+        asks_more = self.continue_final_message and not is_begun
+        return replace(self, continue_final_message=False) if asks_more else self
 
     def to_dict(self) -> dict[str, Any]:
         """By name, in JSON's types; a function or a policy by its name."""

@@ -168,7 +168,7 @@ def test_a_long_prompt_is_not_divided_where_the_copy_would_not_fit(llama: TorchE
     handle = llama.open(make_ids(200), SAMPLING, BUDGET)
     fed = fed_tokens(llama)
     for num_tokens, num_read in ((49, 49), (50, 1)):
-        before = llama.claim(handle).now
+        before = llama.demand(handle).now
         with Meter() as meter:
             other = llama.open(make_ids(200)[:num_tokens], SAMPLING, BUDGET)
             assert meter.peak_bytes <= before + num_tokens * token_bytes(llama)
@@ -182,21 +182,21 @@ def test_the_younger_answers_for_what_is_shared(llama: TorchEngine) -> None:
     """Decisions see a prompt as if it were alone; a pool sees who answers for what."""
     prompts = [HEAD + make_ids(10, seed=seed) for seed in (1, 2, 3)]
     first = llama.open(prompts[0], SAMPLING, BUDGET)
-    alone = llama.memory(first), llama.claim(first)
+    alone = llama.memory(first), llama.demand(first)
     second, third = (llama.open(ids, SAMPLING, BUDGET) for ids in prompts[1:])
     shared = 50 * token_bytes(llama)
     own = 10 * token_bytes(llama)
     assert [llama.memory(handle) for handle in (first, second, third)] == [alone[0]] * 3
-    assert [llama.claim(handle) for handle in (first, second, third)] == [
+    assert [llama.demand(handle) for handle in (first, second, third)] == [
         (own, own, own, shared)
     ] * 2 + [alone[1]]
     llama.close(third)
-    assert [llama.claim(handle) for handle in (first, second)] == [
+    assert [llama.demand(handle) for handle in (first, second)] == [
         (own, own, own, shared),
         alone[1],
     ]
     llama.close(second)
-    assert llama.claim(first) == alone[1]
+    assert llama.demand(first) == alone[1]
     llama.close(first)
 
 
@@ -219,12 +219,12 @@ def held_by(engine: TorchEngine, handles: list[int]) -> int:
 @pytest.mark.parametrize("name", ["llama", "deepseek_v3"])
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_claims_bound_what_is_measured(name: str, data: st.DataObject) -> None:
+def test_demands_bound_what_is_measured(name: str, data: st.DataObject) -> None:
     """Prompts of blocks that they often have in common, opened, stepped, dropped from and closed
     in any order."""
     engine = make_engine(make_model(name), EOS_IDS)
     prompts: dict[int, list[int]] = {}
-    claimed = 0
+    reserved = 0
     with Meter() as meter:
         for number in range(12):
             meter.peak_bytes = 0
@@ -237,7 +237,7 @@ def test_claims_bound_what_is_measured(name: str, data: st.DataObject) -> None:
                         number,
                         number,
                     ]
-                    claimed += engine.kv_bytes(
+                    reserved += engine.kv_bytes(
                         len(ids), 1, 2
                     )  # what a pool asks for before it lets a prompt begin
                     handle = engine.open(ids, SAMPLING, engine.kv_bytes(len(ids), 4, 30))
@@ -246,12 +246,12 @@ def test_claims_bound_what_is_measured(name: str, data: st.DataObject) -> None:
                 case "step":
                     limits = {
                         handle: data.draw(
-                            st.integers(engine.claim(handle).least, engine.claim(handle).wanted)
+                            st.integers(engine.demand(handle).least, engine.demand(handle).wanted)
                         )
                         for handle in data.draw(st.sets(st.sampled_from(sorted(prompts))))
                     }
-                    claimed += sum(
-                        limit - engine.claim(handle).now for handle, limit in limits.items()
+                    reserved += sum(
+                        limit - engine.demand(handle).now for handle, limit in limits.items()
                     )
                     engine.step(limits)
                 case "drop":
@@ -260,11 +260,11 @@ def test_claims_bound_what_is_measured(name: str, data: st.DataObject) -> None:
                     handle = data.draw(st.sampled_from(sorted(prompts)))
                     engine.close(handle)
                     del prompts[handle]
-            assert meter.peak_bytes <= claimed
-            claims = [engine.claim(handle).now for handle in prompts]
-            claimed = sum(claims)
+            assert meter.peak_bytes <= reserved
+            demands = [engine.demand(handle).now for handle in prompts]
+            reserved = sum(demands)
             for oldest in range(len(prompts)):
-                assert held_by(engine, list(prompts)[oldest:]) <= sum(claims[oldest:])
+                assert held_by(engine, list(prompts)[oldest:]) <= sum(demands[oldest:])
             # The KV of prompts is that of their distinct beginnings, each once.
             beginnings = {
                 tuple(ids[:stop]) for ids in prompts.values() for stop in range(1, len(ids) + 1)
@@ -291,17 +291,17 @@ def test_opening_that_ran_out_of_memory_leaves_the_others_as_they_were(number: i
             first = engine.open(prompts[0], SAMPLING, BUDGET)
             engine.add(first, range(3))
             answers = decode(engine, 5)
-            before = engine.memory(first), engine.claim(first), meter.block_bytes()
+            before = engine.memory(first), engine.demand(first), meter.block_bytes()
             if is_disturbed:
                 with (
                     pytest.raises(DeviceMemoryError),
                     Shortage(number, torch.OutOfMemoryError("full")),
                 ):
                     engine.open(prompts[1], SAMPLING, BUDGET)
-                assert (engine.memory(first), engine.claim(first), meter.block_bytes()) == before
+                assert (engine.memory(first), engine.demand(first), meter.block_bytes()) == before
             decode(engine, 1, answers)
             second = engine.open(prompts[1], SAMPLING, BUDGET)
-            assert meter.block_bytes() <= engine.claim(first).now + engine.claim(second).now
+            assert meter.block_bytes() <= engine.demand(first).now + engine.demand(second).now
             engine.add(second, range(3))
             decode(engine, None, answers)
             engine.close(first)

@@ -21,7 +21,7 @@ from specrej.batch.cluster import ray_rows
 from specrej.batch.description import describe_job
 from specrej.batch.job import read_all, run_batch
 from specrej.batch.output import open_output
-from specrej.batch.ray import ActorSetup
+from specrej.batch.ray import ActorSetup, Fleet
 from specrej.batch.requests import Request
 from specrej.cli import app
 from specrej.errors import ModelError, SpecrejError, UnknownNameError, UsageError
@@ -212,11 +212,11 @@ def test_no_node_holds_an_actor(
         "ray.nodes", lambda: [*alive, {"Alive": False, "Resources": {"GPU": 8.0, "CPU": 8.0}}]
     )
     with pytest.raises(UsageError, match=words):
-        cluster._check_nodes(1, 2)
+        cluster._check_nodes(Fleet(1, 1, 2))
     monkeypatch.setattr(
         "ray.nodes", lambda: [*alive, {"Alive": True, "Resources": {"GPU": 1.0, "CPU": 2.0}}]
     )
-    cluster._check_nodes(1, 2)
+    cluster._check_nodes(Fleet(1, 1, 2))
 
 
 @pytest.mark.parametrize(

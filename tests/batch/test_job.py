@@ -264,7 +264,7 @@ def test_another_job_is_refused_by_what_differs(tmp_path: Path, name: str) -> No
     with open_job(False) as output:
         output.append({"id": "p0", "error": {"kind": "x", "message": "y"}})
     changes, words = CHANGES[name]
-    with pytest.raises(UsageError, match=words), open_job(True, **changes):
+    with pytest.raises(UsageError, match=f"(?m){words}"), open_job(True, **changes):
         pass
     with open_job(True) as output:
         assert output.done == {"p0"}

@@ -39,12 +39,14 @@ def openai(
 def read(tmp_path: Path) -> Read:
     """Reads rows, given as objects or as the bytes of a line."""
 
-    def read(*rows: object, num_kept: int = 2, end: bytes = b"\n") -> list[Request | BrokenRequest]:
+    def read(
+        *rows: object, num_kept: int = 2, end: bytes = b"\n", settings: Settings = SETTINGS
+    ) -> list[Request | BrokenRequest]:
         path = tmp_path / "in.jsonl"
         path.write_bytes(
             end.join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
         )
-        return list(read_requests(str(path), SETTINGS, num_kept))
+        return list(read_requests(str(path), settings, num_kept))
 
     return read
 
@@ -74,6 +76,16 @@ def test_a_plain_row_takes_the_settings_of_the_job(read: Read) -> None:
         Request(id="7", prompt=[USER], line=2, **common),
         Request(id="3", prompt="Bye", line=3, **common),
     ]
+
+
+def test_a_job_that_continues_answers_rows_that_have_nothing_to_continue(read: Read) -> None:
+    job = replace(SETTINGS, continue_final_message=True)
+    begun = [USER, ANSWER]
+    plain = [{"prompt": "Hello"}, {"messages": [USER]}, {"messages": begun}]
+    theirs = [openai(f"o{len(one)}", body={**BODY, "messages": one}) for one in ([USER], begun)]
+    rows = read(*plain, *theirs, settings=job)
+    asked = [row.settings.continue_final_message for row in rows if isinstance(row, Request)]
+    assert asked == [False, False, True, False, True]
 
 
 def test_a_row_in_openais_form_says_its_own(read: Read) -> None:

@@ -17,7 +17,8 @@ from specrej.batch.rows import failure_of, row_id, row_of
 from specrej.errors import DeviceMemoryError, PromptError, SpecrejError, UnknownNameError
 from specrej.journal import Journal, read_rows
 from specrej.search.choosing import lowest
-from specrej.server.protocol import parse_chat, parse_text, to_body
+from specrej.server.answering import to_body
+from specrej.server.protocol import parse_chat, parse_text
 from specrej.settings import Settings
 from specrej.types import Prompt
 

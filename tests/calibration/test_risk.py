@@ -54,7 +54,6 @@ def test_it_is_sharper_than_bernstein_where_losses_are_rare() -> None:
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.floats(0.5, 0.99))
 def test_a_bound_is_a_test_turned_round(losses: list[float], confidence: float) -> None:
     bound = upper_bound(losses, confidence)
-    assert np.mean(losses) <= bound + 1e-9
     assert bound == 1 or p_value(losses, bound) <= 1 - confidence + 1e-12
 
 

@@ -314,6 +314,21 @@ def test_mistakes_are_named_without_a_traceback(
             assert part in done.stderr
 
 
+def test_what_needs_no_model_is_said_before_one_is_opened(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Opening, "open", None)
+    for command, *arguments in (
+        ("generate", "--policy", "pateince"),
+        ("generate", "--policy", "no_such_module:policy"),
+        ("generate", "--algorithm", "no_such_module:run"),
+        ("compare", "--policy", "no_such_module:policy"),
+    ):
+        done = run(command, *arguments)
+        assert done.exit_code == 2
+        assert "error: unknown policy" in done.stderr or "no_such_module" in done.stderr
+
+
 def test_an_empty_prompt_is_a_mistake(run: Run) -> None:
     for prompt in ("", " \n"):
         done = run("generate", prompt=prompt)

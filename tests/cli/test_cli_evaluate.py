@@ -18,6 +18,7 @@ from servers import completion, serving
 from specrej.cli import app
 from specrej.evaluation.folder import RESULTS, read_bench
 from specrej.journal import read_rows
+from specrej.opening import Opening
 from tiny import save_model
 
 METHODS = "best_of_n:2,best_of_n:6,speculative_rejection:0.5:6"
@@ -150,6 +151,28 @@ def test_what_cannot_be_benched_costs_nothing(
     assert done.exit_code == 2
     assert said in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["bench", "trace"])
+def test_what_needs_no_model_is_said_before_one_is_opened(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(Opening, "open", None)
+    (tmp_path / "thesis.tex").write_text("x")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"created": "2026-01-01"}))
+    own = ["--methods", METHODS] if command == "bench" else []
+    for arguments, said in (
+        ([], f"{tmp_path} holds no run but other files"),
+        (["--output", str(tmp_path / "thesis.tex")], "cannot write to"),
+        (["--output", str(tmp_path / "run")], "holds a run of 2026-01-01 already"),
+    ):
+        done = run(command, tmp_path, *own, *arguments)
+        assert done.exit_code == 2
+        assert said in done.stderr
+    if command == "trace":
+        done = run(command, tmp_path / "out", "--checkpoints", "0,8")
+        assert "checkpoints must be lengths of at least one token, got [0, 8]" in done.stderr
 
 
 @pytest.fixture(scope="module")

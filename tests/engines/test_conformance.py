@@ -13,7 +13,7 @@ from specrej.engines.base import Engine
 from specrej.engines.opening import open_engine
 from specrej.engines.torch.loading import wrap
 from specrej.testing import EngineSuite, Subject
-from specrej.testing.engines import ENDING, in_pages
+from specrej.testing.subject import ENDING, in_pages
 from tiny import CHAT_TEMPLATE, make_model, make_tokenizer
 
 

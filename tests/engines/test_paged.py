@@ -15,7 +15,7 @@ from paging import PAGE, FakeBackend, paged_engine
 from specrej.engines.paged import Drawn
 from specrej.errors import EngineError, UsageError
 from specrej.search.search import Search
-from specrej.testing.engines import ids
+from specrej.testing.subject import ids
 from specrej.types import Result, SamplingParams
 
 some = settings(max_examples=40, deadline=None, derandomize=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from specrej.errors import UsageError
-from specrej.evaluation.folder import RESULTS, RUN, claim, read_bench, read_info
+from specrej.evaluation.folder import RESULTS, RUN, check_free, open_run, read_bench, read_info
 from specrej.evaluation.rows import RunInfo
 from specrej.journal import Journal
 
@@ -23,7 +23,7 @@ INFO = RunInfo(
 
 def test_a_new_folder_says_what_it_holds(tmp_path: Path) -> None:
     with (
-        claim(tmp_path / "new" / "out", INFO, resume=False),
+        open_run(tmp_path / "new" / "out", INFO, resume=False),
         Journal(tmp_path / "new" / "out" / RESULTS) as journal,
     ):
         journal.append({"prompt_id": "a"})
@@ -33,30 +33,30 @@ def test_a_new_folder_says_what_it_holds(tmp_path: Path) -> None:
 
 
 def test_a_run_is_gone_on_with_only_when_asked(tmp_path: Path) -> None:
-    with claim(tmp_path, INFO, resume=False):
+    with open_run(tmp_path, INFO, resume=False):
         pass
     with (
         pytest.raises(UsageError, match="holds a run of 2026-01-01") as caught,
-        claim(tmp_path, INFO, resume=False),
+        open_run(tmp_path, INFO, resume=False),
     ):
         pass
     assert "--resume" in (caught.value.hint or "")
     later = copy.deepcopy(INFO)
     later["created"] = "2026-02-02T00:00:00+00:00"
-    with claim(tmp_path, later, resume=True):
+    with open_run(tmp_path, later, resume=True):
         pass
     assert read_info(tmp_path) == INFO
 
 
 @pytest.mark.parametrize("name", [name for name in RunInfo.__annotations__ if name != "created"])
 def test_another_run_is_refused_by_what_differs(tmp_path: Path, name: str) -> None:
-    with claim(tmp_path, INFO, resume=False):
+    with open_run(tmp_path, INFO, resume=False):
         pass
     other = copy.deepcopy(INFO)
     other[name] = "other"  # type: ignore[literal-required]
     with (
         pytest.raises(UsageError, match=f"holds another run: its {name}"),
-        claim(tmp_path, other, resume=True),
+        open_run(tmp_path, other, resume=True),
     ):
         pass
     assert read_info(tmp_path) == INFO
@@ -64,16 +64,16 @@ def test_another_run_is_refused_by_what_differs(tmp_path: Path, name: str) -> No
 
 def test_two_writers_are_one_too_many(tmp_path: Path) -> None:
     with (
-        claim(tmp_path, INFO, resume=False),
+        open_run(tmp_path, INFO, resume=False),
         pytest.raises(UsageError, match="another process"),
-        claim(tmp_path, INFO, resume=True),
+        open_run(tmp_path, INFO, resume=True),
     ):
         pass
 
 
 def test_files_of_no_run_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(UsageError, match=r"thesis\.tex"), claim(tmp_path, INFO, resume=True):
+    with pytest.raises(UsageError, match=r"thesis\.tex"), open_run(tmp_path, INFO, resume=True):
         pass
     assert not (tmp_path / RUN).exists()
 
@@ -82,8 +82,25 @@ def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with (
         pytest.raises(UsageError, match="cannot write"),
-        claim(tmp_path / "file", INFO, resume=False),
+        open_run(tmp_path / "file", INFO, resume=False),
     ):
         pass
     with pytest.raises(UsageError, match="holds no run"):
         read_info(tmp_path / "file")
+
+
+def test_a_folder_that_is_free_may_be_claimed_and_no_other(tmp_path: Path) -> None:
+    check_free(tmp_path / "new" / "out", resume=False)
+    with (
+        open_run(tmp_path / "new" / "out", INFO, resume=False),
+        pytest.raises(UsageError, match="another process"),
+    ):
+        check_free(tmp_path / "new" / "out", resume=True)
+    check_free(tmp_path / "new" / "out", resume=True)
+    with pytest.raises(UsageError, match="holds a run of 2026-01-01"):
+        check_free(tmp_path / "new" / "out", resume=False)
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UsageError, match="holds no run but other files"):
+        check_free(tmp_path, resume=True)
+    with pytest.raises(UsageError, match="cannot write"):
+        check_free(tmp_path / "thesis.tex", resume=False)

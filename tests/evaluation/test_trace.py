@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 import specrej
 from fakes import FLOPS, FakeEngine, FakeReward, by_hash, in_thirds, text_of
 from specrej.errors import UsageError
-from specrej.evaluation.trace import RecordedPrompt, load, load_failures, record
+from specrej.evaluation.recording import RecordedPrompt, record
+from specrej.evaluation.trace import load, load_failures
 from specrej.settings import Settings
 from traces import loaded_of, trace_of, traces_in
 

@@ -20,7 +20,7 @@ from specrej.search.choosing import choose, lowest, rank, ranked
 from specrej.search.events import _decided
 from specrej.search.policies import top
 from specrej.search.search import Search
-from specrej.server.protocol import best_answers
+from specrej.server.answering import best_answers
 from specrej.settings import Settings
 from specrej.types import Candidate, Decision, SamplingParams, Standing
 

@@ -46,7 +46,7 @@ def test_a_run_whose_filter_lets_nobody_pass_fails_and_says_how_many(algorithm: 
 def test_a_run_in_which_decisions_left_only_those_that_fail_says_so() -> None:
     reward = only(lambda text: len(text) < 15)
     with pytest.raises(
-        RewardError, match=r"no candidate is left: 1 of 4 .*, decisions rejected the others$"
+        RewardError, match=r"(?m)no candidate is left: 1 of 4 .*, decisions rejected the others$"
     ):
         generate(FakeEngine(eos=0.0), reward, n=4, keep=1, decide="at:5")
 

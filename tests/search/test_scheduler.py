@@ -17,7 +17,7 @@ from specrej.api import prepare
 from specrej.engines.base import Overhead
 from specrej.errors import DeviceMemoryError, EngineError, PromptError, RewardError, SpecrejError
 from specrej.search.pool import Pool
-from specrej.search.scheduler import Maker, Observer, Outcome, Scheduler
+from specrej.search.scheduler import Maker, Outcome, Scheduler, Watch
 from specrej.search.scheduler import run as run_in
 from specrej.search.scoring import Given, score_batches, score_now
 from specrej.search.search import Search
@@ -37,7 +37,7 @@ def run(
     makers: Iterable[Maker],
     *,
     in_flight: int = 1,
-    observe: Observer = unobserved,
+    observe: Watch = unobserved,
 ) -> Iterator[tuple[int, Outcome]]:
     """With memory for all; `test_pool.py` has what happens when there is less."""
     return run_in(engine, makers, pool=Pool(10**9), in_flight=in_flight, observe=observe)

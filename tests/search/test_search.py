@@ -21,7 +21,7 @@ PROMPT = "Why?"
 NUM_PROMPT = len(PROMPT) + 1
 ALGORITHMS = ["best_of_n", "speculative_rejection"]
 
-Observer = Callable[[Search], None]
+Watch = Callable[[Search], None]
 
 
 def generate(engine: FakeEngine | None = None, reward: Any = None, **options: Any) -> Result:
@@ -495,6 +495,17 @@ def test_a_reward_reads_the_beginning_that_was_given_and_what_goes_on_with_it_as
     with pytest.raises(PromptError, match="ends in an assistant's message") as caught:
         watched(begun, model=FakeEngine(), reward=FakeReward(), **options)
     assert "continue_final_message" in str(caught.value.hint)
+
+
+def test_a_conversation_with_nothing_to_continue_is_refused_when_asked_to() -> None:
+    user = {"role": "user", "content": PROMPT}
+    options: dict[str, Any] = {"model": FakeEngine(), "reward": FakeReward(), "n": 2}
+    for prompt in (PROMPT, [user]):
+        with pytest.raises(PromptError, match="this one ends in a user's"):
+            specrej.generate(prompt, continue_final_message=True, **options)
+    system = {"role": "system", "content": PROMPT}
+    with pytest.raises(PromptError, match="this one ends in a system's"):
+        specrej.compare([user, system], continue_final_message=True, **options)
 
 
 def test_a_prompt_of_a_batch_that_ends_in_an_answer_fails_alone() -> None:

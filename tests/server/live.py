@@ -6,7 +6,7 @@ misbehave by hand.
         connection = await connect(served, "/v1/completions", {"prompt": "Why?"})
         connection.reset()
 
-When the block ends, nothing may be in flight, claimed or open any more.
+When the block ends, nothing may be in flight, reserved or open any more.
 """
 
 import asyncio

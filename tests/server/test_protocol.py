@@ -15,14 +15,8 @@ from answers import answer, five, result_of
 from fakes import ByteReader, FakeEngine, FakeReward
 from specrej import registry
 from specrej.errors import PromptError, UnknownNameError, UsageError
-from specrej.server.protocol import (
-    ENDPOINTS,
-    CompletionRequest,
-    best_answers,
-    parse_chat,
-    parse_text,
-    to_body,
-)
+from specrej.server.answering import best_answers, to_body
+from specrej.server.protocol import ENDPOINTS, CompletionRequest, parse_chat, parse_text
 from specrej.settings import Settings
 from specrej.types import Continuation, Piece, Result
 
@@ -369,6 +363,8 @@ def test_an_assistants_message_is_gone_on_with_when_asked() -> None:
         chat(messages=messages, continue_final_message=1)
     with pytest.raises(PromptError, match="alone answers nothing"):
         chat(messages=messages[1:], continue_final_message=True)
+    with pytest.raises(PromptError, match=r"needs a conversation .*, this one ends in a user's"):
+        chat(messages=[USER], continue_final_message=True)
     for more in ({"continue_final_message": False}, {"add_generation_prompt": True}):
         with pytest.raises(
             UsageError, match=r"assistant's message|add_generation_prompt cannot be honoured"
@@ -378,6 +374,16 @@ def test_an_assistants_message_is_gone_on_with_when_asked() -> None:
         chat(messages=[USER], add_generation_prompt=False)
     with pytest.raises(UsageError, match="continue_final_message cannot be honoured"):
         text(continue_final_message=True)
+
+
+def test_a_default_to_continue_is_for_those_that_end_so() -> None:
+    defaults = replace(DEFAULTS, continue_final_message=True)
+    begun = [USER, {"role": "assistant", "content": "Well, "}]
+    for messages, continues in (([USER], False), (begun, True)):
+        asked = parse_chat({"model": "m", "messages": messages}, defaults)
+        assert asked.settings.continue_final_message is continues
+    asked = parse_text({"model": "m", "prompt": "Hello"}, defaults)
+    assert not asked.settings.continue_final_message
 
 
 @pytest.mark.parametrize("prompt", [None, [], ["a", "b"], [5], [1, 2], [[1, 2]], 5, "", " \n"])

@@ -279,6 +279,26 @@ def test_a_server_that_cannot_be_is_refused(
     assert reason in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--api-key", "two words"], "printable ASCII"),
+        (["--max-new-tokens", "50", "--new-tokens-limit", "40"], "exceeds the 40"),
+        (["--n", "50", "--max-candidates", "40"], "n=50 exceeds the 40 candidates"),
+        (["--memory", "8MiB", "--total-memory", "4MiB"], "does not hold one request"),
+        (["--total-memory", "much"], "memory must be like"),
+        (["--policy", "no_such_module:policy"], "no_such_module"),
+    ],
+)
+def test_what_needs_no_model_is_said_before_one_is_opened(
+    arguments: list[str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Opening, "open", None)
+    result = invoke("--port", "0", *arguments)
+    assert result.exit_code == 2
+    assert reason in result.stderr
+
+
 @pytest.mark.parametrize("name", ["fastapi", "uvicorn", "prometheus_client"])
 def test_a_missing_extra_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec

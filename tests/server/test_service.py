@@ -24,7 +24,7 @@ from specrej.errors import (
 )
 from specrej.search.events import Decided, Ended, Queued, Started, Step, Text, payload_of
 from specrej.search.pool import Pool
-from specrej.server.service import Event, Service, Ticket
+from specrej.server.service import Service, StreamEvent, Ticket
 from specrej.settings import Settings
 from specrej.types import Result
 
@@ -50,7 +50,7 @@ def submit(
     return service.submit(prompt, settings, deadline_s=deadline_s, is_watched=True)
 
 
-async def collect(ticket: Ticket) -> list[Event]:
+async def collect(ticket: Ticket) -> list[StreamEvent]:
     return [event async for event in ticket]
 
 
@@ -84,7 +84,7 @@ def test_many_requests_at_once_have_the_answers_they_have_alone() -> None:
 
 @pytest.mark.parametrize("stop", [[], ["bbc"], ["ddd", "cdcd"]])
 def test_text_that_is_told_early_is_that_of_the_answer(stop: list[str]) -> None:
-    async def run() -> list[list[Event]]:
+    async def run() -> list[list[StreamEvent]]:
         async with serving(FakeEngine(eos=0.02)) as service:
             tickets = [
                 submit(service, seed=seed, stop=stop, decide="every:3", alpha=0.7)
@@ -119,7 +119,7 @@ def test_no_text_is_told_while_somebody_could_still_win() -> None:
 
 
 def test_progress_tells_of_every_decision_and_everyone_in_it() -> None:
-    async def run() -> list[Event]:
+    async def run() -> list[StreamEvent]:
         async with serving() as service:
             return await collect(submit(service, decide="every:5"))
 

@@ -21,9 +21,9 @@ from specrej.errors import DeadlineError, RewardError, ShutdownError
 from specrej.search.events import Decided, Ended, Queued, Text, payload_of
 from specrej.search.pool import Pool
 from specrej.server import streaming
+from specrej.server.answering import to_body
 from specrej.server.asked import Limits, read_request
-from specrej.server.protocol import to_body
-from specrej.server.service import Event, Service
+from specrej.server.service import Service, StreamEvent
 from specrej.server.streaming import Head, blocks
 from specrej.types import Result
 
@@ -41,7 +41,7 @@ def head_of(body: dict[str, Any], path: str = "/v1/chat/completions") -> Head:
 
 
 async def stream(
-    events: AsyncIterator[Event], head: Head, notes: list[Exception] | None = None
+    events: AsyncIterator[StreamEvent], head: Head, notes: list[Exception] | None = None
 ) -> list[bytes]:
     async def finish(result: Result, is_late: bool) -> dict[str, Any]:
         request = head.asked.request
@@ -61,9 +61,9 @@ async def stream(
 
 
 def blocks_for(
-    events: Sequence[Event], path: str = "/v1/chat/completions", **body: Any
+    events: Sequence[StreamEvent], path: str = "/v1/chat/completions", **body: Any
 ) -> list[bytes]:
-    async def given() -> AsyncIterator[Event]:
+    async def given() -> AsyncIterator[StreamEvent]:
         for event in events:
             yield event
 
@@ -184,7 +184,7 @@ def test_an_error_in_a_stream_is_its_last_event(error: Any, code: str) -> None:
 
 
 def broken(error: str) -> Any:
-    async def given() -> AsyncIterator[Event]:
+    async def given() -> AsyncIterator[StreamEvent]:
         yield Text("go")
         if error == "events":
             raise ValueError("secret")
@@ -212,7 +212,7 @@ def test_whatever_goes_wrong_behind_the_first_byte_is_the_last_event(error: str)
 def test_silence_is_broken_by_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "KEEP_ALIVE_S", 0.01)
 
-    async def slow() -> AsyncIterator[Event]:
+    async def slow() -> AsyncIterator[StreamEvent]:
         await asyncio.sleep(0.1)
         yield Text("good")
         yield Ended(GOOD)

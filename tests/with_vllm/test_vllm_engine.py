@@ -6,7 +6,7 @@ import pytest
 from in_process import generator
 
 from specrej.testing import EngineSuite, Subject
-from specrej.testing.engines import in_pages
+from specrej.testing.subject import in_pages
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from specrej.attention.layout import Claim, KvLayout
+from specrej.attention.layout import Demand, KvLayout
 from specrej.attention.prefixes import LEAST_TOKENS, PromptPart, longest_prefix
 
 GRANULE = 32
@@ -103,7 +103,7 @@ class Group(PromptPart):
             self.allocated_bytes(),
         )
 
-    def claim(self) -> Claim:
+    def demand(self) -> Demand:
         """What the group takes of memory that groups share."""
         allocated = (
             self.keys[0].shape[0] * max(t.shape[2] for t in (*self.keys, *self.values))
@@ -111,7 +111,7 @@ class Group(PromptPart):
             else 0
         )
         is_full = self.length == self.slots and self.num_rows > 0
-        claims = [
+        demands = [
             self.layout.peak_bytes(len(self.prompt_ids), 1, num_places) - self.shared_bytes
             for num_places in (
                 allocated,
@@ -120,10 +120,10 @@ class Group(PromptPart):
             )
         ]
         now, least, wanted = (
-            claims[0],
-            *(max(claims[0], claim) if is_full else claims[0] for claim in claims[1:]),
+            demands[0],
+            *(max(demands[0], demand) if is_full else demands[0] for demand in demands[1:]),
         )
-        return Claim(now, least, wanted, self.shared_bytes)
+        return Demand(now, least, wanted, self.shared_bytes)
 
     def share(self, others: Iterable["Group"]) -> None:
         """Let a prompt that is not read yet begin with KV of that one of these which it has most in
@@ -154,7 +154,7 @@ class Group(PromptPart):
         """Make room for one more token of every live row: a granule, or as much of it as budget and
         limit hold.
 
-        The limit is on what the group holds, and is at least the least that its claim asks for.
+        The limit is on what the group holds, and is at least the least that its demand asks for.
         """
         if self.length == self.slots:
             self.resize(self._grown_slots(limit_bytes))

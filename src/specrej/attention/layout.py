@@ -71,7 +71,7 @@ class KvLayout(NamedTuple):
         return max(min(num_slots + self.granule, max_slots, affordable), num_slots + 1)
 
 
-class Claim(NamedTuple):
+class Demand(NamedTuple):
     """What a prompt and its candidates take of memory that other prompts use as well, in bytes.
 
     A block of KV counts with one tensor of it twice, since that is how much there is while rows

@@ -17,12 +17,12 @@ import signal
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specrej.batch.job import FinishedRequest, RowsOf
-from specrej.batch.ray import BATCHES, ActorSetup, Worker, check_counts, map_on_actors, on_actors
+from specrej.batch.ray import BATCHES, ActorSetup, Fleet, Worker, check_counts, map_on_actors
 from specrej.batch.requests import Request
 from specrej.errors import SpecrejError, UsageError
 
@@ -64,42 +64,32 @@ def ray_rows(
         SpecrejError: what was raised in an actor.
     """
     check_counts(actors=actors, in_flight=setup.in_flight)
-    setup = replace(setup, opening=on_actors(setup.opening, gpus_per_actor))
+    return partial(_run, setup, Fleet(actors, gpus_per_actor, cpus_per_actor), address)
 
-    def rows_of(requests: Iterable[Request]) -> Iterator[FinishedRequest]:
-        import pyarrow as pa
 
-        rows = [pickle.dumps(request) for request in requests]
-        size = min(BATCHES * setup.in_flight, math.ceil(len(rows) / actors))
-        with _connected(address):
-            import ray.data
+def _run(
+    setup: ActorSetup, fleet: Fleet, address: str | None, requests: Iterable[Request]
+) -> Iterator[FinishedRequest]:
+    import pyarrow as pa
 
-            _check_nodes(gpus_per_actor, cpus_per_actor)
-            blocks = [
-                pa.table({"request": rows[at : at + size]}) for at in range(0, len(rows), size)
-            ]
-            rows.clear()
-            ds = ray.data.from_arrow(blocks)
-            ds.context.enable_progress_bars = False
-            ds.context.target_max_block_size = (
-                1  # a block a row: rows come as they end, not when their batch has
-            )
-            done = map_on_actors(
-                ds,
-                _Pickles,
-                (setup,),
-                actors=min(actors, len(blocks)),
-                gpus=gpus_per_actor,
-                cpus=cpus_per_actor,
-                batch_size=size,
-            )
-            for row in done.iter_rows():
-                ended = pickle.loads(row["ended"])
-                if isinstance(ended, SpecrejError):
-                    raise ended
-                yield ended
+    rows = [pickle.dumps(request) for request in requests]
+    size = min(BATCHES * setup.in_flight, math.ceil(len(rows) / fleet.actors))
+    with _connected(address):
+        import ray.data
 
-    return rows_of
+        _check_nodes(fleet)
+        blocks = [pa.table({"request": rows[at : at + size]}) for at in range(0, len(rows), size)]
+        rows.clear()
+        ds = ray.data.from_arrow(blocks)
+        ds.context.enable_progress_bars = False
+        # A block a row: rows come as they end, not when their batch has.
+        ds.context.target_max_block_size = 1
+        fleet = fleet._replace(actors=min(fleet.actors, len(blocks)))
+        for row in map_on_actors(ds, _Pickles, setup, fleet, size).iter_rows():
+            ended = pickle.loads(row["ended"])
+            if isinstance(ended, SpecrejError):
+                raise ended
+            yield ended
 
 
 class _Pickles:
@@ -121,10 +111,11 @@ class _Pickles:
             yield pa.table({"ended": [pickle.dumps(error)]})
 
 
-def _check_nodes(gpus: float, cpus: float) -> None:
+def _check_nodes(fleet: Fleet) -> None:
     """Ray waits for ever for a node that holds an actor."""
     import ray
 
+    _, gpus, cpus = fleet
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     if not any(node.get("GPU", 0) >= gpus and node.get("CPU", 0) >= cpus for node in nodes):
         have = "; ".join(f"{node.get('GPU', 0):g} and {node.get('CPU', 0):g}" for node in nodes)

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from specrej.api import IN_FLIGHT, RunOptions, open_pool, read_options
 from specrej.errors import SpecrejError, UsageError
@@ -49,6 +49,14 @@ class ActorSetup:
     settings: Settings = field(default_factory=Settings)
     total_memory: str | int | None = None
     in_flight: int = IN_FLIGHT
+
+
+class Fleet(NamedTuple):
+    """How many actors there are, and what each reserves."""
+
+    actors: int
+    gpus: float
+    cpus: float
 
 
 def generate_dataset(
@@ -102,44 +110,29 @@ def generate_dataset(
     size = BATCHES * in_flight if batch_size is None else batch_size
     opening, asked = read_options(options, settings)
     setup = ActorSetup(
-        opening=on_actors(opening, gpus_per_actor),
-        settings=asked,
-        total_memory=total_memory,
-        in_flight=in_flight,
+        opening=opening, settings=asked, total_memory=total_memory, in_flight=in_flight
     )
     check_counts(actors=actors, in_flight=in_flight, num_kept=num_kept, batch_size=size)
     _check_columns(ds.columns() or [prompt_column], prompt_column)
-    return map_on_actors(
-        ds,
-        _Columns,
-        (setup, prompt_column, num_kept),
-        actors=actors,
-        gpus=gpus_per_actor,
-        cpus=cpus_per_actor,
-        batch_size=size,
-    )
+    fleet = Fleet(actors, gpus_per_actor, cpus_per_actor)
+    return map_on_actors(ds, _Columns, setup, fleet, size, prompt_column, num_kept)
 
 
 def map_on_actors(
-    ds: "Dataset",
-    stage: type,
-    arguments: tuple[Any, ...],
-    *,
-    actors: int,
-    gpus: float,
-    cpus: float,
-    batch_size: int,
+    ds: "Dataset", stage: type, setup: ActorSetup, fleet: Fleet, batch_size: int, *more: Any
 ) -> "Dataset":
+    """The dataset, with its batches run by a stage that is made of the setup and more."""
     from ray.data import ActorPoolStrategy
 
+    setup = replace(setup, opening=_on_actors(setup.opening, fleet.gpus))
     return ds.map_batches(
         stage,
-        fn_constructor_args=arguments,
+        fn_constructor_args=(setup, *more),
         # Batches take long: one that waits behind another may be run by the next actor that is
         # free.
-        compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
-        num_gpus=gpus,
-        num_cpus=cpus,
+        compute=ActorPoolStrategy(size=fleet.actors, max_tasks_in_flight_per_actor=1),
+        num_gpus=fleet.gpus,
+        num_cpus=fleet.cpus,
         batch_size=batch_size,
         batch_format="pyarrow",
     )
@@ -279,7 +272,7 @@ def _check_columns(there: Sequence[str], prompt_column: str) -> None:
         )
 
 
-def on_actors(opening: Opening, gpus_per_actor: float) -> Opening:
+def _on_actors(opening: Opening, gpus_per_actor: float) -> Opening:
     """What actors open. One without a GPU may see those of others; engines but ours find their
     device themselves.
     """

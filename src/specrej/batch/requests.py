@@ -187,6 +187,7 @@ def _parse_plain(row: Mapping[str, Any], settings: Settings, num_kept: int, line
     kind, words = (str, "a text") if given == ["prompt"] else (list, "a list of messages")
     if not isinstance(prompt, kind):
         raise PromptError(f"{given[0]} must be {words}, got {reprlib.repr(prompt)}")
+    settings = settings.common_to(prompt)
     settings.check(prompt)
     return Request(
         id=read_id(row, line),

@@ -18,7 +18,7 @@ from typing import Any
 from specrej.batch.requests import BrokenRequest, Request
 from specrej.errors import SpecrejError
 from specrej.search.choosing import lowest
-from specrej.server.protocol import Detokenizers, best_answers, to_body
+from specrej.server.answering import Detokenizers, best_answers, to_body
 from specrej.types import Candidate, Result
 
 

@@ -60,7 +60,7 @@ class MemorySummary(TypedDict):
     budget_in_use: float
 
 
-class SittingSummary(TypedDict):
+class ThisRun(TypedDict):
     """What was run now, without what an earlier run had done."""
 
     num_rows: int
@@ -84,7 +84,7 @@ class BatchSummary(TypedDict):
     """How many rows failed, by the error's name."""
     reward: RewardSummary
     tokens: TokensSummary
-    this_run: SittingSummary
+    this_run: ThisRun
     job: JobInfo
 
 
@@ -175,7 +175,7 @@ def summarize(
             n=whole.num_rewards,
         ),
         tokens=whole.tokens,
-        this_run=SittingSummary(
+        this_run=ThisRun(
             num_rows=now.num_rows,
             num_failed=now.failures.total(),
             tokens=now.tokens,

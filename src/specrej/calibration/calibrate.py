@@ -30,7 +30,7 @@ LEAST_PROMPTS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class Trial:
     """One policy of the path.
 
     Attributes:
@@ -54,15 +54,15 @@ class Calibration:
     """A path, and how far it may be followed.
 
     Attributes:
-        steps: from careful to bold.
+        trials: from careful to bold.
         chosen: the boldest that is certified; None if none is.
         num_prompts: that laid the path, and that tested it.
         unit: of cost: "flops" or "tokens".
         needed: prompts for testing, at the least, to certify this target.
     """
 
-    steps: tuple[Step, ...]
-    chosen: Step | None
+    trials: tuple[Trial, ...]
+    chosen: Trial | None
     num_prompts: tuple[int, int]
     unit: str
     needed: int
@@ -72,9 +72,9 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """In JSON's types."""
         values = asdict(self)
-        steps = [_plain(step) for step in self.steps]
+        trials = [_plain(trial) for trial in self.trials]
         chosen = None if self.chosen is None else _plain(self.chosen)
-        return {**values, "steps": steps, "chosen": chosen}
+        return {**values, "trials": trials, "chosen": chosen}
 
 
 def calibrate(
@@ -99,12 +99,12 @@ def calibrate(
     test = Replays([traces[place] for place in sorted(order[half:])])
     limit = traces[0].max_new_tokens
     checkpoints = [length for length in traces[0].checkpoints if length < limit]
-    steps = []
+    trials = []
     for policy in lay_path(search, checkpoints):
         on_search, on_test = search.judge(policy), test.judge(policy)
         losses = _losses(on_test)
-        steps.append(
-            Step(
+        trials.append(
+            Trial(
                 policy=policy,
                 cost=(_share(on_search, search), _share(on_test, test)),
                 regret=(float(on_search.regret.mean()), float(on_test.regret.mean())),
@@ -112,11 +112,11 @@ def calibrate(
                 bound=MOST_REGRET * upper_bound(losses, confidence),
             )
         )
-    last = boldest([step.p_value for step in steps], confidence)
+    last = boldest([trial.p_value for trial in trials], confidence)
     num_prompts = (half, len(traces) - half)
-    chosen = None if last is None else _promised(steps[last], kind, target, confidence, num_prompts)
+    chosen = None if last is None else _promised(trials[last], kind, target, confidence, num_prompts)
     return Calibration(
-        steps=tuple(steps),
+        trials=tuple(trials),
         chosen=chosen,
         num_prompts=num_prompts,
         unit=search.unit,
@@ -125,8 +125,8 @@ def calibrate(
     )
 
 
-def _plain(step: Step) -> dict[str, Any]:
-    return {**asdict(step), "policy": step.policy.to_dict()}
+def _plain(trial: Trial) -> dict[str, Any]:
+    return {**asdict(trial), "policy": trial.policy.to_dict()}
 
 
 def _check(traces: Sequence[Trace], target: float, confidence: float) -> None:
@@ -150,15 +150,15 @@ def _share(judged: Judged, replays: Replays) -> float:
 
 
 def _promised(
-    step: Step,
+    trial: Trial,
     kind: dict[str, Any],
     target: float,
     confidence: float,
     num_prompts: tuple[int, int],
-) -> Step:
-    """A step whose policy says what is promised of it."""
+) -> Trial:
+    """A trial whose policy says what is promised of it."""
     policy = replace(
-        step.policy,
+        trial.policy,
         recorded=kind,
         promise={
             "regret": target,
@@ -167,6 +167,6 @@ def _promised(
             "num_prompts": list(num_prompts),
             "most_regret": MOST_REGRET,
         },
-        measured={"cost": list(step.cost), "regret": list(step.regret)},
+        measured={"cost": list(trial.cost), "regret": list(trial.regret)},
     )
-    return replace(step, policy=policy)
+    return replace(trial, policy=policy)

@@ -1,7 +1,8 @@
 """A path of ever bolder policies, each the cheapest that was found at its price of regret.
 
     for policy in lay_path(replays, checkpoints):
-        replays.judge(policy).cost.sum(), replays.judge(policy).regret.mean()
+        judged = replays.judge(policy)
+        judged.cost / replays.baseline, judged.regret   # by prompt
 
 A policy is a number of candidates to begin with and how many stay at each checkpoint. The price
 says how much compute a loss of one spread is worth; as it falls, policies grow bold. At every price
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from specrej.calibration.replays import Replays
-from specrej.search.calibrated import CalibratedPolicy, Decide
+from specrej.search.calibrated import CalibratedPolicy, Stage
 
 PRICES = (30.0, 10.0, 5.0, 3.0, 2.0, 1.5, 1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05)
 """In the cost of Best-of-N, for a regret of one spread."""
@@ -72,7 +73,7 @@ def _with(numbers: _Numbers, place: int, size: int) -> _Numbers:
 
 def _policy(numbers: _Numbers, checkpoints: Sequence[int]) -> CalibratedPolicy:
     decisions = (
-        Decide(length, keep)
+        Stage(length, keep)
         for length, keep in zip(checkpoints, numbers.keeps, strict=True)
         if keep < numbers.n
     )

@@ -7,7 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from specrej import api
-from specrej.cli.options import Json, exit_codes, stdout_for_results, takes_options
+from specrej.cli.options import (
+    Json,
+    exit_codes,
+    opening_of,
+    settings_of,
+    stdout_for_results,
+    takes_options,
+)
 from specrej.errors import PromptError
 from specrej.reading import decode
 
@@ -23,13 +30,14 @@ def generate(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
     from specrej.cli.live import LiveProgress
 
     with exit_codes():
+        settings, opening = settings_of(given), vars(opening_of(given))
         is_interrupted = False
         with (
             LiveProgress([given["algorithm"]], given["model"]) as progress,
             stdout_for_results(),
         ):
             try:
-                result = api.generate(_read(prompt), observe=progress, **given)
+                result = api.generate(_read(prompt), settings=settings, observe=progress, **opening)
             except api.Interrupted as interrupt:
                 if interrupt.result is None or not interrupt.result.usage.generated_tokens:
                     raise
@@ -51,6 +59,7 @@ def compare(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
     from specrej.cli.live import LiveProgress
 
     with exit_codes():
+        settings, opening = settings_of(given), vars(opening_of(given))
         is_interrupted = False
         with (
             LiveProgress(list(display.METHODS), given["model"]) as progress,
@@ -58,7 +67,7 @@ def compare(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
         ):
             text = _read(prompt)
             try:
-                results = api.compare(text, observe=progress, **given)
+                results = api.compare(text, settings=settings, observe=progress, **opening)
             except api.Interrupted as interrupt:
                 results = {
                     name: one

@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 from specrej import api
 from specrej.cli.options import (
     Json,
+    check_sharing,
     end_with,
     exit_codes,
     how_to_resume,
@@ -26,7 +27,7 @@ from specrej.cli.options import (
     takes_options,
 )
 from specrej.errors import SpecrejError, UsageError
-from specrej.memory import format_bytes, parse_bytes
+from specrej.memory import format_bytes
 from specrej.settings import Settings
 
 if TYPE_CHECKING:
@@ -142,25 +143,16 @@ def batch(
     advice = "what is done has gone to stdout" if output == _STDOUT else how_to_resume(output)
     with exit_codes(), stoppable(advice):
         settings = settings_of({**given, "keep": keep_at_decisions})
-        _check(settings, total_memory, in_flight)
+        check_sharing(settings, total_memory, in_flight)
         note_greedy(settings)
         cluster = _cluster(
             address=ray, actors=actors, gpus_per_actor=gpus_per_actor, cpus_per_actor=cpus_per_actor
         )
-        if output == _STDOUT and (resume or json):
-            raise UsageError(
-                f"with --output - there is no {'--resume' if resume else '--json'}",
-                hint="give a file as --output",
-            )
+        _check_output(output, resume=resume, json=json)
         requests = read_all(source, settings, keep, given["model"])
-        named = {
-            name: value
-            for name, value in vars(opening_of(given)).items()
-            if name != "reward_memory"
-        }
-        job = describe_job(
-            requests, settings, keep, **named
-        )  # the memory of the reward decides no row
+        named = vars(opening_of(given)).copy()
+        del named["reward_memory"]  # it decides no row
+        job = describe_job(requests, settings, keep, **named)
         opening = given, settings, total_memory, in_flight
         open_rows = (
             partial(_open_ray, *opening, cluster) if cluster else partial(_open_local, *opening)
@@ -222,15 +214,11 @@ def pairs(
         )
 
 
-def _check(settings: Settings, total_memory: str | None, in_flight: int) -> None:
-    """See to what concerns many prompts, before anything is read or opened."""
-    if in_flight < 1:
-        raise UsageError(f"in_flight must be at least 1, got {in_flight}")
-    if total_memory is not None and parse_bytes(total_memory) < (settings.memory_bytes or 0):
+def _check_output(output: Path, *, resume: bool, json: bool) -> None:
+    if output == _STDOUT and (resume or json):
         raise UsageError(
-            f"a total_memory of {total_memory} does not hold one prompt with a memory of "
-            f"{settings.memory}",
-            hint="give a total_memory of at least the memory of one prompt, or a smaller memory",
+            f"with --output - there is no {'--resume' if resume else '--json'}",
+            hint="give a file as --output",
         )
 
 

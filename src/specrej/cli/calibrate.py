@@ -45,7 +45,7 @@ def calibrate(
         else:
             tables.print_calibration(found)
         if found.chosen is None:
-            best = min(step.bound for step in found.steps)
+            best = min(trial.bound for trial in found.trials)
             raise UsageError(
                 f"a regret of {target_regret:g} cannot be promised from {found.num_prompts[1]} "
                 f"prompts; {best:.2g} could be",

@@ -138,10 +138,7 @@ def _verdict_on(result: Result, *, is_interrupted: bool) -> Text:
     )
 
 
-def print_comparison(results: Mapping[str, Result], *, is_interrupted: bool) -> None:
-    """The methods side by side, their answers, and one line that says what happened."""
-    console = Console()
-    large = results.get("best_of_n_same_start")
+def _side_by_side(results: Mapping[str, Result], large: Result | None) -> Table:
     table = make_table(("method", "left"), "N", "reward", "tokens", "×", "seconds", "×", "peak KV")
     for name, result in results.items():
         usage = result.usage
@@ -155,7 +152,14 @@ def print_comparison(results: Mapping[str, Result], *, is_interrupted: bool) -> 
             _ratio(usage.total_s, large.usage.total_s) if large else "–",
             format_bytes(usage.peak_kv_bytes),
         )
-    console.print(table)
+    return table
+
+
+def print_comparison(results: Mapping[str, Result], *, is_interrupted: bool) -> None:
+    """The methods side by side, their answers, and one line that says what happened."""
+    console = Console()
+    large = results.get("best_of_n_same_start")
+    console.print(_side_by_side(results, large))
     if large:
         budget = format_bytes(large.settings["memory_bytes"])
         console.print(

@@ -1,9 +1,11 @@
 """Measuring: bench, trace, replay, report, judge, export."""
 
 import os
-from contextlib import ExitStack, closing
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +23,12 @@ from specrej.cli.options import (
 )
 from specrej.errors import UnknownNameError, UsageError
 from specrej.rewards import as_reward
+
+if TYPE_CHECKING:
+    from specrej.evaluation.judge import VerdictRow
+    from specrej.evaluation.prompts import Loaded
+    from specrej.evaluation.replay import Rescorer
+    from specrej.evaluation.rows import RunInfo
 
 _Prompts = Annotated[
     str,
@@ -41,6 +49,21 @@ _Baseline = Annotated[
     typer.Option(
         help="What the others are compared with; by default the largest Best-of-N.",
         metavar="METHOD",
+    ),
+]
+
+
+_Policies = Annotated[
+    str,
+    typer.Option(
+        help="A file with a policy a line, or grid: several hundred.", metavar="FILE|grid"
+    ),
+]
+_Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact",
+        help="Score again where a decision falls between checkpoints, with the trace's reward.",
     ),
 ]
 
@@ -67,13 +90,10 @@ def bench(
     """Run several methods on many prompts, on one engine, in the same memory, with the same
     seed.
     """
-    from specrej.cli import display, tables
     from specrej.cli.progress import RowProgress
     from specrej.evaluation.bench import parse_methods, run_bench
-    from specrej.evaluation.folder import read_bench
-    from specrej.evaluation.judge import read_verdicts
-    from specrej.evaluation.metrics import default_baseline, summarize
-    from specrej.evaluation.prompts import load_prompts
+    from specrej.evaluation.folder import check_free
+    from specrej.evaluation.metrics import default_baseline
 
     with exit_codes(), stoppable(how_to_resume(output)):
         settings = settings_of(given)
@@ -85,8 +105,8 @@ def bench(
         named = baseline or default_baseline(names)
         if named not in names:
             raise UnknownNameError("method", named, names)
-        loaded = load_prompts(prompts, limit)
-        _say_broken(loaded.broken)
+        loaded = _load(prompts, limit)
+        check_free(output, resume=resume)
         total, num_before = len(chosen) * len(loaded.tasks), _num_rows(output) if resume else 0
         with (
             stdout_for_results(),
@@ -103,20 +123,7 @@ def bench(
                     progress.advance(
                         f"{row['prompt_id']} {row['method']}", error and error["message"]
                     )
-        info, done = read_bench(output)
-        summary = summarize(done, named, read_verdicts(output))
-        num_failed, line = sum(row["error"] is not None for row in done), None
-        if json:
-            display.print_json({"run": info, "summary": summary})
-        else:
-            tables.print_bench(summary)
-            line = (
-                f"{len(done)} rows in {output}, {num_failed} failed ({len(done) - num_before} run "
-                "now); "
-                f"{tables.totals_of(summary['methods'])}; seed {settings.seed}. For the page: "
-                f"specrej report {output}"
-            )
-        end_with(line, num_failed=num_failed, num_all=len(done))
+        _end_bench(output, named, num_before, settings.seed, as_json=json)
 
 
 @takes_options(
@@ -137,15 +144,16 @@ def trace(
 ) -> None:
     """Record Best-of-N with the reward of every candidate at checkpoints, for `specrej replay`."""
     from specrej.cli.progress import RowProgress
-    from specrej.evaluation.prompts import load_prompts
-    from specrej.evaluation.trace import load_failures, record
+    from specrej.evaluation.folder import check_free
+    from specrej.evaluation.recording import lengths_of, record
+    from specrej.evaluation.trace import load_failures
 
     with exit_codes(), stoppable(how_to_resume(output)):
         settings = settings_of({**given, "n": n})
         note_greedy(settings)
-        lengths = _lengths(checkpoints)
-        loaded = load_prompts(prompts, limit)
-        _say_broken(loaded.broken)
+        lengths = lengths_of(_numbers(checkpoints))
+        loaded = _load(prompts, limit)
+        check_free(output, resume=resume)
         num_run = num_failed = 0
         with (
             stdout_for_results(),
@@ -180,44 +188,20 @@ def trace(
 
 
 def replay(
-    directory: _Folder,
-    *,
-    policies: Annotated[
-        str,
-        typer.Option(
-            help="A file with a policy a line, or grid: several hundred.", metavar="FILE|grid"
-        ),
-    ] = "grid",
-    exact: Annotated[
-        bool,
-        typer.Option(
-            "--exact",
-            help="Score again where a decision falls between checkpoints, with the trace's reward.",
-        ),
-    ] = False,
-    json: Json = False,
+    directory: _Folder, *, policies: _Policies = "grid", exact: _Exact = False, json: Json = False
 ) -> None:
     """Say what Speculative Rejection would have done on a trace, by any policy."""
     from specrej.cli import display, tables
     from specrej.evaluation.folder import read_info
     from specrej.evaluation.policy_grid import grid, read_policies
-    from specrej.evaluation.replay import Rescorer
     from specrej.evaluation.replay_summary import REPLAY, replay_folder
     from specrej.evaluation.trace import load
-    from specrej.hub.sources import load_codec, locate_model
 
     with exit_codes():
         info = read_info(directory)
         traces = list(load(directory))
         chosen = grid(traces) if policies == "grid" else read_policies(Path(policies))
-        rescore = None
-        with ExitStack() as opened:
-            if exact:
-                with stdout_for_results():
-                    codec = load_codec(locate_model(info["engine"]["model"]))
-                    reward = as_reward(info["settings"]["reward"])
-                    opened.callback(reward.close)
-                    rescore = Rescorer(reward, codec.decode)
+        with _rescorer(info) if exact else nullcontext() as rescore:
             summary = replay_folder(directory, chosen, rescore)
         if json:
             display.print_json(summary)
@@ -226,9 +210,21 @@ def replay(
         num_errors = sum(row["error"] is not None for row in summary["policies"])
         typer.echo(
             f"{len(chosen)} policies on {summary['num_prompts']} prompts in {directory / REPLAY}, "
-            f"{num_errors} of them "
-            f"not to be replayed. For the page: specrej report {directory}"
+            f"{num_errors} of them not to be replayed. For the page: specrej report {directory}"
         )
+
+
+@contextmanager
+def _rescorer(info: "RunInfo") -> Iterator["Rescorer"]:
+    """What scores a trace's texts again, with its reward."""
+    from specrej.evaluation.replay import Rescorer
+    from specrej.hub.sources import load_codec, locate_model
+
+    with stdout_for_results():
+        codec = load_codec(locate_model(info["engine"]["model"]))
+        reward = as_reward(info["settings"]["reward"])
+    with closing(reward):
+        yield Rescorer(reward, codec.decode)
 
 
 def report(directory: _Folder, *, baseline: _Baseline = None) -> None:
@@ -281,19 +277,22 @@ def judge(
             for verdict in judging.record(directory / judging.JUDGEMENTS, verdicts):
                 done.append(verdict)
                 progress.advance(verdict["prompt_id"], verdict["error"])
-        counts = ", ".join(
-            f"{sum(row['verdict'] == word for row in done)} {word}"
-            for word in ("win", "tie", "loss", "failed")
-        )
-        calls = judging.total_calls(done)
-        end_with(
-            f"{method} against {baseline}, judged by {endpoint.name}: {counts}; "
-            f"{calls['requests']} requests, "
-            f"{calls['cached']} from the cache, "
-            f"{calls['prompt_tokens'] + calls['completion_tokens']:,} tokens",
-            num_failed=sum(row["verdict"] == "failed" for row in done),
-            num_all=len(done),
-        )
+        _end_judge(f"{method} against {baseline}, judged by {endpoint.name}", done)
+
+
+def _end_judge(what: str, done: "list[VerdictRow]") -> None:
+    """Say what a judge came to."""
+    from specrej.evaluation.judge import total_calls
+
+    counts = Counter(row["verdict"] for row in done)
+    shown = ", ".join(f"{counts[word]} {word}" for word in ("win", "tie", "loss", "failed"))
+    calls = total_calls(done)
+    end_with(
+        f"{what}: {shown}; {calls['requests']} requests, {calls['cached']} from the cache, "
+        f"{calls['prompt_tokens'] + calls['completion_tokens']:,} tokens",
+        num_failed=counts["failed"],
+        num_all=len(done),
+    )
 
 
 def export(
@@ -336,7 +335,7 @@ def _num_rows(directory: Path) -> int:
     return len(read_rows(directory / RESULTS)) if (directory / RESULTS).exists() else 0
 
 
-def _lengths(words: str) -> list[int]:
+def _numbers(words: str) -> list[int]:
     try:
         return [int(word) for word in words.split(",")]
     except ValueError:
@@ -345,8 +344,34 @@ def _lengths(words: str) -> list[int]:
         ) from None
 
 
-def _say_broken(broken: tuple[tuple[int, str], ...]) -> None:
+def _load(prompts: str, limit: int | None) -> "Loaded":
+    """The prompts; what is left out of them is said."""
     from specrej.cli import display
+    from specrej.evaluation.prompts import load_prompts
 
-    for line, reason in broken:
+    loaded = load_prompts(prompts, limit)
+    for line, reason in loaded.broken:
         display.print_note(f"line {line} is left out: {reason}")
+    return loaded
+
+
+def _end_bench(output: Path, baseline: str, num_before: int, seed: int, *, as_json: bool) -> None:
+    """Say what a bench came to, rows of earlier runs included."""
+    from specrej.cli import display, tables
+    from specrej.evaluation.folder import read_bench
+    from specrej.evaluation.judge import read_verdicts
+    from specrej.evaluation.metrics import summarize
+
+    info, done = read_bench(output)
+    summary = summarize(done, baseline, read_verdicts(output))
+    num_failed, line = sum(row["error"] is not None for row in done), None
+    if as_json:
+        display.print_json({"run": info, "summary": summary})
+    else:
+        tables.print_bench(summary)
+        line = (
+            f"{len(done)} rows in {output}, {num_failed} failed ({len(done) - num_before} run "
+            f"now); {tables.totals_of(summary['methods'])}; seed {seed}. For the page: "
+            f"specrej report {output}"
+        )
+    end_with(line, num_failed=num_failed, num_all=len(done))

@@ -18,8 +18,10 @@ from typing import Annotated, Any, TypeVar, get_origin
 
 import typer
 
+from specrej import api
 from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UsageError
+from specrej.memory import parse_bytes
 from specrej.opening import Opening
 from specrej.options import About, kinds_of, options_of
 from specrej.rewards.base import Reward
@@ -148,6 +150,23 @@ def settings_of(given: dict[str, Any]) -> Settings:
     settings = Settings(**{name: given[name] for name in options_of(Settings) if name in given})
     _ = algorithm_of(settings), policy_of(settings)
     return settings
+
+
+def check_sharing(
+    settings: Settings, total_memory: str | None, in_flight: int, what: str = "prompt"
+) -> None:
+    """See to what prompts in flight share, before anything is read or opened.
+
+    Raises:
+        UsageError: nothing is in flight, or what is shared does not hold one of them.
+    """
+    api.check_sharing(total_memory, in_flight)
+    if total_memory is not None and parse_bytes(total_memory) < (settings.memory_bytes or 0):
+        raise UsageError(
+            f"a total_memory of {total_memory} does not hold one {what} with a memory of "
+            f"{settings.memory}",
+            hint=f"give a total_memory of at least the memory of one {what}, or a smaller memory",
+        )
 
 
 def note_greedy(settings: Settings) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from specrej import api
 from specrej.cli.options import (
+    check_sharing,
     exit_codes,
     open_given,
     settings_of,
@@ -22,7 +23,12 @@ from specrej.errors import EngineError, UsageError
 from specrej.memory import parse_bytes
 
 if TYPE_CHECKING:
+    from socket import socket
+
+    from fastapi import FastAPI
+
     from specrej.server.asked import Limits
+    from specrej.server.service import Service
 
 _KEYS_VARIABLE = "SPECREJ_API_KEYS"
 _WHERE: dict[str, Any] = {"rich_help_panel": "Where, and for whom"}
@@ -154,59 +160,70 @@ def _serve(
     *,
     grace_s: float,
 ) -> None:
-    import asyncio
-
     from specrej.server.app import make_app
-    from specrej.server.guard import LOOPBACK
-    from specrej.server.logs import start_logging
-    from specrej.server.running import LEAST_PATIENCE_S, bound, run
+    from specrej.server.guard import LOOPBACK, check_keys
+    from specrej.server.running import bound
     from specrej.server.service import Service
 
-    settings = settings_of(given)
-    is_local = host in LOOPBACK
+    settings, is_local = settings_of(given), host in LOOPBACK
+    check_sharing(settings, total_memory, shared["in_flight"], what="request")
+    limits.check(settings)
+    check_keys(own["keys"])
     with bound(host, port) as listener, stdout_for_results(), contextlib.ExitStack() as opened:
         with stoppable("the server was not up yet"):
             engine, reward = opened.enter_context(open_given(given))
-            service = Service(
-                engine, reward, api.open_pool(engine, settings, total_memory), **shared
-            )
-            name = (
-                Path(given["model"]).resolve().name
-                if Path(given["model"]).exists()
-                else given["model"]
-            )
+            pool = api.open_pool(engine, settings, total_memory)
+            service = Service(engine, reward, pool, **shared)
+            name = _name_of(given["model"])
             hosts = LOOPBACK if is_local else None
             app = make_app(
                 service, model=name, defaults=settings, limits=limits, hosts=hosts, **own
             )
-        address, number = listener.getsockname()[:2]
-        url = f"http://[{address}]:{number}" if ":" in address else f"http://{address}:{number}"
+        what = f"{name} with the reward {reward.name} at {_url_of(listener)}"
+        if not own["keys"] and not is_local:
+            what += "; WITHOUT API KEY: whoever reaches it may use it"
+        _run(app, service, listener, what, limits, grace_s, has_texts=own["logs_prompts"])
 
-        def announce() -> None:
-            open_to = (
-                ""
-                if own["keys"] or is_local
-                else "; WITHOUT API KEY: whoever reaches it may use it"
-            )
-            typer.echo(f"serving {name} with the reward {reward.name} at {url}{open_to}", err=True)
-            start_logging(has_texts=own["logs_prompts"])
 
-        patience_s = max(limits.deadline_s, LEAST_PATIENCE_S)
-        try:
-            asyncio.run(
-                run(
-                    app,
-                    service,
-                    listener,
-                    grace_s=grace_s,
-                    on_ready=announce,
-                    patience_s=patience_s,
-                )
-            )
-        except EngineError:
-            # Whatever the thread is at, it does not keep the process from ending.
-            logging.shutdown()
-            os._exit(1)
+def _run(
+    app: "FastAPI",
+    service: "Service",
+    listener: "socket",
+    what: str,
+    limits: "Limits",
+    grace_s: float,
+    *,
+    has_texts: bool,
+) -> None:
+    """Serve until a signal comes, and say first what is served."""
+    import asyncio
+
+    from specrej.server.logs import start_logging
+    from specrej.server.running import LEAST_PATIENCE_S, run
+
+    def announce() -> None:
+        typer.echo(f"serving {what}", err=True)
+        start_logging(has_texts=has_texts)
+
+    patience_s = max(limits.deadline_s, LEAST_PATIENCE_S)
+    try:
+        asyncio.run(
+            run(app, service, listener, grace_s=grace_s, on_ready=announce, patience_s=patience_s)
+        )
+    except EngineError:
+        # Whatever the thread is at, it does not keep the process from ending.
+        logging.shutdown()
+        os._exit(1)
+
+
+def _name_of(model: str) -> str:
+    """What requests call the model: a directory by its own name."""
+    return Path(model).resolve().name if Path(model).exists() else model
+
+
+def _url_of(listener: "socket") -> str:
+    address, number = listener.getsockname()[:2]
+    return f"http://[{address}]:{number}" if ":" in address else f"http://{address}:{number}"
 
 
 def _check_installed() -> None:

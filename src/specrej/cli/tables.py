@@ -4,6 +4,7 @@ print_bench(summarize(rows, baseline="best_of_n:8"))
 """
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from specrej.calibration.calibrate import Calibration
@@ -23,16 +24,16 @@ _MOST_POLICIES = 12
 def print_calibration(calibration: Calibration) -> None:
     """The path from careful to bold, on the prompts that it was found on and on the others."""
     table = make_table(("keeps", "left"), "cost", "regret", "cost", "regret", "below", ("", "left"))
-    for step in calibration.steps:
-        kept = " ".join(f"{keep}@{length}" for length, keep in step.policy.decisions)
+    for trial in calibration.trials:
+        kept = " ".join(f"{keep}@{length}" for length, keep in trial.policy.decisions)
         is_chosen = calibration.chosen is not None and (
-            step.policy.decisions == calibration.chosen.policy.decisions
+            trial.policy.decisions == calibration.chosen.policy.decisions
         )
         table.add_row(
-            f"{step.policy.n} {kept}".strip(),
-            *(f"{1 / step.cost[0]:.2f}x", f"{step.regret[0]:.3f}"),
-            *(f"{1 / step.cost[1]:.2f}x", f"{step.regret[1]:.3f}"),
-            f"{step.bound:.2f}",
+            f"{trial.policy.n} {kept}".strip(),
+            *(f"{1 / trial.cost[0]:.2f}x", f"{trial.regret[0]:.3f}"),
+            *(f"{1 / trial.cost[1]:.2f}x", f"{trial.regret[1]:.3f}"),
+            f"{trial.bound:.2f}",
             "chosen" if is_chosen else "",
         )
     _wide_console().print(table)
@@ -41,10 +42,19 @@ def print_calibration(calibration: Calibration) -> None:
 def print_bench(summary: Summary) -> None:
     """What each method gained, what it cost, and which prompts count."""
     console = _wide_console()
-    gained = make_table(("method", "left"), "reward", "score", "median", "win", "tie", "failed")
+    console.print(_gained(summary))
+    console.print(_cost(summary))
+    judged = _judged(summary)
+    if judged.row_count:
+        console.print(judged)
+    console.print(Text(_bench_notes(summary), style="dim"))
+
+
+def _gained(summary: Summary) -> Table:
+    table = make_table(("method", "left"), "reward", "score", "median", "win", "tie", "failed")
     for method, figures in summary["methods"].items():
         rates = figures["by_reward"]
-        gained.add_row(
+        table.add_row(
             method,
             _interval(figures["reward"]),
             _interval(figures["improvement"], decimals=1),
@@ -53,30 +63,34 @@ def print_bench(summary: Summary) -> None:
             number(rates["tie"]["value"]),
             str(figures["num_failed"]),
         )
-    console.print(gained)
-    cost = make_table(
+    return table
+
+
+def _cost(summary: Summary) -> Table:
+    table = make_table(
         ("method", "left"), "seconds", "tokens", "FLOPs", "speedup (s)", "speedup (tokens)"
     )
     for method, figures in summary["methods"].items():
         relative = (figures["relative"][unit]["value"] for unit in ("seconds", "tokens", "flops"))
-        cost.add_row(
+        table.add_row(
             method,
             *("–" if value is None else f"{value:.2f}" for value in relative),
             _speedup(figures["speedup"]["reward"]["seconds"]),
             _speedup(figures["speedup"]["reward"]["tokens"]),
         )
-    console.print(cost)
-    judged = make_table(
+    return table
+
+
+def _judged(summary: Summary) -> Table:
+    table = make_table(
         ("judge", "left"), ("method", "left"), "win", "tie", "loss", "unclear", "prompts"
     )
-    judged.columns[0].no_wrap = False  # it may hold an address
+    table.columns[0].no_wrap = False  # it may hold an address
     for method, figures in summary["methods"].items():
         for judge, rates in figures["by_judge"].items():
             shares = (number(rates[kind]["value"]) for kind in ("win", "tie", "loss", "unclear"))
-            judged.add_row(plain(judge), method, *shares, str(rates["num_prompts"]))
-    if judged.row_count:
-        console.print(judged)
-    console.print(Text(_bench_notes(summary), style="dim"))
+            table.add_row(plain(judge), method, *shares, str(rates["num_prompts"]))
+    return table
 
 
 def _bench_notes(summary: Summary) -> str:

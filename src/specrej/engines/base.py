@@ -9,9 +9,10 @@ engine.shutdown()                                    # the model, too
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
-from specrej.attention.layout import Claim
+from specrej.attention.layout import Demand
+from specrej.errors import UsageError
 from specrej.types import Detokenizer, FinishReason, Prompt, SamplingParams
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class Engine(Protocol):
         """One token for every live candidate of these prompts, of all where none is given.
 
         Args:
-            limits: the most that each prompt may hold, in bytes; at least what its `claim` calls
+            limits: the most that each prompt may hold, in bytes; at least what its `demand` calls
                 the least.
 
         A prompt may get nothing while its candidates wait for a place in the engine or for a
@@ -175,7 +176,7 @@ class Engine(Protocol):
     def memory(self, prompt: int) -> Memory:
         """What a prompt and its candidates hold."""
 
-    def claim(self, prompt: int) -> Claim:
+    def demand(self, prompt: int) -> Demand:
         """What they take of memory that prompts share."""
 
     def drop(self, prompt: int, indices: Sequence[int]) -> None:
@@ -190,3 +191,10 @@ class Engine(Protocol):
 
         Whoever opened the engine calls it. Nothing can be decoded any more.
         """
+
+
+def refuse_hidden_states(engine: str) -> NoReturn:
+    raise UsageError(
+        f"the engine {engine!r} gives no hidden states",
+        hint="the torch engine does: give --engine torch",
+    )

@@ -105,14 +105,20 @@ def open_engine(
         options.refuse(name, "weights", "device")
         opened: Engine = load_entry_point("engine", theirs)(str(model), **options.arguments)
         return opened
-    if name == "auto" and (fastest := fastest_engine(options)) != "torch":
+    return _open_fastest(model, options) if name == "auto" else _open(name, model, options)
+
+
+def _open_fastest(model: str | Path, options: EngineOptions) -> "Engine":
+    """The fastest engine that opens the model: ours, where the one that is expected does not."""
+    fastest = fastest_engine(options)
+    if fastest != "torch":
         try:
             return _open(fastest, model, options)
         except ModelError as error:
             _LOG.warning(
                 "the engine %r cannot open %s, the engine 'torch' does: %s", fastest, model, error
             )
-    return _open("torch" if name == "auto" else name, model, options)
+    return _open("torch", model, options)
 
 
 def _open(name: str, model: str | Path, options: EngineOptions) -> "Engine":

@@ -311,16 +311,7 @@ def _open_pipeline(path: Path, asked: OpenVINOOptions, step_tokens: int) -> Any:
             f"OpenVINO cannot compute on {asked.device!r}: {last_line(error)}",
             hint=f"known here: {known}",
         ) from error
-    scheduler = openvino_genai.SchedulerConfig()
-    fields = {
-        "enable_prefix_caching": True,
-        "max_num_batched_tokens": step_tokens,
-        "max_num_seqs": asked.most_requests,
-    }
-    if "num_kv_blocks" not in asked.scheduler:
-        fields["cache_size"] = _CACHE_GIB
-    for name, value in {**fields, **asked.scheduler}.items():
-        setattr(scheduler, name, value)
+    scheduler = _scheduler_config(asked, step_tokens)
     try:
         return openvino_genai.ContinuousBatchingPipeline(
             str(path), blank_tokenizer(), scheduler, asked.device, **asked.all_properties
@@ -335,6 +326,22 @@ def _open_pipeline(path: Path, asked: OpenVINOOptions, step_tokens: int) -> Any:
         raise ModelError(
             f"OpenVINO cannot open {str(path)!r}: {said}", hint=_HINT.format("MODEL")
         ) from error
+
+
+def _scheduler_config(asked: OpenVINOOptions, step_tokens: int) -> Any:
+    import openvino_genai
+
+    config = openvino_genai.SchedulerConfig()
+    fields = {
+        "enable_prefix_caching": True,
+        "max_num_batched_tokens": step_tokens,
+        "max_num_seqs": asked.most_requests,
+    }
+    if "num_kv_blocks" not in asked.scheduler:
+        fields["cache_size"] = _CACHE_GIB
+    for name, value in {**fields, **asked.scheduler}.items():
+        setattr(config, name, value)
+    return config
 
 
 def blank_tokenizer() -> Any:

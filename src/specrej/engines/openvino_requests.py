@@ -26,11 +26,9 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import accumulate, takewhile
-from operator import eq
 from typing import Any, NamedTuple
 
+from specrej.engines.openvino_prompts import KnownPrompts
 from specrej.engines.paged import Drawn
 from specrej.engines.streams import seeds
 from specrej.errors import EngineError
@@ -150,7 +148,7 @@ class OpenVinoBackend:
         """Handle of the request that is under way, by key."""
         self._num_requests = 0
         self._has_filler = False
-        self._known = _KnownPrompts(cache)
+        self._known = KnownPrompts(cache.page_tokens, cache.num_pages)
         for num_tokens in (1, MOST_PAGE_TOKENS):
             self._known.add((filler_id,) * num_tokens)
         self._end = weakref.finalize(self, _cancel_all, pipeline, self._running)
@@ -349,60 +347,3 @@ def _cancel_all(pipeline: Any, running: dict[int, Any]) -> None:
         running.clear()
         with suppress(Exception):
             pipeline.step()
-
-
-@lru_cache(maxsize=1024)
-def _prefixes(prompt: tuple[int, ...]) -> list[int]:
-    """A number for each token of a prompt that stands for all tokens up to it."""
-    return list(accumulate(prompt, lambda before, token_id: hash((before, token_id)), initial=0))[
-        1:
-    ]
-
-
-class _KnownPrompts:
-    """The prompts that OpenVINO may hold in its cache: as many of the last ones as it has pages.
-    It does not tell.
-    """
-
-    def __init__(self, cache: Cache) -> None:
-        self._page_tokens, self._most = cache.page_tokens, cache.num_pages
-        self._pages: dict[int, None] = {}
-        self._ends: dict[int, None] = {}
-
-    def count(self, prompt: tuple[int, ...]) -> int:
-        """Tokens of a prompt that are found there: all but the last, or the full pages that
-        others began with.
-        """
-        prefixes = _prefixes(prompt)
-        if prefixes[-1] in self._ends:
-            return len(prompt) - 1
-        num_pages = sum(
-            1 for _ in takewhile(self._pages.__contains__, self._at_page_ends(prefixes))
-        )
-        return min(num_pages * self._page_tokens, len(prompt) - 1)
-
-    def add(self, prompt: tuple[int, ...]) -> None:
-        """A prompt has been read."""
-        prefixes = _prefixes(prompt)
-        for table, found in (
-            (self._ends, prefixes[-1:]),
-            (self._pages, self._at_page_ends(prefixes)),
-        ):
-            for prefix in found:
-                table.pop(prefix, None)
-                table[prefix] = None
-            while len(table) > self._most:
-                del table[next(iter(table))]
-
-    def may_clash(self, some: tuple[int, ...], other: tuple[int, ...]) -> bool:
-        """Whether two prompts may find a page that is full in part with what both begin with.
-
-        Such pages hold the end of a prompt, with or without tokens that were drawn for it.
-        """
-        both = takewhile(
-            lambda pair: eq(*pair), zip(_prefixes(some), _prefixes(other), strict=False)
-        )
-        return any(prefix in self._ends for prefix, _ in both)
-
-    def _at_page_ends(self, prefixes: Sequence[int]) -> Sequence[int]:
-        return prefixes[self._page_tokens - 1 :: self._page_tokens]

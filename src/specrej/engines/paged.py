@@ -20,10 +20,16 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from specrej.attention.layout import Claim, KvLayout
-from specrej.engines.base import PROMPTS_IN_TOTAL, Memory, Overhead, Token
+from specrej.attention.layout import Demand, KvLayout
+from specrej.engines.base import (
+    PROMPTS_IN_TOTAL,
+    Memory,
+    Overhead,
+    Token,
+    refuse_hidden_states,
+)
 from specrej.engines.streams import seeds
 from specrej.errors import UsageError
 from specrej.flops import ModelFlops
@@ -342,9 +348,9 @@ class PagedEngine:
         next_step = max(held, self._held_bytes(opened, num_more=1)) if needs_step else held
         return Memory(held, next_step, max(opened.peak_bytes, held))
 
-    def claim(self, prompt: int) -> Claim:
+    def demand(self, prompt: int) -> Demand:
         memory = self.memory(prompt)
-        return Claim(memory.in_use, memory.next_step, memory.next_step, 0)
+        return Demand(memory.in_use, memory.next_step, memory.next_step, 0)
 
     def drop(self, prompt: int, indices: Sequence[int]) -> None:
         opened, gone = self._prompts[prompt], set(indices)
@@ -391,10 +397,3 @@ class PagedEngine:
             if length < longest
         )
         return self.kv_bytes(num_prompt, drawn[longest], longest) + shorter
-
-
-def refuse_hidden_states(engine: str) -> NoReturn:
-    raise UsageError(
-        f"the engine {engine!r} gives no hidden states",
-        hint="the torch engine does: give --engine torch",
-    )

@@ -21,7 +21,7 @@ from typing import Literal, cast
 from specrej.api import Observer, run_observed, run_one
 from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UnknownNameError, UsageError
-from specrej.evaluation.folder import RESULTS, claim
+from specrej.evaluation.folder import RESULTS, open_run
 from specrej.evaluation.prompts import Loaded, Task
 from specrej.evaluation.rows import BenchRow, CandidateRow, DecisionRow, RunInfo, TurnRow, UsageRow
 from specrej.flops import flops_of
@@ -150,7 +150,7 @@ def run_bench(
     info = describe_run(
         "bench", loaded, engine, reward, settings, [method.name for method in methods]
     )
-    with claim(directory, info, resume=resume), Journal(Path(directory) / RESULTS) as journal:
+    with open_run(directory, info, resume=resume), Journal(Path(directory) / RESULTS) as journal:
         done = {(row["prompt_id"], row["method"]) for row in journal.rows}
         _warm_up(engine, reward, settings)
         for number, task in enumerate(loaded.tasks):

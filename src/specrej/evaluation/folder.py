@@ -1,6 +1,6 @@
 """A run's folder: run.json says what the run is, so that nobody mixes two.
 
-with claim(directory, info, resume=False):                # the only writer, until the block ends
+with open_run(directory, info, resume=False):                # the only writer, until the block ends
     with Journal(directory / RESULTS) as journal:
         ...
 info, rows = read_bench(directory)
@@ -24,7 +24,7 @@ _LOCK = ".lock"
 
 
 @contextmanager
-def claim(directory: str | Path, info: RunInfo, *, resume: bool) -> Iterator[None]:
+def open_run(directory: str | Path, info: RunInfo, *, resume: bool) -> Iterator[None]:
     """Be the only writer of a run's folder: a new one, or (with `resume`) one that was stopped.
 
     Raises:
@@ -32,13 +32,33 @@ def claim(directory: str | Path, info: RunInfo, *, resume: bool) -> Iterator[Non
             or holds this run already and `resume` was not asked for.
     """
     directory = Path(directory)
+    with _locked(directory):
+        _check(directory, resume=resume)
+        if (directory / RUN).exists():
+            _check_same(directory, info)
+        else:
+            write_json(directory / RUN, info)
+        yield
+
+
+def check_free(directory: str | Path, *, resume: bool) -> None:
+    """See to what `open_run` asks of a folder, whatever the run is: before a model is opened.
+
+    A folder that is not there is made.
+
+    Raises:
+        UsageError: the folder cannot be written, is in use, holds files of no run, or holds a run
+            and `resume` was not asked for.
+    """
+    with _locked(Path(directory)):
+        _check(Path(directory), resume=resume)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / _LOCK, timeout=0)
-        with lock:
-            _check(directory, info, resume=resume)
-            if not (directory / RUN).exists():
-                write_json(directory / RUN, info)
+        with FileLock(directory / _LOCK, timeout=0):
             yield
     except Timeout:
         raise UsageError(
@@ -48,7 +68,7 @@ def claim(directory: str | Path, info: RunInfo, *, resume: bool) -> Iterator[Non
         raise UsageError(f"cannot write to {directory}: {error.strerror or error}") from error
 
 
-def _check(directory: Path, info: RunInfo, *, resume: bool) -> None:
+def _check(directory: Path, *, resume: bool) -> None:
     if not (directory / RUN).exists():
         if foreign := sorted(
             path.name for path in directory.iterdir() if not path.name.startswith(".")
@@ -58,12 +78,15 @@ def _check(directory: Path, info: RunInfo, *, resume: bool) -> None:
                 hint="give a folder of its own",
             )
         return
-    there = read_info(directory)
     if not resume:
         raise UsageError(
-            f"{directory} holds a run of {there['created']} already",
+            f"{directory} holds a run of {read_info(directory)['created']} already",
             hint="go on with it by --resume, or give another folder",
         )
+
+
+def _check_same(directory: Path, info: RunInfo) -> None:
+    there = read_info(directory)
     differing = [
         name
         for name in RunInfo.__annotations__

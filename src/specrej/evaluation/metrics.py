@@ -158,11 +158,7 @@ def summarize(
         UnknownNameError: the rows have no such method; names those there are.
     """
     comparison = align(rows, baseline)
-    by_judge: dict[str, dict[str, dict[str, Verdict]]] = {method: {} for method in comparison.rows}
-    for verdict in verdicts:
-        if verdict["baseline"] == baseline and verdict["method"] in by_judge:
-            of_judge = by_judge[verdict["method"]].setdefault(verdict["judge"], {})
-            of_judge[verdict["prompt_id"]] = verdict["verdict"]
+    by_judge = _by_judge(comparison, verdicts)
     spread = variances(comparison)
     widest = np.argsort(-spread, kind="stable")[: max(1, len(spread) // 5)]
     widest = widest[spread[widest] > 0]
@@ -181,6 +177,18 @@ def summarize(
             for method in comparison.rows
         },
     }
+
+
+def _by_judge(
+    comparison: Comparison, verdicts: Iterable[VerdictRow]
+) -> dict[str, dict[str, dict[str, Verdict]]]:
+    """Verdicts against the baseline: by method, judge and prompt."""
+    found: dict[str, dict[str, dict[str, Verdict]]] = {method: {} for method in comparison.rows}
+    for verdict in verdicts:
+        if verdict["baseline"] == comparison.baseline and verdict["method"] in found:
+            of_judge = found[verdict["method"]].setdefault(verdict["judge"], {})
+            of_judge[verdict["prompt_id"]] = verdict["verdict"]
+    return found
 
 
 def default_baseline(methods: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ Nothing here computes a metric.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -60,6 +60,24 @@ class Runner:
     num_tokens: Sequence[int]
     rewards: Sequence[float]
     fate: Fate
+
+
+class _Look(NamedTuple):
+    """Of a runner's line, and of the mark at its end."""
+
+    color: str
+    alpha: float
+    width: float
+    mark: str
+    size: float
+
+
+_FATES: dict[Fate, _Look] = {
+    "rejected": _Look(MUTED, 0.35, 0.8, "x", 4.5),
+    "complete": _Look(MUTED, 0.8, 1.1, "o", 4.0),
+    "winner": _Look(ACCENT, 1.0, 2.4, "o", 8.0),
+}
+"""Drawn in this order."""
 
 
 def efficiency(points: Sequence[Point], *, unit: str, baseline: str) -> Figure:
@@ -144,22 +162,18 @@ def violins(values: Mapping[int, Sequence[float]], *, name: str) -> Figure:
             for body in drawn["bodies"]:
                 body.set(facecolor=ACCENT, alpha=0.22, edgecolor="none")
         for place, group in zip(places, kept.values(), strict=True):
-            low, middle, high = np.quantile(group, [0.25, 0.5, 0.75])
-            axes.plot(
-                [place, place], [low, high], color=ACCENT, linewidth=3, solid_capstyle="round"
-            )
-            axes.plot(
-                place,
-                middle,
-                "o",
-                color=PAPER,
-                markeredgecolor=ACCENT,
-                markersize=6,
-                markeredgewidth=1.5,
-            )
+            _draw_quartiles(axes, place, group)
         axes.set_xticks(list(places), [str(tokens) for tokens in kept])
         axes.set_ylim(min(0.0, *(min(group) for group in kept.values()), 0.0) - 0.05, 1.05)
         return figure
+
+
+def _draw_quartiles(axes: Axes, place: int, group: Sequence[float]) -> None:
+    low, middle, high = np.quantile(group, [0.25, 0.5, 0.75])
+    axes.plot([place, place], [low, high], color=ACCENT, linewidth=3, solid_capstyle="round")
+    axes.plot(
+        place, middle, "o", color=PAPER, markeredgecolor=ACCENT, markersize=6, markeredgewidth=1.5
+    )
 
 
 def race(runners: Sequence[Runner], decisions: Sequence[tuple[int, int]]) -> Figure:
@@ -170,42 +184,35 @@ def race(runners: Sequence[Runner], decisions: Sequence[tuple[int, int]]) -> Fig
         runners: the candidates.
         decisions: (tokens, how many stayed) of each decision.
     """
-    looks = {
-        "rejected": (MUTED, 0.35, 0.8),
-        "complete": (MUTED, 0.8, 1.1),
-        "winner": (ACCENT, 1.0, 2.4),
-    }
     with matplotlib.rc_context(STYLE):
         figure, axes = open_axes(x="tokens of the answer", y="reward so far", pad=20)
-        for fate, (color, alpha, width) in looks.items():
+        for fate, look in _FATES.items():
             for runner in (runner for runner in runners if runner.fate == fate):
                 axes.plot(
-                    runner.num_tokens, runner.rewards, color=color, alpha=alpha, linewidth=width
+                    runner.num_tokens,
+                    runner.rewards,
+                    color=look.color,
+                    alpha=look.alpha,
+                    linewidth=look.width,
                 )
-        for fate, mark, size in (
-            ("rejected", "x", 4.5),
-            ("complete", "o", 4.0),
-            ("winner", "o", 8.0),
-        ):
-            ends = [
-                (runner.num_tokens[-1], runner.rewards[-1])
-                for runner in runners
-                if runner.fate == fate
-            ]
-            color, alpha, _ = looks[fate]
-            axes.plot(
-                [x for x, _ in ends],
-                [y for _, y in ends],
-                linestyle="none",
-                marker=mark,
-                markersize=size,
-                color=color,
-                alpha=max(alpha, 0.6),
-                rasterized=len(ends) > _MOST_SHAPES,
-            )
+        for fate, look in _FATES.items():
+            _draw_ends(axes, [runner for runner in runners if runner.fate == fate], look)
         axes.margins(x=0.05, y=0.08)
         _mark_decisions(axes, decisions)
         return figure
+
+
+def _draw_ends(axes: Axes, runners: Sequence[Runner], look: _Look) -> None:
+    axes.plot(
+        [runner.num_tokens[-1] for runner in runners],
+        [runner.rewards[-1] for runner in runners],
+        linestyle="none",
+        marker=look.mark,
+        markersize=look.size,
+        color=look.color,
+        alpha=max(look.alpha, 0.6),
+        rasterized=len(runners) > _MOST_SHAPES,
+    )
 
 
 def cost_bars(
@@ -223,30 +230,10 @@ def cost_bars(
     with matplotlib.rc_context(STYLE):
         figure, axes = open_axes(x=unit, y="", height=1.1 + 0.34 * len(parts))
         for place, (method, costs) in enumerate(parts.items()):
-            color, left = ACCENT if rejects[method] else MUTED, 0.0
-            for part, tone in zip(names, tones, strict=True):
-                axes.barh(
-                    place, costs[part], left=left, height=0.62, color=color, alpha=tone, linewidth=0
-                )
-                left += costs[part]
-            axes.annotate(
-                short(left),
-                (left, place),
-                (5, 0),
-                textcoords="offset points",
-                va="center",
-                color=INK,
-            )
+            widths = [costs[part] for part in names]
+            _draw_bar(axes, place, widths, tones, ACCENT if rejects[method] else MUTED)
         axes.set_yticks(range(len(parts)), [short_name(method) for method in parts])
-        axes.tick_params(axis="y", length=0, colors=INK)
-        axes.invert_yaxis()
-        axes.grid(visible=False, axis="y")
-        axes.grid(visible=True, axis="x")
-        axes.spines[["left", "bottom"]].set_visible(False)
-        axes.margins(x=0.16)
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        _lie_down(axes)
         if len(names) > 1:
             swatches = [Patch(color=MUTED, alpha=tone, linewidth=0) for tone in tones]
             figure.legend(
@@ -258,6 +245,32 @@ def cost_bars(
                 handlelength=0.9,
             )
         return figure
+
+
+def _draw_bar(
+    axes: Axes, place: int, widths: Sequence[float], tones: NDArray[np.float64], color: str
+) -> None:
+    """Parts one behind the other, and their sum."""
+    left = 0.0
+    for width, tone in zip(widths, tones, strict=True):
+        axes.barh(place, width, left=left, height=0.62, color=color, alpha=tone, linewidth=0)
+        left += width
+    axes.annotate(
+        short(left), (left, place), (5, 0), textcoords="offset points", va="center", color=INK
+    )
+
+
+def _lie_down(axes: Axes) -> None:
+    """The look of horizontal bars, the first on top."""
+    axes.tick_params(axis="y", length=0, colors=INK)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x")
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.margins(x=0.16)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
 
 
 def short_name(method: str) -> str:

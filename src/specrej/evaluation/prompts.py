@@ -288,16 +288,8 @@ def _to_task(row: Any, line: int) -> Task:
     """
     if not isinstance(row, Mapping):
         raise PromptError(f"expected {_FORM}, got {reprlib.repr(row)}")
-    given = [name for name in _KINDS if row.get(name) is not None]
-    if len(given) != 1:
-        raise PromptError(
-            f"give one of prompt, messages and turns, got {' and '.join(given) or 'none of them'}"
-        )
-    name = given[0]
-    kind, words = _KINDS[name]
+    name = _given(row)
     value = row[name]
-    if not isinstance(value, kind):
-        raise PromptError(f"{name} must be {words}, got {reprlib.repr(value)}")
     category = row.get("category")
     if not isinstance(category, str | None):
         raise PromptError(f"category must be a text, got {reprlib.repr(category)}")
@@ -312,6 +304,20 @@ def _to_task(row: Any, line: int) -> Task:
         {"id": task_id, "category": category, name: list(turns) if name == "turns" else value}
     )
     return Task(id=task_id, turns=turns, category=category, line=line)
+
+
+def _given(row: Mapping[str, Any]) -> str:
+    """The one field that holds what is asked."""
+    given = [name for name in _KINDS if row.get(name) is not None]
+    if len(given) != 1:
+        raise PromptError(
+            f"give one of prompt, messages and turns, got {' and '.join(given) or 'none of them'}"
+        )
+    [name] = given
+    kind, words = _KINDS[name]
+    if not isinstance(row[name], kind):
+        raise PromptError(f"{name} must be {words}, got {reprlib.repr(row[name])}")
+    return name
 
 
 def read_id(row: Mapping[str, Any], line: int) -> str:

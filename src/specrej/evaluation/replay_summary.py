@@ -94,19 +94,9 @@ def replay_folder(
     done = [number for number in range(len(policies)) if number not in errors]
     if not done:
         raise UsageError(f"no policy can be replayed: {errors[0]}", hint=errors[0].hint)
-    rows = [
-        PolicyRow(
-            name=p.name, policy=p.to_dict(), is_rejecting=p.is_rejecting, error=None, figures={}
-        )
-        for p in policies
-    ]
+    rows = _policy_rows(policies, done, figures)
     for number, error in errors.items():
         rows[number]["error"] = str(error)
-    for place, name in enumerate(FIGURES):
-        values = figures[:, done, place]
-        if not np.isnan(values).any():
-            for number, estimate in zip(done, estimates(values), strict=True):
-                rows[number]["figures"][name] = estimate
     summary = ReplaySummary(
         num_prompts=len(traces),
         num_failed=len(load_failures(directory)),
@@ -117,6 +107,24 @@ def replay_folder(
     )
     write_json(Path(directory) / REPLAY, summary)
     return summary
+
+
+def _policy_rows(
+    policies: Sequence[ReplayPolicy], done: Sequence[int], figures: NDArray[np.float64]
+) -> list[PolicyRow]:
+    """A row a policy, with the figures that are known of all prompts where it is done."""
+    rows = [
+        PolicyRow(
+            name=p.name, policy=p.to_dict(), is_rejecting=p.is_rejecting, error=None, figures={}
+        )
+        for p in policies
+    ]
+    for place, name in enumerate(FIGURES):
+        values = figures[:, done, place]
+        if not np.isnan(values).any():
+            for number, estimate in zip(done, estimates(values), strict=True):
+                rows[number]["figures"][name] = estimate
+    return rows
 
 
 def _replay_all(

@@ -1,59 +1,32 @@
-"""Best-of-N, recorded: the rewards of all candidates at checkpoints and at their end, with tokens
-and hidden states.
+"""The rewards of Best-of-N's candidates at checkpoints and at their end, as they were recorded.
 
-    settings = Settings(n=64, max_new_tokens=128)
-    lengths = (8, 16, 32, 64)
-    for step in record(loaded, engine, reward, directory, settings=settings, checkpoints=lengths):
-        print(step.num_done, step.num_tasks, step.error)
     for trace in load(directory):
         trace.rewards                   # [candidates, checkpoints]
         trace.hidden_states()           # [candidates, checkpoints, hidden], read when asked for
 
-Speculative Rejection with alpha = 0 scores at the checkpoints and rejects nobody, so its candidates
-are those of Best-of-N. One Parquet file a prompt, there as a whole or not at all; a prompt that
-failed has a line in `failures.jsonl`. Of a conversation of several turns the first is recorded.
+`recording` writes them.
 """
 
 import json
-import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from specrej.api import run_one, unobserved
 from specrej.attention.layout import KvLayout
-from specrej.engines.base import Engine
-from specrej.errors import DeviceMemoryError, SpecrejError, UsageError
-from specrej.evaluation.bench import describe_run
-from specrej.evaluation.folder import claim, read_info
-from specrej.evaluation.prompts import Loaded, Task
+from specrej.errors import UsageError
+from specrej.evaluation.folder import read_info
 from specrej.flops import ModelFlops
-from specrej.journal import Journal, read_rows
-from specrej.rewards.base import Reward
-from specrej.search.search import Search
-from specrej.settings import Settings
-from specrej.types import Result
+from specrej.journal import read_rows
 
 FAILURES = "failures.jsonl"
-_METADATA = b"specrej"
+METADATA = b"specrej"
 _STATES = ("hidden_states", "final_hidden_states")
-_FLOAT16_MAX = float(np.finfo(np.float16).max)
-
-
-class RecordedPrompt(NamedTuple):
-    """One prompt that was recorded, or that failed."""
-
-    num_done: int
-    """Prompts that are done, those of earlier runs included."""
-    num_tasks: int
-    prompt_id: str
-    error: SpecrejError | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,64 +106,6 @@ class Trace:
         return states
 
 
-def record(
-    loaded: Loaded,
-    engine: Engine,
-    reward: Reward,
-    directory: str | Path,
-    *,
-    settings: Settings,
-    checkpoints: Sequence[int],
-    resume: bool = False,
-) -> Generator[RecordedPrompt, None, None]:
-    """Record every prompt that the directory does not hold yet; yield when it is on the disk.
-
-    Args:
-        loaded: the prompts.
-        engine: decodes.
-        reward: scores.
-        directory: gets run.json, a Parquet file for each prompt, and failures.jsonl.
-        settings: n, memory and sampling; algorithm, alpha, keep and decide are set here.
-        checkpoints: lengths to score at, in tokens.
-        resume: go on with the run that the directory holds.
-
-    Raises:
-        UsageError: checkpoints that are no lengths; a directory that holds something else, or
-            cannot be written.
-    """
-    directory, lengths = Path(directory), tuple(sorted(set(checkpoints)))
-    if not lengths or lengths[0] < 1:
-        raise UsageError(
-            f"checkpoints must be lengths of at least one token, got {list(checkpoints)}"
-        )
-    words = ",".join(map(str, lengths))
-    settings = replace(
-        settings, algorithm="speculative_rejection", alpha=0.0, keep=None, decide=f"at:{words}"
-    )
-    info = describe_run("trace", loaded, engine, reward, settings, [f"best_of_n:{settings.n}"])
-    with claim(directory, info, resume=resume), Journal(directory / FAILURES) as journal:
-        failed = {row["prompt_id"] for row in journal.rows}
-        paths = [directory / f"{number:05d}.parquet" for number in range(len(loaded.tasks))]
-        left = [
-            (p, t)
-            for p, t in zip(paths, loaded.tasks, strict=True)
-            if t.id not in failed and not p.exists()
-        ]
-        for num_done, (path, task) in enumerate(left, len(paths) - len(left) + 1):
-            states = _HiddenStates(engine, lengths) if engine.has_hidden_states else None
-            error = None
-            try:
-                result = _run(engine, reward, task, settings, states)
-            except SpecrejError as raised:
-                error = raised
-                journal.append(
-                    {"prompt_id": task.id, "kind": type(error).__name__, "message": str(error)}
-                )
-            else:
-                _write(path, _table(task, result, lengths, states, engine, reward))
-            yield RecordedPrompt(num_done, len(paths), task.id, error)
-
-
 def load(directory: str | Path) -> Iterator[Trace]:
     """The traces of a folder, in the order of the prompts.
 
@@ -217,103 +132,9 @@ def load_failures(directory: str | Path) -> list[dict[str, Any]]:
     return read_rows(Path(directory) / FAILURES)
 
 
-class _HiddenStates:
-    """Takes hidden states on the way: of candidates at a checkpoint, and of those that end."""
-
-    def __init__(self, engine: Engine, checkpoints: Sequence[int]) -> None:
-        self._engine = engine
-        self._checkpoints = checkpoints
-        self._taken: dict[tuple[int, int], NDArray[np.float16]] = {}
-
-    def __call__(self, search: Search) -> None:
-        standing = [
-            (candidate.index, length)
-            for candidate in search.batch
-            if (length := len(candidate.token_ids)) in self._checkpoints or candidate.finish_reason
-        ]
-        wanted = [place for place in standing if place not in self._taken]
-        if wanted:
-            states = self._engine.hidden_states(search.handle)
-            for index, length in wanted:
-                # Beyond the range of half precision the sign is what can be kept.
-                state = np.clip(states[index], -_FLOAT16_MAX, _FLOAT16_MAX)
-                self._taken[index, length] = state.astype(np.float16)
-
-    def of(self, index: int, length: int) -> NDArray[np.float16]:
-        """The state that a candidate's token number `length` was drawn from."""
-        return self._taken[index, length]
-
-
-def _run(
-    engine: Engine, reward: Reward, task: Task, settings: Settings, states: _HiddenStates | None
-) -> Result:
-    result = run_one(engine, reward, task.turns[0], settings, watch=states or unobserved)
-    if any(candidate.state == "rejected" for candidate in result.candidates):
-        causes = {decision.cause for decision in result.decisions if decision.rejected}
-        raise DeviceMemoryError(
-            f"candidates were lost ({', '.join(sorted(causes))}): a trace needs all of them",
-            hint="give less memory if the device ran out of it; record without a filter",
-        )
-    return result
-
-
-def _table(
-    task: Task,
-    result: Result,
-    checkpoints: Sequence[int],
-    states: _HiddenStates | None,
-    engine: Engine,
-    reward: Reward,
-) -> pa.Table:
-    candidates = result.candidates
-    scored_at = [decision.num_tokens for decision in result.decisions]
-    ends = [len(candidate.token_ids) for candidate in candidates]
-    by_length = [{scored_at[d]: reward for d, reward in c.rewards.items()} for c in candidates]
-    rewards = [
-        [by_length[c.index][point] if end > point else c.reward for point in checkpoints]
-        for c, end in zip(candidates, ends, strict=True)
-    ]
-    columns = {
-        "token_ids": pa.array([c.token_ids for c in candidates], pa.list_(pa.int32())),
-        "logprobs": pa.array([c.logprobs for c in candidates], pa.list_(pa.float64())),
-        "text": pa.array([c.text for c in candidates], pa.string()),
-        "finish_reason": pa.array([c.finish_reason for c in candidates], pa.string()),
-        "rewards": _fixed(np.array(rewards)),
-        "final_reward": pa.array([c.reward for c in candidates], pa.float64()),
-    }
-    if states is not None:
-        finals = [states.of(index, end) for index, end in enumerate(ends)]
-        middles = [
-            [states.of(index, min(end, point)) for point in checkpoints]
-            for index, end in enumerate(ends)
-        ]
-        columns |= {
-            "hidden_states": _fixed(np.array(middles)),
-            "final_hidden_states": _fixed(np.array(finals)),
-        }
-    about = {
-        "prompt_id": task.id,
-        "messages": task.turns[0],
-        "num_prompt_tokens": result.usage.prompt_tokens,
-        "checkpoints": checkpoints,
-        "memory_bytes": result.settings["memory_bytes"],
-        "layout": engine.layout._asdict(),
-        "flops": None if engine.flops is None else engine.flops.to_dict(),
-        "reward_flops_per_token": reward.flops_per_token,
-        "settings": dict(result.settings),
-        "usage": result.usage.to_dict(),
-    }
-    return pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(about)})
-
-
-def _fixed(values: NDArray[Any]) -> pa.Array:
-    """An array `[rows, ...]` as one list of fixed length a row."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values[0].size)
-
-
 def _load(path: Path) -> Trace:
     table = _read(path, None)
-    about = json.loads(table.schema.metadata[_METADATA])
+    about = json.loads(table.schema.metadata[METADATA])
     token_ids = [np.array(ids, dtype=np.int32) for ids in table["token_ids"].to_pylist()]
     num_rows = len(token_ids)
     return Trace(
@@ -349,26 +170,9 @@ def _read(path: Path, columns: list[str] | None) -> pa.Table:
             f"{path} cannot be read as a trace: {error}",
             hint="remove the file and record it again with --resume",
         ) from error
-    if _METADATA not in (table.schema.metadata or {}):
+    if METADATA not in (table.schema.metadata or {}):
         raise UsageError(
             f"{path} is a Parquet file, but no trace",
             hint="give a folder that `specrej trace` wrote",
         )
     return table
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_suffix(".part")
-    try:
-        with temporary.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(
-            f"cannot write {path}: {error.strerror or error}",
-            hint="the prompts before it are whole: make room, and go on with --resume",
-        ) from error

@@ -297,7 +297,16 @@ def warn_of_parsed(name: str, core: Any) -> None:
             "reward %r: its tokenizer is no fast one: texts that spell special tokens become these",
             name,
         )
-        return
+    elif parsed := _parsed(core):
+        _LOG.warning(
+            "reward %r: its tokenizer takes these texts for special tokens: %s",
+            name,
+            ", ".join(parsed[:9]),
+        )
+
+
+def _parsed(core: Any) -> list[str]:
+    """Texts of special tokens that a tokenizer does not split; from here on it is told to."""
     core.encode_special_tokens = True
 
     def ids_of(text: str) -> set[int]:
@@ -314,10 +323,4 @@ def warn_of_parsed(name: str, core: Any) -> None:
         for number, token in core.get_added_tokens_decoder().items()
         if token.special
     }
-    parsed = [text for text, number in special.items() if number in ids_of(text) - unknown]
-    if parsed:
-        _LOG.warning(
-            "reward %r: its tokenizer takes these texts for special tokens: %s",
-            name,
-            ", ".join(parsed[:9]),
-        )
+    return [text for text, number in special.items() if number in ids_of(text) - unknown]

@@ -12,6 +12,7 @@ all, and processes that want the same one wait for each other.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,10 +107,7 @@ def write_gguf(directory: str | Path, target: str | Path) -> None:
         _add_metadata(writer, config)
         for name, shape, _ in tensors:
             dtype = _numpy_dtype(shape)
-            size = dtype.itemsize
-            for extent in shape:
-                size *= extent
-            writer.add_tensor_info(name, shape, dtype, size)
+            writer.add_tensor_info(name, shape, dtype, dtype.itemsize * math.prod(shape))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -141,24 +139,14 @@ def check_gguf(path: str | Path) -> None:
         UsageError: the package gguf is missing.
         ModelError: it does not; says why.
     """
-    try:
-        reader = _package().GGUFReader(path)
-        fields = {
-            name: field.contents()
-            for name, field in reader.fields.items()
-            if not name.startswith("tokenizer.")
-        }
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise ModelError(
-            f"{str(path)!r} is not a GGUF file that can be read: {first_line(error)}"
-        ) from error
+    fields, tensors = _contents(path)
     architecture = fields.get("general.architecture")
-    names = {tensor.name for tensor in reader.tensors}
+    names = {tensor.name for tensor in tensors}
     is_scaled = (
         fields.get(f"{architecture}.rope.scaling.type", "none") != "none"
         or "rope_freqs.weight" in names
     )
-    kinds = {tensor.tensor_type.name for tensor in reader.tensors} - {"F16", "F32"}
+    kinds = {tensor.tensor_type.name for tensor in tensors} - {"F16", "F32"}
     unlike = [
         (bool(kinds), f"its weights are {', '.join(sorted(kinds))}, not F16"),
         (is_scaled, "its positions are scaled"),
@@ -173,6 +161,26 @@ def check_gguf(path: str | Path) -> None:
                 f"OpenVINO does not compute what {str(path)!r} says: {what}",
                 hint=_EXPORT.format("MODEL"),
             )
+
+
+def _contents(path: str | Path) -> tuple[dict[str, Any], list[Any]]:
+    """What a file says of its model, without the tokenizer, and its tensors.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        reader = _package().GGUFReader(path)
+        fields = {
+            name: field.contents()
+            for name, field in reader.fields.items()
+            if not name.startswith("tokenizer.")
+        }
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise ModelError(
+            f"{str(path)!r} is not a GGUF file that can be read: {first_line(error)}"
+        ) from error
+    return fields, list(reader.tensors)
 
 
 def _numpy_dtype(shape: list[int]) -> Any:

@@ -4,6 +4,8 @@ network, tokenizer = open_pretrained("org/model", AutoModel, "an encoder")
 network.device, network.dtype                      # the first GPU in bfloat16, or a CPU in float32
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,39 +51,18 @@ def open_pretrained(
             then.
     """
     place = open_device(device)
-    source, hint = (
-        locate_model(model),
-        f"give a directory or a Hugging Face id of {kind} with its tokenizer",
-    )
-    gguf = _gguf_file(Path(source), hint)
-    arguments = {
-        "trust_remote_code": trust_remote_code,
-        **({} if gguf is None else {"gguf_file": gguf}),
-    }
+    source = locate_model(model)
+    hint = f"give a directory or a Hugging Face id of {kind} with its tokenizer"
+    arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if gguf := _gguf_file(Path(source), hint):
+        arguments["gguf_file"] = gguf
     # Half-precision arithmetic is emulated on most CPUs, a hundred times slower.
     wanted = dtype or (torch.float32 if place.type == "cpu" else "auto")
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
-            opened: Any = auto.from_pretrained(
-                source, dtype=wanted, output_loading_info=True, **arguments
-            )
-    except OSError as error:
-        if "/" in source or Path(source).exists():
-            reason = (
-                first_line(error)
-                if Path(source).exists() or source.count("/") == 1
-                else "there is no such directory"
-            )
-            raise ModelError(
-                f"cannot open the model {str(model)!r}: {reason}", hint=hint
-            ) from error
-        raise unknown_model(source) from error
-    except Exception as error:  # a broken file fails in whatever library reads it
-        raise ModelError(
-            f"{str(model)!r} is not {kind} that transformers can open: {first_line(error)}",
-            hint=hint,
-        ) from error
+    with _saying_which(model, source, kind, hint), quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
+        opened: Any = auto.from_pretrained(
+            source, dtype=wanted, output_loading_info=True, **arguments
+        )
     network, report = opened
     if missing := sorted(
         name for name in report["missing_keys"] if unused is None or unused not in name
@@ -92,6 +73,25 @@ def open_pretrained(
             hint=f"give a checkpoint trained as {kind}",
         )
     return cast("Any", network).to(place).eval(), tokenizer
+
+
+@contextmanager
+def _saying_which(model: str | Path, source: str, kind: str, hint: str) -> Iterator[None]:
+    """Turn what transformers raises into an error that says which model cannot be opened."""
+    try:
+        yield
+    except OSError as error:
+        is_there = Path(source).exists()
+        if not is_there and "/" not in source:
+            raise unknown_model(source) from error
+        is_readable = is_there or source.count("/") == 1
+        reason = first_line(error) if is_readable else "there is no such directory"
+        raise ModelError(f"cannot open the model {str(model)!r}: {reason}", hint=hint) from error
+    except Exception as error:  # a broken file fails in whatever library reads it
+        raise ModelError(
+            f"{str(model)!r} is not {kind} that transformers can open: {first_line(error)}",
+            hint=hint,
+        ) from error
 
 
 def open_device(name: str | None) -> torch.device:

@@ -84,12 +84,9 @@ class ClassifierReward:
             label: which output is the score, by the model's name for it or by number; needed where
                 there are several. "helpful*0.7+harmless*0.3" is a weighted sum of some.
             batch_size: conversations in a forward pass.
-            max_tokens: length limit of a conversation; by default what the model and its tokenizer
-                can take.
-            partial: "open" shows the text so far with nothing behind it, as while it is being
-                written; "closed" shows it as if it were complete. Answers that ended by themselves
-                are shown as ended either way; one that was cut off at its length limit counts as
-                unfinished.
+            max_tokens: of a conversation; by default what model and tokenizer can take.
+            partial: how an unfinished answer is shown: "open" or "closed", see
+                `specrej.rewards.conversations.Partial`.
             memory_bytes: KV that a causal model may hold for each prompt, of the prompt and its
                 answers; by default 1 GiB on the CPU and a tenth of the free memory on a GPU. Where
                 it does not do, less is kept and more is read, with the same scores; 0 keeps
@@ -107,10 +104,7 @@ class ClassifierReward:
             UsageError: several outputs and no label, a size below 1, device or dtype for a loaded
                 model, or an open answer for a tokenizer without a chat template.
         """
-        check_options(
-            partial=partial, memory_bytes=memory_bytes, batch_size=batch_size, max_tokens=max_tokens
-        )
-        self._model: Any  # transformers leaves much of it untyped
+        check_options(partial, memory_bytes, batch_size=batch_size, max_tokens=max_tokens)
         self._model, tokenizer, source = open_network(
             model,
             AutoModelForSequenceClassification,
@@ -120,22 +114,19 @@ class ClassifierReward:
             trust_remote_code=trust_remote_code,
         )
         self.flops_per_token: float | None = linear_flops(self._model)
-        self._text_config = self._model.config.get_text_config()
-        self._batch_size = batch_size
+        self._batch_size, self.partial = batch_size, partial
         self.weights = choose_outputs(source, self._model.config.id2label, label)
         self.max_tokens = max_tokens or token_limit(self._model, tokenizer)
         self.name = name_of("classifier", source, label, partial)
-        takes_types = "token_type_ids" in signature(self._model.forward).parameters
-        self.reader = ConversationReader(
-            self.name, tokenizer, self.max_tokens, partial, takes_types
-        )
-        self.partial = partial
-        self.memory_bytes = (
-            default_memory(self._model.device) if memory_bytes is None else memory_bytes
-        )
-        self._scorer = (
-            CausalScorer.of(self._model) if self.reader.has_template and not takes_types else None
-        )
+        has_types = "token_type_ids" in signature(self._model.forward).parameters
+        self.reader = ConversationReader(self.name, tokenizer, self.max_tokens, partial, has_types)
+        self.memory_bytes = most_memory(memory_bytes, self._model.device)
+        reads_once = self.reader.has_template and not has_types
+        self._scorer = CausalScorer.of(self._model) if reads_once else None
+
+    @property
+    def _text_config(self) -> Any:
+        return self._model.config.get_text_config()
 
     def open(self, messages: Sequence[Message]) -> RewardSession:
         """Begin with a prompt: a causal model reads it here.
@@ -233,8 +224,10 @@ def choose_padding(pad_token_id: int | None, vocab_size: int, last_ids: Sequence
     return next(token_id for token_id in range(vocab_size) if token_id not in last_ids)
 
 
-def default_memory(device: torch.device) -> int:
-    """Bytes that the KV of a prompt and its answers may take where nobody says."""
+def most_memory(given: int | None, device: torch.device) -> int:
+    """Bytes that the KV of a prompt and its answers may take: as given, or by the device."""
+    if given is not None:
+        return given
     if device.type != "cuda":
         return _MEMORY_BYTES
     return int(torch.cuda.mem_get_info(device)[0] * _MEMORY_SHARE)

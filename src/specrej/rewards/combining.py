@@ -46,6 +46,22 @@ def combiner(
         UnknownNameError: there is no such `combine`.
         UsageError: a number outside its range, or one that this `combine` does not use.
     """
+    _check(combine, weights, risk, share)
+    if combine == "mean_minus_std":
+        return partial(
+            mean_minus_std,
+            weights=weights,
+            risk=_in_range("risk", 1.0 if risk is None else risk, math.inf),
+        )
+    if combine == "cvar":
+        return partial(
+            cvar, weights=weights, share=_in_range("share", 0.5 if share is None else share, 1.0)
+        )
+    return min if combine == "worst" else partial(weighted_sum, weights=weights)
+
+
+def _check(combine: str, weights: Sequence[float], risk: float | None, share: float | None) -> None:
+    """See that there is such a way to combine, and that it uses what is given."""
     if combine not in COMBINERS:
         raise UnknownNameError("combine of an ensemble", combine, COMBINERS)
     if risk is not None and combine != "mean_minus_std":
@@ -59,17 +75,6 @@ def combiner(
         )
     if combine in ("mean_minus_std", "cvar") and min(weights) <= 0:
         raise UsageError(f"with combine={combine!r} weights must be above 0, got {min(weights)}")
-    if combine == "mean_minus_std":
-        return partial(
-            mean_minus_std,
-            weights=weights,
-            risk=_in_range("risk", 1.0 if risk is None else risk, math.inf),
-        )
-    if combine == "cvar":
-        return partial(
-            cvar, weights=weights, share=_in_range("share", 0.5 if share is None else share, 1.0)
-        )
-    return min if combine == "worst" else partial(weighted_sum, weights=weights)
 
 
 def _in_range(name: str, value: float, most: float) -> float:

@@ -21,6 +21,7 @@ from typing import Any, Literal, NoReturn, get_args
 from specrej.errors import PromptError, RewardError, UnknownNameError, UsageError
 from specrej.hub.contents import ChatTokenizer, warn_of_parsed
 from specrej.rewards.function import last_question
+from specrej.rewards.spec import check_sizes
 from specrej.types import Candidate, Message
 
 _log = logging.getLogger("specrej")
@@ -211,7 +212,7 @@ class ConversationReader:
         return self._as_rows(pair)[0]
 
 
-def check_options(*, partial: str, memory_bytes: int | None, **sizes: int | None) -> None:
+def check_options(partial: str, memory_bytes: int | None, **sizes: int | None) -> None:
     """What can be said of a reward model's options before it is opened, which takes time.
 
     Raises:
@@ -222,9 +223,7 @@ def check_options(*, partial: str, memory_bytes: int | None, **sizes: int | None
         raise UnknownNameError("way to show a partial answer", partial, get_args(Partial))
     if memory_bytes is not None and memory_bytes < 0:
         raise UsageError(f"memory_bytes must be at least 0, got {memory_bytes!r}")
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise UsageError(f"{name} must be at least 1, got {size!r}")
+    check_sizes(**sizes)
 
 
 def name_of(kind: str, source: str, label: str | int | None, partial: Partial) -> str:

@@ -32,7 +32,7 @@ from specrej.rewards.base import StatelessSession
 from specrej.rewards.function import last_question
 from specrej.rewards.pretrained import open_network, pad_right, score_by_length, token_limit
 from specrej.rewards.references import read_references
-from specrej.rewards.spec import parse_options
+from specrej.rewards.spec import check_sizes, parse_options
 from specrej.rewards.together import alone, score_jointly
 from specrej.types import Candidate, Message
 
@@ -77,9 +77,7 @@ class EmbeddingReward:
             UsageError: a size below 1, a reference that cannot be read, or device or dtype for a
                 loaded model.
         """
-        for size_name, size in (("batch_size", batch_size), ("max_tokens", max_tokens)):
-            if size is not None and size < 1:
-                raise UsageError(f"{size_name} must be at least 1, got {size!r}")
+        check_sizes(batch_size=batch_size, max_tokens=max_tokens)
         self._find = last_question if reference is None else read_references(reference)
         self._network, self._tokenizer, source = open_network(
             model, AutoModel, "an encoder", device=device, dtype=dtype, unused="pooler"

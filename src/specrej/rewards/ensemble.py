@@ -99,22 +99,25 @@ class EnsembleReward:
         except BaseException:
             self.close()
             raise
-        options = {"combine": combine, "risk": risk, "share": share, "scale": scale}
-        options |= {
+        self.judges = [*self.members, *([self.filter] if self.filter else [])]
+        options = {
+            "combine": combine,
+            "risk": risk,
+            "share": share,
+            "scale": scale,
             "length_penalty": length_penalty,
             "truncated": truncated,
             "filter_when": filter_when,
         }
+        self.name = self._spec(options)
+        self.flops_per_token = _flops_per_token(self.judges)
+
+    def _spec(self, options: Mapping[str, Any]) -> str:
+        """What gives this ensemble again; what is as usual is left out."""
         given = {key: value for key, value in options.items() if value != _DEFAULTS[key]}
         names = [member.name for member in self.members]
-        self.name = written(
-            EnsembleSpec(names, self.weights, given, self.filter.name if self.filter else None)
-        )
-        self.judges = [*self.members, *([self.filter] if self.filter else [])]
-        figures = {judge.flops_per_token for judge in self.judges} - {
-            0.0
-        }  # a member of 0 reads no tokens
-        self.flops_per_token: float | None = None if len(figures) > 1 else next(iter(figures), 0.0)
+        filtered_by = self.filter.name if self.filter else None
+        return written(EnsembleSpec(names, self.weights, given, filtered_by))
 
     def _open(self, spec: Any) -> Reward:
         reward = as_reward(spec)
@@ -326,6 +329,12 @@ class EnsembleSession:
         self.peak_kv_bytes = sum(session.peak_kv_bytes for session in self.sessions)
         kept: list[Reuse] = [session.reuse for session in self.sessions if session.num_tokens]
         self.reuse = min(kept, key=_REUSES.index, default="none")
+
+
+def _flops_per_token(judges: Sequence[Reward]) -> float | None:
+    """Of all that read tokens, where they have the same; who costs nothing reads none."""
+    figures = {judge.flops_per_token for judge in judges} - {0.0}
+    return None if len(figures) > 1 else next(iter(figures), 0.0)
 
 
 def _checked(name: str, candidates: Sequence[Candidate], scores: Scores) -> list[float]:

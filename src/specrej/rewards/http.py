@@ -37,7 +37,7 @@ from specrej.rewards.asking import (
     shown_url,
 )
 from specrej.rewards.conversations import Partial
-from specrej.rewards.spec import parse_options
+from specrej.rewards.spec import check_sizes, parse_options
 from specrej.services import RemoteService, ServiceOptions
 from specrej.types import Candidate, Message
 
@@ -67,8 +67,7 @@ class HttpReward:
         Raises:
             UsageError: no such URL, a value that cannot be honoured.
         """
-        if batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, got {batch_size}")
+        check_sizes(batch_size=batch_size)
         self.name = f"http:{shown_url(url)}"
         self._service = RemoteService(url=url, **options)
         self._connections = Connections(self._service)

@@ -34,7 +34,7 @@ from specrej.rewards.base import StatelessSession
 from specrej.rewards.function import last_question
 from specrej.rewards.labels import choose_output
 from specrej.rewards.pretrained import open_network, pad_right, score_by_length, token_limit
-from specrej.rewards.spec import parse_flag, parse_options
+from specrej.rewards.spec import check_sizes, parse_flag, parse_options
 from specrej.rewards.together import alone, score_jointly
 from specrej.types import Candidate, Message
 
@@ -106,9 +106,7 @@ class ProcessReward:
         """
         if reduce not in REDUCTIONS:
             raise UnknownNameError("reduction of the process reward", reduce, REDUCTIONS)
-        for size_name, size in (("batch_size", batch_size), ("max_tokens", max_tokens)):
-            if size is not None and size < 1:
-                raise UsageError(f"{size_name} must be at least 1, got {size!r}")
+        check_sizes(batch_size=batch_size, max_tokens=max_tokens)
         self._network, self._tokenizer, source = open_network(
             model, AutoModelForTokenClassification, "a token classifier", device=device, dtype=dtype
         )
@@ -127,12 +125,8 @@ class ProcessReward:
         )
         self.flops_per_token: float | None = linear_flops(self._network)
         self.max_tokens = max_tokens or token_limit(self._network, self._tokenizer)
-        self._step, self._reduce, self._template, self._batch_size = (
-            step,
-            REDUCTIONS[reduce],
-            template,
-            batch_size,
-        )
+        self._step, self._reduce = step, REDUCTIONS[reduce]
+        self._template, self._batch_size = template, batch_size
         self.name = _name(source, step, reduce, label, template)
 
     def open(self, messages: Sequence[Message]) -> StatelessSession:

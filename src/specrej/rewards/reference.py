@@ -37,7 +37,7 @@ from specrej.hub.pretrained import LoadedModel
 from specrej.hub.tokenizers import TextCodec
 from specrej.rewards.base import StatelessSession
 from specrej.rewards.pretrained import open_network, pad_right, score_by_length, token_limit
-from specrej.rewards.spec import parse_flag, parse_options
+from specrej.rewards.spec import check_sizes, parse_flag, parse_options
 from specrej.rewards.together import alone, score_jointly
 from specrej.types import Candidate, Message
 
@@ -86,9 +86,7 @@ class ReferenceReward:
         """
         if reduce not in ("mean", "sum"):
             raise UnknownNameError("reduction of the reference reward", reduce, ["mean", "sum"])
-        for size_name, size in (("batch_size", batch_size), ("max_tokens", max_tokens)):
-            if size is not None and size < 1:
-                raise UsageError(f"{size_name} must be at least 1, got {size!r}")
+        check_sizes(batch_size=batch_size, max_tokens=max_tokens)
         self._network, self._tokenizer, source = open_network(
             model, AutoModelForCausalLM, "a causal language model", device=device, dtype=dtype
         )

@@ -76,28 +76,29 @@ def _read(path: Path) -> dict[str, str]:
         text = line.removeprefix("\ufeff").strip()
         if not text:
             continue
-        try:
-            row = json.loads(text)
-            check_characters(row, "", UsageError)
-            question, answer = _question(row), _answer(row)
-        except UsageError as error:
-            raise UsageError(f"line {number} of {path}: {error}", hint=error.hint) from error
-        except KeyError as error:
-            raise UsageError(
-                f"line {number} of {path} has no {error}", hint=f"expected {_FORM}"
-            ) from error
-        except (ValueError, TypeError, AttributeError, IndexError) as error:
-            raise UsageError(
-                f"line {number} of {path} is no reference: {error}", hint=f"expected {_FORM}"
-            ) from error
+        where = f"line {number} of {path}"
+        question, answer = _read_row(text, where)
         if answers.setdefault(question, answer) != answer:
             raise UsageError(
-                f"line {number} of {path} has another answer to {_shorten(question)!r} than a row "
-                "before"
+                f"{where} has another answer to {_shorten(question)!r} than a row before"
             )
     if not answers:
         raise UsageError(f"{path} holds no references", hint=f"expected {_FORM}")
     return answers
+
+
+def _read_row(text: str, where: str) -> tuple[str, str]:
+    """The question and the answer of a line."""
+    try:
+        row = json.loads(text)
+        check_characters(row, "", UsageError)
+        return _question(row), _answer(row)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}", hint=error.hint) from error
+    except KeyError as error:
+        raise UsageError(f"{where} has no {error}", hint=f"expected {_FORM}") from error
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise UsageError(f"{where} is no reference: {error}", hint=f"expected {_FORM}") from error
 
 
 def _question(row: Mapping[str, Any]) -> str:

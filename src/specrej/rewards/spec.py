@@ -1,4 +1,4 @@
-r"""The arguments of a reward's spec string: `MODEL?key=value&key=value`.
+r"""Sizes of a reward, and the arguments of its spec string: `MODEL?key=value&key=value`.
 
     parse_options("org/model?reduce=min&step=%0A", {"reduce": str, "step": str})
     # -> ("org/model", {"reduce": "min", "step": "\n"})
@@ -14,6 +14,17 @@ from urllib.parse import unquote
 
 from specrej.errors import UnknownNameError, UsageError
 from specrej.memory import parse_bytes
+
+
+def check_sizes(**sizes: int | None) -> None:
+    """See to a reward's sizes before it is opened, which takes time; None is left alone.
+
+    Raises:
+        UsageError: one is below 1; names it.
+    """
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise UsageError(f"{name} must be at least 1, got {size!r}")
 
 
 def parse_options(

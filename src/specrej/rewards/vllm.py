@@ -99,7 +99,7 @@ class VllmClassifierReward:
             ModelError: vLLM cannot open the model, or it is no sequence classifier.
             UnknownNameError: the model has no such label, or `partial` is neither.
         """
-        check_options(partial=partial, memory_bytes=memory_bytes, max_tokens=max_tokens)
+        check_options(partial, memory_bytes, max_tokens=max_tokens)
         source, arguments = str(model), engine_args or {}
         import_vllm()
         check_arguments(arguments, _OURS)

@@ -3,7 +3,7 @@
     found = read_policy("policy.json")
     found.decisions                     # at 16 tokens 24 of 64 go on, at 32 tokens 8, ...
     policy = found.to_policy()          # for `generate(policy=...)`
-    found.differences(model="llama", reward="logprob", sampling={...})
+    differences(found.recorded, {"model": "llama", "temperature": 0.7})   # in words
 
 Such a policy decides at fixed lengths. A live candidate stays if fewer than `keep` are better.
 Those that have ended count among the better ones. So a run ends as soon as enough answers are
@@ -26,7 +26,7 @@ from specrej.types import Policy, Rule, Standing
 FORMAT = "specrej policy 1"
 
 
-class Decide(NamedTuple):
+class Stage(NamedTuple):
     """What is done when the live candidates have so many tokens."""
 
     num_tokens: int
@@ -48,7 +48,7 @@ class CalibratedPolicy:
     """
 
     n: int
-    decisions: tuple[Decide, ...]
+    decisions: tuple[Stage, ...]
     recorded: Mapping[str, Any] = field(default_factory=dict)
     promise: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
@@ -121,7 +121,7 @@ def read_policy(path: str | Path) -> CalibratedPolicy:
     if not isinstance(given, dict) or given.get("format") != FORMAT:
         raise _no_policy(path, f"its format is not {FORMAT!r}")
     try:
-        decisions = tuple(Decide(**decision) for decision in given["decisions"])
+        decisions = tuple(Stage(**decision) for decision in given["decisions"])
         policy = CalibratedPolicy(**{**_without_format(given), "decisions": decisions})
     except (TypeError, KeyError) as error:
         raise _no_policy(path, f"{type(error).__name__}: {error}") from error

@@ -21,7 +21,7 @@ from specrej.engines.base import Engine
 from specrej.errors import EngineError, SpecrejError, named
 from specrej.search.algorithms import Steps
 from specrej.search.pool import Pool
-from specrej.search.scheduler import Maker, Observer, Outcome, Scheduler
+from specrej.search.scheduler import Maker, Outcome, Scheduler, Watch
 from specrej.search.search import Search
 
 _LOG = logging.getLogger("specrej")
@@ -41,13 +41,13 @@ class Driver:
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._futures: dict[int, Future[Outcome]] = {}
         self._searches: dict[int, Search] = {}
-        self._observers: dict[Search, Observer] = {}
+        self._observers: dict[Search, Watch] = {}
         self._numbers = itertools.count()
         self._has_ended = False
         self._thread = Thread(target=self._run, name="specrej-driver", daemon=True)
         self._thread.start()
 
-    def submit(self, maker: Maker, observe: Observer) -> "Future[Outcome]":
+    def submit(self, maker: Maker, observe: Watch) -> "Future[Outcome]":
         """Run a search when its turn has come; `observe` is called on the thread."""
         future: Future[Outcome] = Future()
         number = next(self._numbers)
@@ -80,9 +80,7 @@ class Driver:
                 self._calls.get(block=is_idle)()
                 is_idle = False
 
-    def _take(
-        self, number: int, maker: Maker, observe: Observer, future: "Future[Outcome]"
-    ) -> None:
+    def _take(self, number: int, maker: Maker, observe: Watch, future: "Future[Outcome]") -> None:
         def make() -> tuple[Search, Steps]:
             search, steps = maker()
             self._searches[number], self._observers[search] = search, observe

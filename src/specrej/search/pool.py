@@ -21,7 +21,7 @@ use.
 from collections.abc import Collection, Sequence
 from itertools import accumulate
 
-from specrej.attention.layout import Claim
+from specrej.attention.layout import Demand
 from specrej.errors import BudgetError
 from specrej.memory import format_bytes
 from specrej.search.search import Search
@@ -33,14 +33,14 @@ class Pool:
     Attributes:
         total_bytes: what all searches in flight may hold together.
         mean_share: share of it that was reserved, over the seconds of all steps.
-        claimed_bytes: what was reserved after the last step.
+        reserved_bytes: what was reserved after the last step.
         peak_bytes: most that was reserved at any step.
     """
 
     def __init__(self, total_bytes: int) -> None:
         self.total_bytes = total_bytes
         self.mean_share = 0.0
-        self.claimed_bytes = 0
+        self.reserved_bytes = 0
         self.peak_bytes = 0
         self._seconds = 0.0
         self._is_waited_for = False
@@ -65,7 +65,7 @@ class Pool:
         if not searches:
             return True
         return not self._is_waited_for and newcomer.first_bytes() <= min(
-            self._slacks(searches, _claims(searches))
+            self._slacks(searches, _demands(searches))
         )
 
     def allot(self, searches: Sequence[Search], busy: Collection[int] = ()) -> dict[int, int]:
@@ -77,9 +77,9 @@ class Pool:
             busy: handles of those that are being scored, and take no step.
         """
         limits: dict[int, int] = {}
-        free, claims = self.total_bytes, _claims(searches)
-        slacks = self._slacks(searches, claims)
-        for search, (now, least, wanted, _), slack in zip(searches, claims, slacks, strict=True):
+        free, demands = self.total_bytes, _demands(searches)
+        slacks = self._slacks(searches, demands)
+        for search, (now, least, wanted, _), slack in zip(searches, demands, slacks, strict=True):
             if search.handle not in busy and least - now <= free:
                 limits[search.handle] = min(wanted, now + free)
                 free -= limits[search.handle] - now
@@ -89,27 +89,27 @@ class Pool:
 
     def record(self, searches: Sequence[Search], seconds: float) -> None:
         """Count what is reserved, after a step that took so long."""
-        self.claimed_bytes = sum(claim.now for claim in _claims(searches))
-        self.peak_bytes = max(self.peak_bytes, self.claimed_bytes)
+        self.reserved_bytes = sum(demand.now for demand in _demands(searches))
+        self.peak_bytes = max(self.peak_bytes, self.reserved_bytes)
         self._seconds += seconds
         self.mean_share += (
-            (self.claimed_bytes / self.total_bytes - self.mean_share)
+            (self.reserved_bytes / self.total_bytes - self.mean_share)
             * seconds
             / max(self._seconds, 1e-9)
         )
 
-    def _slacks(self, searches: Sequence[Search], claims: Sequence[Claim]) -> list[int]:
+    def _slacks(self, searches: Sequence[Search], demands: Sequence[Demand]) -> list[int]:
         """For each search, what those younger than it may still take before it could not run to
         its end.
         """
-        younger = accumulate((claim.now for claim in reversed(claims)), initial=0)
+        younger = accumulate((demand.now for demand in reversed(demands)), initial=0)
         return [
-            self.total_bytes - max(search.most_bytes() - claim.shared, claim.now) - held
-            for search, claim, held in zip(
-                searches, claims, reversed(list(younger)[:-1]), strict=True
+            self.total_bytes - max(search.most_bytes() - demand.shared, demand.now) - held
+            for search, demand, held in zip(
+                searches, demands, reversed(list(younger)[:-1]), strict=True
             )
         ]
 
 
-def _claims(searches: Sequence[Search]) -> list[Claim]:
-    return [search.claim() for search in searches]
+def _demands(searches: Sequence[Search]) -> list[Demand]:
+    return [search.demand() for search in searches]

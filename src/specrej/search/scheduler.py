@@ -29,7 +29,7 @@ Outcome = Result | SpecrejError
 Maker = Callable[[], tuple[Search, Steps]]
 """Makes a search and the algorithm that drives it, when its turn has come."""
 
-Observer = Callable[[Search], None]
+Watch = Callable[[Search], None]
 """Called with a search after each of its steps and decisions."""
 
 _PATIENCE_S = 0.05
@@ -63,7 +63,7 @@ class Scheduler:
         pool: Pool,
         *,
         in_flight: int,
-        observe: Observer,
+        observe: Watch,
         score: Scorer = score_now,
     ) -> None:
         self._engine = engine
@@ -232,7 +232,7 @@ class Scheduler:
 
 
 def run(
-    engine: Engine, makers: Iterable[Maker], *, pool: Pool, in_flight: int = 1, observe: Observer
+    engine: Engine, makers: Iterable[Maker], *, pool: Pool, in_flight: int = 1, observe: Watch
 ) -> Iterator[tuple[int, Outcome]]:
     """Run searches to their end; yield the number and the outcome of each as it ends.
 
@@ -271,7 +271,7 @@ def _open(number: int, search: Search, steps: Steps) -> _Run:
         raise
 
 
-def _resume(member: _Run, given: Scores, seconds: float, observe: Observer) -> Outcome | None:
+def _resume(member: _Run, given: Scores, seconds: float, observe: Watch) -> Outcome | None:
     """Take one decision. The search's outcome if that was its end."""
     search = member.search
     search.clock.add("reward_s", seconds)

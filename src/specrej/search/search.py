@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from specrej.attention.layout import Claim
+from specrej.attention.layout import Demand
 from specrej.engines.base import Engine, Memory, Token
 from specrej.errors import SpecrejError
 from specrej.messages import as_messages
@@ -224,12 +224,12 @@ class Search:
         """KV held for this prompt."""
         return self._engine.memory(self.handle)
 
-    def claim(self) -> Claim:
+    def demand(self) -> Demand:
         """What the prompt and its candidates take of memory that searches share."""
         if self._engine.can_hold_back:
-            return self._engine.claim(self.handle)
+            return self._engine.demand(self.handle)
         most = self.most_bytes()
-        return Claim(most, most, most, 0)
+        return Demand(most, most, most, 0)
 
     def most_bytes(self) -> int:
         """The most that blocks made from now on will hold, with the prompt."""

@@ -28,6 +28,7 @@ from specrej.messages import as_messages
 from specrej.search.events import Ended, Text
 from specrej.search.pool import Pool
 from specrej.server import schema
+from specrej.server.answering import to_body
 from specrej.server.asked import Asked, Limits, parse_json, read_request
 from specrej.server.connection import EventStream, declared_bytes, read_body, unless_gone
 from specrej.server.endpoints import add_models, add_operations, add_pages, document
@@ -35,9 +36,9 @@ from specrej.server.guard import LOOPBACK, Entry, Gate, Guard
 from specrej.server.lanes import Lane, Lanes
 from specrej.server.logs import log_failure
 from specrej.server.metrics import Meters
-from specrej.server.protocol import ENDPOINTS, to_body
+from specrej.server.protocol import ENDPOINTS
 from specrej.server.refusals import CODES, RefusalError, internal_error, refusal_of, refusal_of_body
-from specrej.server.service import Event, Service, Ticket
+from specrej.server.service import Service, StreamEvent, Ticket
 from specrej.server.streaming import Head, blocks
 from specrej.settings import Settings
 from specrej.types import Result
@@ -76,15 +77,7 @@ def make_app(
         UsageError: a key that cannot be one, or defaults beyond the limits or the memory.
     """
     limits = limits or Limits()
-    if limits.new_tokens is not None and defaults.max_new_tokens > limits.new_tokens:
-        raise UsageError(
-            f"max_new_tokens={defaults.max_new_tokens} exceeds the {limits.new_tokens} that a "
-            "request may ask for"
-        )
-    if (defaults.num_candidates or 0) > limits.candidates:
-        raise UsageError(
-            f"n={defaults.n} exceeds the {limits.candidates} candidates that a request may ask for"
-        )
+    limits.check(defaults)
     if (defaults.memory_bytes or 0) > service.total_bytes:
         raise UsageError(
             f"the {format_bytes(service.total_bytes)} that requests share does not hold one "
@@ -92,6 +85,24 @@ def make_app(
             f"{defaults.memory}",
             hint="give a total_memory of at least the memory of one request, or a smaller memory",
         )
+    app = _without_endpoints()
+    meters = Meters(service)
+    desk = _Desk(service, meters, model, defaults, limits, seed, logs_prompts=logs_prompts)
+    _add_completions(app, desk)
+    own = {name: value for name, value in defaults.to_dict().items() if name != "seed"}
+    serving = schema.Serving(reward=service.reward.name.partition(":")[0], defaults=own)
+    add_models(app, schema.Model(id=model, created=int(time.time()), specrej=serving))
+    add_operations(app, service, meters)
+    add_pages(app)
+    paths = {
+        path for route in app.routes if (path := getattr(route, "path", "{")) and "{" not in path
+    }
+    app.add_middleware(Guard, gate=Gate(keys, None if keys else hosts), meters=meters, paths=paths)
+    return app
+
+
+def _without_endpoints() -> FastAPI:
+    """An application that answers nothing yet: how it is described, and how it refuses."""
     app = FastAPI(
         title="specrej",
         version=__version__,
@@ -101,21 +112,9 @@ def make_app(
         # a redirect names the host as the client did, and comes before the path's own rules
         redirect_slashes=False,
     )
-    meters = Meters(service)
-    desk = _Desk(service, meters, model, defaults, limits, seed, logs_prompts=logs_prompts)
-    _add_completions(app, desk)
-    own = {name: value for name, value in defaults.to_dict().items() if name != "seed"}
-    serving = schema.Serving(reward=service.reward.name.partition(":")[0], defaults=own)
-    add_models(app, schema.Model(id=model, created=int(time.time()), specrej=serving))
-    add_operations(app, service, meters)
-    add_pages(app)
     app.exception_handler(RefusalError)(_refuse)
     app.exception_handler(HTTPException)(_refuse_path)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
-    paths = {
-        path for route in app.routes if (path := getattr(route, "path", "{")) and "{" not in path
-    }
-    app.add_middleware(Guard, gate=Gate(keys, None if keys else hosts), meters=meters, paths=paths)
     return app
 
 
@@ -259,7 +258,7 @@ class _Desk:
         except ServingError as error:
             raise refusal_of(error, {}) from error
 
-    async def _noted(self, ticket: Ticket, entry: Entry) -> AsyncIterator[Event]:
+    async def _noted(self, ticket: Ticket, entry: Entry) -> AsyncIterator[StreamEvent]:
         """The events of a stream; its first text and its end are noted."""
         has_text = False
         async for event in ticket:

@@ -17,10 +17,11 @@ from typing import Any
 
 from specrej.errors import UsageError
 from specrej.reading import check_characters
-from specrej.server.protocol import ENDPOINTS, CompletionRequest
+from specrej.server.protocol import ENDPOINTS, Beside, CompletionRequest
 from specrej.settings import Settings
 
 MOST_STOPS, MOST_STOP_CHARACTERS = 16, 128
+_OURS = Beside(fields=("stream", "stream_options"), own=("progress", "deadline_s"))
 _MOST_CHARACTERS = 256
 """Of a text under `specrej`; no schedule or amount of memory is longer."""
 
@@ -48,6 +49,23 @@ class Limits:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"the limit {name} must be above 0, got {value}")
+
+    def check(self, defaults: Settings) -> None:
+        """See that a request may have what it gets that says nothing.
+
+        Raises:
+            UsageError: it is more than a request may ask for.
+        """
+        if self.new_tokens is not None and defaults.max_new_tokens > self.new_tokens:
+            raise UsageError(
+                f"max_new_tokens={defaults.max_new_tokens} exceeds the {self.new_tokens} that a "
+                "request may ask for"
+            )
+        if (defaults.num_candidates or 0) > self.candidates:
+            raise UsageError(
+                f"n={defaults.n} exceeds the {self.candidates} candidates that a request may ask "
+                "for"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,24 +113,18 @@ def read_request(path: str, body: Mapping[str, Any], defaults: Settings, limits:
             surrogate pair.
     """
     check_characters(body, "")
-    rest = dict(body)
-    is_streamed = _flag("stream", rest.pop("stream", None))
-    has_usage = _wants_usage(rest.pop("stream_options", None))
-    own = rest.get("specrej")
-    if isinstance(own, Mapping):
-        _check_lengths(own)
-        rest["specrej"] = {
-            name: value for name, value in own.items() if name not in ("progress", "deadline_s")
-        }
-    else:
-        own = {}
+    is_streamed = _flag("stream", body.get("stream"))
+    has_usage = _wants_usage(body.get("stream_options"))
+    own = body.get("specrej")
+    own = own if isinstance(own, Mapping) else {}
+    _check_lengths(own)
     has_progress = _flag("specrej.progress", own.get("progress"))
     if has_progress and not is_streamed:
         raise UsageError(
             "specrej.progress needs stream, which is not true",
             hint="without a stream nothing tells of it",
         )
-    request = ENDPOINTS[path](rest, defaults)
+    request = ENDPOINTS[path](body, defaults, _OURS)
     _check_limits(request, limits)
     return Asked(
         request=request,

@@ -54,6 +54,19 @@ class Entry:
         return time.monotonic() - self.begun_s
 
 
+def check_keys(keys: Sequence[str]) -> None:
+    """See that each can stand in a header.
+
+    Raises:
+        UsageError: one cannot.
+    """
+    for key in keys:
+        if not re.fullmatch(r"[!-~]+", key):
+            raise UsageError(
+                "an API key must be made of printable ASCII characters, without spaces"
+            )
+
+
 class Gate:
     """Who may ask what.
 
@@ -65,11 +78,7 @@ class Gate:
     """
 
     def __init__(self, keys: Sequence[str], hosts: Collection[str] | None) -> None:
-        for key in keys:
-            if not re.fullmatch(r"[!-~]+", key):
-                raise UsageError(
-                    "an API key must be made of printable ASCII characters, without spaces"
-                )
+        check_keys(keys)
         self._digests = [_digest(key) for key in keys]
         self._hosts = hosts
 

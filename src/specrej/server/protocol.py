@@ -1,32 +1,26 @@
-"""OpenAI's bodies for /v1/chat/completions and /v1/completions, in and out, as functions on dicts.
+"""OpenAI's bodies for /v1/chat/completions and /v1/completions, as functions on dicts.
 
     body = {"model": "smollm2", "messages": [...], "n": 2, "specrej": {"alpha": 0.5}}
     asked = parse_chat(body, Settings())
-    made = {"completion_id": "c-1", "created": 0, "model": "smollm2"}
-    answer = to_body(asked, result, **made, detokenizer=engine.detokenizer)
 
 A field is honoured, asks for nothing (it has the value that OpenAI documents as its default, or
 only labels the request), or is refused by name. `n` is the number of answers returned, the best
-first; how many candidates they are chosen from, and all else that is ours, goes under `specrej`. No
-file, no server and no model here.
+first; how many candidates they are chosen from, and all else that is ours, goes under `specrej`.
+`answering` makes what comes back. No file, no server and no model here.
 """
 
 import re
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.messages import as_messages
 from specrej.options import options_of
 from specrej.registry import is_name, names
-from specrej.search.choosing import ranked
 from specrej.settings import Settings
-from specrej.types import Candidate, Continuation, Detokenizer, Prompt, Result
-
-Detokenizers = Callable[[Prompt], Detokenizer]
-"""What reads an answer to a prompt: `Engine.detokenizer`."""
+from specrej.types import Continuation, Prompt
 
 SAMPLING = {
     "max_tokens": "max_new_tokens",
@@ -73,7 +67,17 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
 }
 """Values that ask for nothing: OpenAI's documented defaults, and what says how tools are used
 where there are none."""
-_FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
+
+
+class Beside(NamedTuple):
+    """Fields that the caller honours, and checks, by itself."""
+
+    fields: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    """Of those under `specrej`."""
+
+
+_NOTHING_BESIDE = Beside()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +104,9 @@ class CompletionRequest:
     returned: tuple[str, ...]
 
 
-def parse_chat(body: object, defaults: Settings) -> CompletionRequest:
+def parse_chat(
+    body: object, defaults: Settings, beside: Beside = _NOTHING_BESIDE
+) -> CompletionRequest:
     """What a body for /v1/chat/completions asks for.
 
     With `continue_final_message` the answer continues an assistant's message at the end. Without it
@@ -110,14 +116,16 @@ def parse_chat(body: object, defaults: Settings) -> CompletionRequest:
         UsageError: a field that cannot be honoured, or a value outside its range; names it.
         PromptError: no conversation, an empty one, or a part of it that is no text.
     """
-    given = _checked(body, "chat")
+    given = _checked(body, "chat", beside)
     messages = given.get("messages")
     if not isinstance(messages, list):
         raise PromptError(f"messages must be a list of messages, got {reprlib.repr(messages)}")
-    return _parse(given, "chat", as_messages(messages), defaults)
+    return _parse(given, "chat", as_messages(messages), defaults, beside)
 
 
-def parse_text(body: object, defaults: Settings) -> CompletionRequest:
+def parse_text(
+    body: object, defaults: Settings, beside: Beside = _NOTHING_BESIDE
+) -> CompletionRequest:
     """What a body for /v1/completions asks for.
 
     The prompt is continued as it stands, by a model with a chat template as well.
@@ -126,7 +134,7 @@ def parse_text(body: object, defaults: Settings) -> CompletionRequest:
         UsageError: a field that cannot be honoured, or a value outside its range; names it.
         PromptError: the prompt is empty or no text.
     """
-    given = _checked(body, "text")
+    given = _checked(body, "text", beside)
     prompt = given.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
         [prompt] = prompt
@@ -136,7 +144,7 @@ def parse_text(body: object, defaults: Settings) -> CompletionRequest:
             hint="several prompts, or token ids, are several requests, each with one text",
         )
     as_messages(prompt)
-    return _parse(given, "text", Continuation(prompt), defaults)
+    return _parse(given, "text", Continuation(prompt), defaults, beside)
 
 
 ENDPOINTS = {"/v1/chat/completions": parse_chat, "/v1/completions": parse_text}
@@ -151,73 +159,7 @@ def in_words_of(body: Mapping[str, Any], message: str) -> str:
     )
 
 
-def best_answers(result: Result, num_answers: int) -> list[Candidate]:
-    """The best complete candidates that were not rejected, best first; of equals the first.
-
-    The first is `result.best`. There may be fewer than asked for: Speculative Rejection finishes
-    few of those it began. Of an interrupted run in which none is complete, `result.best` alone.
-    """
-    left = ranked(result.candidates)
-    return [candidate for candidate in left if candidate.state == "complete"][:num_answers] or left[
-        :1
-    ]
-
-
-def to_body(
-    request: CompletionRequest,
-    result: Result,
-    *,
-    completion_id: str,
-    created: int,
-    model: str,
-    detokenizer: Detokenizers,
-) -> dict[str, Any]:
-    """The chat.completion or text_completion that answers a request.
-
-    Args:
-        request: what was asked.
-        result: its result.
-        completion_id: the body's `id`.
-        created: seconds since 1970.
-        model: what answered.
-        detokenizer: of the engine that made the result; used for log-probabilities alone.
-
-    Returns:
-        JSON's types. `choices` are the answers, best first: as many as asked for, or, where fewer
-        candidates came to their end unrejected, as many as those; `specrej.num_answers` says how
-        many. `usage` counts the tokens of the answers returned; what all candidates took is under
-        `specrej`.
-    """
-    answers = best_answers(result, request.num_answers)
-    to_choice = _chat_choice if request.kind == "chat" else _text_choice
-    num_prompt = result.usage.prompt_tokens
-    num_completion = sum(len(answer.token_ids) for answer in answers)
-    return {
-        "id": completion_id,
-        "object": "chat.completion" if request.kind == "chat" else "text_completion",
-        "created": created,
-        "model": model,
-        "choices": [
-            {
-                "index": position,
-                **to_choice(answer),
-                "finish_reason": _FINISH[answer.finish_reason or "length"],
-                "logprobs": _logprobs(answer, detokenizer(request.prompt))
-                if request.has_logprobs
-                else None,
-            }
-            for position, answer in enumerate(answers)
-        ],
-        "usage": {
-            "prompt_tokens": num_prompt,
-            "completion_tokens": num_completion,
-            "total_tokens": num_prompt + num_completion,
-        },
-        "specrej": _own_part(result, answers, request.returned),
-    }
-
-
-def _checked(body: object, kind: Literal["chat", "text"]) -> dict[str, Any]:
+def _checked(body: object, kind: Literal["chat", "text"], beside: Beside) -> dict[str, Any]:
     """The fields that are given, each of them one to honour."""
     if not isinstance(body, Mapping):
         raise UsageError(f"a body must be an object, got {reprlib.repr(body)}")
@@ -229,18 +171,27 @@ def _checked(body: object, kind: Literal["chat", "text"]) -> dict[str, Any]:
         **_NOTHING,
         "add_generation_prompt": (given.get("continue_final_message") is not True,),
     }
-    asked = {name: value for name, value in given.items() if value not in nothing.get(name, ())}
+    asked = {
+        name: value
+        for name, value in given.items()
+        if name not in beside.fields and value not in nothing.get(name, ())
+    }
     for name, value in asked.items():
         if name not in _HONOURED[kind]:
+            honoured = sorted({*_HONOURED[kind], *beside.fields})
             raise UsageError(
                 f"{name} cannot be honoured, got {reprlib.repr(value)}",
-                hint=f"leave it out; honoured are {', '.join(sorted(_HONOURED[kind]))}",
+                hint=f"leave it out; honoured are {', '.join(honoured)}",
             )
     return asked
 
 
 def _parse(
-    given: Mapping[str, Any], kind: Literal["chat", "text"], prompt: Prompt, defaults: Settings
+    given: Mapping[str, Any],
+    kind: Literal["chat", "text"],
+    prompt: Prompt,
+    defaults: Settings,
+    beside: Beside,
 ) -> CompletionRequest:
     model, num_answers, has_logprobs = (
         given.get("model"),
@@ -253,9 +204,9 @@ def _parse(
         raise UsageError(f"n must be a number of at least 1, got {reprlib.repr(num_answers)}")
     if not isinstance(has_logprobs, bool):
         raise UsageError(f"logprobs must be true or false, got {reprlib.repr(has_logprobs)}")
-    own = _own_options(given.get("specrej", {}))
+    own = _own_options(given.get("specrej", {}), beside)
     returned = _returned(own.pop("return", []))
-    settings = _settings(given, own, defaults)
+    settings = _settings(given, own, defaults.common_to(prompt))
     settings.check(prompt)
     return CompletionRequest(
         kind=kind,
@@ -296,18 +247,21 @@ def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _own_options(own: object) -> dict[str, Any]:
+def _own_options(own: object, beside: Beside) -> dict[str, Any]:
     if not isinstance(own, Mapping):
         raise UsageError(f"specrej must be an object, got {reprlib.repr(own)}")
+    known = (*OWN, "return", *beside.own)
     for name in own:
-        if name not in (*OWN, "return"):
-            raise UnknownNameError("field of specrej", name, (*OWN, "return"))
+        if name not in known:
+            raise UnknownNameError("field of specrej", name, known)
     algorithm = own.get("algorithm")
     # On a command line it may be module:function as well; a request makes the server import
     # nothing.
     if isinstance(algorithm, str) and not is_name("algorithm", algorithm):
         raise UnknownNameError("algorithm", algorithm, names("algorithm"))
-    return {name: value for name, value in own.items() if value is not None}
+    return {
+        name: value for name, value in own.items() if value is not None and name not in beside.own
+    }
 
 
 def _returned(wanted: object) -> tuple[str, ...]:
@@ -317,57 +271,3 @@ def _returned(wanted: object) -> tuple[str, ...]:
         if name not in RETURNABLE:
             raise UnknownNameError("thing to return", name, RETURNABLE)
     return tuple(wanted)
-
-
-def _chat_choice(answer: Candidate) -> dict[str, Any]:
-    return {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
-
-
-def _text_choice(answer: Candidate) -> dict[str, Any]:
-    return {"text": answer.text}
-
-
-def _logprobs(answer: Candidate, detokenizer: Detokenizer) -> dict[str, Any]:
-    """Tokens whose texts make up the answer's text, with their log-probabilities in nats.
-
-    A character that takes several tokens is the text of the last of them. The end token and those
-    behind the answer's text are left out; of a token in which a stop string begins there is what
-    comes before it.
-    """
-    content, read = [], 0
-    # Some engines are told no log-probabilities.
-    for token_id, logprob in zip(answer.token_ids, answer.logprobs, strict=False):
-        if read >= len(answer.text):
-            break
-        text = answer.text[read : read + len(detokenizer.add(token_id).text)]
-        read += len(text)
-        content.append(
-            {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
-        )
-    return {"content": content, "refusal": None}
-
-
-def _own_part(
-    result: Result, answers: Sequence[Candidate], returned: Sequence[str]
-) -> dict[str, Any]:
-    """What the answers are worth, what all candidates took, and what `return` asked for."""
-    usage = result.usage
-    part: dict[str, Any] = {
-        "rewards": [answer.reward for answer in answers],
-        "num_answers": len(answers),
-        "num_candidates": len(result.candidates),
-        "generated_tokens": usage.generated_tokens,
-        "reward_tokens": usage.reward_tokens,
-        "seconds": usage.total_s,
-        "peak_kv_bytes": usage.peak_kv_bytes,
-        "seed": result.seed,
-    }
-    if result.note is not None:
-        part["note"] = result.note
-    if "rewards" in returned:
-        part["candidate_rewards"] = [candidate.reward for candidate in result.candidates]
-    if "decisions" in returned:
-        part["decisions"] = [asdict(decision) for decision in result.decisions]
-    if "candidates" in returned:
-        part["candidates"] = [candidate.to_dict() for candidate in result.candidates]
-    return part

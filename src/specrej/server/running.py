@@ -91,20 +91,8 @@ async def run(
         listener.listen(_BACKLOG)
     except OSError as error:
         raise _unbound(address[0], address[1], error) from error
-    config = uvicorn.Config(
-        app,
-        http=Connection,
-        backlog=_BACKLOG,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=_LAST_WORDS_S,
-    )
     Connection.most_open = most_connections(_BACKLOG)
-    server = _Server(config)
+    server = _Server(_config(app))
     service.start()
     ending = [
         asyncio.create_task(_stop_on_signal(server, service, grace_s)),
@@ -122,6 +110,21 @@ async def run(
         raise EngineError(
             "the thread that decodes has failed", hint="the log says why; start the server again"
         )
+
+
+def _config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        backlog=_BACKLOG,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=_LAST_WORDS_S,
+    )
 
 
 async def _stop_on_signal(server: uvicorn.Server, service: Service, grace_s: float) -> None:

@@ -39,7 +39,7 @@ from specrej.errors import (
 )
 from specrej.rewards.base import Reward
 from specrej.search.algorithms import Steps
-from specrej.search.events import Decided, Ended, Queued, Reporter, Started, Step, Text
+from specrej.search.events import Ended, Event, Queued, Reporter
 from specrej.search.pool import Pool
 from specrej.search.scheduler import Outcome, Scheduler
 from specrej.search.search import Search
@@ -59,7 +59,8 @@ _LAST_WORDS_S = 10.0
 """For the thread to end, once it was asked to."""
 
 
-Event = Queued | Started | Step | Decided | Text | Ended
+StreamEvent = Queued | Event
+"""What a ticket tells: of a run, and of the time before it."""
 
 _STEP_S = 0.1
 """Least seconds between two reports of steps."""
@@ -76,9 +77,9 @@ class Ticket:
         self.is_watched = is_watched
         self._service = service
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
+    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
         if self.is_watched:
             yield Queued(num_ahead=self.num_ahead)
         while True:
@@ -93,7 +94,7 @@ class Ticket:
         """
         self._service.cancel(self.number)
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: StreamEvent) -> None:
         """From the service's thread."""
         with contextlib.suppress(RuntimeError):  # the event loop has ended
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
@@ -172,7 +173,7 @@ class Service:
     @property
     def kv_bytes(self) -> int:
         """KV of all requests in flight, after the last step."""
-        return self._pool.claimed_bytes
+        return self._pool.reserved_bytes
 
     @property
     def total_bytes(self) -> int:

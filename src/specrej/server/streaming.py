@@ -18,7 +18,7 @@ from specrej.errors import SpecrejError
 from specrej.search.events import Decided, Ended, Queued, Started, Step, Text, payload_of
 from specrej.server.asked import Asked
 from specrej.server.refusals import internal_error, refusal_of
-from specrej.server.service import Event
+from specrej.server.service import StreamEvent
 from specrej.types import Result
 
 KEEP_ALIVE_S = 15.0
@@ -84,7 +84,10 @@ class Head:
 
 
 async def blocks(
-    events: AsyncIterator[Event], head: Head, finish: Finish, note: Callable[[Exception], None]
+    events: AsyncIterator[StreamEvent],
+    head: Head,
+    finish: Finish,
+    note: Callable[[Exception], None],
 ) -> AsyncIterator[bytes]:
     """What is sent for the events of a request.
 
@@ -105,7 +108,9 @@ async def blocks(
         yield _data(internal_error().body)
 
 
-async def _blocks(events: AsyncIterator[Event], head: Head, finish: Finish) -> AsyncIterator[bytes]:
+async def _blocks(
+    events: AsyncIterator[StreamEvent], head: Head, finish: Finish
+) -> AsyncIterator[bytes]:
     for block in head.opening(0):
         yield block
     sent: list[str] = []
@@ -147,7 +152,7 @@ def _ending(head: Head, body: Mapping[str, Any], sent: str) -> Iterator[bytes]:
     yield _DONE
 
 
-async def _with_pauses(events: AsyncIterator[Event]) -> AsyncIterator[Event | None]:
+async def _with_pauses(events: AsyncIterator[StreamEvent]) -> AsyncIterator[StreamEvent | None]:
     """The events, and None after each while without one."""
     iterator = aiter(events)
     while True:

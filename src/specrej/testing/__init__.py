@@ -16,9 +16,12 @@ docs/extending.md has both in full.
 
 import pytest
 
-pytest.register_assert_rewrite("specrej.testing.engines", "specrej.testing.rewards")
+pytest.register_assert_rewrite(
+    "specrej.testing.engines", "specrej.testing.rewards", "specrej.testing.subject"
+)
 
-from specrej.testing.engines import EngineSuite, Subject  # noqa: E402
+from specrej.testing.engines import EngineSuite  # noqa: E402
 from specrej.testing.rewards import RewardSuite  # noqa: E402
+from specrej.testing.subject import Subject  # noqa: E402
 
 __all__ = ["EngineSuite", "RewardSuite", "Subject"]

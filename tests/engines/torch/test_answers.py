@@ -9,7 +9,7 @@ import pytest
 
 from fakes import watched
 from specrej.search.search import Search
-from specrej.server.protocol import best_answers
+from specrej.server.answering import best_answers
 from specrej.types import Candidate
 from tiny import make_engine, make_model
 

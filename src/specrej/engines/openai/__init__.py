@@ -21,12 +21,15 @@ from typing import Any
 
 from specrej.attention.layout import kv_numbers_of_config
 from specrej.engines.openai.answers import Vocabulary
-from specrej.engines.openai.engine import OpenAIEngine, Shape
+from specrej.engines.openai.engine import OpenAIEngine
+from specrej.engines.openai.replies import Chunk
 from specrej.engines.openai.server import CompletionsServer, Listed, Place, list_models
+from specrej.engines.openai.shape import Shape
 from specrej.engines.opening import EngineOptions
 from specrej.errors import ModelError, UnknownNameError, UsageError, guess
 from specrej.flops import flops_of_config
 from specrej.hub.sources import load_codec, load_config, locate_model
+from specrej.hub.tokenizers import TextCodec
 from specrej.services import ServiceOptions, key_from
 from specrej.types import Continuation
 
@@ -81,7 +84,7 @@ def _open(
     context_tokens: int | None,
 ) -> OpenAIEngine:
     """The engine, when the server has answered."""
-    place, source = server.place, locate_model(model)
+    source = locate_model(model)
     codec = load_codec(source, special_tokens)
     config = _config(source)
     vocabulary = Vocabulary(
@@ -89,21 +92,7 @@ def _open(
     )
     ids = codec.encode(Continuation(_PROBE))
     chunk = server.probe(ids, _PROBE)
-    if not server.gives_ids:
-        _log.warning(
-            "%s gives no token ids: answers are continued as text, which it may tokenize otherwise "
-            "than it wrote it, "
-            "so candidates can differ a little from those of one long request; and messages that "
-            "spell special tokens "
-            "become control tokens there",
-            place.shown,
-        )
-    elif not vocabulary.is_like(chunk.text, chunk.ids or []):
-        _log.warning(
-            "%s writes %r for a token that is %r here: see that %s is the model that it serves",
-            *(place.shown, chunk.text, codec.decode(chunk.ids or []), model),
-        )
-    capacity = server.capacity()
+    _warn_of_tokens(server, chunk, codec, vocabulary, model)
     shape = Shape(
         name=str(model),
         chunk_tokens=arguments["chunk_tokens"],
@@ -112,10 +101,32 @@ def _open(
         or getattr(config, "max_position_embeddings", None)
         or _ENDLESS,
         flops=None if config is None else flops_of_config(config, _READ_AT_ONCE),
-        capacity=capacity,
+        capacity=server.capacity(),
         kv_tokens=arguments["kv_tokens"],
     )
     return OpenAIEngine(server, codec, vocabulary, shape, server.version())
+
+
+def _warn_of_tokens(
+    server: CompletionsServer,
+    chunk: Chunk,
+    codec: TextCodec,
+    vocabulary: Vocabulary,
+    model: str | Path,
+) -> None:
+    """Say where the server's tokens are not those of the model here."""
+    if not server.gives_ids:
+        _log.warning(
+            "%s gives no token ids: answers are continued as text, which it may tokenize otherwise "
+            "than it wrote it, so candidates can differ a little from those of one long request; "
+            "and messages that spell special tokens become control tokens there",
+            server.place.shown,
+        )
+    elif not vocabulary.is_like(chunk.text, chunk.ids or []):
+        _log.warning(
+            "%s writes %r for a token that is %r here: see that %s is the model that it serves",
+            *(server.place.shown, chunk.text, codec.decode(chunk.ids or []), model),
+        )
 
 
 def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,21 +14,25 @@ asked for, all of it counts.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import count
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from specrej.attention.layout import Claim, KvLayout
-from specrej.engines.base import PROMPTS_IN_TOTAL, Memory, Overhead, Token
+from specrej.attention.layout import Demand
+from specrej.engines.base import (
+    PROMPTS_IN_TOTAL,
+    Memory,
+    Overhead,
+    Token,
+    refuse_hidden_states,
+)
 from specrej.engines.openai.answers import PartialAnswer, Vocabulary
 from specrej.engines.openai.prompts import OpenPrompt
-from specrej.engines.openai.replies import Capacity, Chunk, UnreadableReplyError
+from specrej.engines.openai.replies import Chunk, UnreadableReplyError
 from specrej.engines.openai.server import CompletionsServer
-from specrej.engines.paged import refuse_hidden_states
+from specrej.engines.openai.shape import Shape
 from specrej.engines.streams import seeds
 from specrej.errors import EngineError, UsageError
-from specrej.flops import ModelFlops
 from specrej.hub.tokenizers import TextCodec
 from specrej.remote import Remote, RemoteError
 from specrej.types import Detokenizer, Prompt, SamplingParams
@@ -41,29 +45,6 @@ _SEED_BITS = 31
 """llama.cpp takes 32, of which one value stands for a random seed."""
 _LEAST_BY_TEXT = 4
 """Tokens to ask for at least where only text comes: a character may take so many."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shape:
-    """What arithmetic needs of a model and its server.
-
-    Attributes:
-        name: what the user calls the model.
-        chunk_tokens: the grid.
-        bytes_per_token: KV of one; 1 where the model's configuration is not known.
-        context_tokens: most tokens of prompt and answer together.
-        flops: what the model costs, where that is known.
-        capacity: the server's KV cache, where it says.
-        kv_tokens: how much of it is ours by the user's word.
-    """
-
-    name: str
-    chunk_tokens: int
-    bytes_per_token: int
-    context_tokens: int
-    flops: ModelFlops | None
-    capacity: Capacity | None
-    kv_tokens: int | None
 
 
 class OpenAIEngine:
@@ -84,13 +65,8 @@ class OpenAIEngine:
     ) -> None:
         self.context_tokens = shape.context_tokens
         self.flops = shape.flops
-        page = 1 if shape.capacity is None else shape.capacity.page
-        self.layout = KvLayout(
-            shape.bytes_per_token, 0, page if page > 1 else shape.chunk_tokens, page=page
-        )
-        self.capacity_bytes = (
-            None if shape.capacity is None else shape.capacity.tokens * shape.bytes_per_token
-        )
+        self.layout = shape.layout
+        self.capacity_bytes = shape.capacity_bytes
         self._server, self._codec, self._vocabulary, self._shape = server, codec, vocabulary, shape
         self._version = version
         self._prompts: dict[int, OpenPrompt] = {}
@@ -139,11 +115,8 @@ class OpenAIEngine:
 
     def kv_bytes(self, num_prompt_tokens: int, num_candidates: int, num_new_tokens: int) -> int:
         # A chunk is asked for as a whole. The KV of its last token is made when the next one is.
-        num_slots = max(self._on_grid(num_new_tokens) - 1, 0)
+        num_slots = max(self._shape.on_grid(num_new_tokens) - 1, 0)
         return self.layout.peak_bytes(num_prompt_tokens, num_candidates, num_slots)
-
-    def _on_grid(self, length: int) -> int:
-        return -(-length // self._shape.chunk_tokens) * self._shape.chunk_tokens
 
     def default_budget(
         self, num_prompt_tokens: int, max_new_tokens: int, total_bytes: int | None = None
@@ -243,7 +216,9 @@ class OpenAIEngine:
         if not prompt.is_read:
             self._send(handle, prompt, None, prompt.sent, num_tokens=1, position=0)
             return
-        prompt.target = min(self._on_grid(prompt.position + 1), prompt.sampling.max_new_tokens)
+        prompt.target = min(
+            self._shape.on_grid(prompt.position + 1), prompt.sampling.max_new_tokens
+        )
         prompt.peak_bytes = max(prompt.peak_bytes, self._held(prompt))
         for answer in prompt.live.values():
             if prompt.failure is not None:
@@ -377,9 +352,9 @@ class OpenAIEngine:
         num_candidates = len(prompt.live) if prompt.target else 0
         return self.kv_bytes(len(prompt.ids), num_candidates, prompt.target)
 
-    def claim(self, prompt: int) -> Claim:
+    def demand(self, prompt: int) -> Demand:
         memory = self.memory(prompt)
-        return Claim(memory.in_use, memory.next_step, memory.next_step, 0)
+        return Demand(memory.in_use, memory.next_step, memory.next_step, 0)
 
     def drop(self, prompt: int, indices: Sequence[int]) -> None:
         opened = self._prompts[prompt]

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from specrej.attention.attention import DecodePass, Pass, PrefillPass
 from specrej.attention.groups import Group
-from specrej.attention.layout import PREFILL_CHUNK, Claim, KvLayout
+from specrej.attention.layout import PREFILL_CHUNK, Demand, KvLayout
 from specrej.attention.prefixes import PromptPart
 from specrej.engines.base import PROMPTS_IN_TOTAL, Memory, Overhead, Token
 from specrej.engines.streams import uniforms
@@ -291,10 +291,10 @@ class TorchEngine:
         next_step = run.group.next_step_bytes() if run.num_tokens else in_use
         return Memory(in_use, next_step, max(run.group.peak_bytes, in_use))
 
-    def claim(self, prompt: int) -> Claim:
+    def demand(self, prompt: int) -> Demand:
         run = self._runs[prompt]
-        claim = run.group.claim()
-        return claim if run.num_tokens else claim._replace(least=claim.now, wanted=claim.now)
+        demand = run.group.demand()
+        return demand if run.num_tokens else demand._replace(least=demand.now, wanted=demand.now)
 
     @torch.inference_mode()
     def drop(self, prompt: int, indices: Sequence[int]) -> None:

@@ -88,14 +88,7 @@ def wrap(
     model.eval()
     with quiet_transformers():
         layout, flops = _verify(model)
-    kernel = str(model.dtype).removeprefix("torch.")
-    if model.device.type == "cpu" and model.dtype == torch.float32:
-        kernel = pack_linears(model, weights or "fp16")
-    elif weights is not None:
-        raise UsageError(
-            f"weights={weights!r} is for float32 models on a CPU, got {model.dtype} on "
-            f"{model.device}"
-        )
+    kernel = _pack(model, weights)
     text_config = model.config.get_text_config()
     return TorchEngine(
         model,
@@ -112,6 +105,22 @@ def wrap(
             "special_tokens": special_tokens,
         },
     )
+
+
+def _pack(model: Any, weights: str | None) -> str:
+    """Pack the linear layers where a CPU computes in float32; what the weights are then.
+
+    Raises:
+        UsageError: weights are asked for where they cannot be packed.
+    """
+    if model.device.type == "cpu" and model.dtype == torch.float32:
+        return pack_linears(model, weights or "fp16")
+    if weights is not None:
+        raise UsageError(
+            f"weights={weights!r} is for float32 models on a CPU, got {model.dtype} on "
+            f"{model.device}"
+        )
+    return str(model.dtype).removeprefix("torch.")
 
 
 def _eos_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:

@@ -5,7 +5,7 @@
 Figures and tables show what `metrics.summarize` says.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from specrej.errors import UsageError
@@ -28,7 +28,16 @@ from specrej.evaluation.report.headline import (
     title_of,
     titled,
 )
-from specrej.evaluation.report.page import Cell, Page, Section, Table, TableRow, Terms, picture
+from specrej.evaluation.report.page import (
+    Cell,
+    Page,
+    Picture,
+    Section,
+    Table,
+    TableRow,
+    Terms,
+    picture,
+)
 from specrej.evaluation.report.stories import Chosen, runners_of, story, telling_prompts
 from specrej.evaluation.report.tables import method_tables
 from specrej.evaluation.rows import BenchRow
@@ -122,21 +131,7 @@ def _ends(low: float | None, high: float | None) -> tuple[float, float] | None:
 def _race(chosen: Sequence[Chosen], chief: str, baseline: str, plots: Path) -> Section:
     if not is_rejecting(chief):
         return Section("race", "")
-    pictures = []
-    for prompt in chosen:
-        turn = prompt.row["turns"][0]
-        runners, decisions = runners_of(turn)
-        stayed = ", ".join(f"{count} left at {length} tokens" for length, count in decisions)
-        pictures.append(
-            picture(
-                race(runners, decisions),
-                plots / f"race-{prompt.why.replace(' ', '-')}",
-                title=f"{prompt.title}: prompt {prompt.row['prompt_id']}",
-                caption=f"{len(runners)} candidates, {plural(len(decisions), 'decision')}",
-                label=f"{len(runners)} candidates; {stayed}. The winner's reward is "
-                f"{turn['reward']:.3f}.",
-            )
-        )
+    pictures = [_race_picture(prompt, plots) for prompt in chosen]
     prose = (
         f"Each line is a candidate of {spoken(chief)}: its reward at each decision, at its length "
         "then. A cross is a "
@@ -147,6 +142,19 @@ def _race(chosen: Sequence[Chosen], chief: str, baseline: str, plots: Path) -> S
         "conversation, its first turn."
     )
     return Section("race", "The race", prose, figures=pictures)
+
+
+def _race_picture(prompt: Chosen, plots: Path) -> Picture:
+    turn = prompt.row["turns"][0]
+    runners, decisions = runners_of(turn)
+    stayed = ", ".join(f"{count} left at {length} tokens" for length, count in decisions)
+    return picture(
+        race(runners, decisions),
+        plots / f"race-{prompt.why.replace(' ', '-')}",
+        title=f"{prompt.title}: prompt {prompt.row['prompt_id']}",
+        caption=f"{len(runners)} candidates, {plural(len(decisions), 'decision')}",
+        label=f"{len(runners)} candidates; {stayed}. The winner's reward is {turn['reward']:.3f}.",
+    )
 
 
 def _cost(summary: Summary, plots: Path) -> Section:
@@ -160,25 +168,32 @@ def _cost(summary: Summary, plots: Path) -> Section:
     for measure in COMPUTES:
         parts = {name: _parts(cost, measure) for name, cost in costs.items()}
         if parts and all(parts.values()):
-            told = "; ".join(
-                f"{short_name(name)}: "
-                f"{', '.join(f'{part} {short(value)}' for part, value in of_method.items())}"
-                for name, of_method in parts.items()
-            )
-            pictures.append(
-                picture(
-                    cost_bars(parts, rejects=rejects, unit=f"{_UNITS[measure]} per prompt"),
-                    plots / f"cost-{measure}",
-                    title=f"{titled(_UNITS[measure])} per prompt",
-                    caption="",
-                    label=f"{_UNITS[measure]} per prompt by part. {told}.",
-                )
-            )
+            pictures.append(_cost_picture(parts, rejects, measure, plots))
     prose = (
         "Means over the prompts that a method came to the end of. All parts are inside the clock, "
         "the reward too."
     )
     return Section("cost", "Where the cost goes", prose, figures=pictures)
+
+
+def _cost_picture(
+    parts: Mapping[str, Mapping[str, float]],
+    rejects: Mapping[str, bool],
+    measure: Compute,
+    plots: Path,
+) -> Picture:
+    told = "; ".join(
+        f"{short_name(name)}: "
+        f"{', '.join(f'{part} {short(value)}' for part, value in of_method.items())}"
+        for name, of_method in parts.items()
+    )
+    return picture(
+        cost_bars(parts, rejects=rejects, unit=f"{_UNITS[measure]} per prompt"),
+        plots / f"cost-{measure}",
+        title=f"{titled(_UNITS[measure])} per prompt",
+        caption="",
+        label=f"{_UNITS[measure]} per prompt by part. {told}.",
+    )
 
 
 def _parts(cost: Cost, measure: Compute) -> dict[str, float]:

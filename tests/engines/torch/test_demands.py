@@ -1,4 +1,4 @@
-"""Memory that prompts share, as measured: what a step may claim, it keeps within."""
+"""Memory that prompts share, as measured: what a step may demand, it keeps within."""
 
 from functools import partial
 
@@ -29,7 +29,7 @@ def _small_granule(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["llama", "gemma2", "deepseek_v3"])
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_a_step_takes_no_more_than_it_may_claim(name: str, data: st.DataObject) -> None:
+def test_a_step_takes_no_more_than_its_demand(name: str, data: st.DataObject) -> None:
     """Whatever the limit between the least and the wanted, and whoever is dropped on the way."""
     engine = make_engine(make_model(name), EOS_IDS)
     budget = engine.kv_bytes(30, 8, 40)
@@ -38,23 +38,27 @@ def test_a_step_takes_no_more_than_it_may_claim(name: str, data: st.DataObject) 
         prompt = engine.open(make_ids(30), SamplingParams(max_new_tokens=40, top_k=0), budget)
         engine.add(prompt, range(8))
         while live:
-            claim = engine.claim(prompt)
+            demand = engine.demand(prompt)
             assert (
-                engine.memory(prompt).in_use <= claim.now <= claim.least <= claim.wanted <= budget
+                engine.memory(prompt).in_use
+                <= demand.now
+                <= demand.least
+                <= demand.wanted
+                <= budget
             )
-            limit = data.draw(st.integers(claim.least, claim.wanted))
+            limit = data.draw(st.integers(demand.least, demand.wanted))
             meter.peak_bytes = 0
             live -= {
                 token.candidate for token in engine.step({prompt: limit}) if token.finish_reason
             }
             assert meter.peak_bytes <= limit
-            assert engine.claim(prompt).now <= limit
+            assert engine.demand(prompt).now <= limit
             if len(live) > 1 and data.draw(st.booleans()):
-                before = engine.claim(prompt).now
+                before = engine.demand(prompt).now
                 meter.peak_bytes = 0
                 engine.drop(prompt, [max(live)])
                 live.remove(max(live))
-                assert meter.peak_bytes <= before, "rows that move stay within what was claimed"
+                assert meter.peak_bytes <= before, "rows that move stay within what was reserved"
         engine.close(prompt)
 
 

@@ -1,0 +1,140 @@
+"""OpenAI's bodies that answer: a result as a chat.completion or a text_completion.
+
+    made = {"completion_id": "c-1", "created": 0, "model": "smollm2"}
+    answer = to_body(asked, result, **made, detokenizer=engine.detokenizer)
+
+What was asked is from `protocol`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from specrej.search.choosing import ranked
+from specrej.server.protocol import CompletionRequest
+from specrej.types import Candidate, Detokenizer, Prompt, Result
+
+Detokenizers = Callable[[Prompt], Detokenizer]
+"""What reads an answer to a prompt: `Engine.detokenizer`."""
+
+_FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
+
+
+def best_answers(result: Result, num_answers: int) -> list[Candidate]:
+    """The best complete candidates that were not rejected, best first; of equals the first.
+
+    The first is `result.best`. There may be fewer than asked for: Speculative Rejection finishes
+    few of those it began. Of an interrupted run in which none is complete, `result.best` alone.
+    """
+    left = ranked(result.candidates)
+    return [candidate for candidate in left if candidate.state == "complete"][:num_answers] or left[
+        :1
+    ]
+
+
+def to_body(
+    request: CompletionRequest,
+    result: Result,
+    *,
+    completion_id: str,
+    created: int,
+    model: str,
+    detokenizer: Detokenizers,
+) -> dict[str, Any]:
+    """The chat.completion or text_completion that answers a request.
+
+    Args:
+        request: what was asked.
+        result: its result.
+        completion_id: the body's `id`.
+        created: seconds since 1970.
+        model: what answered.
+        detokenizer: of the engine that made the result; used for log-probabilities alone.
+
+    Returns:
+        JSON's types. `choices` are the answers, best first: as many as asked for, or, where fewer
+        candidates came to their end unrejected, as many as those; `specrej.num_answers` says how
+        many. `usage` counts the tokens of the answers returned; what all candidates took is under
+        `specrej`.
+    """
+    answers = best_answers(result, request.num_answers)
+    to_choice = _chat_choice if request.kind == "chat" else _text_choice
+    num_prompt = result.usage.prompt_tokens
+    num_completion = sum(len(answer.token_ids) for answer in answers)
+    return {
+        "id": completion_id,
+        "object": "chat.completion" if request.kind == "chat" else "text_completion",
+        "created": created,
+        "model": model,
+        "choices": [
+            {
+                "index": position,
+                **to_choice(answer),
+                "finish_reason": _FINISH[answer.finish_reason or "length"],
+                "logprobs": _logprobs(answer, detokenizer(request.prompt))
+                if request.has_logprobs
+                else None,
+            }
+            for position, answer in enumerate(answers)
+        ],
+        "usage": {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_completion,
+            "total_tokens": num_prompt + num_completion,
+        },
+        "specrej": _own_part(result, answers, request.returned),
+    }
+
+
+def _chat_choice(answer: Candidate) -> dict[str, Any]:
+    return {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+
+
+def _text_choice(answer: Candidate) -> dict[str, Any]:
+    return {"text": answer.text}
+
+
+def _logprobs(answer: Candidate, detokenizer: Detokenizer) -> dict[str, Any]:
+    """Tokens whose texts make up the answer's text, with their log-probabilities in nats.
+
+    A character that takes several tokens is the text of the last of them. The end token and those
+    behind the answer's text are left out; of a token in which a stop string begins there is what
+    comes before it.
+    """
+    content, read = [], 0
+    # Some engines are told no log-probabilities.
+    for token_id, logprob in zip(answer.token_ids, answer.logprobs, strict=False):
+        if read >= len(answer.text):
+            break
+        text = answer.text[read : read + len(detokenizer.add(token_id).text)]
+        read += len(text)
+        content.append(
+            {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
+        )
+    return {"content": content, "refusal": None}
+
+
+def _own_part(
+    result: Result, answers: Sequence[Candidate], returned: Sequence[str]
+) -> dict[str, Any]:
+    """What the answers are worth, what all candidates took, and what `return` asked for."""
+    usage = result.usage
+    part: dict[str, Any] = {
+        "rewards": [answer.reward for answer in answers],
+        "num_answers": len(answers),
+        "num_candidates": len(result.candidates),
+        "generated_tokens": usage.generated_tokens,
+        "reward_tokens": usage.reward_tokens,
+        "seconds": usage.total_s,
+        "peak_kv_bytes": usage.peak_kv_bytes,
+        "seed": result.seed,
+    }
+    if result.note is not None:
+        part["note"] = result.note
+    if "rewards" in returned:
+        part["candidate_rewards"] = [candidate.reward for candidate in result.candidates]
+    if "decisions" in returned:
+        part["decisions"] = [asdict(decision) for decision in result.decisions]
+    if "candidates" in returned:
+        part["candidates"] = [candidate.to_dict() for candidate in result.candidates]
+    return part
