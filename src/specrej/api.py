@@ -11,7 +11,7 @@
 Nothing heavy is imported before a model is opened.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -353,27 +353,32 @@ def prepare(
     """
     settings.check(prompt)
     policy = policy_of(settings)
+    num_candidates = policy.n if settings.n == "auto" else settings.num_candidates
+    asked = settings.to_dict() | {"n": num_candidates}
+    here = {**asked, **engine.describe(), "reward": reward.name}
     search = Search(
         engine,
         reward,
         prompt,
         settings.sampling,
         settings.memory_bytes,
-        settings.to_dict() | _note_of(policy, engine, reward, settings),
+        settings.to_dict() | _note_of(policy, here, strict=settings.strict),
         total_bytes,
     )
     search.number = number
-    num_candidates = policy.n if settings.n == "auto" else settings.num_candidates
     return search, algorithm_of(settings)(search, num_candidates, policy)
 
 
-def _note_of(policy: Policy, engine: Engine, reward: Reward, settings: Settings) -> dict[str, str]:
-    """What a result says of a policy that was calibrated for something else."""
-    here = {**settings.to_dict(), "model": engine.describe()["model"], "reward": reward.name}
+def _note_of(policy: Policy, here: Mapping[str, Any], *, strict: bool) -> dict[str, str]:
+    """What a result says of a policy that was calibrated for something else than is here.
+
+    Raises:
+        UsageError: it was, and is to be refused.
+    """
     differing = differences(policy.recorded, here)
     if not differing:
         return {}
     words = f"the policy {policy.name!r} was calibrated for {'; '.join(differing)}"
-    if settings.strict:
+    if strict:
         raise UsageError(words, hint="calibrate one for this, or leave out strict")
     return {"note": f"{words}: what it promises does not hold"}

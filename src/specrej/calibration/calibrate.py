@@ -114,7 +114,9 @@ def calibrate(
         )
     last = boldest([trial.p_value for trial in trials], confidence)
     num_prompts = (half, len(traces) - half)
-    chosen = None if last is None else _promised(trials[last], kind, target, confidence, num_prompts)
+    chosen = (
+        None if last is None else _promised(trials[last], kind, target, confidence, num_prompts)
+    )
     return Calibration(
         trials=tuple(trials),
         chosen=chosen,
@@ -159,7 +161,7 @@ def _promised(
     """A trial whose policy says what is promised of it."""
     policy = replace(
         trial.policy,
-        recorded=kind,
+        recorded={**kind, "n": trial.policy.n},
         promise={
             "regret": target,
             "confidence": confidence,

@@ -2,7 +2,7 @@
 
 replays = Replays(traces)
 judged = replays.judge(policy)      # each policy is replayed once, however often it is asked for
-judged.cost.sum() / replays.baseline.sum(), judged.regret.mean()
+judged.cost / replays.baseline, judged.regret  # by prompt
 """
 
 from collections.abc import Sequence
@@ -85,11 +85,14 @@ class Replays:
         return np.array(of_each, dtype=np.float64)
 
 
-_ALIKE = ("model", "reward", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop")
+_ALIKE = (
+    *("model", "reward", "max_new_tokens"),
+    *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop"),
+)
 
 
 def alike(traces: Sequence[Trace]) -> dict[str, object]:
-    """What all traces have in common: model, reward, sampling, limit and checkpoints.
+    """What all traces have in common: model, reward, sampling and the number of candidates.
 
     Raises:
         UsageError: they are of different runs; names the first difference.
@@ -107,9 +110,4 @@ def alike(traces: Sequence[Trace]) -> dict[str, object]:
 
 
 def _kind_of(trace: Trace) -> dict[str, object]:
-    return {
-        **{name: trace.settings[name] for name in _ALIKE},
-        "max_new_tokens": trace.max_new_tokens,
-        "checkpoints": list(trace.checkpoints),
-        "n": trace.num_candidates,
-    }
+    return {**{name: trace.settings[name] for name in _ALIKE}, "n": trace.num_candidates}
