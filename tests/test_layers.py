@@ -18,7 +18,7 @@ LAYERS = [
     {"api"},
     {"session"},
     {"server", "evaluation"},
-    {"batch"},
+    {"batch", "calibration"},
     {"cli", "ray", "__init__"},
     {"testing", "__main__"},
 ]

@@ -245,7 +245,7 @@ def test_a_policy_and_an_algorithm_may_be_objects() -> None:
         assert result.settings["algorithm"].endswith("first_come")
         policy = specrej.Policy(
             when=lambda length, last: length - last >= 4,
-            keep=lambda scores: [True] * len(scores),
+            keep=lambda standing: [True] * len(standing.scores),
             first_tokens=4,
         )
         kept = opened.generate("Why?", policy=policy, decide="budget", memory=100_000)

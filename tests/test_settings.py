@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from specrej.errors import PromptError, UnknownNameError, UsageError
-from specrej.search.policies import policy_of
+from specrej.search.resolving import policy_of
 from specrej.settings import Options, Settings
 
 
@@ -67,6 +67,7 @@ from specrej.settings import Options, Settings
         ("stop", "###"),
         ("stop", None),
         ("continue_final_message", "yes"),
+        ("strict", "yes"),
         ("seed", -1),
         ("seed", 1.5),
     ],

@@ -28,7 +28,16 @@ from specrej.search.scheduler import Outcome
 from specrej.search.view import SearchView
 from specrej.session import Session
 from specrej.settings import Settings
-from specrej.types import Candidate, Continuation, Decision, Policy, Result, SamplingParams, Usage
+from specrej.types import (
+    Candidate,
+    Continuation,
+    Decision,
+    Policy,
+    Result,
+    SamplingParams,
+    Standing,
+    Usage,
+)
 from specrej.version import __version__
 
 __all__ = [
@@ -62,6 +71,7 @@ __all__ = [
     "Settings",
     "ShutdownError",
     "SpecrejError",
+    "Standing",
     "Started",
     "StatelessSession",
     "Step",

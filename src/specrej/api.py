@@ -11,7 +11,7 @@
 Nothing heavy is imported before a model is opened.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -20,14 +20,15 @@ from specrej.errors import BudgetError, SpecrejError, UsageError
 from specrej.memory import format_bytes, parse_bytes
 from specrej.opening import Opening, OpeningOptions
 from specrej.rewards.base import Reward
-from specrej.search.algorithms import Steps, algorithm_of
+from specrej.search.algorithms import Steps
+from specrej.search.calibrated import differences
 from specrej.search.events import Ended, Event, Reporter
-from specrej.search.policies import policy_of
 from specrej.search.pool import Pool
+from specrej.search.resolving import algorithm_of, policy_of
 from specrej.search.scheduler import Maker, Outcome, Watch, run
 from specrej.search.search import Search
 from specrej.settings import Options, Settings
-from specrej.types import Prompt, Result
+from specrej.types import Policy, Prompt, Result
 
 IN_FLIGHT = 16
 """Most prompts side by side by default: beyond that, attention, prompt by prompt, takes what
@@ -351,14 +352,33 @@ def prepare(
         PromptError: the prompt is none, or is not to be answered as it ends.
     """
     settings.check(prompt)
+    policy = policy_of(settings)
+    num_candidates = policy.n if settings.n == "auto" else settings.num_candidates
+    asked = settings.to_dict() | {"n": num_candidates}
+    here = {**asked, **engine.describe(), "reward": reward.name}
     search = Search(
         engine,
         reward,
         prompt,
         settings.sampling,
         settings.memory_bytes,
-        settings.to_dict(),
+        settings.to_dict() | _note_of(policy, here, strict=settings.strict),
         total_bytes,
     )
     search.number = number
-    return search, algorithm_of(settings)(search, settings.num_candidates, policy_of(settings))
+    return search, algorithm_of(settings)(search, num_candidates, policy)
+
+
+def _note_of(policy: Policy, here: Mapping[str, Any], *, strict: bool) -> dict[str, str]:
+    """What a result says of a policy that was calibrated for something else than is here.
+
+    Raises:
+        UsageError: it was, and is to be refused.
+    """
+    differing = differences(policy.recorded, here)
+    if not differing:
+        return {}
+    words = f"the policy {policy.name!r} was calibrated for {'; '.join(differing)}"
+    if strict:
+        raise UsageError(words, hint="calibrate one for this, or leave out strict")
+    return {"note": f"{words}: what it promises does not hold"}

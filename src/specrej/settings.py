@@ -31,6 +31,7 @@ class Options(TypedDict, total=False):
     decide: str
     min_tokens: int
     policy: str | Policy | None
+    strict: bool
     memory: str | int | None
     max_new_tokens: int
     temperature: float
@@ -57,7 +58,9 @@ class Settings:
             decides.
         min_tokens: length that the initial batch can reach when the budget alone decides.
         policy: when to decide and whom to keep, in place of the four above: a `Policy`, its name,
-            or "module:object".
+            "module:object", or a file of `specrej calibrate` (its name ends in ".json").
+        strict: refuse a policy that was calibrated for another model, reward or sampling; else the
+            result has a note of it.
         memory: KV budget, such as "64MiB" or a number of bytes; None leaves it to the engine: room
             for 8 full-length candidates on a CPU, 80% of the free memory on a GPU.
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed: see
@@ -112,10 +115,15 @@ class Settings:
     )
     policy: str | Policy | None = option(
         None,
-        "When to decide and whom to keep, in place of alpha, keep, decide and min-tokens: a name "
-        "that a package adds.",
-        metavar="NAME|module:object",
+        "When to decide and whom to keep, in place of alpha, keep, decide and min-tokens: a file "
+        "of specrej calibrate, or a name that a package adds.",
+        metavar="FILE.json|NAME|module:object",
         unset="off",
+    )
+    strict: bool = option(
+        False,
+        "Refuse a policy that was calibrated for another model, reward or sampling; else the "
+        "result has a note of it.",
     )
     memory: str | int | None = option(
         None,

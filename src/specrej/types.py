@@ -314,8 +314,26 @@ Schedule = Callable[[int, int], bool]
 """Whether to decide now, from the candidates' length in tokens and their length at the last
 decision."""
 
-Rule = Callable[[Sequence[float]], list[bool]]
-"""From the scores of a batch (in the order of the candidates' indices): which of them stay."""
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How the candidates of a batch stand at a decision: all that a rule goes by.
+
+    Attributes:
+        num_tokens: length of those that are live.
+        scores: one for each candidate of the batch, in the order of their indices.
+        is_live: whether each of them is still being decoded; the others have just ended.
+        best: the highest reward of those that were complete before and can win; None if none is.
+    """
+
+    num_tokens: int
+    scores: Sequence[float]
+    is_live: Sequence[bool]
+    best: float | None = None
+
+
+Rule = Callable[[Standing], list[bool]]
+"""From how a batch stands: which of its candidates stay, in the same order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,9 +346,13 @@ class Policy:
         first_tokens: length that all candidates of the initial batch must be able to reach; None is
             the full length, as it has to be for a rule that rejects nobody.
         name: what results call it.
+        n: candidates to begin with where a run leaves their number open.
+        recorded: the model, reward and sampling that it was calibrated for; empty if for none.
     """
 
     when: Schedule
     keep: Rule
     first_tokens: int | None
     name: str = "a policy of its own"
+    n: int | None = None
+    recorded: Mapping[str, Any] = field(default_factory=dict)

@@ -2,12 +2,13 @@
 real model.
 """
 
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import specrej
@@ -18,7 +19,10 @@ from specrej.evaluation.replay import ReplayedRun, Replayer, Rescorer
 from specrej.evaluation.trace import Trace
 from specrej.flops import flops_of
 from specrej.rewards import as_reward
-from specrej.types import Candidate, Message, Result
+from specrej.search.policies import every
+from specrej.search.resolving import policy_of
+from specrej.settings import Settings
+from specrej.types import Candidate, Message, Policy, Result, Standing
 from traces import trace_of, traces_in, traces_of
 
 LENGTH = 24
@@ -114,6 +118,47 @@ def test_a_replay_is_the_live_run(case: Case) -> None:
             replayer.run(policy)
     else:
         assert_same(replayer.run(policy), live)
+
+
+def whimsical(standing: Standing) -> list[bool]:
+    """A rule that goes by all that it is told, and by nothing else."""
+    told = repr((standing.num_tokens, list(standing.scores), standing.best))
+    stays = [
+        zlib.crc32(f"{told}{place}{is_live}".encode()) % 3 > 0
+        for place, is_live in enumerate(standing.is_live)
+    ]
+    if standing.best is None and not any(stays):
+        stays = [True] * len(stays)
+    return stays
+
+
+@given(cases(), st.sampled_from(["budget", "every:3", "at:3,11"]))
+@some
+def test_a_rule_is_told_the_same_by_a_replay(case: Case, decide: str) -> None:
+    usual = policy_of(Settings(decide=decide))
+    policy = Policy(when=usual.when, keep=whimsical, first_tokens=case.policy["min_tokens"])
+    options = {"policy": policy, "n": case.policy["n"], "memory": case.policy["memory"]}
+    live = specrej.generate(
+        case.prompt,
+        model=FakeEngine(eos=case.eos),
+        reward=FakeReward(case.rate),
+        **case.sampling,
+        **options,
+    )
+    trace = trace_of_case(case)
+    assume(len(live.candidates) <= trace.num_candidates)
+    replayer = Replayer(trace, Rescorer(FakeReward(case.rate), FakeEngine().decode))
+    assert_same(replayer.run(ReplayPolicy(**options)), live)
+
+
+def test_a_policy_that_rejects_everybody_is_refused_live_and_replayed() -> None:
+    nobody = Policy(
+        when=every(4), keep=lambda standing: [False] * len(standing.scores), first_tokens=4
+    )
+    with pytest.raises(UsageError, match="no candidate is left: all 3 were rejected"):
+        specrej.generate("Why?", model=FakeEngine(), reward=FakeReward(), policy=nobody, n=3)
+    with pytest.raises(UsageError, match="no candidate is left: all 3 were rejected"):
+        Replayer(ample(3)).run(ReplayPolicy(policy=nobody, n=3))
 
 
 def rows(num: int, length: int = LENGTH) -> int:

@@ -13,7 +13,7 @@ from fakes import FakeEngine, FakeReward
 from specrej.batch.preferences import _fate, to_pair
 from specrej.batch.requests import Request
 from specrej.batch.rows import row_of
-from specrej.errors import EngineError, RewardError
+from specrej.errors import EngineError, RewardError, UsageError
 from specrej.evaluation.bench import _candidate
 from specrej.evaluation.report.stories import _winner
 from specrej.search.choosing import choose, lowest, rank, ranked
@@ -22,7 +22,7 @@ from specrej.search.policies import top
 from specrej.search.search import Search
 from specrej.server.answering import best_answers
 from specrej.settings import Settings
-from specrej.types import Candidate, Decision, SamplingParams
+from specrej.types import Candidate, Decision, SamplingParams, Standing
 
 REWARDS = st.sampled_from([None, -7.5, -1.0, 0.0, 0.0, 2.0])
 KINDS = st.sampled_from(
@@ -73,7 +73,7 @@ def test_answers_come_in_one_order(field: tuple[list[Candidate], list[Decision]]
     order = by_hand(candidates)
     assert [candidate.index for candidate in ranked(reversed(candidates))] == order
     if not order:
-        with pytest.raises((EngineError, RewardError)):
+        with pytest.raises((EngineError, RewardError, UsageError)):
             choose(candidates, decisions, "r")
         return
     assert choose(candidates, decisions, "r").index == order[0]
@@ -171,7 +171,8 @@ def test_who_goes_for_want_of_memory_is_who_would_be_chosen_last(
 @given(st.lists(st.sampled_from([-7.5, -1.0, 0.0, 2.0]), min_size=1, max_size=9), st.integers(1, 9))
 def test_a_rule_and_numpy_agree_on_the_first_of_equals(scores: list[float], k: int) -> None:
     order = by_hand([answer(index, "", score) for index, score in enumerate(scores)])
-    assert [place for place, stays in enumerate(top(k)(scores)) if stays] == sorted(order[:k])
+    stays = top(k)(Standing(8, scores, [True] * len(scores)))
+    assert [place for place, stay in enumerate(stays) if stay] == sorted(order[:k])
     assert order[0] == int(np.argmax(scores))
     assert order == np.argsort(-np.array(scores), kind="stable").tolist()
     assert min(range(len(scores)), key=lambda place: rank(scores[place], place)) == order[0]

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specrej.search.policies import at, every, everyone, fraction, never, policy_of, quantile, top
+from specrej.search.policies import at, every, everyone, fraction, never, quantile, top
+from specrej.search.resolving import policy_of
 from specrej.settings import Settings
-from specrej.types import Rule
+from specrej.types import Rule, Standing
 
 some = settings(max_examples=150, deadline=None, derandomize=True)
 alphas = st.floats(0, 1, exclude_max=True) | st.sampled_from([0.1, 0.25, 0.5, 0.75, 0.9])
@@ -16,6 +17,11 @@ scores_of_any_kind = st.lists(
     st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=30
 )
 scores_of_few_values = st.lists(st.integers(0, 2).map(float), min_size=1, max_size=30)
+
+
+def kept_by(rule: Rule, scores: Sequence[float]) -> list[bool]:
+    """Who stays of a batch that is all live."""
+    return rule(Standing(8, scores, [True] * len(scores)))
 
 
 def moments(schedule: object, until: int) -> list[int]:
@@ -48,7 +54,7 @@ def test_never_decides_never() -> None:
 
 
 def test_everyone_keeps_everyone() -> None:
-    assert everyone([1.0, -1.0]) == [True, True]
+    assert kept_by(everyone, [1.0, -1.0]) == [True, True]
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), alphas)
@@ -65,13 +71,13 @@ def test_distinct_scores_stay_if_they_are_at_or_above_the_quantile(
     scores: list[float], alpha: float
 ) -> None:
     cut = np.quantile(scores, alpha)
-    assert fraction(alpha)(scores) == [score >= cut for score in scores]
+    assert kept_by(fraction(alpha), scores) == [score >= cut for score in scores]
 
 
 @given(scores_of_any_kind | scores_of_few_values, alphas)
 @some
 def test_a_fraction_keeps_the_best_and_rejects_its_share(scores: list[float], alpha: float) -> None:
-    kept = fraction(alpha)(scores)
+    kept = kept_by(fraction(alpha), scores)
     assert_keeps_the_best(scores, kept)
     assert kept.count(False) >= math.floor(alpha * len(scores))
     assert any(kept)
@@ -81,19 +87,20 @@ def test_a_fraction_keeps_the_best_and_rejects_its_share(scores: list[float], al
 @some
 def test_ties_at_the_cut_stay_unless_too_few_would_go(scores: list[float], alpha: float) -> None:
     below = sum(score < np.quantile(scores, alpha) for score in scores)
-    assert fraction(alpha)(scores).count(False) == max(below, math.floor(alpha * len(scores)))
+    kept = kept_by(fraction(alpha), scores)
+    assert kept.count(False) == max(below, math.floor(alpha * len(scores)))
 
 
 @given(scores_of_any_kind | scores_of_few_values)
 @some
 def test_alpha_zero_keeps_everyone(scores: list[float]) -> None:
-    assert fraction(0.0)(scores) == [True] * len(scores)
+    assert kept_by(fraction(0.0), scores) == [True] * len(scores)
 
 
 @given(scores_of_any_kind | scores_of_few_values, st.integers(1, 40))
 @some
 def test_top_keeps_the_k_best(scores: list[float], k: int) -> None:
-    kept = top(k)(scores)
+    kept = kept_by(top(k), scores)
     assert_keeps_the_best(scores, kept)
     assert sum(kept) == min(k, len(scores))
 
@@ -102,30 +109,22 @@ def test_top_keeps_the_k_best(scores: list[float], k: int) -> None:
     ("rule", "kept"), [(fraction(0.5), [0, 1]), (fraction(0.3), [0, 1, 2]), (top(1), [0])]
 )
 def test_of_equals_the_first_stay(rule: Rule, kept: list[int]) -> None:
-    assert [i for i, is_kept in enumerate(rule([1.0] * 4)) if is_kept] == kept
+    assert [i for i, is_kept in enumerate(kept_by(rule, [1.0] * 4)) if is_kept] == kept
 
 
 def test_scores_at_the_ends_of_the_numbers_leave_somebody() -> None:
-    assert fraction(0.5)([1e308, -1e308]) == [True, False]
-    assert any(fraction(0.3)([-1.7e308, 1.7e308, 1.7e308]))
+    assert kept_by(fraction(0.5), [1e308, -1e308]) == [True, False]
+    assert any(kept_by(fraction(0.3), [-1.7e308, 1.7e308, 1.7e308]))
 
 
 def test_a_policy_has_the_rule_and_the_schedule_that_were_asked_for() -> None:
     scores = [1.0, 4.0, 3.0, 2.0]
-    policy = policy_of(Settings(alpha=0.75, keep=None, decide="every:2", min_tokens=8))
-    assert policy.keep(scores) == [False, True, False, False]
+    policy = policy_of(Settings(alpha=0.75, decide="every:2", min_tokens=8))
+    assert kept_by(policy.keep, scores) == [False, True, False, False]
     assert moments(policy.when, 7) == [2, 4, 6]
-    assert policy_of(Settings(alpha=0.75, keep=2, decide="at: 5, 2", min_tokens=8)).keep(
-        scores
-    ) == [
-        False,
-        True,
-        True,
-        False,
-    ]
-    assert moments(
-        policy_of(Settings(alpha=0.5, keep=None, decide="at: 5, 2", min_tokens=8)).when, 7
-    ) == [2, 5]
+    two = policy_of(Settings(alpha=0.75, keep=2, decide="at: 5, 2", min_tokens=8))
+    assert kept_by(two.keep, scores) == [False, True, True, False]
+    assert moments(two.when, 7) == [2, 5]
     assert (
         moments(policy_of(Settings(alpha=0.5, keep=None, decide="budget", min_tokens=8)).when, 7)
         == []

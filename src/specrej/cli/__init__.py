@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from specrej.cli import answer, batch, evaluate, serve
+from specrej.cli import answer, batch, calibrate, evaluate, serve
 from specrej.cli.pull import models_app
 from specrej.threads import spin_only_briefly
 from specrej.version import __version__
@@ -37,6 +37,7 @@ for _command in (
     evaluate.bench,
     evaluate.trace,
     evaluate.replay,
+    calibrate.calibrate,
     evaluate.report,
     evaluate.judge,
     evaluate.export,

@@ -75,8 +75,8 @@ def bench(
     methods: Annotated[
         str,
         typer.Option(
-            help="best_of_n:N, speculative_rejection:ALPHA or speculative_rejection:ALPHA:N, "
-            "separated by commas.",
+            help="best_of_n:N, speculative_rejection:ALPHA, speculative_rejection:ALPHA:N or "
+            "policy:FILE.json, separated by commas.",
             show_default=False,
         ),
     ],

@@ -25,8 +25,7 @@ from specrej.memory import parse_bytes
 from specrej.opening import Opening
 from specrej.options import About, kinds_of, options_of
 from specrej.rewards.base import Reward
-from specrej.search.algorithms import algorithm_of
-from specrej.search.policies import policy_of
+from specrej.search.resolving import algorithm_of, policy_of
 from specrej.settings import Settings
 from specrej.types import GREEDY_NOTE, SamplingParams
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from specrej.calibration.calibrate import Calibration
 from specrej.cli.display import make_table, number, plain
 from specrej.evaluation.intervals import Estimate
 from specrej.evaluation.metrics import MethodSummary, Summary
@@ -18,6 +19,24 @@ _LARGE = 1e5
 """From here on digits tell nobody anything: an exponent does."""
 _MOST_POLICIES = 12
 """Rows of a front that are printed; all are in replay.json."""
+
+
+def print_calibration(calibration: Calibration) -> None:
+    """The path from careful to bold, on the prompts that it was found on and on the others."""
+    table = make_table(("keeps", "left"), "cost", "regret", "cost", "regret", "below", ("", "left"))
+    for trial in calibration.trials:
+        kept = " ".join(f"{keep}@{length}" for length, keep in trial.policy.decisions)
+        is_chosen = calibration.chosen is not None and (
+            trial.policy.decisions == calibration.chosen.policy.decisions
+        )
+        table.add_row(
+            f"{trial.policy.n} {kept}".strip(),
+            *(f"{1 / trial.cost[0]:.2f}x", f"{trial.regret[0]:.3f}"),
+            *(f"{1 / trial.cost[1]:.2f}x", f"{trial.regret[1]:.3f}"),
+            f"{trial.bound:.2f}",
+            "chosen" if is_chosen else "",
+        )
+    _wide_console().print(table)
 
 
 def print_bench(summary: Summary) -> None:

@@ -30,6 +30,7 @@ from specrej.messages import as_messages
 from specrej.registry import ALGORITHMS
 from specrej.rewards.base import Reward
 from specrej.search.choosing import rank
+from specrej.search.resolving import policy_of
 from specrej.settings import Settings
 from specrej.types import Candidate, Decision, Prompt, Result
 from specrej.version import __version__
@@ -47,10 +48,11 @@ class Method:
 
 
 def parse_methods(words: Sequence[str], settings: Settings) -> list[Method]:
-    """Methods as given on a command line: "best_of_n:N", "speculative_rejection:ALPHA" or
-    "...:ALPHA:N".
+    """Methods as given on a command line: "best_of_n:N", "speculative_rejection:ALPHA",
+    "...:ALPHA:N", or "policy:" with a file or a name as `Settings.policy` has it.
 
-    Without an N, Speculative Rejection begins with as many candidates as the memory carries.
+    Without an N, Speculative Rejection begins with as many candidates as the memory carries, or as
+    its policy says.
 
     Raises:
         UsageError: a word that means no method, or the same method twice.
@@ -67,8 +69,15 @@ def parse_methods(words: Sequence[str], settings: Settings) -> list[Method]:
 
 def _settings_of(word: str, settings: Settings) -> Settings:
     algorithm, *numbers = word.split(":")
+    if algorithm == "policy" and numbers:
+        # What decides for other methods is none of a policy's.
+        usual = Settings()
+        own = {name: getattr(usual, name) for name in ("alpha", "keep", "decide", "min_tokens")}
+        settings = replace(settings, **own, policy=":".join(numbers))
+        _ = policy_of(settings)  # a file is read before the model is opened
+        return settings
     if algorithm not in ALGORITHMS:
-        raise UnknownNameError("method", algorithm, ALGORITHMS)
+        raise UnknownNameError("method", algorithm, [*ALGORITHMS, "policy"])
     try:
         if algorithm == "best_of_n":
             (n,) = numbers
@@ -79,8 +88,8 @@ def _settings_of(word: str, settings: Settings) -> Settings:
     except (TypeError, ValueError):
         raise UsageError(
             f"{word!r} is no method",
-            hint="expected best_of_n:N, speculative_rejection:ALPHA or "
-            "speculative_rejection:ALPHA:N",
+            hint="expected best_of_n:N, speculative_rejection:ALPHA, "
+            "speculative_rejection:ALPHA:N or policy:FILE.json",
         ) from None
 
 

@@ -22,6 +22,7 @@ from scipy import stats
 from specrej.evaluation.intervals import NUM_RESAMPLES, SEED, Estimate, mean_of
 from specrej.evaluation.trace import Trace
 from specrej.search.policies import fraction
+from specrej.types import Standing
 
 Measure = Literal["pearson", "spearman", "kendall"]
 MEASURES: tuple[Measure, ...] = ("pearson", "spearman", "kendall")
@@ -103,7 +104,8 @@ def is_best_lost(partial: ArrayLike, final: ArrayLike, alpha: float) -> bool:
     """Whether a decision on these partial rewards `[n]` with this alpha rejects all of the best
     final one.
     """
-    stays = np.array(fraction(alpha)(np.asarray(partial, dtype=np.float64).tolist()))
+    scores = np.asarray(partial, dtype=np.float64).tolist()
+    stays = np.array(fraction(alpha)(Standing(0, scores, [True] * len(scores))))
     rewards = np.asarray(final)
     return bool(rewards[stays].max() < rewards.max())
 

@@ -6,7 +6,7 @@ policies = grid(traces)                              # several hundred
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation.trace import Trace
 from specrej.memory import format_bytes
 from specrej.reading import read_text
-from specrej.search.policies import policy_of
+from specrej.search.resolving import policy_of
 from specrej.settings import Settings
 from specrej.types import Policy
 
@@ -27,7 +27,7 @@ class ReplayPolicy:
     """What of `specrej.settings.Settings` a replay can vary, with the same meanings and defaults.
 
     Attributes:
-        alpha, keep, decide, n, min_tokens: see `Settings`. With alpha = 0 it is Best-of-N.
+        alpha, keep, decide, n, min_tokens, policy: see `Settings`. With alpha = 0 it is Best-of-N.
         memory: KV budget; None is that of the recorded run.
 
     Raises:
@@ -40,13 +40,14 @@ class ReplayPolicy:
     n: int | str = "auto"
     memory: str | int | None = None
     min_tokens: int = 16
+    policy: str | Policy | None = None
 
     def __post_init__(self) -> None:
         _ = self._settings  # checks them all
 
     @cached_property
     def _settings(self) -> Settings:
-        return Settings(**asdict(self))
+        return Settings(**{field.name: getattr(self, field.name) for field in fields(self)})
 
     @cached_property
     def rule(self) -> Policy:
@@ -67,7 +68,9 @@ class ReplayPolicy:
         """The rule and all that is not as by default, such as "alpha=0.3 decide=at:16 n=64" or
         "best_of_n:8".
         """
-        if self.is_rejecting:
+        if self.policy is not None:
+            rule, names = f"policy={self.rule.name}", ["n", "memory"]
+        elif self.is_rejecting:
             rule = f"alpha={self.alpha}" if self.keep is None else f"keep={self.keep}"
             names = ["decide", "n", "memory", "min_tokens"]
         else:
@@ -79,6 +82,11 @@ class ReplayPolicy:
             if getattr(self, name) != usual
         ]
         return " ".join([rule, *values])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments in JSON's types; a policy by its name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values if self.policy is None else values | {"policy": self.rule.name}
 
     def next_scheduled(self, last: int, limit: int) -> int:
         """The first length after a decision at `last` at which the schedule asks for one; above

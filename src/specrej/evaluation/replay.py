@@ -15,7 +15,7 @@ out of memory within the budget.
 import math
 import reprlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -26,8 +26,8 @@ from specrej.evaluation.trace import Trace
 from specrej.memory import format_bytes
 from specrej.rewards.base import Reward, open_session
 from specrej.rewards.scores import failing_as
-from specrej.search.choosing import rank
-from specrej.types import Candidate, Cause
+from specrej.search.choosing import all_rejected, rank
+from specrej.types import Candidate, Cause, Standing
 
 
 class ReplayedDecision(NamedTuple):
@@ -158,17 +158,17 @@ class Replayer:
         """What this policy would have done.
 
         Raises:
-            UsageError: the policy begins more candidates than the trace has, or decides before its
-                first checkpoint and nothing rescores.
+            UsageError: the policy begins more candidates than the trace has, decides before its
+                first checkpoint and nothing rescores, or rejects everybody.
             BudgetError: the policy's memory does not hold one candidate.
             RewardError: rescoring failed.
         """
         log = self._play(policy)
         num_begun = log.num_begun
-        best = min(
-            (i for i in range(num_begun) if not log.is_rejected[i]),
-            key=lambda i: rank(self._finals[i], i),
-        )
+        left = [index for index in range(num_begun) if not log.is_rejected[index]]
+        if not left:
+            raise all_rejected(num_begun)
+        best = min(left, key=lambda index: rank(self._finals[index], index))
         return ReplayedRun(
             best=best,
             reward=self._finals[best],
@@ -263,12 +263,9 @@ class Replayer:
             scheduled = policy.next_scheduled(last, self._trace.max_new_tokens)
             cause, length, slots = self._next_decision(ends, scheduled, slots, budget)
             scores = self._scores(batch, length, log)
-            stays = policy.rule.keep(scores)
-            going_on = [
-                place
-                for place, index in enumerate(batch)
-                if stays[place] and self._lengths[index] > length
-            ]
+            is_live = [self._lengths[index] > length for index in batch]
+            stays = policy.rule.keep(Standing(length, scores, is_live, log.best))
+            going_on = [place for place, stay in enumerate(stays) if stay and is_live[place]]
             room = self._fitting(length + 1, budget)
             if len(going_on) > room:
                 going_on.sort(key=lambda place: rank(scores[place], place))
@@ -276,6 +273,11 @@ class Replayer:
                     stays[place] = False
                 going_on = sorted(going_on[:room])
             log.decide(cause, length, batch, stays)
+            log.complete(
+                score
+                for score, stay, live in zip(scores, stays, is_live, strict=True)
+                if stay and not live
+            )
             batch, last = [batch[place] for place in going_on], length
 
     def _next_decision(
@@ -334,7 +336,14 @@ class _Log:
         self.is_rejected = [False] * len(lengths)
         self.decisions: list[ReplayedDecision] = []
         self.num_scored_tokens = self.num_stale = 0
+        self.best: float | None = None
+        """The highest reward of those that are complete and can win."""
         self._num_prompt_tokens = num_prompt_tokens
+
+    def complete(self, rewards: Iterable[float]) -> None:
+        """Take note of candidates that are complete and can win."""
+        known = [] if self.best is None else [self.best]
+        self.best = max([*known, *rewards], default=None)
 
     def decide(
         self, cause: Cause, length: int, scored: Sequence[int], stays: Sequence[bool]

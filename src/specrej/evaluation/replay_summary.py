@@ -9,7 +9,6 @@ Plain data, in JSON's types and in the folder's replay.json.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -116,7 +115,7 @@ def _policy_rows(
     """A row a policy, with the figures that are known of all prompts where it is done."""
     rows = [
         PolicyRow(
-            name=p.name, policy=asdict(p), is_rejecting=p.is_rejecting, error=None, figures={}
+            name=p.name, policy=p.to_dict(), is_rejecting=p.is_rejecting, error=None, figures={}
         )
         for p in policies
     ]

@@ -5,13 +5,10 @@ search's budget, or when no candidate is live, the scheduler resumes it with the
 batch.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 
-from specrej.errors import UsageError
-from specrej.registry import find
 from specrej.search.policies import everyone, never
 from specrej.search.view import SearchView
-from specrej.settings import Settings
 from specrej.types import Policy, Schedule
 
 Steps = Generator[Schedule, list[float], None]
@@ -27,7 +24,7 @@ def best_of_n(search: SearchView, n: int | None, policy: Policy) -> Steps:
     for wave in search.waves(n, None):
         search.start(wave)
         scores = yield never
-        search.keep(everyone(scores))
+        search.keep(everyone(search.standing(scores)))
 
 
 def speculative_rejection(search: SearchView, n: int | None, policy: Policy) -> Steps:
@@ -42,22 +39,4 @@ def speculative_rejection(search: SearchView, n: int | None, policy: Policy) -> 
         search.start(wave)
         while search.live:
             scores = yield policy.when
-            search.keep(policy.keep(scores))
-
-
-def algorithm_of(settings: Settings) -> Callable[[SearchView, int | None, Policy], Steps]:
-    """The algorithm that settings name.
-
-    Raises:
-        UnknownNameError: nothing has this name.
-        UsageError: what the name stands for is no function.
-    """
-    given = settings.algorithm
-    found = find("algorithm", given) if isinstance(given, str) else given
-    if not callable(found):
-        raise UsageError(
-            f"algorithm must be a function; {given!r} is {found!r}",
-            hint="docs/extending.md has an example",
-        )
-    algorithm: Callable[[SearchView, int | None, Policy], Steps] = found
-    return algorithm
+            search.keep(policy.keep(search.standing(scores)))

@@ -10,7 +10,7 @@ is better.
 
 from collections.abc import Iterable, Sequence
 
-from specrej.errors import EngineError, RewardError, SpecrejError
+from specrej.errors import EngineError, RewardError, SpecrejError, UsageError
 from specrej.types import Candidate, Decision
 
 
@@ -78,11 +78,20 @@ def choose(
     Raises:
         RewardError: the reward's filter left nobody.
         EngineError: the engine lost everybody.
+        UsageError: the policy or the algorithm rejected everybody.
     """
     left = ranked(candidates)
     if not left:
         raise _nobody_left(candidates, decisions, reward, lost)
     return left[0]
+
+
+def all_rejected(num_candidates: int) -> UsageError:
+    """What is wrong with a policy that rejects everybody before one is complete."""
+    return UsageError(
+        f"no candidate is left: all {num_candidates} were rejected",
+        hint="a policy or an algorithm must keep one at least until one is complete",
+    )
 
 
 def _nobody_left(
@@ -98,6 +107,8 @@ def _nobody_left(
     num_filtered = sum(
         len(decision.rejected) for decision in decisions if decision.cause == "filter"
     )
+    if num_filtered == 0:
+        return all_rejected(len(candidates))
     others = ", decisions rejected the others" if num_filtered < len(candidates) else ""
     return RewardError(
         f"no candidate is left: {num_filtered} of {len(candidates)} did not pass the filter of the "

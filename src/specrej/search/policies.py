@@ -4,17 +4,13 @@ A decision always comes when the next step would not fit in the budget and when 
 live; a schedule adds moments to these. The rule then says who of the scored candidates stays.
 
     Policy(when=at((16, 32, 64)), keep=top(4), first_tokens=16)
-    policy_of(Settings(alpha=0.5, decide="every:32"))     # from a command line's words
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from specrej.errors import UsageError
-from specrej.registry import find
 from specrej.search.choosing import rank
-from specrej.settings import Settings, parse_decide
-from specrej.types import Policy, Rule, Schedule
+from specrej.types import Rule, Schedule, Standing
 
 
 def never(_length: int, _last: int) -> bool:
@@ -32,9 +28,9 @@ def at(lengths: Sequence[int]) -> Schedule:
     return lambda length, last: length > last and length in lengths
 
 
-def everyone(scores: Sequence[float]) -> list[bool]:
+def everyone(standing: Standing) -> list[bool]:
     """Keep all: the rule of Best-of-N."""
-    return [True] * len(scores)
+    return [True] * len(standing.scores)
 
 
 def fraction(alpha: float) -> Rule:
@@ -45,7 +41,8 @@ def fraction(alpha: float) -> Rule:
     indices go, so that a reward with few values still rejects.
     """
 
-    def keep(scores: Sequence[float]) -> list[bool]:
+    def keep(standing: Standing) -> list[bool]:
+        scores = standing.scores
         if not scores:  # all were filtered
             return []
         cut = quantile(scores, alpha)
@@ -70,51 +67,10 @@ def quantile(scores: Sequence[float], alpha: float) -> float:
 
 def top(k: int) -> Rule:
     """Keep the k best; of equals, those with lower indices."""
-    return lambda scores: _best(scores, k)
+    return lambda standing: _best(standing.scores, k)
 
 
 def _best(scores: Sequence[float], k: int) -> list[bool]:
     order = sorted(range(len(scores)), key=lambda position: rank(scores[position], position))
     chosen = set(order[:k])
     return [position in chosen for position in range(len(scores))]
-
-
-def policy_of(settings: Settings) -> Policy:
-    """The policy that settings describe: an object as it is, one by its name, or alpha, keep and
-    decide.
-
-    Raises:
-        UnknownNameError: no policy has this name.
-        UsageError: what the name stands for is none, and makes none.
-    """
-    given = settings.policy
-    if given is None:
-        decide, rejects = (
-            parse_decide(settings.decide),
-            settings.keep is not None or settings.alpha > 0,
-        )
-        first = min(decide.lengths, default=settings.min_tokens)
-        rule = fraction(settings.alpha) if settings.keep is None else top(settings.keep)
-        return Policy(_SCHEDULES[decide.kind](decide.lengths), rule, first if rejects else None)
-    found = find("policy", given) if isinstance(given, str) else given
-    try:
-        policy = found() if callable(found) else found  # a function makes it
-    except Exception as error:
-        raise UsageError(
-            f"the policy {given!r} cannot be made: {type(error).__name__}: {error}",
-            hint="it is called without arguments",
-        ) from error
-    if not isinstance(policy, Policy):
-        raise UsageError(
-            f"policy must be a specrej.Policy, or the name of one or of what makes one; {given!r} "
-            f"is {policy!r}",
-            hint="docs/extending.md has an example",
-        )
-    return policy
-
-
-_SCHEDULES: dict[str, Callable[[tuple[int, ...]], Schedule]] = {
-    "budget": lambda _: never,
-    "every": lambda lengths: every(lengths[0]),
-    "at": at,
-}

@@ -29,6 +29,7 @@ from specrej.types import (
     Result,
     SamplingParams,
     Schedule,
+    Standing,
     Usage,
 )
 from specrej.version import __version__
@@ -126,6 +127,23 @@ class Search:
         ]
         self._last_length = 0
         self._engine.add(self.handle, range(first, first + n))
+
+    def standing(self, scores: Sequence[float]) -> Standing:
+        """See `SearchView.standing`."""
+        here = {candidate.index for candidate in self.batch}
+        before = [
+            candidate.reward
+            for candidate in self.candidates
+            if candidate.state == "complete"
+            and candidate.index not in here
+            and candidate.reward is not None
+        ]
+        return Standing(
+            num_tokens=max((len(candidate.token_ids) for candidate in self.batch), default=0),
+            scores=scores,
+            is_live=[candidate.state == "live" for candidate in self.batch],
+            best=max(before, default=None),
+        )
 
     def keep(self, is_kept: Sequence[bool]) -> None:
         """See `SearchView.keep`."""
@@ -297,6 +315,7 @@ class Search:
         Raises:
             RewardError: the reward's filter left nobody.
             EngineError: the engine lost everybody.
+            UsageError: the policy or the algorithm rejected everybody.
         """
         self._write_texts()
         best = choose(self.candidates, self.decisions, self._reward.name, self._lost)

@@ -10,7 +10,7 @@ for wave in search.waves(n, num_tokens=None):
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from specrej.types import Candidate, Decision, SamplingParams
+from specrej.types import Candidate, Decision, SamplingParams, Standing
 
 
 class SearchView(Protocol):
@@ -54,6 +54,9 @@ class SearchView(Protocol):
 
     def start(self, n: int) -> None:
         """Begin n new candidates; they are the batch."""
+
+    def standing(self, scores: Sequence[float]) -> Standing:
+        """How the batch stands with these scores: what a policy's rule goes by."""
 
     def keep(self, is_kept: Sequence[bool]) -> None:
         """Let these of the scored batch stay and reject the others, and so many more that the next

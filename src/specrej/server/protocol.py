@@ -34,7 +34,9 @@ SAMPLING = {
 """OpenAI's own fields that stand for a setting, by the names of bodies."""
 CHAT_ONLY = ("max_completion_tokens", "continue_final_message")
 """Those of them that /v1/completions does not have."""
-OWN = tuple(name for name in options_of(Settings) if name not in {*SAMPLING.values(), "policy"})
+OWN = tuple(
+    name for name in options_of(Settings) if name not in {*SAMPLING.values(), "policy", "strict"}
+)
 """The settings that a body gives under `specrej`. A policy may be code, which a request never
 names."""
 RETURNABLE = ("rewards", "decisions", "candidates")

@@ -1,0 +1,1 @@
+"""From recorded runs to a policy with a promise."""

@@ -1,0 +1,174 @@
+"""The boldest policy whose regret against Best-of-N provably stays below a target.
+
+    calibration = calibrate(traces, target=0.1, confidence=0.95)
+    calibration.chosen.policy, calibration.chosen.promise
+
+Half of the prompts lay a path of ever bolder policies (`path`), the other half tests them in this
+order and stops at the first that fails (`risk`). The promise is about new prompts like these: with
+the confidence asked for, the mean regret over them is at most the target.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specrej.calibration.path import lay_path
+from specrej.calibration.replays import Judged, Replays, alike
+from specrej.calibration.risk import boldest, p_value, prompts_needed, upper_bound
+from specrej.errors import UsageError
+from specrej.evaluation.trace import Trace
+from specrej.search.calibrated import CalibratedPolicy
+
+MOST_REGRET = 4.0
+"""In spreads. A bound on a mean needs a bound on what is averaged; a regret beyond it counts as
+this much. Best-of-64 itself is 2.4 spreads above the mean of normal rewards."""
+LEAST_PROMPTS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One policy of the path.
+
+    Attributes:
+        policy: how many go on, and when.
+        cost: relative to Best-of-N, `[search, test]`: on the prompts it was found on, and on the
+            others.
+        regret: mean, in spreads, likewise.
+        p_value: of "its mean regret is the target or more", from the others.
+        bound: what its mean regret is below, with the confidence asked for.
+    """
+
+    policy: CalibratedPolicy
+    cost: tuple[float, float]
+    regret: tuple[float, float]
+    p_value: float
+    bound: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """A path, and how far it may be followed.
+
+    Attributes:
+        trials: from careful to bold.
+        chosen: the boldest that is certified; None if none is.
+        num_prompts: that laid the path, and that tested it.
+        unit: of cost: "flops" or "tokens".
+        needed: prompts for testing, at the least, to certify this target.
+    """
+
+    trials: tuple[Trial, ...]
+    chosen: Trial | None
+    num_prompts: tuple[int, int]
+    unit: str
+    needed: int
+    n: int
+    """What Best-of-n has."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """In JSON's types."""
+        values = asdict(self)
+        trials = [_plain(trial) for trial in self.trials]
+        chosen = None if self.chosen is None else _plain(self.chosen)
+        return {**values, "trials": trials, "chosen": chosen}
+
+
+def calibrate(
+    traces: Sequence[Trace], *, target: float, confidence: float, seed: int = 0
+) -> Calibration:
+    """Lay a path on half of the prompts, and test it on the others.
+
+    Args:
+        traces: of one model, reward and sampling, one a prompt.
+        target: highest mean regret, in spreads: standard deviations of a prompt's rewards.
+        confidence: that the promise holds, in (0, 1).
+        seed: of the division into halves.
+
+    Raises:
+        UsageError: the traces are too few, or of different kinds; a value out of its range.
+    """
+    _check(traces, target, confidence)
+    kind = alike(traces)
+    order = np.random.default_rng(seed).permutation(len(traces))
+    half = (len(traces) + 1) // 2
+    search = Replays([traces[place] for place in sorted(order[:half])])
+    test = Replays([traces[place] for place in sorted(order[half:])])
+    limit = traces[0].max_new_tokens
+    checkpoints = [length for length in traces[0].checkpoints if length < limit]
+    trials = []
+    for policy in lay_path(search, checkpoints):
+        on_search, on_test = search.judge(policy), test.judge(policy)
+        losses = _losses(on_test)
+        trials.append(
+            Trial(
+                policy=policy,
+                cost=(_share(on_search, search), _share(on_test, test)),
+                regret=(float(on_search.regret.mean()), float(on_test.regret.mean())),
+                p_value=p_value(losses, target / MOST_REGRET),
+                bound=MOST_REGRET * upper_bound(losses, confidence),
+            )
+        )
+    last = boldest([trial.p_value for trial in trials], confidence)
+    num_prompts = (half, len(traces) - half)
+    chosen = (
+        None if last is None else _promised(trials[last], kind, target, confidence, num_prompts)
+    )
+    return Calibration(
+        trials=tuple(trials),
+        chosen=chosen,
+        num_prompts=num_prompts,
+        unit=search.unit,
+        needed=prompts_needed(target / MOST_REGRET, confidence),
+        n=search.n,
+    )
+
+
+def _plain(trial: Trial) -> dict[str, Any]:
+    return {**asdict(trial), "policy": trial.policy.to_dict()}
+
+
+def _check(traces: Sequence[Trace], target: float, confidence: float) -> None:
+    if not 0 < target < MOST_REGRET or not math.isfinite(target):
+        raise UsageError(f"the target regret must be above 0 and below {MOST_REGRET}, got {target}")
+    if not 0 < confidence < 1:
+        raise UsageError(f"the confidence must be above 0 and below 1, got {confidence}")
+    if len(traces) < LEAST_PROMPTS:
+        raise UsageError(
+            f"{len(traces)} prompts are too few to calibrate on, expected {LEAST_PROMPTS} or more",
+            hint="record more with `specrej trace`",
+        )
+
+
+def _losses(judged: Judged) -> NDArray[np.float64]:
+    return np.minimum(judged.regret, MOST_REGRET) / MOST_REGRET
+
+
+def _share(judged: Judged, replays: Replays) -> float:
+    return float(judged.cost.sum() / replays.baseline.sum())
+
+
+def _promised(
+    trial: Trial,
+    kind: dict[str, Any],
+    target: float,
+    confidence: float,
+    num_prompts: tuple[int, int],
+) -> Trial:
+    """A trial whose policy says what is promised of it."""
+    policy = replace(
+        trial.policy,
+        recorded={**kind, "n": trial.policy.n},
+        promise={
+            "regret": target,
+            "confidence": confidence,
+            "against": f"best_of_n:{kind['n']}",
+            "num_prompts": list(num_prompts),
+            "most_regret": MOST_REGRET,
+        },
+        measured={"cost": list(trial.cost), "regret": list(trial.regret)},
+    )
+    return replace(trial, policy=policy)

@@ -1,0 +1,113 @@
+"""What policies cost and lose on recorded prompts, relative to Best-of-N on the same.
+
+replays = Replays(traces)
+judged = replays.judge(policy)      # each policy is replayed once, however often it is asked for
+judged.cost / replays.baseline, judged.regret  # by prompt
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specrej.errors import UsageError
+from specrej.evaluation.policy_grid import ReplayPolicy
+from specrej.evaluation.replay import ReplayedRun, Replayer
+from specrej.evaluation.trace import Trace
+from specrej.search.calibrated import CalibratedPolicy
+
+ROOMY = 2**62
+"""Bytes: memory forces no decision, the policy alone decides."""
+
+
+class Judged(NamedTuple):
+    """One policy on all prompts."""
+
+    cost: NDArray[np.float64]
+    """`[prompts]`, in FLOPs, or in tokens where engine or reward do not know their FLOPs."""
+    regret: NDArray[np.float64]
+    """`[prompts]`: what the best candidate has above the winner, in spreads of the prompt's
+    rewards."""
+
+
+class Replays:
+    """Recorded prompts, and the policies that were tried on them.
+
+    Args:
+        traces: alike, see `alike`.
+
+    Attributes:
+        n: candidates of a prompt: Best-of-n is what policies are compared with.
+        unit: of cost, "flops" or "tokens".
+        baseline: `[prompts]`: what Best-of-n costs.
+        spreads: `[prompts]`: standard deviation of the candidates' rewards, in the reward's unit.
+    """
+
+    def __init__(self, traces: Sequence[Trace]) -> None:
+        self.n = min(trace.num_candidates for trace in traces)
+        self.spreads = np.array([trace.final_rewards[: self.n].std() for trace in traces])
+        self._best = np.array([trace.final_rewards[: self.n].max() for trace in traces])
+        self._replayers = [Replayer(trace) for trace in traces]
+        self._judged: dict[tuple[object, ...], Judged] = {}
+        whole = self._run(ReplayPolicy(alpha=0.0, n=self.n, memory=ROOMY))
+        self.unit = "tokens" if any(run.flops is None for run in whole) else "flops"
+        self.baseline = self._cost(whole)
+
+    def judge(self, policy: CalibratedPolicy) -> Judged:
+        """A policy on all prompts.
+
+        Raises:
+            UsageError: it decides where no reward was recorded.
+        """
+        key = (policy.n, policy.decisions)
+        if key not in self._judged:
+            runs = self._run(
+                ReplayPolicy(policy=policy.to_policy(), n=policy.n, memory=ROOMY)
+                if policy.decisions
+                else ReplayPolicy(alpha=0.0, n=policy.n, memory=ROOMY)
+            )
+            lost = self._best - np.array([run.reward for run in runs])
+            # Where all candidates are worth the same, nothing can be lost.
+            regret = np.divide(lost, self.spreads, out=np.zeros_like(lost), where=self.spreads > 0)
+            self._judged[key] = Judged(self._cost(runs), regret)
+        return self._judged[key]
+
+    def _run(self, policy: ReplayPolicy) -> list[ReplayedRun]:
+        return [replayer.run(policy) for replayer in self._replayers]
+
+    def _cost(self, runs: Sequence[ReplayedRun]) -> NDArray[np.float64]:
+        of_each = (
+            [run.flops for run in runs]
+            if self.unit == "flops"
+            else [run.num_generated_tokens for run in runs]
+        )
+        return np.array(of_each, dtype=np.float64)
+
+
+_ALIKE = (
+    *("model", "reward", "max_new_tokens"),
+    *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop"),
+)
+
+
+def alike(traces: Sequence[Trace]) -> dict[str, object]:
+    """What all traces have in common: model, reward, sampling and the number of candidates.
+
+    Raises:
+        UsageError: they are of different runs; names the first difference.
+    """
+    first, *others = [_kind_of(trace) for trace in traces]
+    for trace, other in zip(traces[1:], others, strict=True):
+        for name, value in first.items():
+            if other[name] != value:
+                raise UsageError(
+                    f"traces must be of one kind: {traces[0].prompt_id!r} has {name} {value!r}, "
+                    f"{trace.prompt_id!r} has {other[name]!r}",
+                    hint="calibrate on traces of one model, reward and sampling",
+                )
+    return first
+
+
+def _kind_of(trace: Trace) -> dict[str, object]:
+    return {**{name: trace.settings[name] for name in _ALIKE}, "n": trace.num_candidates}

@@ -1,0 +1,61 @@
+"""Calibrating: recorded runs in, a policy with a promise out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from specrej.cli.options import Json, exit_codes
+from specrej.errors import UsageError
+
+
+def calibrate(
+    traces: Annotated[
+        Path, typer.Argument(help="A folder that `specrej trace` wrote.", show_default=False)
+    ],
+    *,
+    target_regret: Annotated[
+        float,
+        typer.Option(
+            help="Mean reward to lose against Best-of-N at the most, in standard deviations of a "
+            "prompt's rewards."
+        ),
+    ] = 0.1,
+    confidence: Annotated[float, typer.Option(help="That the promise holds.")] = 0.95,
+    output: Annotated[
+        Path, typer.Option(help="The file for the policy.", show_default=False)
+    ] = Path("policy.json"),
+    seed: Annotated[
+        int, typer.Option(help="Of the division of prompts into those that search and that test.")
+    ] = 0,
+    json: Json = False,
+) -> None:
+    """Find the cheapest policy whose regret against Best-of-N stays below a target, and prove
+    it.
+    """
+    from specrej.calibration.calibrate import calibrate as find
+    from specrej.cli import display, tables
+    from specrej.evaluation.trace import load
+    from specrej.journal import write_json
+
+    with exit_codes():
+        found = find(list(load(traces)), target=target_regret, confidence=confidence, seed=seed)
+        if json:
+            display.print_json(found.to_dict())
+        else:
+            tables.print_calibration(found)
+        if found.chosen is None:
+            best = min(trial.bound for trial in found.trials)
+            raise UsageError(
+                f"a regret of {target_regret:g} cannot be promised from {found.num_prompts[1]} "
+                f"prompts; {best:.2g} could be",
+                hint=f"record {2 * found.needed} prompts or more, or ask for less: "
+                f"--target-regret {best * 1.05:.2g}",
+            )
+        write_json(output, found.chosen.policy.to_dict())
+        saved, lost = 1 / found.chosen.cost[1], found.chosen.regret[1]
+        typer.echo(
+            f"{output}: {saved:.1f} times fewer {found.unit} than Best-of-{found.n} and a mean "
+            f"regret of {lost:.3f} on {found.num_prompts[1]} prompts that the search did not see; "
+            f"at most {target_regret:g} with confidence {confidence:g}"
+        )

@@ -1,0 +1,110 @@
+"""What is promised holds on prompts that were not seen, and what cannot be promised is said."""
+
+import numpy as np
+import pytest
+from made_up import CHECKPOINTS, make_trace, with_settings
+
+from specrej.calibration.calibrate import MOST_REGRET, calibrate
+from specrej.calibration.path import lay_path
+from specrej.calibration.replays import Replays, alike
+from specrej.errors import UsageError
+from specrej.search.calibrated import CalibratedPolicy, Stage
+
+
+def test_best_of_n_costs_all_and_loses_nothing() -> None:
+    replays = Replays([make_trace(number) for number in range(3)])
+    judged = replays.judge(CalibratedPolicy(n=16, decisions=()))
+    assert judged.cost.tolist() == replays.baseline.tolist()
+    assert judged.regret.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_regret_is_in_spreads_of_the_prompts_rewards() -> None:
+    trace = make_trace(1)
+    replays = Replays([trace])
+    first = replays.judge(CalibratedPolicy(n=1, decisions=()))
+    lost = trace.final_rewards.max() - trace.final_rewards[0]
+    assert first.regret[0] == pytest.approx(lost / trace.final_rewards.std())
+
+
+def test_a_path_grows_bold_and_begins_with_best_of_n() -> None:
+    replays = Replays([make_trace(number) for number in range(12)])
+    path = lay_path(replays, CHECKPOINTS)
+    costs = [replays.judge(policy).cost.sum() for policy in path]
+    regrets = [replays.judge(policy).regret.mean() for policy in path]
+    assert path[0].decisions == ()
+    assert len(path) > 3
+    assert costs == sorted(costs, reverse=True)
+    # Bolder policies lose more, but for what one step of a search leaves undone.
+    assert regrets == pytest.approx(sorted(regrets), abs=0.05)
+
+
+def test_the_promise_holds_on_new_prompts_as_often_as_it_says() -> None:
+    """Forty calibrations, each tried on 60 prompts of its own: at most one in twenty may fail."""
+    failures, num_promised = 0, 0
+    for number in range(40):
+        seeds = range(1000 * number, 1000 * number + 40)
+        made = calibrate([make_trace(seed) for seed in seeds], target=0.6, confidence=0.9)
+        if made.chosen is None:
+            continue
+        num_promised += 1
+        new = Replays([make_trace(seed) for seed in range(seeds.stop, seeds.stop + 60)])
+        seen = np.minimum(new.judge(made.chosen.policy).regret, MOST_REGRET).mean()
+        failures += seen > 0.6
+    assert num_promised > 30
+    assert failures <= 0.1 * num_promised
+
+
+def test_too_few_prompts_promise_nothing_and_say_how_many_are_needed() -> None:
+    made = calibrate([make_trace(number) for number in range(8)], target=0.05, confidence=0.95)
+    assert made.chosen is None
+    assert made.needed > 100
+    assert all(trial.bound > 0.05 for trial in made.trials)
+
+
+def test_the_same_seed_divides_prompts_alike() -> None:
+    traces = [make_trace(number) for number in range(12)]
+    one, same, other = (calibrate(traces, target=1, confidence=0.9, seed=s) for s in (1, 1, 2))
+    assert one == same
+    assert one.trials != other.trials
+
+
+@pytest.mark.parametrize(
+    ("target", "confidence", "words"),
+    [
+        (0, 0.9, "target regret must be above 0"),
+        (4.0, 0.9, "below 4"),
+        (float("nan"), 0.9, "target"),
+        (0.1, 1, "confidence must be above 0 and below 1, got 1"),
+        (0.1, 0, "confidence"),
+    ],
+)
+def test_values_out_of_range_are_refused(target: float, confidence: float, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        calibrate([make_trace(n) for n in range(4)], target=target, confidence=confidence)
+
+
+def test_too_few_prompts_at_all_are_refused() -> None:
+    with pytest.raises(UsageError, match="3 prompts are too few to calibrate on, expected 4"):
+        calibrate([make_trace(n) for n in range(3)], target=0.1, confidence=0.9)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"model": "another"}, "'0' has model 'made-up', '1' has 'another'"),
+        ({"reward": "another"}, "reward 'noise'"),
+        ({"temperature": 0.5}, "temperature 1.0"),
+        ({"max_new_tokens": 256}, "max_new_tokens 128"),
+    ],
+)
+def test_traces_of_two_kinds_are_refused(changed: dict[str, object], words: str) -> None:
+    traces = [make_trace(0), with_settings(make_trace(1), **changed)]
+    with pytest.raises(UsageError, match=words):
+        alike(traces)
+
+
+def test_keeping_all_is_no_decision() -> None:
+    assert Stage(8, 4) == (8, 4)
+    replays = Replays([make_trace(number) for number in range(4)])
+    for policy in lay_path(replays, CHECKPOINTS):
+        assert all(stage.keep < policy.n for stage in policy.decisions)
