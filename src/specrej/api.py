@@ -150,8 +150,7 @@ def compare(
     Raises:
         As `generate`.
     """
-    if "algorithm" in options:
-        raise UsageError("compare runs both algorithms; it takes no 'algorithm'")
+    check_compared(options)
     opening, asked = read_options(options, settings)
     asked.check(prompt)
     engine, reward = opening.open()
@@ -173,6 +172,12 @@ def read_options(options: RunOptions, settings: Settings | None = None) -> tuple
         name: given.pop(name) for name in list(given) if name in OpeningOptions.__annotations__
     }
     return Opening(**of_opening), replace(settings, **given) if settings else Settings(**given)
+
+
+def check_compared(options: RunOptions | Options) -> None:
+    """See that nobody asks `compare` for one algorithm, before a model is opened."""
+    if "algorithm" in options:
+        raise UsageError("compare runs both algorithms; it takes no 'algorithm'")
 
 
 def check_sharing(total_memory: str | int | None, in_flight: int) -> None:
