@@ -191,6 +191,7 @@ def _open(source: str, arguments: Mapping[str, Any]) -> Any:
             "VLLM_LOGGING_LEVEL=INFO",
         ) from error
     if "classify" not in tasks:
+        end(llm.llm_engine)
         raise ModelError(
             f"{source!r} is no sequence classifier to vLLM: it serves {', '.join(sorted(tasks))}",
             hint="a language model has no reward head: give a checkpoint trained for sequence "
