@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from specrej.engines.base import Engine
 from specrej.errors import ModelError, RewardError, UsageError
 from specrej.opening import Opening
 from specrej.remote import Connections, Remote, RemoteError
-from specrej.rewards import as_reward
+from specrej.rewards import as_reward, vllm
 from specrej.rewards.base import (
     MEMBERS,
     SESSION_MEMBERS,
@@ -242,6 +243,7 @@ def test_an_ensemble_closes_each_member_once(
         with pytest.raises(OSError, match="stuck"):
             reward.close()
     reward.close()
+    reward.close()
     assert [one.num_closed for one in named.values()] == [1, 1, 1]
     assert given.num_closed == 0
 
@@ -276,6 +278,22 @@ def test_a_process_that_is_not_ready_is_ended(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(RewardError, match="ended at once"):
         session.score([Candidate(index=0, text="42", finish_reason="eos")])
     assert held() <= before
+
+
+def test_a_reward_model_on_vllm_that_is_none_after_all_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hf_config = SimpleNamespace(id2label={0: "helpful", 1: "harmless"})
+    config = SimpleNamespace(model_config=SimpleNamespace(hf_config=hf_config))
+    engine, ended = SimpleNamespace(vllm_config=config), list[Any]()
+    monkeypatch.setattr(vllm, "import_vllm", dict)
+    monkeypatch.setattr(vllm, "check_arguments", lambda *_: None)
+    monkeypatch.setattr(vllm, "defaults", lambda _: {})
+    monkeypatch.setattr(vllm, "_open", lambda *_: SimpleNamespace(llm_engine=engine))
+    monkeypatch.setattr(vllm, "end", ended.append)
+    with pytest.raises(UsageError, match="2 outputs"):  # and no label
+        vllm.VllmClassifierReward("org/model")
+    assert ended == [engine]
 
 
 def encoder(network: Any, tokenizer: Any) -> Reward:
