@@ -452,7 +452,9 @@ def test_a_session_that_lacks_members_is_told_which() -> None:
             return [1.0] * len(candidates)
 
         def close(self) -> None:
-            """Nothing is held."""
+            closed.append(self)
+
+    closed: list[Session] = []
 
     class Own(FakeReward):
         def open(self, messages: Any) -> Any:
@@ -462,6 +464,7 @@ def test_a_session_that_lacks_members_is_told_which() -> None:
         RewardError, match=r"'by_hash' \(Session\) lacks: reuse, peak_kv_bytes, drop$"
     ) as caught:
         open_session(Own(), PROMPT)
+    assert len(closed) == 1
     assert "StatelessSession" in str(caught.value.hint)
     engine = FakeEngine()
     with pytest.raises(RewardError, match="lacks: reuse, peak_kv_bytes, drop"):
