@@ -6,11 +6,15 @@ import json
 import pickle
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+import transformers
 
 import specrej
 from completions_server import playing
@@ -21,7 +25,7 @@ from specrej.engines.base import Engine
 from specrej.errors import ModelError, RewardError, UsageError
 from specrej.opening import Opening
 from specrej.remote import Connections, Remote, RemoteError
-from specrej.rewards import as_reward
+from specrej.rewards import as_reward, vllm
 from specrej.rewards.base import (
     MEMBERS,
     SESSION_MEMBERS,
@@ -30,14 +34,18 @@ from specrej.rewards.base import (
     StatelessSession,
     open_session,
 )
+from specrej.rewards.classifier import ClassifierReward
+from specrej.rewards.embedding import EmbeddingReward
 from specrej.rewards.ensemble import EnsembleReward
 from specrej.rewards.http import HttpReward
+from specrej.rewards.process import ProcessReward
+from specrej.rewards.reference import ReferenceReward
 from specrej.rewards.together import score_together
 from specrej.rewards.verifiable import MathReward
 from specrej.services import RemoteService
 from specrej.testing.held import held
 from specrej.types import Candidate, SamplingParams
-from tiny import save_model
+from tiny import CHAT_TEMPLATE, make_config, make_tokenizer, save_model
 
 PROMPT = [{"role": "user", "content": "What?"}]
 ANSWERS = [Candidate(index=0, text="a", finish_reason="eos"), Candidate(index=1, text="bb")]
@@ -203,6 +211,139 @@ def test_an_ensemble_closes_what_it_opened_and_leaves_what_it_was_given() -> Non
     assert not given.is_closed
 
 
+class Counting(FakeReward):
+    """Counts how often it is closed; fails at that if told to."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        super().__init__()
+        self.num_closed, self._fails = 0, fails
+
+    def close(self) -> None:
+        super().close()
+        self.num_closed += 1
+        if self._fails:
+            raise OSError("it is stuck")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_ensemble_closes_each_member_once(
+    monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
+    first, second, judge, given = Counting(), Counting(fails=fails), Counting(), Counting()
+    named = {"first": first, "second": second, "judge": judge}
+    monkeypatch.setattr(
+        "specrej.rewards.ensemble.as_reward",
+        lambda spec: named[spec] if isinstance(spec, str) else as_reward(spec),
+    )
+    reward = EnsembleReward(["first", given, "second"], filter="judge")
+    outer = EnsembleReward([reward, given])
+    outer.close()
+    assert [one.num_closed for one in named.values()] == [0, 0, 0]  # they are the inner one's
+    if fails:
+        with pytest.raises(OSError, match="stuck"):
+            reward.close()
+    reward.close()
+    reward.close()
+    assert [one.num_closed for one in named.values()] == [1, 1, 1]
+    assert given.num_closed == 0
+
+
+def test_sessions_of_an_ensemble_are_closed_where_one_cannot_be_counted() -> None:
+    class Uncounted(FakeReward):
+        def open(self, messages: Any) -> Any:
+            session = super().open(messages)
+            session.num_tokens = None  # type: ignore[assignment]
+            return session
+
+    one, other = FakeReward(), Uncounted()
+    with pytest.raises(TypeError):
+        EnsembleReward([one, other]).open(PROMPT)
+    assert [session.is_closed for session in one.sessions + other.sessions] == [True, True]
+
+
+def test_math_verify_is_not_started_again_by_who_comes_late() -> None:
+    before = held()
+    reward = MathReward("42")
+    session = reward.open(PROMPT)
+    reward.close()
+    with pytest.raises(RewardError, match="the reward 'math:42' is closed"):
+        session.score([Candidate(index=0, text="42", finish_reason="eos")])
+    assert held() <= before
+
+
+def test_a_process_that_is_not_ready_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/cat")  # says that it knows no such option
+    before = held()
+    session = MathReward("42").open(PROMPT)
+    with pytest.raises(RewardError, match="ended at once"):
+        session.score([Candidate(index=0, text="42", finish_reason="eos")])
+    assert held() <= before
+
+
+def test_a_reward_model_on_vllm_that_is_none_after_all_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hf_config = SimpleNamespace(id2label={0: "helpful", 1: "harmless"})
+    config = SimpleNamespace(model_config=SimpleNamespace(hf_config=hf_config))
+    engine, ended = SimpleNamespace(vllm_config=config), list[Any]()
+    monkeypatch.setattr(vllm, "import_vllm", dict)
+    monkeypatch.setattr(vllm, "check_arguments", lambda *_: None)
+    monkeypatch.setattr(vllm, "defaults", lambda _: {})
+    monkeypatch.setattr(vllm, "_open", lambda *_: SimpleNamespace(llm_engine=engine))
+    monkeypatch.setattr(vllm, "end", ended.append)
+    with pytest.raises(UsageError, match="2 outputs"):  # and no label
+        vllm.VllmClassifierReward("org/model")
+    assert ended == [engine]
+
+
+def encoder(network: Any, tokenizer: Any) -> Reward:
+    return EmbeddingReward((network, tokenizer))
+
+
+def token_classifier(network: Any, tokenizer: Any) -> Reward:
+    return ProcessReward((network, tokenizer))
+
+
+def language_model(network: Any, tokenizer: Any) -> Reward:
+    return ReferenceReward((network, tokenizer))
+
+
+def classifier(network: Any, tokenizer: Any) -> Reward:
+    return ClassifierReward((network, tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("make", "auto", "num_labels"),
+    [
+        (encoder, transformers.AutoModel, 1),
+        (token_classifier, transformers.AutoModelForTokenClassification, 2),
+        (language_model, transformers.AutoModelForCausalLM, 1),
+        (classifier, transformers.AutoModelForSequenceClassification, 1),
+    ],
+)
+def test_a_model_that_was_handed_in_stays_and_one_that_was_opened_goes(
+    make: Callable[[Any, Any], Reward], auto: Any, num_labels: int
+) -> None:
+    network = auto.from_config(make_config("llama", num_labels=num_labels, pad_token_id=0)).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.inference_mode():
+        expected = network(input_ids=ids)[0].clone()
+    reward = make(network, make_tokenizer(CHAT_TEMPLATE))
+    session = reward.open(PROMPT)
+    session.score(ANSWERS)
+    session.close()
+    reward.close()
+    reward.close()
+    with torch.inference_mode():
+        assert torch.allclose(network(input_ids=ids)[0], expected, atol=1e-5)
+    del session
+    gone = weakref.ref(network)
+    del network
+    gc.collect()
+    assert gone() is None  # the reward that is closed holds it no more
+    assert reward.name
+
+
 def test_members_are_closed_where_another_one_cannot_be_opened(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -240,6 +381,20 @@ def test_a_server_of_another_model_is_let_go(tmp_path: Path) -> None:
         with pytest.raises(ModelError):
             specrej.open_engine(tmp_path, engine=f"openai:{server.base}")
         wait_until(lambda: server.connected == 0 and held() <= before)
+
+
+def test_an_engine_is_shut_where_the_reward_fails_to_close(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, reward = FakeEngine(), Counting(fails=True)
+    monkeypatch.setattr("specrej.opening.as_reward", lambda *_: reward)
+    monkeypatch.setattr("specrej.engines.opening.open_engine", lambda *_, **__: engine)
+    session = specrej.Session(model="m", reward="r")
+    with pytest.raises(OSError, match="stuck"):
+        session.close()
+    session.close()
+    assert engine.is_shut
+    assert reward.num_closed == 1
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -297,7 +452,9 @@ def test_a_session_that_lacks_members_is_told_which() -> None:
             return [1.0] * len(candidates)
 
         def close(self) -> None:
-            """Nothing is held."""
+            closed.append(self)
+
+    closed: list[Session] = []
 
     class Own(FakeReward):
         def open(self, messages: Any) -> Any:
@@ -307,6 +464,7 @@ def test_a_session_that_lacks_members_is_told_which() -> None:
         RewardError, match=r"(?m)'by_hash' \(Session\) lacks: reuse, peak_kv_bytes, drop$"
     ) as caught:
         open_session(Own(), PROMPT)
+    assert len(closed) == 1
     assert "StatelessSession" in str(caught.value.hint)
     engine = FakeEngine()
     with pytest.raises(RewardError, match="lacks: reuse, peak_kv_bytes, drop"):

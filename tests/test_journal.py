@@ -115,3 +115,6 @@ def test_a_json_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"kind": float("inf")})
     assert json.loads(path.read_text()) == {"kind": "bench"}
+    assert list(tmp_path.iterdir()) == [path]  # nothing is left of what was begun
+    with pytest.raises(UsageError, match=r"cannot write .*run\.json/summary\.json: "):
+        write_json(path / "summary.json", {})

@@ -9,7 +9,7 @@ ROOT = Path(specrej.__file__).parent
 LAYERS = [
     {"version", "errors", "memory", "registry", "options"},
     {"types", "messages", "settings", "flops"},
-    {"journal", "jsonlines", "reading", "remote", "services", "threads"},
+    {"journal", "jsonlines", "reading", "remote", "resuming", "services", "threads"},
     {"attention", "hub"},
     {"engines"},
     {"rewards"},

@@ -21,7 +21,7 @@ from specrej.memory import format_bytes, parse_bytes
 from specrej.opening import Opening, OpeningOptions
 from specrej.rewards.base import Reward
 from specrej.search.algorithms import Steps
-from specrej.search.calibrated import differences
+from specrej.search.calibrated import mismatches
 from specrej.search.events import Ended, Event, Reporter
 from specrej.search.pool import Pool
 from specrej.search.resolving import algorithm_of, policy_of
@@ -150,8 +150,7 @@ def compare(
     Raises:
         As `generate`.
     """
-    if "algorithm" in options:
-        raise UsageError("compare runs both algorithms; it takes no 'algorithm'")
+    check_compared(options)
     opening, asked = read_options(options, settings)
     asked.check(prompt)
     engine, reward = opening.open()
@@ -173,6 +172,12 @@ def read_options(options: RunOptions, settings: Settings | None = None) -> tuple
         name: given.pop(name) for name in list(given) if name in OpeningOptions.__annotations__
     }
     return Opening(**of_opening), replace(settings, **given) if settings else Settings(**given)
+
+
+def check_compared(options: RunOptions | Options) -> None:
+    """See that nobody asks `compare` for one algorithm, before a model is opened."""
+    if "algorithm" in options:
+        raise UsageError("compare runs both algorithms; it takes no 'algorithm'")
 
 
 def check_sharing(total_memory: str | int | None, in_flight: int) -> None:
@@ -375,7 +380,7 @@ def _note_of(policy: Policy, here: Mapping[str, Any], *, strict: bool) -> dict[s
     Raises:
         UsageError: it was, and is to be refused.
     """
-    differing = differences(policy.recorded, here)
+    differing = mismatches(policy.recorded, here)
     if not differing:
         return {}
     words = f"the policy {policy.name!r} was calibrated for {'; '.join(differing)}"

@@ -11,10 +11,10 @@ touched.
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from specrej.errors import UsageError
 from specrej.reading import without_mark
@@ -93,30 +93,35 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def write_json(path: str | Path, content: object) -> None:
-    """Write a JSON file whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False, allow_nan=False, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSONL file whole or not at all.
+    """Write a JSON file whole or not at all. Its folder is made.
 
     Raises:
         UsageError: the file cannot be written.
     """
-    path = Path(path)
+    with _written_whole(Path(path)) as file:
+        json.dump(content, file, ensure_ascii=False, allow_nan=False, indent=2)
+        file.write("\n")
+
+
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSONL file whole or not at all. Its folder is made.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    with _written_whole(Path(path)) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def _written_whole(path: Path) -> Iterator[TextIO]:
+    """A file to write, which has its name when the block has ended well."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

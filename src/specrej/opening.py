@@ -119,9 +119,11 @@ class Opening:
 
     def close(self, engine: Engine, reward: Reward) -> None:
         """Free what `open` opened by name; objects that were handed in are left as they are."""
-        self._close_reward(reward)
-        if isinstance(self.engine, str) and isinstance(self.model, str | Path):
-            engine.shutdown()
+        try:
+            self._close_reward(reward)
+        finally:
+            if isinstance(self.engine, str) and isinstance(self.model, str | Path):
+                engine.shutdown()
 
     def _close_reward(self, reward: Reward) -> None:
         if isinstance(self.reward, str | Path):

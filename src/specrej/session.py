@@ -24,6 +24,7 @@ from specrej.api import (
     Observer,
     RunOptions,
     Watcher,
+    check_compared,
     check_sharing,
     maker_of,
     open_pool,
@@ -172,8 +173,7 @@ class Session:
         **options: Unpack[Options],
     ) -> dict[str, Result]:
         """See `specrej.compare`."""
-        if "algorithm" in options:
-            raise UsageError("compare runs both algorithms; it takes no 'algorithm'")
+        check_compared(options)
         asked = self._asked(settings, options)
         asked.check(prompt)
         return run_three(self.engine, self.reward, prompt, asked, observe)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,6 +32,7 @@ from jobs import (
     without_seconds,
     write_requests,
 )
+from older import make_older
 from specrej.batch.description import describe_job
 from specrej.batch.job import local_rows, read_all, run_batch
 from specrej.batch.output import Output, open_output
@@ -297,6 +299,30 @@ def test_a_file_of_somebody_else_is_left_alone(
         run_job(mixed, tmp_path / "out.jsonl", resume=resume)
     assert "give another --output" in (caught.value.hint or "")
     assert (tmp_path / "out.jsonl").read_text() == content
+
+
+def test_a_job_that_an_older_version_began_goes_on(mixed: Path, tmp_path: Path) -> None:
+    run_job(mixed, tmp_path / "whole.jsonl")
+    output, beside = tmp_path / "out.jsonl", tmp_path / "out.jsonl.job.json"
+    run_job(mixed, output)
+    make_older(beside)
+    output.write_text("".join(output.read_text().splitlines(keepends=True)[:4]))
+    assert len(run_job(mixed, output, resume=True)) == len(MIXED) - 4
+    assert rows_in(output) == rows_in(tmp_path / "whole.jsonl")
+    with pytest.raises(UsageError, match=r"another job: settings\.seed was 5, now it is 6$"):
+        run_job(mixed, output, resume=True, settings=replace(SETTINGS, seed=6))
+
+
+def test_what_is_missing_and_is_no_setting_is_refused_by_name(mixed: Path, tmp_path: Path) -> None:
+    output, beside = tmp_path / "out.jsonl", tmp_path / "out.jsonl.job.json"
+    run_job(mixed, output)
+    job = json.loads(beside.read_text())
+    del job["special_tokens"]  # of a time when messages that spell such tokens were no text
+    beside.write_text(json.dumps(job))
+    with pytest.raises(
+        UsageError, match=r'another job: special_tokens was missing, now it is "text"$'
+    ):
+        run_job(mixed, output, resume=True)
 
 
 def test_two_writers_are_one_too_many(mixed: Path, tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ import pytest
 
 import specrej
 from fakes import FakeEngine, FakeReward
+from older import make_older
 from specrej.api import Observer
 from specrej.errors import UsageError
 from specrej.evaluation.bench import parse_methods, run_bench
-from specrej.evaluation.folder import RESULTS, read_bench
+from specrej.evaluation.folder import RESULTS, RUN, read_bench
 from specrej.evaluation.prompts import Loaded, load_prompts
+from specrej.evaluation.report import write_report
 from specrej.evaluation.rows import BenchRow
 from specrej.messages import as_messages
 from specrej.rewards import as_reward
@@ -195,6 +197,26 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_rows(
     assert len(before) + len(rest) == len(rows) == len(PROMPTS) * len(WORDS)
     assert without_seconds(rows) == without_seconds(whole)
     assert bench(loaded, tmp_path / "out", resume=True) == []
+
+
+def test_a_bench_that_an_older_version_began_goes_on(loaded: Loaded, tmp_path: Path) -> None:
+    whole = bench(loaded, tmp_path / "out")
+    make_older(tmp_path / "out" / RUN)
+    path = tmp_path / "out" / RESULTS
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
+    rest = bench(loaded, tmp_path / "out", resume=True)
+    assert len(rest) == len(whole) - 5
+    info, rows = read_bench(tmp_path / "out")
+    assert without_seconds(rows) == without_seconds(whole)
+    assert info["settings"]["policy"] is None
+    page = write_report(tmp_path / "out").read_text(encoding="utf-8")
+    assert "continue final message" in page
+    other = Settings(**OPTIONS, continue_final_message=True)
+    with pytest.raises(
+        UsageError,
+        match=r"its settings\.continue_final_message was false, now it is true$",
+    ):
+        bench(loaded, tmp_path / "out", settings=other, resume=True)
 
 
 def test_a_failure_is_a_row_and_the_rest_runs(loaded: Loaded, tmp_path: Path) -> None:

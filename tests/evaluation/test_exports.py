@@ -148,9 +148,9 @@ def test_a_folder_that_is_not_there_is_made(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot make the folder"):
+    with pytest.raises(UsageError, match=r"cannot write .*file/outputs\.json: "):
         write_alpaca_eval(tmp_path / "file" / "outputs.json", [])
-    with pytest.raises(UsageError, match="cannot make the folder"):
+    with pytest.raises(UsageError, match=r"cannot write .*file/sr\.jsonl: "):
         write_mt_bench(tmp_path / "file" / "sr.jsonl", [])
 
 

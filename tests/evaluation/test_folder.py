@@ -1,21 +1,31 @@
 """One run a folder, one writer a run."""
 
 import copy
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fakes import FakeEngine, FakeReward
+from older import older
 from specrej.errors import UsageError
+from specrej.evaluation.bench import describe_run
 from specrej.evaluation.folder import RESULTS, RUN, check_free, open_run, read_bench, read_info
 from specrej.evaluation.rows import RunInfo
-from specrej.journal import Journal
+from specrej.journal import Journal, write_json
+from specrej.settings import Settings
+from traces import loaded_of
 
 INFO = RunInfo(
     kind="bench",
     created="2026-01-01T00:00:00+00:00",
     prompts={"source": "prompts.jsonl", "sha256": "0" * 64, "num_prompts": 3},
     methods=["best_of_n:2"],
-    settings={"seed": 1, "stop": []},
+    settings=describe_run(
+        "bench", loaded_of(["Why?"]), FakeEngine(), FakeReward(), Settings(seed=1), []
+    )["settings"],
     engine={"engine": "fake"},
     versions={"specrej": "1"},
 )
@@ -60,6 +70,72 @@ def test_another_run_is_refused_by_what_differs(tmp_path: Path, name: str) -> No
     ):
         pass
     assert read_info(tmp_path) == INFO
+
+
+ADDED = {"policy", "continue_final_message"}
+
+
+def without(name: str) -> dict[str, object]:
+    """INFO without the field of this name; "a.b" is b within a."""
+    info: dict[str, Any] = json.loads(json.dumps(INFO))
+    *outer, last = name.split(".")
+    del (info[outer[0]] if outer else info)[last]
+    return info
+
+
+def test_a_setting_that_an_older_version_did_not_know_has_its_default(tmp_path: Path) -> None:
+    before = older(INFO)
+    assert INFO["settings"].keys() - before["settings"].keys() == ADDED
+    write_json(tmp_path / RUN, before)
+    with open_run(tmp_path, INFO, resume=True):
+        pass
+    assert json.loads((tmp_path / RUN).read_text()) == before  # the file stays as it is
+    assert read_info(tmp_path) == INFO
+    other = copy.deepcopy(INFO)
+    other["settings"]["policy"] = "theirs"
+    with (
+        pytest.raises(
+            UsageError, match=r'its settings\.policy was null, now it is "theirs"$'
+        ) as caught,
+        open_run(tmp_path, other, resume=True),
+    ):
+        pass
+    assert "run.json" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("settings.reward", "settings.reward was missing"),
+        ("settings", "settings.model was missing"),
+        ("engine.engine", "engine.engine was missing"),
+        ("versions", "versions was missing"),
+    ],
+)
+def test_what_is_missing_and_is_no_setting_is_refused_by_name(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    write_json(tmp_path / RUN, without(name))
+    with pytest.raises(UsageError, match=re.escape(said)), open_run(tmp_path, INFO, resume=True):
+        pass
+
+
+def test_a_setting_that_is_gone_since_is_refused_by_name(tmp_path: Path) -> None:
+    before = copy.deepcopy(INFO)
+    before["settings"]["beams"] = 4
+    write_json(tmp_path / RUN, before)
+    with (
+        pytest.raises(UsageError, match=r"its settings\.beams was 4, now it is missing$"),
+        open_run(tmp_path, INFO, resume=True),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"settings": 1}', "{"])
+def test_what_is_no_description_of_a_run_is_said(tmp_path: Path, content: str) -> None:
+    (tmp_path / RUN).write_text(content)
+    with pytest.raises(UsageError, match="holds no run"):
+        read_info(tmp_path)
 
 
 def test_two_writers_are_one_too_many(tmp_path: Path) -> None:

@@ -578,7 +578,7 @@ def test_verdicts_are_recorded_as_they_come_and_the_last_one_counts(
 
 def test_a_cache_that_cannot_be_written_is_said(server: Server, ask: Ask, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(UsageError, match="cannot write the judge's replies"):
+    with pytest.raises(UsageError, match=r"cannot write .*cache"):
         ask(pair())
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 import specrej
 from fakes import FLOPS, FakeEngine, FakeReward, by_hash, in_thirds, text_of
+from older import make_older
 from specrej.errors import UsageError
 from specrej.evaluation.recording import RecordedPrompt, record
 from specrej.evaluation.trace import load, load_failures
@@ -277,6 +278,18 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path, other: dict[str, Any
     with pytest.raises(UsageError, match="holds a run of"):
         run(tmp_path)
     assert contents(tmp_path) == before
+
+
+def test_traces_that_an_older_version_recorded_are_gone_on_with_and_read(tmp_path: Path) -> None:
+    run(tmp_path)
+    whole = list(load(tmp_path))
+    for path in (tmp_path / "run.json", *tmp_path.glob("*.parquet")):
+        make_older(path)
+    (tmp_path / "00002.parquet").unlink()
+    assert [progress.num_done for progress in run(tmp_path, resume=True)] == [4]
+    for one, other in zip(load(tmp_path), whole, strict=True):
+        assert one.settings == other.settings
+        assert one.texts == other.texts
 
 
 def test_traces_of_another_model_are_refused(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ class RequestsInfo(TypedDict):
 
 
 class JobInfo(TypedDict):
-    """What makes a job the same job: all but `created` must be equal on resuming.
+    """What makes a job the same job: all but `created` must be equal on resuming. A setting that an
+    older version did not know counts as its default.
 
     What decides only the speed is left out: the memory that prompts share, how many are in flight,
         how many machines.

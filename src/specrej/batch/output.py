@@ -28,6 +28,7 @@ from specrej.batch.rows import row_id
 from specrej.batch.summary import Tally, figures_of
 from specrej.errors import UsageError
 from specrej.journal import Journal, write_json
+from specrej.resuming import completed, differences
 
 OutputRow = Mapping[str, Any]
 
@@ -85,8 +86,9 @@ def open_output(path: str | Path, info: JobInfo, *, resume: bool) -> Iterator[Ou
 def _read_job(path: Path, beside: Path) -> Any:
     """The job that a file is of."""
     try:
-        return json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        job = json.loads(beside.read_text(encoding="utf-8"))
+        return {**job, "settings": completed(job.get("settings", {}))}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UsageError(
             f"{path} is the output of no batch that can be resumed: {beside} cannot be read",
             hint="give another --output",
@@ -102,25 +104,11 @@ def _check(
             f"{path} holds {num_rows} rows of a job of {there['created']} already",
             hint="go on with it by --resume, or give another --output",
         )
-    differing = [
-        f"{name} was {json.dumps(before)}, now it is {json.dumps(now)}"
-        for name, before, now in _differences(there, json.loads(json.dumps(info)))
-        if name != "created"
-    ]
-    if differing:
+    if differing := differences(there, json.loads(json.dumps(info))):
         raise UsageError(
             f"{path} holds another job: {'; '.join(differing)}",
             hint=f"resume with what the job began with (see {beside}), or give another --output",
         )
-
-
-def _differences(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The innermost fields that differ, by their names."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in [*here, *(key for key in there if key not in here)]:
-            yield from _differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
-    elif there != here:
-        yield name, there, here
 
 
 @contextmanager

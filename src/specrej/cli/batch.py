@@ -21,10 +21,10 @@ from specrej.cli.options import (
     open_given,
     opening_of,
     settings_of,
-    shown,
     stdout_for_results,
     stoppable,
     takes_options,
+    typer_option,
 )
 from specrej.errors import SpecrejError, UsageError
 from specrej.memory import format_bytes
@@ -80,7 +80,7 @@ _TotalMemory = Annotated[
     ),
 ]
 _InFlight = Annotated[int, typer.Option(help="Most prompts side by side.", **_MANY)]
-_KeepAtDecisions = Annotated[int | None, shown("keep")]
+_KeepAtDecisions = Annotated[int | None, typer_option("keep")]
 _CLUSTER: dict[str, Any] = {"rich_help_panel": "Many machines"}
 _Ray = Annotated[
     str | None,

@@ -112,7 +112,7 @@ interface."""
 _DEFAULTS = vars(Opening()) | Settings().to_dict()
 
 
-def shown(name: str) -> Any:
+def typer_option(name: str) -> Any:
     """What typer is told of an option: for a command that calls it otherwise."""
     return _OPTIONS[name].__metadata__[0]
 

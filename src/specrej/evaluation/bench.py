@@ -21,7 +21,7 @@ from typing import Literal, cast
 from specrej.api import Observer, run_observed, run_one
 from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UnknownNameError, UsageError
-from specrej.evaluation.folder import RESULTS, open_run
+from specrej.evaluation.folder import METHODS_OWN, RESULTS, open_run
 from specrej.evaluation.prompts import Loaded, Task
 from specrej.evaluation.rows import BenchRow, CandidateRow, DecisionRow, RunInfo, TurnRow, UsageRow
 from specrej.flops import flops_of
@@ -34,9 +34,6 @@ from specrej.search.resolving import policy_of
 from specrej.settings import Settings
 from specrej.types import Candidate, Decision, Prompt, Result
 from specrej.version import __version__
-
-_OWN = ("algorithm", "n", "alpha")
-"""What a method sets; all other settings are the bench's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +108,9 @@ def describe_run(
             "num_prompts": len(loaded.tasks),
         },
         methods=list(methods),
-        settings={name: value for name, value in settings.to_dict().items() if name not in _OWN}
+        settings={
+            name: value for name, value in settings.to_dict().items() if name not in METHODS_OWN
+        }
         | {"model": engine.describe()["model"], "reward": reward.name},
         engine=dict(engine.describe()),
         versions={"specrej": __version__, **engine.versions()},

@@ -165,24 +165,13 @@ def _flattened(rows: Sequence[BenchRow], to: str) -> str:
     return "; ".join(f"{count} {words}" for words, count in counts.items() if count)
 
 
-def _make_folder(path: str | Path) -> None:
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {Path(path).parent}: {error.strerror}") from error
-
-
 def write_alpaca_eval(path: str | Path, outputs: Sequence[AlpacaOutput]) -> None:
     """Write model_outputs.json, whole or not at all. The file's folder is made.
 
     Raises:
         UsageError: the file cannot be written.
     """
-    _make_folder(path)
-    try:
-        write_json(path, outputs)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    write_json(path, outputs)
 
 
 def write_mt_bench(path: str | Path, answers: Sequence[MtBenchAnswer]) -> None:
@@ -191,7 +180,6 @@ def write_mt_bench(path: str | Path, answers: Sequence[MtBenchAnswer]) -> None:
     Raises:
         UsageError: the file cannot be written.
     """
-    _make_folder(path)
     write_rows(path, answers)
 
 

@@ -17,9 +17,12 @@ from filelock import FileLock, Timeout
 from specrej.errors import UsageError
 from specrej.evaluation.rows import BenchRow, RunInfo
 from specrej.journal import read_rows, write_json
+from specrej.resuming import completed, differences
 
 RUN = "run.json"
 RESULTS = "results.jsonl"
+METHODS_OWN = ("algorithm", "n", "alpha")
+"""What a method sets; all other settings are the run's."""
 _LOCK = ".lock"
 
 
@@ -86,37 +89,25 @@ def _check(directory: Path, *, resume: bool) -> None:
 
 
 def _check_same(directory: Path, info: RunInfo) -> None:
-    there = read_info(directory)
-    differing = [
-        name
-        for name in RunInfo.__annotations__
-        if name != "created" and there.get(name) != _plain(info)[name]
-    ]
-    if differing:
-        name = differing[0]
-        before, now = there.get(name), _plain(info)[name]
+    if differing := differences(read_info(directory), json.loads(json.dumps(info))):
         raise UsageError(
-            f"{directory} holds another run: its {name} are {json.dumps(before)}, yours "
-            f"{json.dumps(now)}",
+            f"{directory} holds another run: its {'; '.join(differing)}",
             hint="resume with the options that the run began with (see run.json), or give another "
             "folder",
         )
 
 
-def _plain(info: RunInfo) -> dict[str, object]:
-    """As JSON gives it back."""
-    return cast("dict[str, object]", json.loads(json.dumps(info)))
-
-
 def read_info(directory: str | Path) -> RunInfo:
-    """What the run in a folder is.
+    """What the run in a folder is. A setting that was added since counts as its default.
 
     Raises:
         UsageError: there is no run.
     """
     try:
-        return cast("RunInfo", json.loads((Path(directory) / RUN).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        info = json.loads((Path(directory) / RUN).read_text(encoding="utf-8"))
+        settings = completed(info.get("settings", {}), without=METHODS_OWN)
+        return cast("RunInfo", {**info, "settings": settings})
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UsageError(
             f"{directory} holds no run: {RUN} cannot be read",
             hint="give a folder that specrej bench or trace has made",

@@ -338,14 +338,8 @@ class _Client:
         return reply.text
 
     def _write(self, path: Path, reply: _Reply) -> None:
-        try:
-            with self._writing:
-                self._cache.mkdir(parents=True, exist_ok=True)
-                write_json(path, reply)
-        except OSError as error:
-            raise UsageError(
-                f"cannot write the judge's replies to {self._cache}: {error.strerror}"
-            ) from error
+        with self._writing:
+            write_json(path, reply)
 
 
 def _read_reply(body: str) -> _Reply:

@@ -109,7 +109,9 @@ class PromptsInfo(TypedDict):
 
 
 class RunInfo(TypedDict):
-    """What makes a run the same run: all but `created` must be equal on resuming."""
+    """What makes a run the same run: all but `created` must be equal on resuming. A setting that an
+    older version did not know counts as its default.
+    """
 
     kind: Literal["bench", "trace"]
     created: str

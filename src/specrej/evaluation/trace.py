@@ -23,6 +23,7 @@ from specrej.errors import UsageError
 from specrej.evaluation.folder import read_info
 from specrej.flops import ModelFlops
 from specrej.journal import read_rows
+from specrej.resuming import completed
 
 FAILURES = "failures.jsonl"
 METADATA = b"specrej"
@@ -44,7 +45,8 @@ class Trace:
         flops: what prefilling and decoding cost it; None where it does not know.
         reward_flops_per_token: what the reward says that reading a token costs it; None where it
             does not.
-        settings: of the recorded run, seed and sampling included.
+        settings: of the recorded run, seed and sampling included; one that was added since has its
+            default.
         usage: see `specrej.types.Usage`.
         lengths: `[n]` tokens of each candidate.
         rewards: `[n, checkpoints]` float64.
@@ -146,7 +148,7 @@ def _load(path: Path) -> Trace:
         layout=KvLayout(**about["layout"]),
         flops=about["flops"] and ModelFlops.from_dict(about["flops"]),
         reward_flops_per_token=about["reward_flops_per_token"],
-        settings=about["settings"],
+        settings=completed(about["settings"]),
         usage=about["usage"],
         lengths=np.array([len(ids) for ids in token_ids]),
         rewards=np.array(table["rewards"].to_pylist(), dtype=np.float64).reshape(num_rows, -1),

@@ -129,6 +129,8 @@ def open_session(reward: Reward, messages: Sequence[Message]) -> RewardSession:
     """
     session = reward.open(messages)
     if lacking := missing(session, SESSION_MEMBERS):
+        if hasattr(session, "close"):
+            session.close()
         raise RewardError(
             f"a session of the reward {reward.name!r} ({type(session).__name__}) lacks: {lacking}",
             hint="docs/extending.md says what they are; a StatelessSession has them all",

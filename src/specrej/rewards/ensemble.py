@@ -129,8 +129,9 @@ class EnsembleReward:
         """Close the members that were given by name; one that was given as an object is its
         owner's to close.
         """
+        opened, self._opened = self._opened, []
         with ExitStack() as closing:
-            for reward in self._opened:
+            for reward in opened:
                 closing.callback(reward.close)
 
     def _check(self, num_members: int) -> None:
@@ -260,12 +261,12 @@ class EnsembleSession:
                     session = open_session(judge, messages)
                 opening.callback(session.close)
                 self.sessions.append(session)
+            self._scales = [Scale() for _ in reward.members]
+            self.member_scores: dict[int, tuple[float, ...]] = {}
+            self.num_tokens = self.peak_kv_bytes = 0
+            self.reuse: Reuse = "none"
+            self._count()
             self._closing = opening.pop_all()
-        self._scales = [Scale() for _ in reward.members]
-        self.member_scores: dict[int, tuple[float, ...]] = {}
-        self.num_tokens = self.peak_kv_bytes = 0
-        self.reuse: Reuse = "none"
-        self._count()
 
     def score(self, candidates: Sequence[Candidate]) -> list[float]:
         """One score for each candidate; minus infinity for those that the filter, or a member,

@@ -157,6 +157,7 @@ class MathReward:
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
+        self._is_closed = False
         self.name = f"math:{reference}"
 
     def open(self, messages: Sequence[Message]) -> StatelessSession:
@@ -177,12 +178,15 @@ class MathReward:
     def close(self) -> None:
         """End the process, after the answer that it checks."""
         with self._lock:
+            self._is_closed = True
             process, self._process = self._process, None
             if process is not None:
                 _end(process)
 
     def _is_equal(self, reference: str, text: str) -> bool:
         with self._lock:
+            if self._is_closed:  # by a thread that did not wait: nobody would end another process
+                raise RewardError(f"the reward {self.name!r} is closed")
             reply = self._ask(json.dumps({"reference": reference, "answer": text}))
         if reply == "null":
             raise RewardError(
@@ -233,6 +237,7 @@ class MathReward:
         weakref.finalize(self, _end, process)
         assert process.stdout is not None
         if process.stdout.readline().strip() != "ready":
+            _end(process)
             raise RewardError(
                 "the process that runs math-verify ended at once",
                 hint=f"see what `{sys.executable} -c 'import math_verify'` says",

@@ -107,6 +107,14 @@ class VllmClassifierReward:
         if memory_bytes is not None:
             given["kv_cache_memory_bytes"] = memory_bytes
         self._llm = _open(source, {**given, "max_model_len": max_tokens})
+        try:
+            self._describe(source, label, partial)
+        except BaseException:
+            self.close()
+            raise
+
+    def _describe(self, source: str, label: str | int | None, partial: Partial) -> None:
+        """What is known of the model now that it is open, and how it reads conversations."""
         config = self._llm.llm_engine.vllm_config
         hf_config = config.model_config.hf_config
         self.weights = choose_outputs(source, hf_config.id2label, label)
@@ -191,6 +199,7 @@ def _open(source: str, arguments: Mapping[str, Any]) -> Any:
             "VLLM_LOGGING_LEVEL=INFO",
         ) from error
     if "classify" not in tasks:
+        end(llm.llm_engine)
         raise ModelError(
             f"{source!r} is no sequence classifier to vLLM: it serves {', '.join(sorted(tasks))}",
             hint="a language model has no reward head: give a checkpoint trained for sequence "

@@ -3,7 +3,7 @@
     found = read_policy("policy.json")
     found.decisions                     # at 16 tokens 24 of 64 go on, at 32 tokens 8, ...
     policy = found.to_policy()          # for `generate(policy=...)`
-    differences(found.recorded, {"model": "llama", "temperature": 0.7})   # in words
+    mismatches(found.recorded, {"model": "llama", "temperature": 0.7})   # in words
 
 Such a policy decides at fixed lengths. A live candidate stays if fewer than `keep` are better.
 Those that have ended count among the better ones. So a run ends as soon as enough answers are
@@ -94,7 +94,7 @@ def best_of_all(lengths: Sequence[int], keeps: Sequence[int]) -> Rule:
     return keep
 
 
-def differences(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def mismatches(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """In which ways a run is not what a policy was calibrated for, in words; empty if in none."""
     return [
         f"{name} {value!r}, here {here[name]!r}"
