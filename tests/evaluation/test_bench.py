@@ -214,7 +214,7 @@ def test_a_bench_that_an_older_version_began_goes_on(loaded: Loaded, tmp_path: P
     other = Settings(**OPTIONS, continue_final_message=True)
     with pytest.raises(
         UsageError,
-        match=r"its settings\.continue_final_message was false, now it is true$",
+        match=r"its settings\.continue_final_message was false, now it is true",
     ):
         bench(loaded, tmp_path / "out", settings=other, resume=True)
 
