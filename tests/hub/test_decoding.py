@@ -85,6 +85,12 @@ def test_bytes_of_a_byte_level_tokenizer_are_read_as_it_reads_them(numbers: list
     assert reference in (text, text + REPLACEMENT)  # of a character that is not all there
 
 
+def test_half_a_surrogate_becomes_no_character_and_is_shown_at_once() -> None:
+    ids = [tokenizer_of("byte_level").convert_tokens_to_ids(token) for token in ("í", "¡", "Ģ")]
+    assert parts(codec_of("byte_level"), ids) == ["", "", 2 * REPLACEMENT, 3 * REPLACEMENT]
+    assert parts(codec_of("byte_level"), ids[:1] + ids[2:]) == ["", "", ""]  # U+D000 and on
+
+
 @pytest.mark.parametrize("kind", FALLING_BACK)
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(numbers=ANY, most=st.sampled_from([262, 300]))

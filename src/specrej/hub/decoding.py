@@ -121,10 +121,19 @@ class StreamDecoder:
         # At the beginning, a byte that is a space is left out where a space is.
         if raw is None or (raw == b" " and self._context is None):
             return Piece(self._bytes.decode(b"", final=True) + self._add_text(token_id))
-        text = self._release() + self._bytes.decode(raw)
+        text = self._release() + self._read(raw)
         if raw:
             self._context = token_id
         return Piece(text)
+
+    def _read(self, raw: bytes) -> str:
+        """The characters that these bytes complete."""
+        text = self._bytes.decode(raw)
+        pending, _ = self._bytes.getstate()
+        # Python waits for the end of half a surrogate (ED A0 to ED BF), which no text holds.
+        if pending[:1] == b"\xed" and pending[1:] >= b"\xa0":
+            text += self._bytes.decode(b"", final=True)
+        return text
 
     def _add_text(self, token_id: int) -> str:
         held = (*self._held, token_id)
