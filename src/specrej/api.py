@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, Unpack
 
 from specrej.engines.base import Engine
-from specrej.errors import BudgetError, SpecrejError, UsageError
+from specrej.errors import BudgetError, SpecrejError, UsageError, contained
 from specrej.memory import format_bytes, parse_bytes
 from specrej.opening import Opening, OpeningOptions
 from specrej.rewards.base import Reward
@@ -352,7 +352,8 @@ def prepare(
         PromptError: the prompt is none, or is not to be answered as it ends.
     """
     settings.check(prompt)
-    policy = policy_of(settings)
+    with contained("the policy"):
+        policy = policy_of(settings)
     num_candidates = policy.n if settings.n == "auto" else settings.num_candidates
     asked = settings.to_dict() | {"n": num_candidates}
     here = {**asked, **engine.describe(), "reward": reward.name}
@@ -366,7 +367,8 @@ def prepare(
         total_bytes,
     )
     search.number = number
-    return search, algorithm_of(settings)(search, num_candidates, policy)
+    with contained("the algorithm"):
+        return search, algorithm_of(settings)(search, num_candidates, policy)
 
 
 def _note_of(policy: Policy, here: Mapping[str, Any], *, strict: bool) -> dict[str, str]:
