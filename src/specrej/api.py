@@ -11,7 +11,7 @@
 Nothing heavy is imported before a model is opened.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -22,7 +22,7 @@ from specrej.opening import Opening, OpeningOptions
 from specrej.rewards.base import Reward
 from specrej.search.algorithms import Steps
 from specrej.search.calibrated import differences
-from specrej.search.events import Ended, Event, Reporter
+from specrej.search.events import Observer, Watcher
 from specrej.search.pool import Pool
 from specrej.search.resolving import algorithm_of, policy_of
 from specrej.search.scheduler import Maker, Outcome, Watch, run
@@ -33,9 +33,6 @@ from specrej.types import Policy, Prompt, Result
 IN_FLIGHT = 16
 """Most prompts side by side by default: beyond that, attention, prompt by prompt, takes what
 batches gain."""
-
-Observer = Callable[[Event], None]
-"""Called with each event of a run, on the thread that decodes."""
 
 
 class RunOptions(OpeningOptions, Options, total=False):
@@ -185,13 +182,15 @@ def check_sharing(total_memory: str | int | None, in_flight: int) -> None:
 
 def open_pool(engine: Engine, settings: Settings, total_memory: str | int | None) -> Pool:
     """The memory that prompts in flight share: as given, else that of one prompt where given, else
-    the engine's choice.
+    the engine's choice. If it is not given, it grows to what the largest prompt may hold.
 
     Raises:
         UsageError: not an amount of memory, or more than the engine holds.
     """
     if total_memory is None:
-        return Pool(settings.memory_bytes or engine.default_total(settings.max_new_tokens))
+        return Pool(
+            settings.memory_bytes or engine.default_total(settings.max_new_tokens), grows=True
+        )
     total, capacity = parse_bytes(total_memory), engine.capacity_bytes
     if capacity is not None and total > capacity:
         raise BudgetError(
@@ -200,30 +199,6 @@ def open_pool(engine: Engine, settings: Settings, total_memory: str | int | None
             hint="leave it out, or open the engine with a larger KV cache",
         )
     return Pool(total)
-
-
-class Watcher:
-    """Turns the steps and decisions of searches into events for an observer; without one it does
-    nothing.
-    """
-
-    def __init__(self, observe: Observer | None) -> None:
-        self._observe = observe
-        self._reporters: dict[int, Reporter] = {}
-
-    def __call__(self, search: Search) -> None:
-        """A search has made a step or taken a decision."""
-        if self._observe is not None:
-            reporter = self._reporters.setdefault(search.number, Reporter(search.number))
-            for event in reporter.events(search):
-                self._observe(event)
-
-    def end(self, number: int, outcome: Outcome) -> Outcome:
-        """The prompt of this number has come to its end."""
-        self._reporters.pop(number, None)
-        if self._observe is not None:
-            self._observe(Ended(outcome, prompt=number))
-        return outcome
 
 
 def run_one(
@@ -272,12 +247,13 @@ def run_observed(
     """`run_one` with its events."""
     watcher = Watcher(observe)
     try:
-        result = run_one(engine, reward, prompt, settings, watch=watcher, number=number)
+        outcome: Outcome = run_one(engine, reward, prompt, settings, watch=watcher, number=number)
     except SpecrejError as error:
-        watcher.end(number, error)
-        raise
-    watcher.end(number, result)
-    return result
+        outcome = error
+    outcome = watcher.end(number, outcome)
+    if isinstance(outcome, SpecrejError):
+        raise outcome
+    return outcome
 
 
 def run_three(
@@ -315,7 +291,7 @@ def run_many(
     pool: Pool,
     in_flight: int = IN_FLIGHT,
     observe: Observer | None = None,
-) -> Iterator[tuple[int, Outcome]]:
+) -> Generator[tuple[int, Outcome], None, None]:
     """`generate_batch` with everything opened, and settings for each prompt.
 
     Requests are taken one by one, when there is room for them; closing the iterator frees what is
