@@ -113,7 +113,8 @@ def generate_batch(
         settings: see `generate`.
         total_memory: KV of all prompts in flight together: it decides how many run side by side,
             and no result. By default the option `memory` where it is given, else the engine's
-            choice: room for eight default budgets on a CPU, 80% of a GPU's free memory.
+            choice: room for eight default budgets on a CPU, 80% of a GPU's free memory; and then as
+            much as the largest prompt may hold.
         in_flight: most prompts that run side by side.
         observe: see `generate`; an event says by its number which prompt it is of.
         options: see `generate`; the same for all prompts.

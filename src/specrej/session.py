@@ -332,6 +332,7 @@ class Session:
         try:
             outcome = await asyncio.wrap_future(future)
         finally:
+            future.cancel()  # where an event loop ended, nobody else does
             with self._lock:
                 self._num_pending -= 1
         return Watcher(observe).end(number, failures[0] if failures else outcome)

@@ -107,6 +107,19 @@ def test_on_the_callers_thread_only_a_keyboard_interrupt_is_one(
     assert not engine.groups
 
 
+def test_a_step_that_fails_is_no_concern_of_those_that_have_not_begun() -> None:
+    async def go() -> None:
+        engine = Faulty("step", SystemExit)
+        async with Session(model=engine, reward=FakeReward(), in_flight=1, **OPTIONS) as opened:
+            outcomes = await asyncio.gather(
+                *(opened.agenerate("Why?") for _ in range(3)), return_exceptions=True
+            )
+            assert [type(one) for one in outcomes] == [specrej.EngineError, Result, Result]
+            assert not engine.groups
+
+    asyncio.run(go())
+
+
 def test_a_session_that_is_closed_tells_those_that_wait() -> None:
     async def go() -> None:
         engine = FakeEngine(eos=0.0, context_tokens=10**6)

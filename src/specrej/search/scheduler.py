@@ -267,7 +267,7 @@ def _open(number: int, search: Search, steps: Steps) -> _Run:
     try:
         search.open()
         try:
-            with contained("the algorithm"):
+            with contained("the algorithm or its policy"):
                 return _Run(number, search, steps, next(steps))
         except StopIteration:
             raise search.progress.unanswered(len(search.live)) from None
@@ -296,7 +296,7 @@ def _resume(member: _Run, given: Scores, seconds: float, observe: Watch) -> Outc
 def _next_schedule(member: _Run, scores: list[float]) -> Schedule | None:
     """What the algorithm waits by now that it has these scores; None if it has ended."""
     try:
-        with contained("the algorithm"):
+        with contained("the algorithm or its policy"):
             return member.steps.send(scores)
     except StopIteration:
         member.search.end()
