@@ -11,18 +11,18 @@
 Nothing heavy is imported before a model is opened.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Unpack
 
 from specrej.engines.base import Engine
-from specrej.errors import BudgetError, SpecrejError, UsageError
+from specrej.errors import BudgetError, SpecrejError, UsageError, contained
 from specrej.memory import format_bytes, parse_bytes
 from specrej.opening import Opening, OpeningOptions
 from specrej.rewards.base import Reward
 from specrej.search.algorithms import Steps
 from specrej.search.calibrated import mismatches
-from specrej.search.events import Ended, Event, Reporter
+from specrej.search.events import Observer, Watcher
 from specrej.search.pool import Pool
 from specrej.search.resolving import algorithm_of, policy_of
 from specrej.search.scheduler import Maker, Outcome, Watch, run
@@ -33,9 +33,6 @@ from specrej.types import Policy, Prompt, Result
 IN_FLIGHT = 16
 """Most prompts side by side by default: beyond that, attention, prompt by prompt, takes what
 batches gain."""
-
-Observer = Callable[[Event], None]
-"""Called with each event of a run, on the thread that decodes."""
 
 
 class RunOptions(OpeningOptions, Options, total=False):
@@ -116,7 +113,8 @@ def generate_batch(
         settings: see `generate`.
         total_memory: KV of all prompts in flight together: it decides how many run side by side,
             and no result. By default the option `memory` where it is given, else the engine's
-            choice: room for eight default budgets on a CPU, 80% of a GPU's free memory.
+            choice: room for eight default budgets on a CPU, 80% of a GPU's free memory; and then as
+            much as the largest prompt may hold.
         in_flight: most prompts that run side by side.
         observe: see `generate`; an event says by its number which prompt it is of.
         options: see `generate`; the same for all prompts.
@@ -190,13 +188,15 @@ def check_sharing(total_memory: str | int | None, in_flight: int) -> None:
 
 def open_pool(engine: Engine, settings: Settings, total_memory: str | int | None) -> Pool:
     """The memory that prompts in flight share: as given, else that of one prompt where given, else
-    the engine's choice.
+    the engine's choice. If it is not given, it grows to what the largest prompt may hold.
 
     Raises:
         UsageError: not an amount of memory, or more than the engine holds.
     """
     if total_memory is None:
-        return Pool(settings.memory_bytes or engine.default_total(settings.max_new_tokens))
+        return Pool(
+            settings.memory_bytes or engine.default_total(settings.max_new_tokens), grows=True
+        )
     total, capacity = parse_bytes(total_memory), engine.capacity_bytes
     if capacity is not None and total > capacity:
         raise BudgetError(
@@ -205,30 +205,6 @@ def open_pool(engine: Engine, settings: Settings, total_memory: str | int | None
             hint="leave it out, or open the engine with a larger KV cache",
         )
     return Pool(total)
-
-
-class Watcher:
-    """Turns the steps and decisions of searches into events for an observer; without one it does
-    nothing.
-    """
-
-    def __init__(self, observe: Observer | None) -> None:
-        self._observe = observe
-        self._reporters: dict[int, Reporter] = {}
-
-    def __call__(self, search: Search) -> None:
-        """A search has made a step or taken a decision."""
-        if self._observe is not None:
-            reporter = self._reporters.setdefault(search.number, Reporter(search.number))
-            for event in reporter.events(search):
-                self._observe(event)
-
-    def end(self, number: int, outcome: Outcome) -> Outcome:
-        """The prompt of this number has come to its end."""
-        self._reporters.pop(number, None)
-        if self._observe is not None:
-            self._observe(Ended(outcome, prompt=number))
-        return outcome
 
 
 def run_one(
@@ -277,12 +253,13 @@ def run_observed(
     """`run_one` with its events."""
     watcher = Watcher(observe)
     try:
-        result = run_one(engine, reward, prompt, settings, watch=watcher, number=number)
+        outcome: Outcome = run_one(engine, reward, prompt, settings, watch=watcher, number=number)
     except SpecrejError as error:
-        watcher.end(number, error)
-        raise
-    watcher.end(number, result)
-    return result
+        outcome = error
+    outcome = watcher.end(number, outcome)
+    if isinstance(outcome, SpecrejError):
+        raise outcome
+    return outcome
 
 
 def run_three(
@@ -320,7 +297,7 @@ def run_many(
     pool: Pool,
     in_flight: int = IN_FLIGHT,
     observe: Observer | None = None,
-) -> Iterator[tuple[int, Outcome]]:
+) -> Generator[tuple[int, Outcome], None, None]:
     """`generate_batch` with everything opened, and settings for each prompt.
 
     Requests are taken one by one, when there is room for them; closing the iterator frees what is
@@ -357,7 +334,8 @@ def prepare(
         PromptError: the prompt is none, or is not to be answered as it ends.
     """
     settings.check(prompt)
-    policy = policy_of(settings)
+    with contained("the policy"):
+        policy = policy_of(settings)
     num_candidates = policy.n if settings.n == "auto" else settings.num_candidates
     asked = settings.to_dict() | {"n": num_candidates}
     here = {**asked, **engine.describe(), "reward": reward.name}
@@ -371,7 +349,8 @@ def prepare(
         total_bytes,
     )
     search.number = number
-    return search, algorithm_of(settings)(search, num_candidates, policy)
+    with contained("the algorithm"):
+        return search, algorithm_of(settings)(search, num_candidates, policy)
 
 
 def _note_of(policy: Policy, here: Mapping[str, Any], *, strict: bool) -> dict[str, str]:

@@ -18,7 +18,8 @@ SpecrejError
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -32,6 +33,25 @@ def named(error: BaseException, show: Callable[[Any], str] = repr) -> str:
         raise
     except BaseException:
         return f"{type(error).__name__} (its message cannot be shown)"
+
+
+@contextmanager
+def contained(what: str) -> Iterator[None]:
+    """A SystemExit or the like that a user's own code raises in this block fails its prompt, and
+    does not end the program.
+
+    Args:
+        what: the code is, in the words that the error begins with.
+
+    Raises:
+        SpecrejError: in place of all but an `Exception` and KeyboardInterrupt, which pass.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise SpecrejError(f"{what} failed: {named(error)}") from error
 
 
 def guess(given: str, known: Iterable[str]) -> str:
@@ -132,7 +152,7 @@ class DeadlineError(ServingError):
 
 
 class ShutdownError(ServingError):
-    """The server is being stopped."""
+    """The server is being stopped, or the session was closed before the answer was complete."""
 
 
 def _restore(

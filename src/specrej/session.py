@@ -14,29 +14,32 @@ All of it is freed when the block ends.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
+from threading import Lock
 from typing import Literal, Self, Unpack
 
 from specrej.api import (
     IN_FLIGHT,
-    Observer,
     RunOptions,
-    Watcher,
     check_compared,
     check_sharing,
-    maker_of,
     open_pool,
+    prepare,
     read_options,
     run_many,
     run_observed,
     run_three,
 )
-from specrej.errors import SpecrejError, UsageError
+from specrej.errors import ShutdownError, SpecrejError, UsageError
+from specrej.search.algorithms import Steps
 from specrej.search.driver import Driver
-from specrej.search.events import Event
+from specrej.search.events import Event, Observer, Watcher, tell
+from specrej.search.pool import Pool
 from specrej.search.scheduler import Outcome
+from specrej.search.search import Search
 from specrej.settings import Options, Settings
 from specrej.types import Prompt, Result
 
@@ -44,8 +47,9 @@ from specrej.types import Prompt, Result
 class Session:
     """An engine and a reward that are open, and what all their runs have in common.
 
-    The asynchronous calls share the engine on a thread of their own, many at a time; the others run
-    on the thread that calls them, and not while those are under way.
+    The asynchronous calls share the engine on a thread of their own, many at a time. The others run
+    on the thread that calls them, one at a time, and not while those are under way: such a call is
+    refused with a UsageError.
 
     Args:
         settings: how answers are sampled and chosen where a call says nothing else.
@@ -69,8 +73,15 @@ class Session:
         self._opening, self.settings = read_options(options, settings)
         check_sharing(total_memory, in_flight)
         self._total_memory, self._in_flight = total_memory, in_flight
+        self._lock = Lock()
+        """Of what says who uses the engine: the next five."""
         self._driver: Driver | None = None
+        self._pool: Pool | None = None
         self._num_pending = 0
+        self._is_busy = False
+        self._batches = set[Generator[tuple[int, Outcome], None, None]]()
+        """Those of `iter_batch` that have begun and wait to be asked for their next outcome."""
+        self._totals: dict[tuple[int | None, int], int] = {}
         self.engine, self.reward = self._opening.open()
         self._is_open = True
 
@@ -89,12 +100,25 @@ class Session:
     def close(self) -> None:
         """End what is under way, and free what was opened here; objects that were handed in are
         left as they are.
+
+        Asynchronous calls, and an `iter_batch` that is asked for its next outcome, get a
+        ShutdownError.
+
+        Raises:
+            UsageError: a call of this session is running, on this thread or another.
         """
-        if self._driver is not None:
-            self._driver.close()
-            self._driver = None
-        if self._is_open:
-            self._is_open = False
+        with self._lock:
+            batches, driver = self._batches, self._driver
+            if self._is_busy:
+                raise UsageError(
+                    "a call of this session is under way", hint="close the session after its end"
+                )
+            was_open, self._is_open, self._driver = self._is_open, False, None
+        for batch in list(batches):
+            batch.close()
+        if driver is not None:
+            driver.close()
+        if was_open:
             self._opening.close(self.engine, self.reward)
 
     def generate(
@@ -107,7 +131,8 @@ class Session:
     ) -> Result:
         """See `specrej.generate`."""
         asked = self._asked(settings, options)
-        return run_observed(self.engine, self.reward, prompt, asked, observe)
+        with self._alone():
+            return run_observed(self.engine, self.reward, prompt, asked, observe)
 
     def generate_batch(
         self,
@@ -150,19 +175,11 @@ class Session:
         **options: Unpack[Options],
     ) -> Iterator[tuple[int, Outcome]]:
         """The outcomes of many prompts with their numbers, as they end; see
-        `specrej.generate_batch`.
+        `specrej.generate_batch`. Between two of them the session may make other calls.
         """
         asked = self._asked(settings, options)
         pool = open_pool(self.engine, asked, self._total_memory)
-        requests = ((prompt, asked) for prompt in prompts)
-        return run_many(
-            self.engine,
-            self.reward,
-            requests,
-            pool=pool,
-            in_flight=self._in_flight,
-            observe=observe,
-        )
+        return self._iterate(prompts, asked, pool, observe)
 
     def compare(
         self,
@@ -176,7 +193,8 @@ class Session:
         check_compared(options)
         asked = self._asked(settings, options)
         asked.check(prompt)
-        return run_three(self.engine, self.reward, prompt, asked, observe)
+        with self._alone():
+            return run_three(self.engine, self.reward, prompt, asked, observe)
 
     async def agenerate(
         self,
@@ -235,31 +253,115 @@ class Session:
         self, settings: Settings | None, options: Options, *, is_async: bool = False
     ) -> Settings:
         """The settings of a call, which is one that may be made now."""
+        self._check(is_async=is_async)
+        return replace(settings or self.settings, **options)
+
+    def _check(self, *, is_async: bool) -> None:
         if not self._is_open:
             raise UsageError("the session is closed", hint="open another one")
+        if self._is_busy:
+            raise UsageError(
+                "another call of this session is under way",
+                hint="wait for its end; agenerate answers prompts side by side, and each thread "
+                "may have a session of its own",
+            )
         if self._num_pending and not is_async:
             raise UsageError(
                 "asynchronous calls of this session are under way", hint="await them before"
             )
-        return replace(settings or self.settings, **options)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """A call that nothing else on this session runs beside."""
+        with self._lock:
+            self._check(is_async=False)
+            self._is_busy = True
+        try:
+            if self._driver is not None:  # of a call that was cancelled it may hold something still
+                self._driver.settle()
+            yield
+        finally:
+            self._is_busy = False
+
+    def _iterate(
+        self, prompts: Iterable[Prompt], asked: Settings, pool: Pool, observe: Observer | None
+    ) -> Iterator[tuple[int, Outcome]]:
+        batch = run_many(
+            self.engine,
+            self.reward,
+            ((prompt, asked) for prompt in prompts),
+            pool=pool,
+            in_flight=self._in_flight,
+            observe=observe,
+        )
+        self._batches.add(batch)
+        try:
+            while self._is_open:
+                with self._alone():
+                    outcome = next(batch, None)
+                if outcome is None:
+                    return
+                yield outcome
+            raise ShutdownError("the session was closed before the batch was complete")
+        finally:
+            self._batches.discard(batch)
+            batch.close()
 
     async def _submit(
         self, prompt: Prompt, asked: Settings, observe: Observer | None, number: int
     ) -> Outcome:
-        loop = asyncio.get_running_loop()
-        watcher = Watcher(None if observe is None else partial(_hand_over, loop, observe))
-        if self._driver is None:
-            pool = open_pool(self.engine, self.settings, self._total_memory)
-            self._driver, self._pool = Driver(self.engine, pool, in_flight=self._in_flight), pool
-        maker = maker_of(self.engine, self.reward, prompt, asked, self._pool, number)
-        self._num_pending += 1
+        loop, failures = asyncio.get_running_loop(), list[SpecrejError]()
+
+        def tell_here(event: Event) -> None:
+            """On the event loop: what fails here ends the prompt, as it does on one thread."""
+            assert observe is not None
+            if failures:
+                return
+            try:
+                tell(observe, event)
+            except SpecrejError as error:
+                failures.append(error)
+                with suppress(InvalidStateError):
+                    future.set_result(error)
+
+        def hand_over(event: Event) -> None:
+            loop.call_soon_threadsafe(tell_here, event)
+
+        with self._lock:
+            self._check(is_async=True)
+            watcher = Watcher(None if observe is None else hand_over)
+            future = self._start(prompt, asked, watcher, number)
+            self._num_pending += 1
         try:
-            outcome = await asyncio.wrap_future(self._driver.submit(maker, watcher))
+            outcome = await asyncio.wrap_future(future)
         finally:
-            self._num_pending -= 1
-        return watcher.end(number, outcome)
+            future.cancel()  # where an event loop ended, nobody else does
+            with self._lock:
+                self._num_pending -= 1
+        return Watcher(observe).end(number, failures[0] if failures else outcome)
 
+    def _start(
+        self, prompt: Prompt, asked: Settings, watcher: Watcher, number: int
+    ) -> "Future[Outcome]":
+        """Have the driver answer a prompt, in a pool as large as the call would have it."""
+        if self._driver is None or self._pool is None:
+            self._pool = Pool(self._total_of(asked), grows=self._total_memory is None)
+            self._driver = Driver(self.engine, self._pool, in_flight=self._in_flight)
+        pool = self._pool
 
-def _hand_over(loop: asyncio.AbstractEventLoop, observe: Observer, event: Event) -> None:
-    """Have an observer called on its event loop."""
-    loop.call_soon_threadsafe(observe, event)
+        def make() -> tuple[Search, Steps]:
+            total = self._total_of(asked)
+            made = prepare(self.engine, self.reward, prompt, asked, total, number)
+            pool.grow(total)
+            return made
+
+        return self._driver.submit(make, watcher)
+
+    def _total_of(self, asked: Settings) -> int:
+        """The memory that a call alone would share out. An engine's choice is asked for once: it
+        may depend on what is free.
+        """
+        key = asked.memory_bytes, asked.max_new_tokens
+        if key not in self._totals:
+            self._totals[key] = open_pool(self.engine, asked, self._total_memory).total_bytes
+        return self._totals[key]

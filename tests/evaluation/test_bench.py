@@ -12,7 +12,6 @@ import pytest
 import specrej
 from fakes import FakeEngine, FakeReward
 from older import make_older
-from specrej.api import Observer
 from specrej.errors import UsageError
 from specrej.evaluation.bench import parse_methods, run_bench
 from specrej.evaluation.folder import RESULTS, RUN, read_bench
@@ -22,7 +21,7 @@ from specrej.evaluation.rows import BenchRow
 from specrej.messages import as_messages
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward
-from specrej.search.events import Event
+from specrej.search.events import Event, Observer
 from specrej.settings import Settings
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 40, "min_tokens": 6, "seed": 5, "memory": "4KiB"}

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, cast
 
-from specrej.api import Observer, run_observed, run_one
+from specrej.api import run_observed, run_one
 from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UnknownNameError, UsageError
 from specrej.evaluation.folder import METHODS_OWN, RESULTS, open_run
@@ -30,6 +30,7 @@ from specrej.messages import as_messages
 from specrej.registry import ALGORITHMS
 from specrej.rewards.base import Reward
 from specrej.search.choosing import rank
+from specrej.search.events import Observer
 from specrej.search.resolving import policy_of
 from specrej.settings import Settings
 from specrej.types import Candidate, Decision, Prompt, Result

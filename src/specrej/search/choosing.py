@@ -11,7 +11,7 @@ is better.
 from collections.abc import Iterable, Sequence
 
 from specrej.errors import EngineError, RewardError, SpecrejError, UsageError
-from specrej.types import Candidate, Decision
+from specrej.types import Candidate, Decision, Standing
 
 
 def rank(reward: float | None, index: int) -> tuple[bool, float, int]:
@@ -59,6 +59,32 @@ def lowest(candidates: Iterable[Candidate], decisions: Sequence[Decision]) -> Ca
         max(ended, key=lambda candidate: rank(candidate.reward, candidate.index))
         if len(ended) > 1
         else None
+    )
+
+
+def standing(
+    candidates: Iterable[Candidate], batch: Sequence[Candidate], scores: Sequence[float]
+) -> Standing:
+    """How a batch stands with its scores, beside the complete ones of earlier waves.
+
+    Args:
+        candidates: all of the prompt.
+        batch: those of them that were scored.
+        scores: of the batch, in its order.
+    """
+    here = {candidate.index for candidate in batch}
+    before = [
+        candidate.reward
+        for candidate in candidates
+        if candidate.state == "complete"
+        and candidate.index not in here
+        and candidate.reward is not None
+    ]
+    return Standing(
+        num_tokens=max((len(candidate.token_ids) for candidate in batch), default=0),
+        scores=scores,
+        is_live=[candidate.state == "live" for candidate in batch],
+        best=max(before, default=None),
     )
 
 

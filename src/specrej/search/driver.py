@@ -6,19 +6,20 @@
     driver.close()
 
 Engine, searches and scheduler belong to the thread. Other threads talk to it through a queue of
-calls, which it makes between two steps.
+calls, which it makes between two steps. Whatever is raised on it fails the searches that have
+begun, is logged, and the thread goes on.
 """
 
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 
 from specrej.engines.base import Engine
-from specrej.errors import EngineError, SpecrejError, named
+from specrej.errors import EngineError, ShutdownError, SpecrejError, named
 from specrej.search.algorithms import Steps
 from specrej.search.pool import Pool
 from specrej.search.scheduler import Maker, Outcome, Scheduler, Watch
@@ -40,7 +41,8 @@ class Driver:
         self._scheduler = Scheduler(engine, pool, in_flight=in_flight, observe=self._observe)
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._futures: dict[int, Future[Outcome]] = {}
-        self._searches: dict[int, Search] = {}
+        self._searches: dict[int, Search | None] = {}
+        """Of those that have begun; None while it is made."""
         self._observers: dict[Search, Watch] = {}
         self._numbers = itertools.count()
         self._has_ended = False
@@ -55,8 +57,14 @@ class Driver:
         future.add_done_callback(lambda _: self._calls.put(lambda: self._drop(number)))
         return future
 
+    def settle(self) -> None:
+        """Return when nothing is left of searches whose futures are done."""
+        is_settled = Event()
+        self._calls.put(is_settled.set)
+        is_settled.wait()
+
     def close(self) -> None:
-        """End all searches and the thread. Futures that are not done are cancelled."""
+        """End all searches and the thread. Futures that are not done get a ShutdownError."""
         self._calls.put(self._end_all)
         self._thread.join()
 
@@ -68,9 +76,14 @@ class Driver:
                 self._make_calls()
                 for number, outcome in self._scheduler.tick():
                     self._end(number, outcome)
-            except Exception as error:  # the engine's: those that come are to be served
+            except BaseException as error:  # whatever it is: those that come are to be served
                 _LOG.exception("a step failed; the searches in flight fail with it")
-                self._fail_all(error)
+                self._fail(
+                    list(self._searches),
+                    error
+                    if isinstance(error, SpecrejError)
+                    else EngineError(f"the engine failed: {named(error)}"),
+                )
 
     def _make_calls(self) -> None:
         """What was asked for since the last step; with nothing to run, wait for it."""
@@ -82,6 +95,7 @@ class Driver:
 
     def _take(self, number: int, maker: Maker, observe: Watch, future: "Future[Outcome]") -> None:
         def make() -> tuple[Search, Steps]:
+            self._searches[number] = None
             search, steps = maker()
             self._searches[number], self._observers[search] = search, observe
             return search, steps
@@ -100,27 +114,25 @@ class Driver:
 
     def _drop(self, number: int) -> None:
         if self._futures.pop(number, None) is not None:
+            self._free(number)
+
+    def _free(self, number: int) -> None:
+        try:
             self._scheduler.remove(number)
-            self._forget(number)
+        except BaseException:
+            _LOG.exception("the cleanup of a prompt failed")
+        self._forget(number)
 
     def _forget(self, number: int) -> None:
         if (search := self._searches.pop(number, None)) is not None:
             del self._observers[search]
 
-    def _fail_all(self, error: Exception) -> None:
-        self._scheduler.close()
-        outcome = (
-            error
-            if isinstance(error, SpecrejError)
-            else EngineError(f"the engine failed: {named(error)}")
-        )
-        for number in list(self._futures):
-            self._scheduler.remove(number)
+    def _fail(self, numbers: Sequence[int], outcome: SpecrejError) -> None:
+        for number in numbers:
+            self._free(number)
             self._end(number, outcome)
 
     def _end_all(self) -> None:
-        self._scheduler.close()
-        for future in self._futures.values():
-            future.cancel()
-        self._futures.clear()
         self._has_ended = True
+        outcome = ShutdownError("the session was closed before the answer was complete")
+        self._fail(list(self._futures), outcome)

@@ -8,11 +8,11 @@ comes from where no other candidate can win any more.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from specrej.errors import SpecrejError
+from specrej.errors import SpecrejError, named
 from specrej.search.choosing import rank
 from specrej.search.search import Search
 from specrej.types import Candidate, Cause, Decision, Result, State
@@ -116,6 +116,11 @@ class Ended:
 Event = Started | Step | Decided | Text | Ended
 
 
+Observer = Callable[[Event], None]
+"""Called with each event of a run: on the thread that decodes, or on the event loop that awaits the
+answer. One that raises fails its prompt."""
+
+
 def payload_of(event: Queued | Started | Step | Decided) -> dict[str, Any]:
     """What a progress event holds, in JSON's types, its kind first and the prompt's number left
     out.
@@ -185,6 +190,54 @@ class Reporter:
         if num_safe > self._num_told:
             delta, self._num_told = text[self._num_told : num_safe], num_safe
             yield Text(delta, self._prompt)
+
+
+class Watcher:
+    """Turns the steps and decisions of searches into events for an observer; without one it does
+    nothing.
+    """
+
+    def __init__(self, observe: Observer | None) -> None:
+        self._observe = observe
+        self._reporters: dict[int, Reporter] = {}
+
+    def __call__(self, search: Search) -> None:
+        """A search has made a step or taken a decision.
+
+        Raises:
+            SpecrejError: the observer failed.
+        """
+        if self._observe is not None:
+            reporter = self._reporters.setdefault(search.number, Reporter(search.number))
+            for event in reporter.events(search):
+                tell(self._observe, event)
+
+    def end(self, number: int, outcome: Result | SpecrejError) -> Result | SpecrejError:
+        """The prompt of this number has come to its end. Its outcome: an error where the observer
+        fails on a result.
+        """
+        self._reporters.pop(number, None)
+        if self._observe is not None:
+            try:
+                tell(self._observe, Ended(outcome, prompt=number))
+            except SpecrejError as error:
+                return outcome if isinstance(outcome, SpecrejError) else error
+        return outcome
+
+
+def tell(observe: Observer, event: Event) -> None:
+    """Call an observer.
+
+    Raises:
+        SpecrejError: it failed.
+    """
+    try:
+        observe(event)
+    except SpecrejError:
+        raise
+    except Exception as error:
+        words = f"the observer failed on {type(event).__name__}: {named(error)}"
+        raise SpecrejError(words, hint="what observe= gets must not raise") from error
 
 
 def _decided(prompt: int, search: Search, number: int, decision: Decision) -> Decided:

@@ -30,27 +30,38 @@ from specrej.search.search import Search
 class Pool:
     """KV memory for many searches.
 
-    Attributes:
+    Args:
         total_bytes: what all searches in flight may hold together.
+        grows: to what a search needs that is larger, where nobody has said how much there is.
+
+    Attributes:
+        total_bytes: see above; what it has grown to.
         mean_share: share of it that was reserved, over the seconds of all steps.
         reserved_bytes: what was reserved after the last step.
         peak_bytes: most that was reserved at any step.
     """
 
-    def __init__(self, total_bytes: int) -> None:
+    def __init__(self, total_bytes: int, *, grows: bool = False) -> None:
         self.total_bytes = total_bytes
+        self._grows = grows
         self.mean_share = 0.0
         self.reserved_bytes = 0
         self.peak_bytes = 0
         self._seconds = 0.0
         self._is_waited_for = False
 
+    def grow(self, total_bytes: int) -> None:
+        """Hold at least so much from now on, if the pool may grow."""
+        if self._grows:
+            self.total_bytes = max(self.total_bytes, total_bytes)
+
     def check(self, search: Search) -> None:
-        """See that a search can run at all.
+        """See that a search can run at all; a pool that may grow does so.
 
         Raises:
             BudgetError: its own budget exceeds the pool.
         """
+        self.grow(search.budget_bytes)
         if search.budget_bytes > self.total_bytes:
             raise BudgetError(
                 f"a prompt may hold {format_bytes(search.budget_bytes)}, all prompts in flight "

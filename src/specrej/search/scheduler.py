@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
 from specrej.engines.base import Engine, Token
-from specrej.errors import DeviceMemoryError, SpecrejError, named
+from specrej.errors import DeviceMemoryError, SpecrejError, contained, named
 from specrej.rewards.base import Scores
 from specrej.search.algorithms import Steps
 from specrej.search.pool import Pool
@@ -109,6 +109,7 @@ class Scheduler:
                 self._next = None
                 self._active.append(_open(number, search, steps))
             except Exception as error:
+                self._next = None
                 yield number, _as_outcome(error)
 
     def tick(self) -> Iterator[tuple[int, Outcome]]:
@@ -265,7 +266,11 @@ def run(
 def _open(number: int, search: Search, steps: Steps) -> _Run:
     try:
         search.open()
-        return _Run(number, search, steps, next(steps))
+        try:
+            with contained("the algorithm or its policy"):
+                return _Run(number, search, steps, next(steps))
+        except StopIteration:
+            raise search.progress.unanswered(len(search.live)) from None
     except BaseException:
         search.close()
         raise
@@ -278,7 +283,7 @@ def _resume(member: _Run, given: Scores, seconds: float, observe: Watch) -> Outc
     try:
         with search.clock.span("other_s"):
             scores = search.take_scores(given)
-            schedule = _next_schedule(member.steps, scores)
+            schedule = _next_schedule(member, scores)
             observe(search)
             if schedule is None:
                 return search.result()
@@ -288,10 +293,13 @@ def _resume(member: _Run, given: Scores, seconds: float, observe: Watch) -> Outc
     return None
 
 
-def _next_schedule(steps: Steps, scores: list[float]) -> Schedule | None:
+def _next_schedule(member: _Run, scores: list[float]) -> Schedule | None:
+    """What the algorithm waits by now that it has these scores; None if it has ended."""
     try:
-        return steps.send(scores)
+        with contained("the algorithm or its policy"):
+            return member.steps.send(scores)
     except StopIteration:
+        member.search.end()
         return None
 
 

@@ -12,12 +12,13 @@ from typing import Any
 
 from specrej.attention.layout import Demand
 from specrej.engines.base import Engine, Memory, Token
-from specrej.errors import SpecrejError
+from specrej.errors import SpecrejError, contained
 from specrej.messages import as_messages
 from specrej.rewards.base import Reward, Scores
 from specrej.search.budget import Budget
-from specrej.search.choosing import choose, ranked
+from specrej.search.choosing import choose, ranked, standing
 from specrej.search.clock import Clock
+from specrej.search.progress import Progress
 from specrej.search.rewarding import PromptReward, ToScore
 from specrej.search.stopping import AnswerText
 from specrej.types import (
@@ -85,6 +86,7 @@ class Search:
         self._settings = {**settings, **noted, "memory_bytes": self.budget_bytes}
         self._handle: int | None = None
         self._cause: Cause = "complete"
+        self.progress = Progress(settings)
         self._last_length = 0
         self._num_coming = 0
         self._lost = ""
@@ -130,20 +132,7 @@ class Search:
 
     def standing(self, scores: Sequence[float]) -> Standing:
         """See `SearchView.standing`."""
-        here = {candidate.index for candidate in self.batch}
-        before = [
-            candidate.reward
-            for candidate in self.candidates
-            if candidate.state == "complete"
-            and candidate.index not in here
-            and candidate.reward is not None
-        ]
-        return Standing(
-            num_tokens=max((len(candidate.token_ids) for candidate in self.batch), default=0),
-            scores=scores,
-            is_live=[candidate.state == "live" for candidate in self.batch],
-            best=max(before, default=None),
-        )
+        return standing(self.candidates, self.batch, scores)
 
     def keep(self, is_kept: Sequence[bool]) -> None:
         """See `SearchView.keep`."""
@@ -177,18 +166,27 @@ class Search:
         self._reward.open()
 
     def due(self, schedule: Schedule) -> Cause | None:
-        """Why the algorithm must decide before the next step; None where it need not."""
+        """Why the algorithm must decide before the next step; None where it need not. A schedule is
+        asked once a length, when there is a token since the last decision.
+        """
         live = self.live
         if not live:
             return "complete"
         if self.memory().next_step > self.budget_bytes:
             return "budget"
-        return "schedule" if schedule(len(live[0].token_ids), self._last_length) else None
+        if not self.progress.is_new(self.usage.generated_tokens):
+            return None
+        with contained("the schedule"):
+            return "schedule" if schedule(len(live[0].token_ids), self._last_length) else None
 
     def begin_decision(self, cause: Cause) -> None:
         """Make the batch ready to be scored: its texts are written. What is decided then has
         this cause.
+
+        Raises:
+            UsageError: nothing has changed since the last decision.
         """
+        self.progress.decide(self.candidates, self.usage.generated_tokens)
         self._cause = cause
         self._write_texts()
 
@@ -293,6 +291,19 @@ class Search:
                 candidate.text = self.text_of(candidate)
             self._decide("out_of_memory", live, rejected)
         return bool(rejected)
+
+    def end(self) -> None:
+        """The algorithm has ended: who is live now is rejected.
+
+        Raises:
+            UsageError: it began nobody, or left live ones and nobody complete.
+        """
+        if live := self.live:
+            self._decide(self._cause, live, live)
+        is_answered = any(candidate.state == "complete" for candidate in self.candidates)
+        if not is_answered and (live or not self.candidates):
+            raise self.progress.unanswered(len(live))
+        self.batch = []
 
     def close(self) -> None:
         """Free what engine and reward hold. A reward that fails at it is logged: the outcome is

@@ -1,0 +1,62 @@
+"""Whether an algorithm moves its search on between two decisions.
+
+progress = Progress({"algorithm": "best_of_n"})
+progress.decide(candidates, num_tokens)  # raises where nothing has changed since the last time
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from specrej.errors import UsageError
+from specrej.types import Candidate
+
+
+class Progress:
+    """What an algorithm had done by its last decision.
+
+    Args:
+        settings: of the run: they name the algorithm and the policy.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        policy = settings.get("policy")
+        self._who = f"the algorithm {settings.get('algorithm')!r}" + (
+            f" with the policy {policy!r}" if policy else ""
+        )
+        self._num_tokens = 0
+        self._last: tuple[int, int, int] | None = None
+
+    def is_new(self, num_tokens: int) -> bool:
+        """Whether there is a token since the last decision: without one no schedule is asked."""
+        return num_tokens > self._num_tokens
+
+    def decide(self, candidates: Sequence[Candidate], num_tokens: int) -> None:
+        """A decision is due.
+
+        Args:
+            candidates: all that were ever started.
+            num_tokens: that all of them have drawn together.
+
+        Raises:
+            UsageError: there was neither a token nor a rejection nor a start since the last one, so
+                it would go on like this for ever.
+        """
+        num_rejected = sum(candidate.state == "rejected" for candidate in candidates)
+        now = len(candidates), num_rejected, num_tokens
+        if now == self._last:
+            raise UsageError(
+                f"{self._who} has decided twice without a new token, a rejection or a new "
+                "candidate between",
+                hint="an algorithm ends when none of its candidates is live; an engine says of "
+                "those that are left a memory() within the budget",
+            )
+        self._last, self._num_tokens = now, num_tokens
+
+    def unanswered(self, num_live: int) -> UsageError:
+        """What is wrong with an algorithm that ends with so many candidates live and none
+        complete.
+        """
+        return UsageError(
+            f"{self._who} has ended with {num_live} candidates live and none complete",
+            hint="an algorithm begins candidates, and goes on while search.live",
+        )
