@@ -11,6 +11,7 @@
 Nothing heavy is imported before a model is opened.
 """
 
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Unpack
@@ -24,8 +25,8 @@ from specrej.search.algorithms import Steps
 from specrej.search.calibrated import differences
 from specrej.search.events import Ended, Event, Reporter
 from specrej.search.pool import Pool
-from specrej.search.resolving import algorithm_of, policy_of
-from specrej.search.scheduler import Maker, Outcome, Watch, run
+from specrej.search.resolving import policy_of, steps_of
+from specrej.search.scheduler import Maker, Outcome, Watch, as_outcome, run
 from specrej.search.search import Search
 from specrej.settings import Options, Settings
 from specrej.types import Policy, Prompt, Result
@@ -124,6 +125,7 @@ def generate_batch(
     Raises:
         UsageError: an argument that cannot be honoured.
     """
+    check_prompts(prompts)
     opening, asked = read_options(options, settings)
     check_sharing(total_memory, in_flight)
     engine, reward = opening.open()
@@ -172,15 +174,51 @@ def read_options(options: RunOptions, settings: Settings | None = None) -> tuple
     of_opening = {
         name: given.pop(name) for name in list(given) if name in OpeningOptions.__annotations__
     }
-    return Opening(**of_opening), replace(settings, **given) if settings else Settings(**given)
+    return Opening(**of_opening), combined(Settings() if settings is None else settings, given)
+
+
+def combined(settings: Settings, options: Mapping[str, Any]) -> Settings:
+    """Settings, with single options that go before them.
+
+    Raises:
+        UsageError: they are no settings, or a value is outside its range; says which.
+        TypeError: there is no such option.
+    """
+    if not isinstance(settings, Settings):
+        raise UsageError(
+            f"settings must be specrej.Settings, got {reprlib.repr(settings)}",
+            hint="specrej.Settings(n=8), or the options by their names: n=8",
+        )
+    return replace(settings, **options)
 
 
 def check_sharing(total_memory: str | int | None, in_flight: int) -> None:
-    """See to what prompts share, before a model is opened."""
-    if in_flight < 1:
-        raise UsageError(f"in_flight must be at least 1, got {in_flight}")
+    """See to what prompts share, before a model is opened.
+
+    Raises:
+        UsageError: not an amount of memory, or no number of at least 1; says which.
+    """
+    if type(in_flight) is not int or in_flight < 1:
+        raise UsageError(f"in_flight must be a whole number of at least 1, got {in_flight!r}")
     if total_memory is not None:
-        parse_bytes(total_memory)
+        parse_bytes(total_memory, "total_memory")
+
+
+def check_prompts(prompts: Iterable[Prompt]) -> None:
+    """See that many prompts are many.
+
+    Raises:
+        UsageError: it is one prompt, or none.
+    """
+    if isinstance(prompts, str | bytes | Mapping):
+        raise UsageError(
+            f"prompts must be a list of texts or conversations, got one: {reprlib.repr(prompts)}",
+            hint="give [prompt], or call generate",
+        )
+    if not isinstance(prompts, Iterable):
+        raise UsageError(
+            f"prompts must be a list of texts or conversations, got {reprlib.repr(prompts)}"
+        )
 
 
 def open_pool(engine: Engine, settings: Settings, total_memory: str | int | None) -> Pool:
@@ -192,7 +230,7 @@ def open_pool(engine: Engine, settings: Settings, total_memory: str | int | None
     """
     if total_memory is None:
         return Pool(settings.memory_bytes or engine.default_total(settings.max_new_tokens))
-    total, capacity = parse_bytes(total_memory), engine.capacity_bytes
+    total, capacity = parse_bytes(total_memory, "total_memory"), engine.capacity_bytes
     if capacity is not None and total > capacity:
         raise BudgetError(
             f"a total_memory of {total_memory} is more than the {format_bytes(capacity)} of KV "
@@ -249,7 +287,12 @@ def run_one(
         SpecrejError: the prompt or the run failed.
         Interrupted: Ctrl-C; carries what was generated.
     """
-    search, steps = prepare(engine, reward, prompt, settings, number=number)
+    try:
+        search, steps = prepare(engine, reward, prompt, settings, number=number)
+    except SpecrejError:
+        raise
+    except Exception as error:
+        raise as_outcome(error) from error
     try:
         _, outcome = next(
             run(engine, [lambda: (search, steps)], pool=Pool(search.budget_bytes), observe=watch)
@@ -366,7 +409,7 @@ def prepare(
         total_bytes,
     )
     search.number = number
-    return search, algorithm_of(settings)(search, num_candidates, policy)
+    return search, steps_of(settings, search, num_candidates, policy)
 
 
 def _note_of(policy: Policy, here: Mapping[str, Any], *, strict: bool) -> dict[str, str]:

@@ -15,7 +15,6 @@ All of it is freed when the block ends.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Literal, Self, Unpack
 
@@ -24,7 +23,9 @@ from specrej.api import (
     Observer,
     RunOptions,
     Watcher,
+    check_prompts,
     check_sharing,
+    combined,
     maker_of,
     open_pool,
     read_options,
@@ -33,6 +34,7 @@ from specrej.api import (
     run_three,
 )
 from specrej.errors import SpecrejError, UsageError
+from specrej.opening import OpeningOptions
 from specrej.search.driver import Driver
 from specrej.search.events import Event
 from specrej.search.scheduler import Outcome
@@ -74,13 +76,14 @@ class Session:
         self._is_open = True
 
     def __enter__(self) -> Self:
+        self._check_open()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
-        return self
+        return self.__enter__()
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
@@ -151,6 +154,7 @@ class Session:
         """The outcomes of many prompts with their numbers, as they end; see
         `specrej.generate_batch`.
         """
+        check_prompts(prompts)
         asked = self._asked(settings, options)
         pool = open_pool(self.engine, asked, self._total_memory)
         requests = ((prompt, asked) for prompt in prompts)
@@ -213,6 +217,7 @@ class Session:
         cancelled on closing.
         """
         asked = self._asked(settings, options, is_async=True)
+        check_prompts(prompts)
         numbered, running = enumerate(prompts), dict[asyncio.Task[Outcome], int]()
         try:
             while True:
@@ -235,13 +240,21 @@ class Session:
         self, settings: Settings | None, options: Options, *, is_async: bool = False
     ) -> Settings:
         """The settings of a call, which is one that may be made now."""
-        if not self._is_open:
-            raise UsageError("the session is closed", hint="open another one")
+        self._check_open()
         if self._num_pending and not is_async:
             raise UsageError(
                 "asynchronous calls of this session are under way", hint="await them before"
             )
-        return replace(settings or self.settings, **options)
+        for name in OpeningOptions.__annotations__.keys() & options.keys():
+            raise UsageError(
+                f"{name} is opened with the session, a call cannot have another one",
+                hint="open another session for it, or leave it out",
+            )
+        return combined(self.settings if settings is None else settings, options)
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise UsageError("the session is closed", hint="open another one")
 
     async def _submit(
         self, prompt: Prompt, asked: Settings, observe: Observer | None, number: int

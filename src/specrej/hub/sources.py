@@ -22,10 +22,16 @@ def locate_model(model: str | Path) -> str:
     Raises:
         UnknownNameError: nothing has this name.
         UsageError: it is a reward.
+        ModelError: it is a path, and nothing is there.
     """
     name = str(model)
     if Path(name).exists():
         return name
+    if isinstance(model, Path) or name.startswith(("/", "./", "../", "~")):
+        raise ModelError(
+            f"there is no such directory: {name!r}",
+            hint=f"give the directory of a model; this one was looked for from {Path.cwd()}",
+        )
     if name in defaults.DEFAULT_MODELS:
         if defaults.DEFAULT_MODELS[name].kind != "generator":
             raise UsageError(f"{name!r} is a reward, not a generator", hint="give it as the reward")

@@ -11,20 +11,16 @@ calls, which it makes between two steps.
 
 import contextlib
 import itertools
-import logging
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from queue import Empty, SimpleQueue
 from threading import Thread
 
 from specrej.engines.base import Engine
-from specrej.errors import EngineError, SpecrejError, named
 from specrej.search.algorithms import Steps
 from specrej.search.pool import Pool
 from specrej.search.scheduler import Maker, Outcome, Scheduler, Watch
 from specrej.search.search import Search
-
-_LOG = logging.getLogger("specrej")
 
 
 class Driver:
@@ -69,8 +65,8 @@ class Driver:
                 for number, outcome in self._scheduler.tick():
                     self._end(number, outcome)
             except Exception as error:  # the engine's: those that come are to be served
-                _LOG.exception("a step failed; the searches in flight fail with it")
-                self._fail_all(error)
+                for number, outcome in self._scheduler.fail(error):
+                    self._end(number, outcome)
 
     def _make_calls(self) -> None:
         """What was asked for since the last step; with nothing to run, wait for it."""
@@ -106,17 +102,6 @@ class Driver:
     def _forget(self, number: int) -> None:
         if (search := self._searches.pop(number, None)) is not None:
             del self._observers[search]
-
-    def _fail_all(self, error: Exception) -> None:
-        self._scheduler.close()
-        outcome = (
-            error
-            if isinstance(error, SpecrejError)
-            else EngineError(f"the engine failed: {named(error)}")
-        )
-        for number in list(self._futures):
-            self._scheduler.remove(number)
-            self._end(number, outcome)
 
     def _end_all(self) -> None:
         self._scheduler.close()

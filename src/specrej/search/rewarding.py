@@ -93,9 +93,10 @@ class PromptReward:
         Raises:
             RewardError: the reward failed at it.
         """
-        if self._session is not None:
+        session, self._session = self._session, None
+        if session is not None:
             with self._working("its end"):
-                self._session.close()
+                session.close()
 
     @contextmanager
     def _working(self, subject: str) -> Iterator[None]:

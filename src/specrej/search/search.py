@@ -16,6 +16,7 @@ from specrej.errors import SpecrejError
 from specrej.messages import as_messages
 from specrej.rewards.base import Reward, Scores
 from specrej.search.budget import Budget
+from specrej.search.checks import check_start, check_tokens, checked_fates
 from specrej.search.choosing import choose, ranked
 from specrej.search.clock import Clock
 from specrej.search.rewarding import PromptReward, ToScore
@@ -118,6 +119,7 @@ class Search:
 
     def start(self, n: int) -> None:
         """See `SearchView.start`."""
+        check_start(self._settings, n, self.live, is_at_work=self.is_open)
         first = len(self.candidates)
         self.batch = [Candidate(index) for index in range(first, first + n)]
         self.candidates += self.batch
@@ -147,7 +149,8 @@ class Search:
 
     def keep(self, is_kept: Sequence[bool]) -> None:
         """See `SearchView.keep`."""
-        scored, stays = self.batch, dict(zip((c.index for c in self.batch), is_kept, strict=True))
+        scored, fates = self.batch, checked_fates(self._settings, self.batch, is_kept)
+        stays = dict(zip((c.index for c in scored), fates, strict=True))
         going_on = ranked(c for c in scored if stays[c.index] and c.state == "live")
         if going_on:
             for candidate in going_on[self._budget.fitting(len(going_on[0].token_ids) + 1) :]:
@@ -240,7 +243,12 @@ class Search:
         return self._budget.first_bytes()
 
     def receive(self, tokens: Sequence[Token], seconds: float) -> None:
-        """Take the tokens of one step and this search's share of its seconds."""
+        """Take the tokens of one step and this search's share of its seconds.
+
+        Raises:
+            EngineError: one is of nobody who is being decoded.
+        """
+        check_tokens(tokens, self.candidates)
         stopped = []
         drawn = [token for token in tokens if token.finish_reason != "lost"]
         for token in drawn:
