@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -129,14 +129,14 @@ def test_what_makes_no_policy_is_refused(given: dict[str, Any], told: str) -> No
 # Algorithms
 
 
-def ends(search: SearchView, n: int | None, policy: Policy) -> Iterator[Any]:
+def ends(search: SearchView, n: int | None, policy: Policy) -> Any:
     search.start(4)
     return
     yield
 
 
 def yields(what: Any) -> Any:
-    def yielding(search: SearchView, n: int | None, policy: Policy) -> Iterator[Any]:
+    def yielding(search: SearchView, n: int | None, policy: Policy) -> Any:
         search.start(4)
         yield what
 
@@ -144,7 +144,7 @@ def yields(what: Any) -> Any:
 
 
 def starts(*numbers: Any) -> Any:
-    def starting(search: SearchView, n: int | None, policy: Policy) -> Iterator[Any]:
+    def starting(search: SearchView, n: int | None, policy: Policy) -> Any:
         for number in numbers:
             search.start(number)
         yield never
@@ -153,7 +153,7 @@ def starts(*numbers: Any) -> Any:
 
 
 def keeps(fates: Any) -> Any:
-    def keeping(search: SearchView, n: int | None, policy: Policy) -> Iterator[Any]:
+    def keeping(search: SearchView, n: int | None, policy: Policy) -> Any:
         search.start(4)
         yield at((4,))
         search.keep(fates)
@@ -170,7 +170,7 @@ def starts_at_once(search: SearchView, n: int | None, policy: Policy) -> Any:
     return iter([never])
 
 
-def narrow(search: SearchView) -> Iterator[Any]:
+def narrow(search: SearchView) -> Any:
     yield never
 
 
@@ -227,16 +227,16 @@ def test_every_caller_is_told_the_same(fault: str) -> None:
     assert isinstance(outcome, UsageError)
 
 
-def halving(search: SearchView, n: int | None, policy: Policy, *, share: int = 2) -> Iterator[Any]:
+def halving(search: SearchView, n: int | None, policy: Policy, *, share: int = 2) -> Any:
     search.start(np.int64(4))  # type: ignore[arg-type]
     scores = yield at((4,))
-    search.keep(np.array(scores) >= sorted(scores)[len(scores) // share])  # type: ignore[arg-type]
+    search.keep(np.array(scores) >= sorted(scores)[len(scores) // share])
     scores = yield never
     search.keep([True] * len(scores))
 
 
 class Halving:
-    def __call__(self, search: SearchView, n: int | None, policy: Policy) -> Iterator[Any]:
+    def __call__(self, search: SearchView, n: int | None, policy: Policy) -> Any:
         return halving(search, n, policy)
 
 
@@ -259,7 +259,7 @@ def test_whatever_can_be_called_is_an_algorithm_by_its_name(algorithm: Any, name
 def test_where_an_algorithm_asks_a_policy_both_are_named() -> None:
     policy = Policy(when=at((4,)), keep=lambda _: [], first_tokens=8, name="mine")
 
-    def asking(search: SearchView, n: int | None, policy: Policy) -> Iterator[Any]:
+    def asking(search: SearchView, n: int | None, policy: Policy) -> Any:
         search.start(4)
         scores = yield policy.when
         search.keep(policy.keep(search.standing(scores)))

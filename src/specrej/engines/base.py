@@ -217,7 +217,7 @@ def as_engine(given: Any, role: str) -> Engine:
             hint=f"open one first: {given.__name__}(...)",
         )
     lacking = missing(given, MEMBERS)
-    if lacking == ", ".join(MEMBERS):
+    if not any(hasattr(given, name) for name in ("open", "step")):
         raise UsageError(
             f"{role} must be a name or an engine, got {reprlib.repr(given)} "
             f"({type(given).__name__})",

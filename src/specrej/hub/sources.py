@@ -27,15 +27,15 @@ def locate_model(model: str | Path) -> str:
     name = str(model)
     if Path(name).exists():
         return name
+    if name in defaults.DEFAULT_MODELS:
+        if defaults.DEFAULT_MODELS[name].kind != "generator":
+            raise UsageError(f"{name!r} is a reward, not a generator", hint="give it as the reward")
+        return str(defaults.locate(name))
     if isinstance(model, Path) or name.startswith(("/", "./", "../", "~")):
         raise ModelError(
             f"there is no such directory: {name!r}",
             hint=f"give the directory of a model; this one was looked for from {Path.cwd()}",
         )
-    if name in defaults.DEFAULT_MODELS:
-        if defaults.DEFAULT_MODELS[name].kind != "generator":
-            raise UsageError(f"{name!r} is a reward, not a generator", hint="give it as the reward")
-        return str(defaults.locate(name))
     if difflib.get_close_matches(name, _generators()):
         raise unknown_model(
             name
