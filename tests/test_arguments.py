@@ -89,10 +89,10 @@ def test_what_is_no_settings_is_refused(settings: Any) -> None:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"in_flight": "3"}, "in_flight must be a whole number of at least 1, got '3'"),
-        ({"in_flight": 0}, "in_flight must be a whole number of at least 1, got 0"),
-        ({"in_flight": True}, "in_flight must be a whole number of at least 1, got True"),
-        ({"in_flight": None}, "in_flight must be a whole number of at least 1, got None"),
+        ({"in_flight": "3"}, "in_flight must be at least 1, and a whole number, got '3'"),
+        ({"in_flight": 0}, "in_flight must be at least 1, and a whole number, got 0"),
+        ({"in_flight": True}, "in_flight must be at least 1, and a whole number, got True"),
+        ({"in_flight": None}, "in_flight must be at least 1, and a whole number, got None"),
         ({"total_memory": "lots"}, "total_memory must be like '64MiB' .*, got 'lots'"),
         ({"total_memory": 2**63}, "total_memory must be below"),
     ],
@@ -147,7 +147,7 @@ def test_a_session_has_its_model(option: str) -> None:
 
 @pytest.mark.parametrize("model", [Path("/nosuch/model"), "/nosuch/model", "./nosuch", "../no"])
 def test_a_path_with_nothing_there_is_said_to_be_none(model: str | Path) -> None:
-    with pytest.raises(ModelError, match=f"there is no such directory: '{model}'"):
+    with pytest.raises(ModelError, match=f"the model '{model}': there is no such directory"):
         specrej.open_engine(model)
 
 

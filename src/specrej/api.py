@@ -199,7 +199,7 @@ def check_sharing(total_memory: str | int | None, in_flight: int) -> None:
         UsageError: not an amount of memory, or no number of at least 1; says which.
     """
     if type(in_flight) is not int or in_flight < 1:
-        raise UsageError(f"in_flight must be a whole number of at least 1, got {in_flight!r}")
+        raise UsageError(f"in_flight must be at least 1, and a whole number, got {in_flight!r}")
     if total_memory is not None:
         parse_bytes(total_memory, "total_memory")
 

@@ -33,8 +33,8 @@ def locate_model(model: str | Path) -> str:
         return str(defaults.locate(name))
     if isinstance(model, Path) or name.startswith(("/", "./", "../", "~")):
         raise ModelError(
-            f"there is no such directory: {name!r}",
-            hint=f"give the directory of a model; this one was looked for from {Path.cwd()}",
+            f"cannot open the model {name!r}: there is no such directory",
+            hint=f"it was looked for from {Path.cwd()}; a Hugging Face id is like org/model",
         )
     if difflib.get_close_matches(name, _generators()):
         raise unknown_model(
