@@ -140,7 +140,7 @@ class Scheduler:
         numbers = [member.number for member in (*self._ending, *self._active)]
         self.close()
         for number in numbers:
-            yield number, _engine_failed(error)
+            yield number, engine_failed(error)
 
     def remove(self, number: int) -> Search | None:
         """End a search that is not wanted any more: its memory is free when this returns. None
@@ -337,7 +337,7 @@ def as_outcome(error: Exception) -> SpecrejError:
     return outcome
 
 
-def _engine_failed(error: Exception) -> SpecrejError:
+def engine_failed(error: BaseException) -> SpecrejError:
     """What searches end with when the engine raised this: the error itself, or one that quotes
     it.
     """
