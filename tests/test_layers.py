@@ -15,6 +15,7 @@ LAYERS = [
     {"rewards"},
     {"search"},
     {"opening"},
+    {"arguments"},
     {"api"},
     {"session"},
     {"server", "evaluation"},

@@ -157,6 +157,15 @@ def test_a_closed_session_says_so_and_sync_calls_wait_for_async_ones() -> None:
     opened.close()
     with pytest.raises(specrej.UsageError, match="the session is closed"):
         opened.generate("Why?")
+    with pytest.raises(specrej.UsageError, match="the session is closed"), opened:
+        pass
+
+    async def again() -> None:
+        async with opened:
+            pass
+
+    with pytest.raises(specrej.UsageError, match="the session is closed"):
+        asyncio.run(again())
 
     async def go() -> None:
         async with session() as opened:

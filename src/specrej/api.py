@@ -15,30 +15,30 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Unpack
 
+from specrej.arguments import (
+    RunOptions,
+    check_compared,
+    check_prompts,
+    check_sharing,
+    read_options,
+)
 from specrej.engines.base import Engine
 from specrej.errors import BudgetError, SpecrejError, UsageError, contained
 from specrej.memory import format_bytes, parse_bytes
-from specrej.opening import Opening, OpeningOptions
 from specrej.rewards.base import Reward
 from specrej.search.algorithms import Steps
 from specrej.search.calibrated import mismatches
 from specrej.search.events import Observer, Watcher
 from specrej.search.pool import Pool
-from specrej.search.resolving import algorithm_of, policy_of
-from specrej.search.scheduler import Maker, Outcome, Watch, run
+from specrej.search.resolving import policy_of, steps_of
+from specrej.search.scheduler import Maker, Outcome, Watch, as_outcome, run
 from specrej.search.search import Search
-from specrej.settings import Options, Settings
+from specrej.settings import Settings
 from specrej.types import Policy, Prompt, Result
 
 IN_FLIGHT = 16
 """Most prompts side by side by default: beyond that, attention, prompt by prompt, takes what
 batches gain."""
-
-
-class RunOptions(OpeningOptions, Options, total=False):
-    """All keyword arguments of `generate`: what is opened, and how answers are sampled and
-    chosen.
-    """
 
 
 class Interrupted(KeyboardInterrupt):
@@ -122,6 +122,7 @@ def generate_batch(
     Raises:
         UsageError: an argument that cannot be honoured.
     """
+    check_prompts(prompts)
     opening, asked = read_options(options, settings)
     check_sharing(total_memory, in_flight)
     engine, reward = opening.open()
@@ -158,34 +159,6 @@ def compare(
         opening.close(engine, reward)
 
 
-def read_options(options: RunOptions, settings: Settings | None = None) -> tuple[Opening, Settings]:
-    """What is opened and how answers are chosen, out of all keyword arguments.
-
-    Raises:
-        UsageError: a value outside its range; says which.
-        TypeError: there is no such option.
-    """
-    given: dict[str, Any] = dict(options)
-    of_opening = {
-        name: given.pop(name) for name in list(given) if name in OpeningOptions.__annotations__
-    }
-    return Opening(**of_opening), replace(settings, **given) if settings else Settings(**given)
-
-
-def check_compared(options: RunOptions | Options) -> None:
-    """See that nobody asks `compare` for one algorithm, before a model is opened."""
-    if "algorithm" in options:
-        raise UsageError("compare runs both algorithms; it takes no 'algorithm'")
-
-
-def check_sharing(total_memory: str | int | None, in_flight: int) -> None:
-    """See to what prompts share, before a model is opened."""
-    if in_flight < 1:
-        raise UsageError(f"in_flight must be at least 1, got {in_flight}")
-    if total_memory is not None:
-        parse_bytes(total_memory)
-
-
 def open_pool(engine: Engine, settings: Settings, total_memory: str | int | None) -> Pool:
     """The memory that prompts in flight share: as given, else that of one prompt where given, else
     the engine's choice. If it is not given, it grows to what the largest prompt may hold.
@@ -197,7 +170,7 @@ def open_pool(engine: Engine, settings: Settings, total_memory: str | int | None
         return Pool(
             settings.memory_bytes or engine.default_total(settings.max_new_tokens), grows=True
         )
-    total, capacity = parse_bytes(total_memory), engine.capacity_bytes
+    total, capacity = parse_bytes(total_memory, "total_memory"), engine.capacity_bytes
     if capacity is not None and total > capacity:
         raise BudgetError(
             f"a total_memory of {total_memory} is more than the {format_bytes(capacity)} of KV "
@@ -230,7 +203,12 @@ def run_one(
         SpecrejError: the prompt or the run failed.
         Interrupted: Ctrl-C; carries what was generated.
     """
-    search, steps = prepare(engine, reward, prompt, settings, number=number)
+    try:
+        search, steps = prepare(engine, reward, prompt, settings, number=number)
+    except SpecrejError:
+        raise
+    except Exception as error:
+        raise as_outcome(error) from error
     try:
         _, outcome = next(
             run(engine, [lambda: (search, steps)], pool=Pool(search.budget_bytes), observe=watch)
@@ -350,7 +328,7 @@ def prepare(
     )
     search.number = number
     with contained("the algorithm"):
-        return search, algorithm_of(settings)(search, num_candidates, policy)
+        return search, steps_of(settings, search, num_candidates, policy)
 
 
 def _note_of(policy: Policy, here: Mapping[str, Any], *, strict: bool) -> dict[str, str]:

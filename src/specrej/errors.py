@@ -60,6 +60,17 @@ def guess(given: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(near)}?" if near else ""
 
 
+_MOST_LISTED = 24
+
+
+def listed(known: Iterable[str]) -> str:
+    """All known names, for a hint; their number where they are many."""
+    names = sorted(known)
+    if len(names) > _MOST_LISTED:
+        return f"there are {len(names)} others"
+    return f"known: {', '.join(names) or 'none'}"
+
+
 class SpecrejError(Exception):
     """Root of all errors raised on purpose. `hint` is one sentence on what to do, or None.
 
@@ -92,7 +103,9 @@ class UsageError(SpecrejError):
 
 
 class UnknownNameError(UsageError):
-    """A name that is not in a table; the hint lists the nearest known names."""
+    """A name that is not in a table; the hint lists the nearest known names, and all where they are
+    few.
+    """
 
     def __init__(
         self, kind: str, given: str, known: Iterable[str], *, hint: str | None = None
@@ -100,9 +113,7 @@ class UnknownNameError(UsageError):
         known = sorted(known)
         near = difflib.get_close_matches(given, known, n=3)
         guess = f"did you mean {' or '.join(repr(name) for name in near)}? " if near else ""
-        super().__init__(
-            f"unknown {kind} {given!r}", hint=hint or f"{guess}known: {', '.join(known)}"
-        )
+        super().__init__(f"unknown {kind} {given!r}", hint=hint or guess + listed(known))
         if hint and guess:
             self.hint = guess + hint
 

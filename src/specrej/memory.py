@@ -10,8 +10,12 @@ _BEYOND = 2**63
 """Bytes that no machine addresses."""
 
 
-def parse_bytes(amount: str | int) -> int:
+def parse_bytes(amount: str | int, name: str = "memory") -> int:
     """Bytes of "64MiB", "1.5 GiB", "4096" or 4096.
+
+    Args:
+        amount: of memory.
+        name: of the option that it was given as, for the error.
 
     Raises:
         UsageError: not an amount above 0 with a unit of B, KiB, MiB or GiB, or 2^63 bytes and more.
@@ -19,11 +23,11 @@ def parse_bytes(amount: str | int) -> int:
     size = amount if type(amount) is int else _size(str(amount).strip())
     if size < 1:
         raise UsageError(
-            f"memory must be like '64MiB' (units B, KiB, MiB, GiB), got {shown(amount)}"
+            f"{name} must be like '64MiB' (units B, KiB, MiB, GiB), got {shown(amount)}"
         )
     if size >= _BEYOND:
         raise UsageError(
-            f"memory must be below {_BEYOND // _UNITS['GIB']:,} GiB (2^63 bytes), got "
+            f"{name} must be below {_BEYOND // _UNITS['GIB']:,} GiB (2^63 bytes), got "
             f"{shown(amount)}"
         )
     return int(size)

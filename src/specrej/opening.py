@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from specrej.engines import opening
-from specrej.engines.base import Engine
+from specrej.engines.base import Engine, as_engine
 from specrej.errors import UsageError
 from specrej.options import option, options_of
 from specrej.rewards import as_reward
@@ -135,9 +135,9 @@ class Opening:
     def open_engine(self) -> Engine:
         """The engine; one that is open is returned as it is."""
         if not isinstance(self.engine, str):
-            return self._handed_in(self.engine)
+            return self._handed_in("engine", self.engine)
         if not isinstance(self.model, str | Path):
-            return self._handed_in(self.model)
+            return self._handed_in("model", self.model)
         return opening.open_engine(
             self.model,
             engine=self.engine,
@@ -147,13 +147,14 @@ class Opening:
             special_tokens=self.special_tokens,
         )
 
-    def _handed_in(self, engine: Engine) -> Engine:
-        """An engine that is open, which no option changes any more."""
+    def _handed_in(self, role: str, given: Engine) -> Engine:
+        """An engine that is open, which has its model, and which no option changes any more."""
+        engine = as_engine(given, role)
         usual = {name: field.default for name, (field, _) in options_of(Opening).items()}
-        for name in ("engine_args", "weights", "device", "special_tokens"):
-            if (given := getattr(self, name)) != usual[name]:
+        for name in ("engine", "model", "engine_args", "weights", "device", "special_tokens"):
+            if name != role and (other := getattr(self, name)) != usual[name]:
                 raise UsageError(
-                    f"{name} must be left out for an engine that is open already, got {given!r}",
+                    f"{name} must be left out for an engine that is open already, got {other!r}",
                     hint="give it to open_engine",
                 )
         return engine

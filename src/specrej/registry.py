@@ -12,13 +12,14 @@ name of the other groups stands for is said in docs/extending.md.
 """
 
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from specrej.errors import UnknownNameError, UsageError
+from specrej.errors import SpecrejError, UnknownNameError, UsageError, listed
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -121,6 +122,30 @@ def load_entry_point(kind: str, point: "EntryPoint") -> Any:
         ) from error
 
 
+def made(kind: str, point: "EntryPoint", *given: Any, **options: Any) -> Any:
+    """What another package makes of its name.
+
+    Raises:
+        UsageError: it cannot be imported, or raised at this; names the package.
+    """
+    make = load_entry_point(kind, point)
+    try:
+        return make(*given, **options)
+    except SpecrejError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"the {kind} {point.name!r} of the package {package_of(point)!r} cannot be made: "
+            f"{type(error).__name__}: {error}",
+            hint="see what arguments it takes",
+        ) from error
+
+
+def missing(thing: object, members: Iterable[str]) -> str:
+    """The members that an object of another package lacks, in words; empty where it has all."""
+    return ", ".join(name for name in members if not hasattr(thing, name))
+
+
 def package_of(point: "EntryPoint") -> str:
     """The package that a name is from."""
     return point.dist.name if point.dist else point.module
@@ -137,7 +162,7 @@ def import_attribute(kind: str, spec: str) -> Any:
     if not module_name or not attribute:
         raise UsageError(
             f"the {kind} {spec!r} is not of the form module:function",
-            hint=f"known: {', '.join(names(kind))}",
+            hint=listed(names(kind)),
         )
     module = _import(kind, spec, module_name)
     try:

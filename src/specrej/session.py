@@ -17,23 +17,20 @@ import asyncio
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from threading import Lock
 from typing import Literal, Self, Unpack
 
-from specrej.api import (
-    IN_FLIGHT,
+from specrej.api import IN_FLIGHT, open_pool, prepare, run_many, run_observed, run_three
+from specrej.arguments import (
     RunOptions,
     check_compared,
+    check_prompts,
     check_sharing,
-    open_pool,
-    prepare,
+    combined,
     read_options,
-    run_many,
-    run_observed,
-    run_three,
 )
 from specrej.errors import ShutdownError, SpecrejError, UsageError
+from specrej.opening import OpeningOptions
 from specrej.search.algorithms import Steps
 from specrej.search.driver import Driver
 from specrej.search.events import Event, Observer, Watcher, tell
@@ -86,13 +83,14 @@ class Session:
         self._is_open = True
 
     def __enter__(self) -> Self:
+        self._check_open()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
-        return self
+        return self.__enter__()
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
@@ -177,6 +175,7 @@ class Session:
         """The outcomes of many prompts with their numbers, as they end; see
         `specrej.generate_batch`. Between two of them the session may make other calls.
         """
+        check_prompts(prompts)
         asked = self._asked(settings, options)
         pool = open_pool(self.engine, asked, self._total_memory)
         return self._iterate(prompts, asked, pool, observe)
@@ -231,6 +230,7 @@ class Session:
         cancelled on closing.
         """
         asked = self._asked(settings, options, is_async=True)
+        check_prompts(prompts)
         numbered, running = enumerate(prompts), dict[asyncio.Task[Outcome], int]()
         try:
             while True:
@@ -254,11 +254,19 @@ class Session:
     ) -> Settings:
         """The settings of a call, which is one that may be made now."""
         self._check(is_async=is_async)
-        return replace(settings or self.settings, **options)
+        for name in OpeningOptions.__annotations__.keys() & options.keys():
+            raise UsageError(
+                f"{name} is opened with the session, a call cannot have another one",
+                hint="open another session for it, or leave it out",
+            )
+        return combined(self.settings if settings is None else settings, options)
 
-    def _check(self, *, is_async: bool) -> None:
+    def _check_open(self) -> None:
         if not self._is_open:
             raise UsageError("the session is closed", hint="open another one")
+
+    def _check(self, *, is_async: bool) -> None:
+        self._check_open()
         if self._is_busy:
             raise UsageError(
                 "another call of this session is under way",

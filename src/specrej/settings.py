@@ -230,10 +230,17 @@ class Settings:
         """By name, in JSON's types; a function or a policy by its name."""
         values = {name: getattr(self, name) for name in Options.__annotations__}
         if not isinstance(self.algorithm, str):
-            values["algorithm"] = f"{self.algorithm.__module__}:{self.algorithm.__qualname__}"
+            values["algorithm"] = _name_of(self.algorithm)
         if isinstance(self.policy, Policy):
             values["policy"] = self.policy.name
         return values | {"stop": list(self.stop)}
+
+
+def _name_of(function: Any) -> str:
+    """A function by module and name; a partial by what it calls, an object by its class."""
+    if hasattr(function, "__qualname__"):
+        return f"{function.__module__}:{function.__qualname__}"
+    return _name_of(getattr(function, "func", type(function)))
 
 
 class Decide(NamedTuple):

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 from specrej.errors import UsageError
-from specrej.options import check, option
+from specrej.options import check, option, shown
 
 Message = Mapping[str, str]
 """One turn of a conversation: `{"role": "system" | "user" | "assistant", "content": text}`."""
@@ -348,6 +348,9 @@ class Policy:
         name: what results call it.
         n: candidates to begin with where a run leaves their number open.
         recorded: the model, reward and sampling that it was calibrated for; empty if for none.
+
+    Raises:
+        UsageError: what is not of these types, or a number below 1; says which.
     """
 
     when: Schedule
@@ -356,3 +359,20 @@ class Policy:
     name: str = "a policy of its own"
     n: int | None = None
     recorded: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise UsageError(f"a policy's name must be a string, got {self.name!r}")
+        for name, form in (("when", "when(length, last)"), ("keep", "keep(standing)")):
+            if not callable(given := getattr(self, name)):
+                raise UsageError(
+                    f"{name} of the policy {self.name!r} must be a function {form}, got {given!r}",
+                    hint="docs/extending.md has an example",
+                )
+        for name in ("first_tokens", "n"):
+            given = getattr(self, name)
+            if given is not None and (type(given) is not int or given < 1):
+                raise UsageError(
+                    f"{name} of the policy {self.name!r} must be a whole number of at least 1, or "
+                    f"None, got {shown(given)}"
+                )

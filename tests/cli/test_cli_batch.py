@@ -239,7 +239,7 @@ def test_a_failed_row_that_is_taken_out_is_run_again(run: Run, tmp_path: Path) -
     ("arguments", "said"),
     [
         (["--in-flight", "0"], "in_flight must be at least 1"),
-        (["--total-memory", "much"], "memory must be like '64MiB'"),
+        (["--total-memory", "much"], "total_memory must be like '64MiB'"),
         (
             ["--total-memory", "1MiB", "--memory", "2MiB"],
             "a total_memory of 1MiB does not hold one prompt",

@@ -18,7 +18,7 @@ from tiny import make_model, make_tokenizer
 
 def test_an_engine_is_returned_as_it_is() -> None:
     engine = FakeEngine()
-    assert specrej.open_engine(engine, engine="vllm") is engine
+    assert specrej.open_engine(engine) is engine
 
 
 @pytest.mark.parametrize("slip", ["opnai:http://127.0.0.1:1/v1", "vlm", ""])

@@ -191,10 +191,9 @@ class Stop(BaseException):
     """What nobody catches, like a Ctrl-C."""
 
 
-@pytest.mark.parametrize("error", [RuntimeError("CUDA error"), Stop()])
-def test_whatever_the_engine_raises_frees_all(error: Exception) -> None:
-    engine, reward = FakeEngine(fail_at={5}, error=error), FakeReward()
-    with pytest.raises(type(error)):
+def test_what_nobody_catches_frees_all() -> None:
+    engine, reward = FakeEngine(fail_at={5}, error=Stop()), FakeReward()  # type: ignore[arg-type]
+    with pytest.raises(Stop):
         list(run(engine, makers(engine, reward, PROMPTS), in_flight=3))
     assert len(reward.sessions) == 3
     assert is_freed(engine, reward)

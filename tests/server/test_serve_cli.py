@@ -261,7 +261,7 @@ def test_a_port_in_use_is_said_before_the_model_is_opened(monkeypatch: pytest.Mo
         (["--model", "[b]smolm2"], "unknown model '[b]smolm2'"),
         (["--reward", "no-such-reward"], "no-such-reward"),
         (["--api-key", "two words"], "printable ASCII"),
-        (["--max-body", "much"], "memory must be like"),
+        (["--max-body", "much"], "max_body must be like"),
         (["--deadline", "0"], "the limit deadline_s must be above 0"),
         (["--max-candidates", "0"], "the limit candidates must be above 0"),
         (["--alpha", "2"], "alpha must be in"),
@@ -286,7 +286,7 @@ def test_a_server_that_cannot_be_is_refused(
         (["--max-new-tokens", "50", "--new-tokens-limit", "40"], "exceeds the 40"),
         (["--n", "50", "--max-candidates", "40"], "n=50 exceeds the 40 candidates"),
         (["--memory", "8MiB", "--total-memory", "4MiB"], "does not hold one request"),
-        (["--total-memory", "much"], "memory must be like"),
+        (["--total-memory", "much"], "total_memory must be like"),
         (["--policy", "no_such_module:policy"], "no_such_module"),
     ],
 )

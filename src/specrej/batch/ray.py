@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
-from specrej.api import IN_FLIGHT, RunOptions, open_pool, read_options
+from specrej.api import IN_FLIGHT, open_pool
+from specrej.arguments import RunOptions, read_options
 from specrej.errors import SpecrejError, UsageError
 from specrej.opening import Opening
 from specrej.settings import Settings

@@ -134,7 +134,7 @@ def serve(
         from specrej.server.asked import Limits
 
         limits = Limits(
-            body_bytes=parse_bytes(max_body),
+            body_bytes=parse_bytes(max_body, "max_body"),
             prompt_tokens=max_prompt_tokens,
             candidates=max_candidates,
             new_tokens=new_tokens_limit,

@@ -8,11 +8,13 @@ engine.close(prompt)
 engine.shutdown()                                    # the model, too
 """
 
+import reprlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from specrej.attention.layout import Demand
 from specrej.errors import UsageError
+from specrej.registry import missing
 from specrej.types import Detokenizer, FinishReason, Prompt, SamplingParams
 
 if TYPE_CHECKING:
@@ -191,6 +193,44 @@ class Engine(Protocol):
 
         Whoever opened the engine calls it. Nothing can be decoded any more.
         """
+
+
+MEMBERS = sorted(
+    {*Engine.__annotations__, *(name for name in vars(Engine) if not name.startswith("_"))}
+)
+"""What every engine has."""
+
+
+def as_engine(given: Any, role: str) -> Engine:
+    """An engine that is open, whoever wrote it.
+
+    Args:
+        given: the engine.
+        role: what it was given as, for the error: "model".
+
+    Raises:
+        UsageError: it is none, or lacks members, which are named.
+    """
+    if isinstance(given, type):
+        raise UsageError(
+            f"{role} must be an engine that is open, got the class {given.__name__}",
+            hint=f"open one first: {given.__name__}(...)",
+        )
+    lacking = missing(given, MEMBERS)
+    if not any(hasattr(given, name) for name in ("open", "step")):
+        raise UsageError(
+            f"{role} must be a name or an engine, got {reprlib.repr(given)} "
+            f"({type(given).__name__})",
+            hint=f"docs/extending.md has an engine; this one lacks: {lacking}",
+        )
+    if lacking:
+        raise UsageError(
+            f"{role} must be an engine; {reprlib.repr(given)} ({type(given).__name__}) lacks: "
+            f"{lacking}",
+            hint="specrej.engines.base.Engine says what they are; a PagedEngine has them all",
+        )
+    engine: Engine = given
+    return engine
 
 
 def refuse_hidden_states(engine: str) -> NoReturn:

@@ -18,9 +18,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specrej.engines.base import as_engine
 from specrej.errors import ModelError, UnknownNameError, UsageError
 from specrej.hub.contents import SPECIAL_TOKENS
-from specrej.registry import ENGINES, entry_points, load, load_entry_point, names
+from specrej.registry import ENGINES, entry_points, load, made, names, package_of
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -103,8 +104,8 @@ def open_engine(
         options.refuse(name, "address")
     if theirs is not None:
         options.refuse(name, "weights", "device")
-        opened: Engine = load_entry_point("engine", theirs)(str(model), **options.arguments)
-        return opened
+        opened = made("engine", theirs, str(model), **options.arguments)
+        return as_engine(opened, f"what the package {package_of(theirs)!r} opens as {name!r}")
     return _open_fastest(model, options) if name == "auto" else _open(name, model, options)
 
 

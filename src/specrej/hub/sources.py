@@ -22,6 +22,7 @@ def locate_model(model: str | Path) -> str:
     Raises:
         UnknownNameError: nothing has this name.
         UsageError: it is a reward.
+        ModelError: it is a path, and nothing is there.
     """
     name = str(model)
     if Path(name).exists():
@@ -30,6 +31,11 @@ def locate_model(model: str | Path) -> str:
         if defaults.DEFAULT_MODELS[name].kind != "generator":
             raise UsageError(f"{name!r} is a reward, not a generator", hint="give it as the reward")
         return str(defaults.locate(name))
+    if isinstance(model, Path) or name.startswith(("/", "./", "../", "~")):
+        raise ModelError(
+            f"cannot open the model {name!r}: there is no such directory",
+            hint=f"it was looked for from {Path.cwd()}; a Hugging Face id is like org/model",
+        )
     if difflib.get_close_matches(name, _generators()):
         raise unknown_model(
             name

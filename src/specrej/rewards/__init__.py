@@ -16,25 +16,21 @@ Rewards are imported when asked for: importing this module loads no torch.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from specrej.errors import SpecrejError, UnknownNameError, UsageError
+from specrej.errors import UnknownNameError, UsageError
 from specrej.registry import (
     REWARDS,
     entry_points,
     import_attribute,
     load,
-    load_entry_point,
+    made,
+    missing,
     names,
-    package_of,
 )
-from specrej.rewards.base import MEMBERS, Reward, missing
+from specrej.rewards.base import MEMBERS, Reward
 from specrej.rewards.function import FunctionReward
 from specrej.rewards.spec import parse_flag, parse_model
-
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
 
 _CLASSIFIER_OPTIONS: dict[str, Callable[[str], Any]] = {
     "partial": str,
@@ -119,27 +115,12 @@ def _named(spec: str) -> Reward:
         reward = load("reward", name)
         return cast("Reward", reward(argument) if argument else reward())
     if (point := entry_points("reward").get(name)) is not None:
-        return _given(_made(point, argument), name=spec)
+        return _given(made("reward", point, *([argument] if argument else [])), name=spec)
     if _is_model(spec):
         return _classifier(spec)
     if ":" in spec:
         return _given(import_attribute("reward", spec), name=spec)
     raise UnknownNameError("reward", spec, names("reward"), hint=_forms())
-
-
-def _made(point: "EntryPoint", argument: str) -> Any:
-    """What another package makes of its name."""
-    make = load_entry_point("reward", point)
-    try:
-        return make(argument) if argument else make()
-    except SpecrejError:
-        raise
-    except Exception as exc:
-        raise UsageError(
-            f"the reward {point.name!r} of the package {package_of(point)!r} cannot be made: "
-            f"{type(exc).__name__}: {exc}",
-            hint="see what argument it takes",
-        ) from exc
 
 
 def _is_model(spec: str) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from specrej.errors import RewardError
+from specrej.registry import missing
 from specrej.types import Candidate, Message, Reuse
 
 Scores = Sequence[float] | BaseException
@@ -114,11 +115,6 @@ MEMBERS = ("name", "flops_per_token", "open", "close")
 """What every reward has."""
 SESSION_MEMBERS = ("num_tokens", "reuse", "peak_kv_bytes", "score", "drop", "close")
 """What every session has."""
-
-
-def missing(thing: object, members: Sequence[str]) -> str:
-    """The members that it lacks, in words; empty where it has all."""
-    return ", ".join(name for name in members if not hasattr(thing, name))
 
 
 def open_session(reward: Reward, messages: Sequence[Message]) -> RewardSession:

@@ -84,7 +84,7 @@ def parse_model(
     if not named:
         raise UsageError(f"the reward {kind!r} needs a model", hint=f"give it as {kind}:PATH_OR_ID")
     asked = options.pop("memory", None)
-    given = asked if memory is None else parse_bytes(memory)
+    given = asked if memory is None else parse_bytes(memory, "reward_memory")
     model, _, label = (named, "", "") if Path(named).is_dir() else named.partition("#")
     return model, {"label": label or None, "memory_bytes": given, **options}
 

@@ -19,10 +19,10 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 
 from specrej.engines.base import Engine
-from specrej.errors import EngineError, ShutdownError, SpecrejError, named
+from specrej.errors import ShutdownError, SpecrejError
 from specrej.search.algorithms import Steps
 from specrej.search.pool import Pool
-from specrej.search.scheduler import Maker, Outcome, Scheduler, Watch
+from specrej.search.scheduler import Maker, Outcome, Scheduler, Watch, engine_failed
 from specrej.search.search import Search
 
 _LOG = logging.getLogger("specrej")
@@ -78,12 +78,7 @@ class Driver:
                     self._end(number, outcome)
             except BaseException as error:  # whatever it is: those that come are to be served
                 _LOG.exception("a step failed; the searches in flight fail with it")
-                self._fail(
-                    list(self._searches),
-                    error
-                    if isinstance(error, SpecrejError)
-                    else EngineError(f"the engine failed: {named(error)}"),
-                )
+                self._fail(list(self._searches), engine_failed(error))
 
     def _make_calls(self) -> None:
         """What was asked for since the last step; with nothing to run, wait for it."""

@@ -1,5 +1,6 @@
 """The algorithm and the policy that settings name.
 
+steps_of(Settings(), search, 16, policy)    # the algorithm at work on a search
 algorithm_of(Settings(algorithm="best_of_n"))
 policy_of(Settings(alpha=0.5, decide="every:32"))    # from a command line's words
 policy_of(Settings(policy="policy.json"))            # from `specrej calibrate`
@@ -7,10 +8,11 @@ policy_of(Settings(policy="policy.json"))            # from `specrej calibrate`
 
 from collections.abc import Callable
 
-from specrej.errors import UsageError
+from specrej.errors import SpecrejError, UsageError, named
 from specrej.registry import find
 from specrej.search.algorithms import Steps
 from specrej.search.calibrated import read_policy
+from specrej.search.checks import checked_steps
 from specrej.search.policies import at, every, fraction, never, top
 from specrej.search.view import SearchView
 from specrej.settings import Settings, parse_decide
@@ -33,6 +35,27 @@ def algorithm_of(settings: Settings) -> Callable[[SearchView, int | None, Policy
         )
     algorithm: Callable[[SearchView, int | None, Policy], Steps] = found
     return algorithm
+
+
+def steps_of(settings: Settings, search: SearchView, n: int | None, policy: Policy) -> Steps:
+    """The algorithm that settings name, at work on a search.
+
+    Raises:
+        UnknownNameError: nothing has this name.
+        UsageError: what the name stands for is no algorithm. Also while it works, where it gives
+            what is none of an algorithm's.
+    """
+    algorithm, name = algorithm_of(settings), settings.to_dict()["algorithm"]
+    try:
+        steps = algorithm(search, n, policy)
+    except SpecrejError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"the algorithm {name!r} cannot begin, called with (search, n, policy): {named(error)}",
+            hint="an algorithm is a generator function of these three: docs/extending.md has one",
+        ) from error
+    return checked_steps(name, steps)
 
 
 def policy_of(settings: Settings) -> Policy:

@@ -1,14 +1,18 @@
 """A reward at work on one prompt: its session, what it is shown, and what its work costs."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
+from specrej.errors import SpecrejError
 from specrej.rewards.base import Reward, RewardSession, Scores, open_session
 from specrej.rewards.scores import checked_scores, failing_as
 from specrej.search.clock import Clock
 from specrej.types import Candidate, Message, Usage
+
+_LOG = logging.getLogger("specrej")
 
 
 class ToScore(NamedTuple):
@@ -88,14 +92,16 @@ class PromptReward:
             self._session.drop(indices)
 
     def close(self) -> None:
-        """Free what the session holds.
-
-        Raises:
-            RewardError: the reward failed at it.
+        """Free what the session holds. A reward that fails at it is logged: the outcome is what it
+        was.
         """
-        if self._session is not None:
-            with self._working("its end"):
-                self._session.close()
+        session, self._session = self._session, None
+        try:
+            if session is not None:
+                with self._working("its end"):
+                    session.close()
+        except SpecrejError:
+            _LOG.exception("the reward %r failed to close a prompt", self.name)
 
     @contextmanager
     def _working(self, subject: str) -> Iterator[None]:

@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
 from specrej.engines.base import Engine, Token
-from specrej.errors import DeviceMemoryError, SpecrejError, contained, named
+from specrej.errors import DeviceMemoryError, EngineError, SpecrejError, contained, named
 from specrej.rewards.base import Scores
 from specrej.search.algorithms import Steps
 from specrej.search.pool import Pool
@@ -73,6 +73,8 @@ class Scheduler:
         self._waiting: deque[tuple[int, Maker]] = deque()
         self._next: tuple[int, Search, Steps] | None = None
         self._active: list[_Run] = []
+        self._ending: list[_Run] = []
+        """Not in flight any more, and not closed: the engine failed at it."""
         self._score = score
         self._scoring: list[tuple[list[_Run], Future[list[Given]]]] = []
 
@@ -110,7 +112,7 @@ class Scheduler:
                 self._active.append(_open(number, search, steps))
             except Exception as error:
                 self._next = None
-                yield number, _as_outcome(error)
+                yield number, as_outcome(error)
 
     def tick(self) -> Iterator[tuple[int, Outcome]]:
         """Begin what has room, take the decisions that are due, make one step; the outcomes of
@@ -118,6 +120,7 @@ class Scheduler:
 
         Raises:
             DeviceMemoryError: the device is out of memory with one candidate left in each search.
+            Exception: whatever the engine raises; `fail` then ends the searches in flight.
         """
         begun_s = time.perf_counter()
         yield from self.begin()
@@ -129,6 +132,16 @@ class Scheduler:
         else:
             wait([future for _, future in self._scoring], _PATIENCE_S, FIRST_COMPLETED)
         self._pool.record([member.search for member in self._active], time.perf_counter() - begun_s)
+
+    def fail(self, error: Exception) -> Iterator[tuple[int, SpecrejError]]:
+        """End the searches in flight, which the engine failed with this error; their outcomes.
+        Those that wait will begin.
+        """
+        _LOG.error("a step failed; the prompts in flight fail with it", exc_info=error)
+        numbers = [member.number for member in (*self._ending, *self._active)]
+        self.close()
+        for number in numbers:
+            yield number, engine_failed(error)
 
     def remove(self, number: int) -> Search | None:
         """End a search that is not wanted any more: its memory is free when this returns. None
@@ -145,9 +158,13 @@ class Scheduler:
         return None
 
     def close(self) -> None:
-        """End all searches."""
-        while self._active:
-            self._active.pop().search.close()
+        """End all searches. An engine that fails at it is logged."""
+        ended, self._active, self._ending = [*self._ending, *self._active], [], []
+        for member in ended:
+            try:
+                member.search.close()
+            except Exception:
+                _LOG.exception("the engine failed to close a prompt")
 
     def _decide(self) -> Iterator[tuple[int, Outcome]]:
         """Have those scored whose decision is due, resume those that were; the outcomes of those
@@ -162,7 +179,7 @@ class Scheduler:
                         member.search.begin_decision(cause)
                         due.append(member)
                 except Exception as error:
-                    yield self._end(member, _as_outcome(error))
+                    yield self._end(member, as_outcome(error))
             if due:
                 self._scoring.append((due, self._score([member.search for member in due])))
                 for member in due:
@@ -194,6 +211,11 @@ class Scheduler:
             return
         shares: dict[int, list[Token]] = {handle: [] for handle in limits}
         for token in tokens:
+            if token.prompt not in shares:
+                raise EngineError(
+                    f"the engine failed: it gave a token of prompt {token.prompt}, and was asked "
+                    f"for {sorted(shares)}"
+                )
             shares[token.prompt].append(token)
         seconds = (time.perf_counter() - begun) / max(len(tokens), 1)
         for member in stepping:
@@ -202,7 +224,7 @@ class Scheduler:
                     member.search.receive(received, seconds * len(received))
                     self._observe(member.search)
                 except Exception as error:
-                    yield self._end(member, _as_outcome(error))
+                    yield self._end(member, as_outcome(error))
 
     def _make_room(self, error: DeviceMemoryError) -> Iterator[tuple[int, Outcome]]:
         """The largest gives up candidates first; with nothing left to give up, the device is too
@@ -215,14 +237,16 @@ class Scheduler:
                 if member.search.give_up():
                     return
             except Exception as failure:
-                yield self._end(member, _as_outcome(failure))
+                yield self._end(member, as_outcome(failure))
                 return
         raise error
 
     def _end(self, member: _Run, outcome: Outcome) -> tuple[int, Outcome]:
         """Free what a search holds; its number and outcome."""
         self._active.remove(member)
+        self._ending.append(member)
         member.search.close()
+        self._ending.remove(member)
         return member.number, outcome
 
     def _make(self) -> tuple[int, Search, Steps]:
@@ -237,7 +261,8 @@ def run(
 ) -> Iterator[tuple[int, Outcome]]:
     """Run searches to their end; yield the number and the outcome of each as it ends.
 
-    A search that fails yields its error; the others go on.
+    A search that fails yields its error; the others go on. A step that fails is the error of those
+    in flight; the next ones begin.
 
     Args:
         engine: the engine that the searches are made for.
@@ -258,7 +283,12 @@ def run(
                 yield from scheduler.begin()
             if not scheduler.num_waiting + scheduler.num_active:
                 return
-            yield from scheduler.tick()
+            try:
+                yield from scheduler.tick()
+            except DeviceMemoryError:
+                raise
+            except Exception as error:
+                yield from scheduler.fail(error)
     finally:
         scheduler.close()
 
@@ -289,7 +319,7 @@ def _resume(member: _Run, given: Scores, seconds: float, observe: Watch) -> Outc
                 return search.result()
             member.schedule = schedule
     except Exception as error:
-        return _as_outcome(error)
+        return as_outcome(error)
     return None
 
 
@@ -303,7 +333,7 @@ def _next_schedule(member: _Run, scores: list[float]) -> Schedule | None:
         return None
 
 
-def _as_outcome(error: Exception) -> SpecrejError:
+def as_outcome(error: Exception) -> SpecrejError:
     """What a search ends with that raised this: the error itself, or one that quotes what nobody
     foresaw.
     """
@@ -311,5 +341,16 @@ def _as_outcome(error: Exception) -> SpecrejError:
         return error
     _LOG.error("a prompt failed, the others go on", exc_info=error)
     outcome = SpecrejError(f"the prompt failed: {named(error)}", hint="the log says where")
+    outcome.__cause__ = error
+    return outcome
+
+
+def engine_failed(error: BaseException) -> SpecrejError:
+    """What searches end with when the engine raised this: the error itself, or one that quotes
+    it.
+    """
+    if isinstance(error, SpecrejError):
+        return error
+    outcome = EngineError(f"the engine failed: {named(error)}", hint="the log says where")
     outcome.__cause__ = error
     return outcome

@@ -5,17 +5,17 @@ A search holds text, rewards and fates; the engine holds tokens and memory. An a
 Candidates of the current wave that are neither rejected nor done with are its batch.
 """
 
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from specrej.attention.layout import Demand
 from specrej.engines.base import Engine, Memory, Token
-from specrej.errors import SpecrejError, contained
+from specrej.errors import contained
 from specrej.messages import as_messages
 from specrej.rewards.base import Reward, Scores
 from specrej.search.budget import Budget
+from specrej.search.checks import check_start, check_tokens, checked_fates
 from specrej.search.choosing import choose, ranked, standing
 from specrej.search.clock import Clock
 from specrej.search.progress import Progress
@@ -34,8 +34,6 @@ from specrej.types import (
     Usage,
 )
 from specrej.version import __version__
-
-_LOG = logging.getLogger("specrej")
 
 
 class Search:
@@ -120,6 +118,7 @@ class Search:
 
     def start(self, n: int) -> None:
         """See `SearchView.start`."""
+        check_start(self._settings, n, self.live, is_at_work=self.is_open)
         first = len(self.candidates)
         self.batch = [Candidate(index) for index in range(first, first + n)]
         self.candidates += self.batch
@@ -136,7 +135,8 @@ class Search:
 
     def keep(self, is_kept: Sequence[bool]) -> None:
         """See `SearchView.keep`."""
-        scored, stays = self.batch, dict(zip((c.index for c in self.batch), is_kept, strict=True))
+        scored, fates = self.batch, checked_fates(self._settings, self.batch, is_kept)
+        stays = dict(zip((c.index for c in scored), fates, strict=True))
         going_on = ranked(c for c in scored if stays[c.index] and c.state == "live")
         if going_on:
             for candidate in going_on[self._budget.fitting(len(going_on[0].token_ids) + 1) :]:
@@ -238,7 +238,12 @@ class Search:
         return self._budget.first_bytes()
 
     def receive(self, tokens: Sequence[Token], seconds: float) -> None:
-        """Take the tokens of one step and this search's share of its seconds."""
+        """Take the tokens of one step and this search's share of its seconds.
+
+        Raises:
+            EngineError: one is of nobody who is being decoded.
+        """
+        check_tokens(tokens, self.candidates)
         stopped = []
         drawn = [token for token in tokens if token.finish_reason != "lost"]
         for token in drawn:
@@ -306,13 +311,9 @@ class Search:
         self.batch = []
 
     def close(self) -> None:
-        """Free what engine and reward hold. A reward that fails at it is logged: the outcome is
-        what it was.
-        """
+        """Free what engine and reward hold."""
         try:
             self._reward.close()
-        except SpecrejError:
-            _LOG.exception("the reward %r failed to close a prompt", self._reward.name)
         finally:
             if self._handle is not None:
                 self._engine.close(self._handle)

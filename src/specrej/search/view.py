@@ -53,7 +53,11 @@ class SearchView(Protocol):
         """
 
     def start(self, n: int) -> None:
-        """Begin n new candidates; they are the batch."""
+        """Begin n new candidates; they are the batch.
+
+        Raises:
+            UsageError: n is below 1 or no whole number, or others are being decoded.
+        """
 
     def standing(self, scores: Sequence[float]) -> Standing:
         """How the batch stands with these scores: what a policy's rule goes by."""
@@ -63,4 +67,7 @@ class SearchView(Protocol):
         step fits.
 
         Those that stay and are complete can win; those that stay and are live go on.
+
+        Raises:
+            UsageError: it is not one boolean for each candidate of the batch.
         """

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from specrej.rewards.base import MEMBERS, SESSION_MEMBERS, Reward, missing
+from specrej.registry import missing
+from specrej.rewards.base import MEMBERS, SESSION_MEMBERS, Reward
 from specrej.testing.held import held
 from specrej.types import Candidate, Message
 

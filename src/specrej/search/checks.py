@@ -1,0 +1,162 @@
+"""What policies, algorithms and engines of a user's own give to a search, checked: each fault names
+whose it is.
+
+stays = checked_fates(settings, batch, is_kept)     # what a policy's `keep` said
+check_start(settings, n, live, is_at_work=True)     # what an algorithm begins
+check_tokens(tokens, candidates)                    # what an engine gave
+steps = checked_steps("my_algorithms:champion", started)
+"""
+
+import reprlib
+from collections.abc import Generator, Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+from specrej.engines.base import Token
+from specrej.errors import EngineError, UsageError
+from specrej.registry import ALGORITHMS
+from specrej.search.algorithms import Steps
+from specrej.types import Candidate
+
+_ALGORITHM_HINT = (
+    "an algorithm is a generator function of (search, n, policy) that yields a schedule, a "
+    "function of two lengths, for each decision: docs/extending.md has one"
+)
+
+
+def checked_fates(
+    settings: Mapping[str, Any], batch: Sequence[Candidate], given: Any
+) -> list[bool]:
+    """Who of the batch stays, as True and False of Python; of numpy's or torch's they are taken
+    too.
+
+    Args:
+        settings: of the run, which say who is asked.
+        batch: of whom it is said.
+        given: what was said.
+
+    Raises:
+        UsageError: it is not one boolean for each; names the policy or the algorithm.
+    """
+    fates = _plain(given)
+    if isinstance(fates, Sequence) and not isinstance(fates, str | bytes):
+        said = [_plain(fate) for fate in fates]
+        if len(said) == len(batch) and all(isinstance(fate, bool) for fate in said):
+            return said
+        shown = f"{len(said)}: {reprlib.repr(given)}"
+    else:
+        shown = reprlib.repr(given)
+    raise UsageError(
+        f"{_decider(settings)} must say True or False of each of {len(batch)} candidates, got "
+        f"{shown}",
+        hint="give a list of booleans, one for each candidate of the batch, in its order; for "
+        "example [score >= cut for score in scores]",
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A value of numpy or torch, as Python's."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _decider(settings: Mapping[str, Any]) -> str:
+    """Who says who stays: the policy by way of an algorithm of ours, else the algorithm, which may
+    ask it.
+    """
+    policy, algorithm = settings.get("policy"), settings.get("algorithm")
+    if algorithm in ALGORITHMS:
+        return f"the policy {policy!r}"
+    asked = "" if policy is None else f", or the policy {policy!r} that it asks,"
+    return f"the algorithm {algorithm!r}{asked}"
+
+
+def check_start(
+    settings: Mapping[str, Any], n: Any, live: Sequence[Candidate], *, is_at_work: bool
+) -> None:
+    """See that an algorithm may begin n candidates now.
+
+    Args:
+        settings: of the run, which say whose algorithm it is.
+        n: how many it begins.
+        live: who is being decoded.
+        is_at_work: whether the prompt is open; a generator does nothing before.
+
+    Raises:
+        UsageError: n is no number of at least 1, others are being decoded, or it is no generator;
+            names the algorithm.
+    """
+    algorithm = settings.get("algorithm")
+    if not is_at_work:
+        raise UsageError(
+            f"the algorithm {algorithm!r} must be a generator function, it started candidates when "
+            "it was called",
+            hint=_ALGORITHM_HINT,
+        )
+    if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
+        raise UsageError(
+            f"the algorithm {algorithm!r} must start a whole number of at least 1 candidates, got "
+            f"{reprlib.repr(n)}",
+            hint="search.waves(n, None) gives sizes that fit in the memory",
+        )
+    if live:
+        raise UsageError(
+            f"the algorithm {algorithm!r} started {n} candidates while {len(live)} are being "
+            "decoded",
+            hint="yield a schedule until search.live is empty, or reject them by search.keep",
+        )
+
+
+def checked_steps(algorithm: str, steps: Any) -> Steps:
+    """The algorithm at work, with what it yields checked.
+
+    Args:
+        algorithm: its name.
+        steps: what it returned.
+
+    Raises:
+        UsageError: it returned no generator.
+    """
+    if not isinstance(steps, Generator):
+        raise UsageError(
+            f"the algorithm {algorithm!r} must be a generator function, it returned "
+            f"{reprlib.repr(steps)}",
+            hint=_ALGORITHM_HINT,
+        )
+    return _checking(algorithm, steps)
+
+
+def _checking(algorithm: str, steps: Steps) -> Steps:
+    """Raises UsageError where the algorithm waits by no schedule."""
+    scores: Any = None  # what a generator begins with
+    while True:
+        try:
+            schedule = steps.send(scores)
+        except StopIteration:
+            return
+        if not callable(schedule):
+            raise UsageError(
+                f"the algorithm {algorithm!r} must yield a schedule, it yielded "
+                f"{reprlib.repr(schedule)}",
+                hint=_ALGORITHM_HINT,
+            )
+        scores = yield schedule
+
+
+def check_tokens(tokens: Sequence[Token], candidates: Sequence[Candidate]) -> None:
+    """See that what an engine gave is of candidates that are being decoded.
+
+    Raises:
+        EngineError: a token is of another; names the candidate.
+    """
+    for token in tokens:
+        number = token.candidate
+        if not 0 <= number < len(candidates):
+            raise EngineError(
+                f"the engine failed: it gave a token of candidate {number}, but {len(candidates)} "
+                "were added, from 0 on"
+            )
+        if candidates[number].state != "live":
+            raise EngineError(
+                f"the engine failed: it gave a token of candidate {number}, which is not decoded "
+                f"any more: it is {candidates[number].state}"
+            )
