@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar, get_origin
 
 import typer
 
-from specrej import api
+from specrej import arguments
 from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UsageError
 from specrej.memory import parse_bytes
@@ -160,7 +160,7 @@ def check_sharing(
     Raises:
         UsageError: nothing is in flight, or what is shared does not hold one of them.
     """
-    api.check_sharing(total_memory, in_flight)
+    arguments.check_sharing(total_memory, in_flight)
     if total_memory is not None and parse_bytes(total_memory) < (settings.memory_bytes or 0):
         raise UsageError(
             f"a total_memory of {total_memory} does not hold one {what} with a memory of "
