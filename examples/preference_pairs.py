@@ -15,7 +15,7 @@ import specrej
 from specrej.batch.preferences import write_pairs
 from specrej.batch.requests import Request
 from specrej.batch.rows import failure_of, row_of
-from specrej.journal import Journal
+from specrej.files.journal import Journal
 
 PROMPTS = [
     "Give three tips for staying healthy.",

@@ -18,7 +18,7 @@ from specrej.batch.job import FinishedRequest, local_rows, read_all, run_batch
 from specrej.batch.output import open_output
 from specrej.batch.rows import row_id
 from specrej.engines.base import Token
-from specrej.journal import read_rows
+from specrej.files.journal import read_rows
 from specrej.rewards.base import Reward
 from specrej.search.pool import Pool
 from specrej.settings import Settings

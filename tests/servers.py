@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 
-from specrej.remote import Remote
+from specrej.remote.client import Remote
 
 Answer = Callable[[dict[str, Any]], Any]
 

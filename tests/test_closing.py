@@ -24,7 +24,8 @@ from specrej.cli import options
 from specrej.engines.base import Engine
 from specrej.errors import ModelError, RewardError, UsageError
 from specrej.opening import Opening
-from specrej.remote import Connections, Remote, RemoteError
+from specrej.remote.client import Connections, Remote, RemoteError
+from specrej.remote.services import RemoteService
 from specrej.rewards import as_reward, vllm
 from specrej.rewards.base import (
     MEMBERS,
@@ -42,7 +43,6 @@ from specrej.rewards.process import ProcessReward
 from specrej.rewards.reference import ReferenceReward
 from specrej.rewards.together import score_together
 from specrej.rewards.verifiable import MathReward
-from specrej.services import RemoteService
 from specrej.testing.held import held
 from specrej.types import Candidate, SamplingParams
 from tiny import CHAT_TEMPLATE, make_config, make_tokenizer, save_model

@@ -15,7 +15,7 @@ from fakes import FakeEngine, FakeReward
 from specrej import rewards
 from specrej.engines import opening
 from specrej.evaluation.recording import record
-from specrej.journal import read_rows
+from specrej.files.journal import read_rows
 from specrej.rewards import as_reward
 from specrej.settings import Settings
 from tiny import save_model

@@ -21,7 +21,7 @@ from specrej.evaluation.policy_grid import grid
 from specrej.evaluation.recording import record
 from specrej.evaluation.replay_summary import replay_folder
 from specrej.evaluation.trace import load
-from specrej.journal import read_rows
+from specrej.files.journal import read_rows
 from specrej.server.answering import to_body
 from specrej.server.protocol import parse_chat
 from specrej.settings import Settings

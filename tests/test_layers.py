@@ -9,7 +9,7 @@ ROOT = Path(specrej.__file__).parent
 LAYERS = [
     {"version", "errors", "memory", "registry", "options"},
     {"types", "messages", "settings", "flops"},
-    {"journal", "jsonlines", "reading", "remote", "resuming", "services", "threads"},
+    {"files", "remote", "threads"},
     {"attention", "hub"},
     {"engines"},
     {"rewards"},
@@ -26,7 +26,7 @@ LAYERS = [
 """Rooms of the package from the ground up. Those of one layer do not know each other, but on the
 ground."""
 GROUND = 2
-"""Up to this layer there are modules alone, which may know each other."""
+"""Up to this layer rooms may know each other."""
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
 

@@ -29,7 +29,7 @@ from specrej.evaluation.recording import record
 from specrej.evaluation.replay_summary import replay_folder
 from specrej.evaluation.report import write_report
 from specrej.evaluation.trace import load, load_failures
-from specrej.journal import read_rows
+from specrej.files.journal import read_rows
 from specrej.rewards import as_reward
 from specrej.settings import Settings
 

@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 
 from specrej.errors import PromptError
-from specrej.reading import check_characters
+from specrej.files.reading import check_characters
 from specrej.types import Message, Prompt
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypedDict
 
 from specrej.errors import PromptError, UnknownNameError, UsageError
+from specrej.files.reading import check_characters
 from specrej.memory import parse_bytes
 from specrej.messages import as_messages
 from specrej.options import check, option, options_of, same_as
-from specrej.reading import check_characters
 from specrej.registry import is_name, names
 from specrej.types import Policy, Prompt, SamplingParams
 

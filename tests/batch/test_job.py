@@ -40,7 +40,7 @@ from specrej.batch.requests import Request
 from specrej.batch.rows import row_id
 from specrej.batch.summary import Tally, figures_of, summarize
 from specrej.errors import DeviceMemoryError, UsageError
-from specrej.journal import read_rows
+from specrej.files.journal import read_rows
 from specrej.rewards import as_reward
 from specrej.search.pool import Pool
 from specrej.settings import Settings

@@ -17,7 +17,7 @@ import pytest
 import specrej
 from jobs import openai, plain, rows_in, run_job, write_requests
 from specrej.batch.rows import row_id
-from specrej.journal import read_rows
+from specrej.files.journal import read_rows
 
 NUM_JOBS, NUM_KILLS = 4, 5
 ROWS: list[Any] = [

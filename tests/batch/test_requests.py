@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from specrej.batch.requests import BrokenRequest, Request, read_requests
 from specrej.batch.rows import failure_of
 from specrej.errors import PromptError, UsageError
-from specrej.journal import Journal
+from specrej.files.journal import Journal
 from specrej.server.protocol import parse_chat
 from specrej.settings import Settings
 

@@ -15,7 +15,7 @@ from fakes import ByteReader, FakeEngine, FakeReward, in_thirds, text_of
 from specrej.batch.requests import BrokenRequest, Form, Request
 from specrej.batch.rows import failure_of, row_id, row_of
 from specrej.errors import DeviceMemoryError, PromptError, SpecrejError, UnknownNameError
-from specrej.journal import Journal, read_rows
+from specrej.files.journal import Journal, read_rows
 from specrej.search.choosing import lowest
 from specrej.server.answering import to_body
 from specrej.server.protocol import parse_chat, parse_text

@@ -20,7 +20,7 @@ from jobs import openai, plain, rows_in, write_requests
 from specrej.batch.rows import row_id
 from specrej.cli import app
 from specrej.cli.options import stoppable
-from specrej.journal import read_rows
+from specrej.files.journal import read_rows
 from specrej.opening import Opening
 from tiny import save_model
 

@@ -17,7 +17,7 @@ import specrej
 from servers import completion, serving
 from specrej.cli import app
 from specrej.evaluation.folder import RESULTS, read_bench
-from specrej.journal import read_rows
+from specrej.files.journal import read_rows
 from specrej.opening import Opening
 from tiny import save_model
 

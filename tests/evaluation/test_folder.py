@@ -14,7 +14,7 @@ from specrej.errors import UsageError
 from specrej.evaluation.bench import describe_run
 from specrej.evaluation.folder import RESULTS, RUN, check_free, open_run, read_bench, read_info
 from specrej.evaluation.rows import RunInfo
-from specrej.journal import Journal, write_json
+from specrej.files.journal import Journal, write_json
 from specrej.settings import Settings
 from traces import loaded_of
 

@@ -21,7 +21,7 @@ from specrej.batch.output import open_output
 from specrej.batch.rows import row_id
 from specrej.engines.torch.engine import TorchEngine
 from specrej.engines.torch.loading import wrap
-from specrej.journal import read_rows
+from specrej.files.journal import read_rows
 from specrej.search.pool import Pool
 from specrej.settings import Settings
 from specrej.types import GREEDY_NOTE, Continuation

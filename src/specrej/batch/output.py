@@ -27,8 +27,8 @@ from specrej.batch.description import JobInfo
 from specrej.batch.rows import row_id
 from specrej.batch.summary import Tally, figures_of
 from specrej.errors import UsageError
-from specrej.journal import Journal, write_json
-from specrej.resuming import completed, differences
+from specrej.files.journal import Journal, write_json
+from specrej.files.resuming import completed, differences
 
 OutputRow = Mapping[str, Any]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from specrej.errors import UnknownNameError, UsageError
-from specrej.journal import read_rows, write_rows
+from specrej.files.journal import read_rows, write_rows
 from specrej.messages import as_messages, with_answer
 
 PairForm = Literal["conversational", "standard"]

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Literal
 
 from specrej.errors import PromptError, SpecrejError, UsageError
 from specrej.evaluation.prompts import check_writable, number_lines, parse_line, read_id
-from specrej.reading import check_characters
+from specrej.files.reading import check_characters
 from specrej.server.protocol import ENDPOINTS, CompletionRequest
 from specrej.settings import Settings
 from specrej.types import Prompt

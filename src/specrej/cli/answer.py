@@ -16,7 +16,7 @@ from specrej.cli.options import (
     takes_options,
 )
 from specrej.errors import PromptError
-from specrej.reading import decode
+from specrej.files.reading import decode
 
 _Prompt = Annotated[
     str, typer.Argument(help="The prompt; - reads it from stdin.", show_default=False)

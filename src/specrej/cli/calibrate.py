@@ -36,7 +36,7 @@ def calibrate(
     from specrej.calibration.calibrate import calibrate as find
     from specrej.cli import display, tables
     from specrej.evaluation.trace import load
-    from specrej.journal import write_json
+    from specrej.files.journal import write_json
 
     with exit_codes():
         found = find(list(load(traces)), target=target_regret, confidence=confidence, seed=seed)

@@ -330,7 +330,7 @@ def export(
 def _num_rows(directory: Path) -> int:
     """Rows that an earlier run of a bench has written."""
     from specrej.evaluation.folder import RESULTS
-    from specrej.journal import read_rows
+    from specrej.files.journal import read_rows
 
     return len(read_rows(directory / RESULTS)) if (directory / RESULTS).exists() else 0
 

@@ -24,8 +24,8 @@ from specrej.errors import SpecrejError, UnknownNameError, UsageError
 from specrej.evaluation.folder import METHODS_OWN, RESULTS, open_run
 from specrej.evaluation.prompts import Loaded, Task
 from specrej.evaluation.rows import BenchRow, CandidateRow, DecisionRow, RunInfo, TurnRow, UsageRow
+from specrej.files.journal import Journal
 from specrej.flops import flops_of
-from specrej.journal import Journal
 from specrej.messages import as_messages
 from specrej.registry import ALGORITHMS
 from specrej.rewards.base import Reward

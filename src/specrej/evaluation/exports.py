@@ -29,7 +29,7 @@ from typing import NamedTuple, TypedDict
 from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation.prompts import Task
 from specrej.evaluation.rows import BenchRow
-from specrej.journal import write_json, write_rows
+from specrej.files.journal import write_json, write_rows
 from specrej.messages import as_messages
 
 FORMATS = ("alpaca_eval", "mt_bench")

@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 
 from specrej.errors import UsageError
 from specrej.evaluation.rows import BenchRow, RunInfo
-from specrej.journal import read_rows, write_json
-from specrej.resuming import completed, differences
+from specrej.files.journal import read_rows, write_json
+from specrej.files.resuming import completed, differences
 
 RUN = "run.json"
 RESULTS = "results.jsonl"

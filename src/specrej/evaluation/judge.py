@@ -27,8 +27,9 @@ from typing import Literal, TypedDict, cast
 
 from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation.rows import BenchRow
-from specrej.journal import Journal, read_rows, write_json
-from specrej.remote import Remote, RemoteError
+from specrej.files.journal import Journal, read_rows, write_json
+from specrej.remote.client import Remote, RemoteError
+from specrej.remote.services import RemoteService, without_secrets
 from specrej.rewards.judge import (
     OPENAI_URL,
     JsonChat,
@@ -38,7 +39,6 @@ from specrej.rewards.judge import (
     read_completion,
     read_object,
 )
-from specrej.services import RemoteService, without_secrets
 
 JUDGEMENTS = "judgements.jsonl"
 

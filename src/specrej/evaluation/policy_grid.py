@@ -13,8 +13,8 @@ from typing import Any
 
 from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation.trace import Trace
+from specrej.files.reading import read_text
 from specrej.memory import format_bytes
-from specrej.reading import read_text
 from specrej.search.resolving import policy_of
 from specrej.settings import Settings
 from specrej.types import Policy

@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from specrej.errors import PromptError, UnknownNameError, UsageError
-from specrej.jsonlines import check_lines
+from specrej.files.jsonlines import check_lines
+from specrej.files.reading import check_characters, places, without_mark
 from specrej.messages import as_messages
-from specrej.reading import check_characters, places, without_mark
 from specrej.types import Prompt
 
 _FORM = 'one JSON object a line, such as {"id": "a", "prompt": "Why is the sky blue?"}'

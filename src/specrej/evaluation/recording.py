@@ -31,7 +31,7 @@ from specrej.evaluation.bench import describe_run
 from specrej.evaluation.folder import open_run
 from specrej.evaluation.prompts import Loaded, Task
 from specrej.evaluation.trace import FAILURES, METADATA
-from specrej.journal import Journal
+from specrej.files.journal import Journal
 from specrej.rewards.base import Reward
 from specrej.search.search import Search
 from specrej.settings import Settings

@@ -28,7 +28,7 @@ from specrej.evaluation.intervals import Estimate
 from specrej.evaluation.policy_grid import ReplayPolicy
 from specrej.evaluation.replay import ReplayedRun, Replayer, Rescore
 from specrej.evaluation.trace import Trace, load, load_failures
-from specrej.journal import write_json
+from specrej.files.journal import write_json
 
 
 class PolicyRow(TypedDict):

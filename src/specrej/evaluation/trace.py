@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from specrej.attention.layout import KvLayout
 from specrej.errors import UsageError
 from specrej.evaluation.folder import read_info
+from specrej.files.journal import read_rows
+from specrej.files.resuming import completed
 from specrej.flops import ModelFlops
-from specrej.journal import read_rows
-from specrej.resuming import completed
 
 FAILURES = "failures.jsonl"
 METADATA = b"specrej"

@@ -13,10 +13,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from specrej.errors import RewardError, UsageError
-from specrej.remote import Remote, RemoteError
+from specrej.remote.client import Remote, RemoteError
+from specrej.remote.services import key_from, without_secrets
 from specrej.rewards.base import Scores
 from specrej.rewards.scores import check_count
-from specrej.services import key_from, without_secrets
 from specrej.types import Candidate, Message, Reuse
 
 Ask = Callable[

@@ -19,7 +19,8 @@ reply holds one finite number for each answer, in order, higher is better: `{"sc
 where the server counts them, the tokens it read: `{"scores": [0.7], "num_tokens": 412}`. A score
 may depend on the conversation and the answer, not on what else is in the request.
 
-All requests go through `specrej.remote`. A failure is a RewardError that names the candidate.
+All requests go through `specrej.remote.client`. A failure is a RewardError that names the
+candidate.
 """
 
 import json
@@ -28,7 +29,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Unpack, cast, get_args
 
 from specrej.errors import UsageError
-from specrej.remote import Connections, Remote, RemoteError
+from specrej.remote.client import Connections, Remote, RemoteError
+from specrej.remote.services import RemoteService, ServiceOptions
 from specrej.rewards.asking import (
     SERVICE_OPTIONS,
     RemoteSession,
@@ -38,7 +40,6 @@ from specrej.rewards.asking import (
 )
 from specrej.rewards.conversations import Partial
 from specrej.rewards.spec import check_sizes, parse_options
-from specrej.services import RemoteService, ServiceOptions
 from specrej.types import Candidate, Message
 
 Endpoint = Literal["classify", "pooling"]
@@ -62,7 +63,7 @@ class HttpReward:
         Args:
             url: posted to.
             batch_size: answers in a request.
-            options: see `specrej.services.RemoteService`.
+            options: see `specrej.remote.services.RemoteService`.
 
         Raises:
             UsageError: no such URL, a value that cannot be honoured.
@@ -144,7 +145,7 @@ class VllmReward:
             partial: "closed" shows an unfinished answer as if it were complete, "open" without the
                 template's end of the turn (`continue_final_message`, from vLLM 0.15 on; earlier
                 ones ignore it).
-            options: see `specrej.services.RemoteService`.
+            options: see `specrej.remote.services.RemoteService`.
 
         Raises:
             UsageError: no such URL, no model, a value that cannot be honoured.

@@ -24,7 +24,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 from specrej.errors import UsageError
-from specrej.remote import Connections, Remote, RemoteError, Reply
+from specrej.remote.client import Connections, Remote, RemoteError, Reply
+from specrej.remote.services import RemoteService, ServiceOptions
 from specrej.rewards.asking import (
     SERVICE_OPTIONS,
     Ask,
@@ -34,7 +35,6 @@ from specrej.rewards.asking import (
     shown_url,
 )
 from specrej.rewards.spec import parse_options
-from specrej.services import RemoteService, ServiceOptions
 from specrej.types import Candidate, Message
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -84,7 +84,7 @@ class JudgeReward:
             model: the judge's name at the endpoint.
             base_url: up to the version, such as "https://api.openai.com/v1".
             criteria: what the rating is about, the rest of the sentence "What counts: ...".
-            options: see `specrej.services.RemoteService`.
+            options: see `specrej.remote.services.RemoteService`.
 
         Raises:
             UsageError: no model, no such URL, a value that cannot be honoured.

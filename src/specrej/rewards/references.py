@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from specrej.errors import PromptError, UsageError
-from specrej.jsonlines import check_lines
+from specrej.files.jsonlines import check_lines
+from specrej.files.reading import check_characters, decode, without_mark
 from specrej.messages import as_messages
-from specrej.reading import check_characters, decode, without_mark
 from specrej.rewards.function import last_question
 from specrej.types import Message
 

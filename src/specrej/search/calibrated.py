@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from specrej.errors import UsageError
-from specrej.reading import read_text
+from specrej.files.reading import read_text
 from specrej.search.choosing import rank
 from specrej.search.policies import at, everyone, never
 from specrej.types import Policy, Rule, Standing

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specrej.errors import UsageError
-from specrej.reading import check_characters
+from specrej.files.reading import check_characters
 from specrej.server.protocol import ENDPOINTS, Beside, CompletionRequest
 from specrej.settings import Settings
 

@@ -30,7 +30,7 @@ from specrej.errors import ModelError, UnknownNameError, UsageError, guess
 from specrej.flops import flops_of_config
 from specrej.hub.sources import load_codec, load_config, locate_model
 from specrej.hub.tokenizers import TextCodec
-from specrej.services import ServiceOptions, key_from
+from specrej.remote.services import ServiceOptions, key_from
 from specrej.types import Continuation
 
 __all__ = ["OpenAIEngine", "open_as_asked"]

@@ -34,7 +34,7 @@ from specrej.engines.openai.shape import Shape
 from specrej.engines.streams import seeds
 from specrej.errors import EngineError, UsageError
 from specrej.hub.tokenizers import TextCodec
-from specrej.remote import Remote, RemoteError
+from specrej.remote.client import Remote, RemoteError
 from specrej.types import Detokenizer, Prompt, SamplingParams
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ from specrej.engines.openai.replies import (
     read_models,
 )
 from specrej.errors import EngineError, ModelError, SpecrejError, UsageError
-from specrej.remote import Connections, Remote, RemoteError
-from specrej.services import RemoteService, ServiceOptions, without_secrets
+from specrej.remote.client import Connections, Remote, RemoteError
+from specrej.remote.services import RemoteService, ServiceOptions, without_secrets
 from specrej.types import SamplingParams
 
 _REFUSED = (400, 422)
@@ -98,7 +98,7 @@ class CompletionsServer:
 
     Args:
         place: where it is.
-        options: of `specrej.services.RemoteService`.
+        options: of `specrej.remote.services.RemoteService`.
         model: what the server calls the model.
         owner: what the server calls itself.
 

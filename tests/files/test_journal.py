@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import specrej
 from specrej.errors import UsageError
-from specrej.journal import Journal, read_rows, write_json
+from specrej.files.journal import Journal, read_rows, write_json
 
 SOURCES = str(Path(specrej.__file__).parents[1])
 ROWS: list[dict[str, Any]] = [
@@ -57,7 +57,7 @@ def test_a_row_cut_anywhere_is_gone_and_the_others_stay(
 def test_a_process_killed_amid_writing_leaves_whole_rows_in_order(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     code = (
-        "import sys; from pathlib import Path; from specrej.journal import Journal\n"
+        "import sys; from pathlib import Path; from specrej.files.journal import Journal\n"
         "with Journal(Path(sys.argv[1])) as journal:\n"
         "    for number in range(len(journal.rows), 10**9): journal.append({'number': number, "
         "'text': 'x' * 5000})"

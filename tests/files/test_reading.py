@@ -19,8 +19,8 @@ from specrej.cli.answer import _read
 from specrej.errors import PromptError, UsageError
 from specrej.evaluation.policy_grid import read_policies
 from specrej.evaluation.prompts import load_prompts
-from specrej.journal import read_rows
-from specrej.reading import check_characters, decode, read_text, without_mark
+from specrej.files.journal import read_rows
+from specrej.files.reading import check_characters, decode, read_text, without_mark
 from specrej.rewards.references import read_references
 from specrej.settings import Settings
 

@@ -34,7 +34,7 @@ from functools import cache
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
-from specrej.services import RemoteService
+from specrej.remote.services import RemoteService
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from specrej.errors import UsageError
-from specrej.reading import without_mark
+from specrej.files.reading import without_mark
 
 
 class Journal:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from specrej.batch.requests import Request, read_requests
 from specrej.errors import UsageError
 from specrej.evaluation.prompts import load_prompts
-from specrej.jsonlines import check_lines
+from specrej.files.jsonlines import check_lines
 from specrej.rewards.references import read_references
 from specrej.settings import Settings
 

@@ -19,8 +19,8 @@ import pytest
 
 from servers import Server, record_waits, serving
 from specrej.errors import UsageError
-from specrej.remote import Remote, RemoteError, Reply
-from specrej.services import RemoteService, key_from, without_secrets
+from specrej.remote.client import Remote, RemoteError, Reply
+from specrej.remote.services import RemoteService, key_from, without_secrets
 
 KEY = "sk-very-secret"
 
@@ -291,7 +291,8 @@ def test_services_are_checked(options: dict[str, Any]) -> None:
 
 
 def test_httpx_is_loaded_late() -> None:
-    names = "specrej.remote, specrej.rewards.http, specrej.rewards.judge, specrej.evaluation.judge"
+    modules = ("remote.client", "rewards.http", "rewards.judge", "evaluation.judge")
+    names = ", ".join(f"specrej.{module}" for module in modules)
     script = f"import sys, {names}; sys.exit('httpx' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert (

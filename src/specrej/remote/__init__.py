@@ -1,0 +1,1 @@
+"""Services elsewhere, over HTTP."""
