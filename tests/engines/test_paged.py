@@ -165,8 +165,9 @@ def test_candidates_that_were_decoded_ahead_are_counted() -> None:
 
 
 def test_a_backend_that_fails_ends_the_run() -> None:
-    with pytest.raises(RuntimeError, match="as asked for"):
+    with pytest.raises(EngineError, match="as asked for") as caught:
         generate(FakeBackend(fail_at=3))
+    assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 def test_the_default_budget_is_eight_candidates_on_a_cpu_and_the_cache_elsewhere() -> None:
