@@ -12,6 +12,7 @@ from typing import Any
 from specrej.errors import UsageError
 from specrej.memory import parse_bytes
 from specrej.opening import Opening, OpeningOptions
+from specrej.search.resolving import algorithm_of, policy_of
 from specrej.settings import Options, Settings
 from specrej.types import Prompt
 
@@ -26,14 +27,16 @@ def read_options(options: RunOptions, settings: Settings | None = None) -> tuple
     """What is opened and how answers are chosen, out of all keyword arguments.
 
     Raises:
-        UsageError: a value outside its range; says which.
+        UsageError: a value outside its range, or a name of nothing; says which.
         TypeError: there is no such option.
     """
     given: dict[str, Any] = dict(options)
     of_opening = {
         name: given.pop(name) for name in list(given) if name in OpeningOptions.__annotations__
     }
-    return Opening(**of_opening), combined(Settings() if settings is None else settings, given)
+    asked = combined(Settings() if settings is None else settings, given)
+    _ = algorithm_of(asked), policy_of(asked)  # what they name is looked for before a model is
+    return Opening(**of_opening), asked
 
 
 def combined(settings: Settings, options: Mapping[str, Any]) -> Settings:

@@ -20,6 +20,7 @@ SpecrejError
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import current_thread, main_thread
 from typing import Any
 
 
@@ -44,13 +45,16 @@ def contained(what: str) -> Iterator[None]:
         what: the code is, in the words that the error begins with.
 
     Raises:
-        SpecrejError: in place of all but an `Exception` and KeyboardInterrupt, which pass.
+        SpecrejError: in place of all but an `Exception` and Ctrl-C, which pass.
     """
     try:
         yield
-    except (Exception, KeyboardInterrupt):
+    except Exception:
         raise
     except BaseException as error:
+        # Ctrl-C comes to the main thread alone; on another one it is the code's own.
+        if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
+            raise
         raise SpecrejError(f"{what} failed: {named(error)}") from error
 
 

@@ -131,7 +131,7 @@ def test_a_setting_that_is_gone_since_is_refused_by_name(tmp_path: Path) -> None
         pass
 
 
-@pytest.mark.parametrize("content", ["[]", "null", '{"settings": 1}', "{"])
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"settings": 1}', "{"])
 def test_what_is_no_description_of_a_run_is_said(tmp_path: Path, content: str) -> None:
     (tmp_path / RUN).write_text(content)
     with pytest.raises(UsageError, match="holds no run"):

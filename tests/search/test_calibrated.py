@@ -105,6 +105,8 @@ def test_a_run_that_it_was_not_calibrated_for_says_so(tmp_path: Path) -> None:
         ({"decisions": [{"num_tokens": 4, "keep": -1}]}, "whole numbers above 0"),
         ({"decisions": [{"num_tokens": 4, "keep": 1}] * 2}, r"rising lengths, got \[4, 4\]"),
         ({"unknown": 1}, "unknown"),
+        ({"recorded": [1]}, "recorded and promise must be objects"),
+        ({"promise": None}, "recorded and promise must be objects"),
     ],
 )
 def test_a_file_with_something_else_says_what_is_wrong(
@@ -121,3 +123,12 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text("keep the best")
     with pytest.raises(UsageError, match="it is no JSON"):
         policy_of(Settings(policy=str(tmp_path / "text.json")))
+    (tmp_path / "text.json").write_text("[" * 200_000)
+    with pytest.raises(UsageError, match="it is no JSON"):
+        policy_of(Settings(policy=str(tmp_path / "text.json")))
+
+
+def test_it_is_read_before_a_model_is_opened(tmp_path: Path) -> None:
+    for call in (specrej.Session, lambda **given: specrej.generate("Why?", **given)):
+        with pytest.raises(UsageError, match="cannot read a policy"):
+            call(model=tmp_path / "none", policy=str(tmp_path / "nothing.json"))

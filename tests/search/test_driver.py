@@ -107,6 +107,22 @@ def test_on_the_callers_thread_only_a_keyboard_interrupt_is_one(
     assert not engine.groups
 
 
+@pytest.mark.parametrize("place", PLACES[:5])
+@pytest.mark.parametrize("kind", KINDS[:-1])
+def test_what_its_own_code_raises_is_no_concern_of_a_prompts_neighbours(
+    kind: type[BaseException], place: str
+) -> None:
+    async def go() -> None:
+        engine = FakeEngine(eos=0.0)
+        async with Session(model=engine, reward=FakeReward(), **OPTIONS) as opened:
+            calls = [opened.agenerate("Why?"), opened.agenerate("How?", **raising(place, kind))]
+            one, other = await asyncio.gather(*calls, return_exceptions=True)
+            assert isinstance(one, Result)
+            assert isinstance(other, SpecrejError)
+
+    asyncio.run(go())
+
+
 def test_a_step_that_fails_is_no_concern_of_those_that_have_not_begun() -> None:
     async def go() -> None:
         engine = Faulty("step", SystemExit)

@@ -106,8 +106,8 @@ def read_info(directory: str | Path) -> RunInfo:
     try:
         info = json.loads((Path(directory) / RUN).read_text(encoding="utf-8"))
         settings = completed(info.get("settings", {}), without=METHODS_OWN)
-        return cast("RunInfo", {**info, "settings": settings})
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        return cast("RunInfo", {**info, "kind": info["kind"], "settings": settings})
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
         raise UsageError(
             f"{directory} holds no run: {RUN} cannot be read",
             hint="give a folder that specrej bench or trace has made",

@@ -116,7 +116,7 @@ def read_policy(path: str | Path) -> CalibratedPolicy:
             f"cannot read a policy from {path}: {error.strerror or error}",
             hint="give a file that `specrej calibrate` wrote",
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _no_policy(path, f"it is no JSON: {error}") from error
     if not isinstance(given, dict) or given.get("format") != FORMAT:
         raise _no_policy(path, f"its format is not {FORMAT!r}")
@@ -128,6 +128,8 @@ def read_policy(path: str | Path) -> CalibratedPolicy:
     numbers = [policy.n, *(number for decision in decisions for number in decision)]
     if not all(type(number) is int and number > 0 for number in numbers):
         raise _no_policy(path, "n, num_tokens and keep must be whole numbers above 0")
+    if not all(isinstance(about, dict) for about in (policy.recorded, policy.promise)):
+        raise _no_policy(path, "recorded and promise must be objects")
     lengths = [decision.num_tokens for decision in decisions]
     if lengths != sorted(set(lengths)):
         raise _no_policy(path, f"its decisions must be at rising lengths, got {lengths}")
