@@ -179,10 +179,11 @@ def test_nothing_grows_with_the_requests_that_were_served() -> None:
                 counts.append(
                     (Counter(kind.__qualname__ for kind in kinds()), len(list(FILES.iterdir())))
                 )
-            (before, files), _, (after, files_later) = counts
-            # Nothing may come once a request, of which there were 120 meanwhile; connections are
-            # kept, one a client.
-            assert not {kind: number for kind, number in (after - before).items() if number >= 40}
+            (before, files), (between, _), (after, files_later) = counts
+            # Nothing may come once a request, of which each round has 60; connections are kept, one
+            # a client. What comes in one round alone is chance: garbage that is still there.
+            grown = (between - before) & (after - between)
+            assert not {kind: number for kind, number in grown.items() if number >= 20}
             assert files_later <= files + 8
 
     gc.collect()
