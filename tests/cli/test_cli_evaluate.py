@@ -160,7 +160,9 @@ def test_what_needs_no_model_is_said_before_one_is_opened(
     monkeypatch.setattr(Opening, "open", None)
     (tmp_path / "thesis.tex").write_text("x")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text(json.dumps({"created": "2026-01-01"}))
+    (tmp_path / "run" / "run.json").write_text(
+        json.dumps({"kind": command, "created": "2026-01-01"})
+    )
     own = ["--methods", METHODS] if command == "bench" else []
     for arguments, said in (
         ([], f"{tmp_path} holds no run but other files"),
