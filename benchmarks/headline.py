@@ -34,7 +34,6 @@ from specrej.calibration.replays import ROOMY, Judged, Replays
 from specrej.evaluation.policy_grid import ReplayPolicy
 from specrej.evaluation.prompts import load_prompts
 from specrej.evaluation.recording import record
-from specrej.evaluation.replay import Replayer
 from specrej.evaluation.trace import Trace, load
 from specrej.settings import Settings
 
@@ -89,15 +88,6 @@ class Field:
         self.replays = Replays(traces)
         self.limit = traces[0].max_new_tokens
         self.checkpoints = [at for at in traces[0].checkpoints if at < self.limit]
-        self._replayers = [Replayer(trace) for trace in traces]
-
-    def fixed(self, policy: ReplayPolicy) -> Judged:
-        """A policy of options, in memory that forces no decision."""
-        runs = [replayer.run(policy) for replayer in self._replayers]
-        flops = np.array([np.nan if run.flops is None else run.flops for run in runs])
-        tokens = np.array([run.num_generated_tokens for run in runs], dtype=np.float64)
-        lost = np.array([run.regret for run in runs]) / self.replays.spreads
-        return Judged(flops if self.replays.unit == "flops" else tokens, lost)
 
     def oracle(self, length: int) -> Judged:
         """Who knows the best candidate after so many tokens."""
@@ -144,7 +134,7 @@ def divisions(num_prompts: int, count: int) -> Iterator[tuple[NDArray[np.intp], 
 
 def compare(field: Field, target: float, count: int) -> dict[str, Any]:
     """What each way of choosing a policy saves and loses on the half that it has not seen."""
-    fixed = [field.fixed(policy) for _, policy in fixed_policies(field)]
+    fixed = [field.replays.replay(policy) for _, policy in fixed_policies(field)]
     found: dict[str, list[tuple[float, float]]] = {"fixed alpha": [], "calibrated": []}
     for chooses, judges in divisions(len(field.traces), count):
         mine = Replays([field.traces[place] for place in chooses])
@@ -180,7 +170,7 @@ def judge_all(field: Field, targets: Sequence[float], count: int) -> dict[str, A
     sizes = [2**power for power in range(3, field.replays.n.bit_length())]
     figures: dict[str, Any] = {"best_of_n": {}, "oracle": {}, "unseen": {}, "certified": {}}
     for n in sizes:
-        judged = field.fixed(ReplayPolicy(alpha=0.0, n=n, memory=ROOMY))
+        judged = field.replays.replay(ReplayPolicy(alpha=0.0, n=n, memory=ROOMY))
         saved, lost = whole / judged.cost.sum(), judged.regret.mean()
         figures["best_of_n"][n] = {"saves": round(saved, 3), "regret": round(lost, 4)}
     for length in field.checkpoints:

@@ -315,15 +315,15 @@ def prepare(
     with contained("the policy"):
         policy = policy_of(settings)
     num_candidates = policy.n if settings.n == "auto" else settings.num_candidates
-    asked = settings.to_dict() | {"n": num_candidates}
-    here = {**asked, **engine.describe(), "reward": reward.name}
+    asked = settings.to_dict()
+    here = {**asked, "n": num_candidates, **engine.describe(), "reward": reward.name}
     search = Search(
         engine,
         reward,
         prompt,
         settings.sampling,
         settings.memory_bytes,
-        settings.to_dict() | _note_of(policy, here, strict=settings.strict),
+        asked | _note_of(policy, here, strict=settings.strict),
         total_bytes,
     )
     search.number = number

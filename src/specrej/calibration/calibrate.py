@@ -8,7 +8,6 @@ order and stops at the first that fails (`risk`). The promise is about new promp
 the confidence asked for, the mean regret over them is at most the target.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -132,7 +131,7 @@ def _plain(trial: Trial) -> dict[str, Any]:
 
 
 def _check(traces: Sequence[Trace], target: float, confidence: float) -> None:
-    if not 0 < target < MOST_REGRET or not math.isfinite(target):
+    if not 0 < target < MOST_REGRET:
         raise UsageError(f"the target regret must be above 0 and below {MOST_REGRET}, got {target}")
     if not 0 < confidence < 1:
         raise UsageError(f"the confidence must be above 0 and below 1, got {confidence}")

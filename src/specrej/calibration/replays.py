@@ -62,16 +62,22 @@ class Replays:
         """
         key = (policy.n, policy.decisions)
         if key not in self._judged:
-            runs = self._run(
+            self._judged[key] = self.replay(
                 ReplayPolicy(policy=policy.to_policy(), n=policy.n, memory=ROOMY)
-                if policy.decisions
-                else ReplayPolicy(alpha=0.0, n=policy.n, memory=ROOMY)
             )
-            lost = self._best - np.array([run.reward for run in runs])
-            # Where all candidates are worth the same, nothing can be lost.
-            regret = np.divide(lost, self.spreads, out=np.zeros_like(lost), where=self.spreads > 0)
-            self._judged[key] = Judged(self._cost(runs), regret)
         return self._judged[key]
+
+    def replay(self, policy: ReplayPolicy) -> Judged:
+        """A policy of a run's options on all prompts; each call replays it.
+
+        Raises:
+            UsageError: it decides where no reward was recorded.
+        """
+        runs = self._run(policy)
+        lost = self._best - np.array([run.reward for run in runs])
+        # Where all candidates are worth the same, nothing can be lost.
+        regret = np.divide(lost, self.spreads, out=np.zeros_like(lost), where=self.spreads > 0)
+        return Judged(self._cost(runs), regret)
 
     def _run(self, policy: ReplayPolicy) -> list[ReplayedRun]:
         return [replayer.run(policy) for replayer in self._replayers]
