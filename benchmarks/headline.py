@@ -1,4 +1,4 @@
-"""How much less compute than Best-of-N, at what regret: fixed alphas, calibrated policies and an
+"""How much less compute than Best-of-N at its reward: fixed alphas, calibrated policies and an
 oracle, on prompts that nobody was tuned on. The last line is one JSON object.
 
     python benchmarks/headline.py prompts.jsonl --kind long --output out/long  # resumable
@@ -8,12 +8,15 @@ The kinds are short answers (128 tokens), long ones (512) and very long ones (1,
 records Best-of-N with SmolLM2 and its rewards at checkpoints, prompt by prompt; what is recorded
 already is kept. Everything after that is replay, which takes the decisions of a live run.
 
-Prompts are divided into halves, many times. One half chooses: the fixed alpha and the policy of the
-calibrated path that cost least at no more than the target regret there, and the policy that
-`specrej calibrate` certifies. The other half judges. Figures are means over divisions of the means
-over unseen prompts. FLOPs include prefill, the rejected candidates and the reward. Regret is in
-standard deviations of a prompt's rewards (spreads). The oracle knows the best candidate after so
-many tokens, pays all of them up to there and then that one alone, and asks no reward.
+Prompts are divided into halves, many times. One half chooses: of each family the policy that costs
+least at no more than a target regret there. The other half judges. This for a row of targets: what
+unseen prompts lose and save makes a curve, which is read off at a few regrets (log-linear between
+its points). So every family is compared at the same regret on prompts that it has not seen.
+
+Best-of-n with fewer than all recorded candidates is the mean over all choices of n. Policies may
+begin with all. FLOPs include prefill, the rejected candidates and the reward. Regret is in standard
+deviations of a prompt's rewards (spreads). The oracle knows the best of n candidates after so many
+tokens, pays all of them up to there and then that one alone, and asks no reward.
 """
 
 import argparse
@@ -29,12 +32,14 @@ from numpy.typing import NDArray
 
 import specrej
 from specrej.calibration.calibrate import calibrate
+from specrej.calibration.forecasting import forecasts_of
 from specrej.calibration.path import lay_path
 from specrej.calibration.replays import ROOMY, Judged, Replays
 from specrej.evaluation.policy_grid import ReplayPolicy
 from specrej.evaluation.prompts import load_prompts
 from specrej.evaluation.recording import record
 from specrej.evaluation.trace import Trace, load
+from specrej.search.calibrated import CalibratedPolicy
 from specrej.settings import Settings
 
 SEED = 16
@@ -55,7 +60,12 @@ KINDS = {
     "long": Kind(512, 64, (8, 16, 32, 64, 128, 256), "6GiB"),
     "very-long": Kind(1024, 128, (8, 16, 32, 64, 128, 256, 512), "12GiB"),
 }
-ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+TARGETS = (-0.1, -0.05, 0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
+"""Regrets to choose at, in spreads."""
+REGRETS = (0.05, 0.1, 0.2)
+"""Regrets on unseen prompts to compare at."""
+FAMILIES = ("alpha, memory", "alpha, lengths", "calibrated")
+ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 
 
 def say(line: str) -> None:
@@ -88,40 +98,47 @@ class Field:
         self.replays = Replays(traces)
         self.limit = traces[0].max_new_tokens
         self.checkpoints = [at for at in traces[0].checkpoints if at < self.limit]
+        sizes = [2**power for power in range(3, self.replays.n.bit_length())]
+        self.best_of = {n: Replays(traces, n) for n in sizes}
+        everybody = CalibratedPolicy(n=self.replays.n)
+        self.ahead = {n: -of.judge(everybody).regret for n, of in self.best_of.items()}
+        """By n, what all candidates together have above Best-of-n, in spreads, by prompt."""
 
-    def oracle(self, length: int) -> Judged:
-        """Who knows the best candidate after so many tokens."""
-        costs = []
+    def oracle(self, n: int, length: int) -> float:
+        """What it saves against Best-of-n who knows the best of n after so many tokens."""
+        cost = 0.0
         for trace in self.traces:
-            lengths = np.minimum(trace.lengths, length)
-            lengths[trace.final_rewards.argmax()] = trace.lengths[trace.final_rewards.argmax()]
+            best = trace.final_rewards[:n].argmax()
+            lengths = np.minimum(trace.lengths[:n], length)
+            lengths[best] = trace.lengths[best]
             if self.replays.unit == "tokens" or trace.flops is None:
-                costs.append(float(lengths.sum()))
+                cost += float(lengths.sum())
             else:
                 prompt = trace.num_prompt_tokens
-                costs.append(trace.flops.prefill(prompt) + trace.flops.decode(prompt, lengths))
-        return Judged(np.array(costs), np.zeros(len(costs)))
+                cost += trace.flops.prefill(prompt) + trace.flops.decode(prompt, lengths)
+        return float(self.best_of[n].baseline.sum() / cost)
 
 
-def fixed_policies(field: Field) -> Iterator[tuple[str, ReplayPolicy]]:
+def fixed_lengths(field: Field) -> Iterator[ReplayPolicy]:
     """Fixed alphas at fixed lengths: all that somebody would try by hand."""
     n, checkpoints = field.replays.n, field.checkpoints
-    choices = {tuple(checkpoints[at::by]) for at in range(len(checkpoints)) for by in (1, 2)}
+    choices = {tuple(checkpoints[at::by]) for at in range(len(checkpoints)) for by in (1, 2, 3)}
     for lengths in sorted(choices):
         decide = "at:" + ",".join(map(str, lengths))
+        for num_begun in sorted({n, n * 3 // 4, n // 2, n // 4}):
+            for alpha in ALPHAS:
+                yield ReplayPolicy(alpha=alpha, decide=decide, n=num_begun, memory=ROOMY)
+
+
+def by_memory(field: Field) -> Iterator[ReplayPolicy]:
+    """The paper's algorithm: memory holds all candidates up to some length, and decides when it is
+    full. The replay takes the reward of the last checkpoint before a decision.
+    """
+    trace = max(field.traces, key=lambda trace: trace.num_prompt_tokens)
+    for length in field.checkpoints[1:]:
+        room = trace.layout.peak_bytes(trace.num_prompt_tokens, field.replays.n, length)
         for alpha in ALPHAS:
-            policy = ReplayPolicy(alpha=alpha, decide=decide, n=n, memory=ROOMY)
-            yield f"alpha {alpha} {decide}", policy
-
-
-def cheapest(judged: Sequence[Judged], among: NDArray[np.intp], target: float) -> int | None:
-    """The place of the one that costs least with a mean regret of at most the target."""
-    fitting = [
-        (one.cost[among].sum(), place)
-        for place, one in enumerate(judged)
-        if one.regret[among].mean() <= target
-    ]
-    return min(fitting)[1] if fitting else None
+            yield ReplayPolicy(alpha=alpha, n=field.replays.n, memory=room)
 
 
 def divisions(num_prompts: int, count: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
@@ -132,70 +149,101 @@ def divisions(num_prompts: int, count: int) -> Iterator[tuple[NDArray[np.intp], 
         yield np.sort(order[: num_prompts // 2]), np.sort(order[num_prompts // 2 :])
 
 
-def compare(field: Field, target: float, count: int) -> dict[str, Any]:
-    """What each way of choosing a policy saves and loses on the half that it has not seen."""
-    fixed = [field.replays.replay(policy) for _, policy in fixed_policies(field)]
-    found: dict[str, list[tuple[float, float]]] = {"fixed alpha": [], "calibrated": []}
-    for chooses, judges in divisions(len(field.traces), count):
-        mine = Replays([field.traces[place] for place in chooses])
-        path = lay_path(mine, field.checkpoints)
-        on_path = [mine.judge(policy) for policy in path]
-        everyone = np.arange(len(chooses))
-        ways = {
-            "fixed alpha": (fixed, cheapest(fixed, chooses, target)),
-            "calibrated": (
-                [field.replays.judge(policy) for policy in path],
-                cheapest(on_path, everyone, target),
-            ),
+class Curves:
+    """What families of policies save and lose on prompts that did not choose."""
+
+    def __init__(self, field: Field) -> None:
+        self.field = field
+        self.points: dict[tuple[str, int, float], list[tuple[float, float]]] = {}
+        """By family, n of Best-of-n, and target: (saves, regret), one a division."""
+
+    def add(
+        self, family: str, judged: Sequence[Judged], chooses: NDArray[Any], judges: NDArray[Any]
+    ) -> None:
+        """One division: for each target, the policy that costs least among those who choose."""
+        costs = np.stack([one.cost for one in judged])
+        losses = np.stack([one.regret for one in judged])
+        of_choosing = costs[:, chooses].sum(axis=1)
+        for n, ahead in self.field.ahead.items():
+            regrets = losses - ahead
+            baseline = self.field.best_of[n].baseline[judges].sum()
+            for target in TARGETS:
+                fits = regrets[:, chooses].mean(axis=1) <= target
+                if not fits.any():
+                    continue
+                place = np.where(fits, of_choosing, np.inf).argmin()
+                saves = baseline / costs[place, judges].sum()
+                regret = regrets[place, judges].mean()
+                key = (family, n, target)
+                self.points.setdefault(key, []).append((float(saves), float(regret)))
+
+    def read(self, family: str, n: int, num_divisions: int) -> dict[float, float | None]:
+        """Savings at a few regrets; None outside of what was found."""
+        curve = []
+        for target in TARGETS:
+            found = self.points.get((family, n, target), [])
+            if len(found) == num_divisions:  # means over the same divisions
+                saves, regrets = np.array(found).T
+                curve.append((regrets.mean(), np.log(saves).mean()))
+        if not curve:
+            return dict.fromkeys(REGRETS)
+        regrets, logs = np.array(sorted(curve)).T
+        return {
+            regret: round(float(np.exp(np.interp(regret, regrets, logs))), 2)
+            if regrets[0] <= regret <= regrets[-1]
+            else None
+            for regret in REGRETS
         }
-        for name, (judged, place) in ways.items():
-            if place is not None:
-                saved = field.replays.baseline[judges].sum() / judged[place].cost[judges].sum()
-                found[name].append((float(saved), float(judged[place].regret[judges].mean())))
-    return {
-        name: {
-            "saves": round(float(np.mean([saved for saved, _ in figures])), 3),
-            "regret": round(float(np.mean([lost for _, lost in figures])), 4),
-            "held": round(float(np.mean([lost <= target for _, lost in figures])), 3),
-            "divisions": len(figures),
-        }
-        for name, figures in found.items()
-        if figures
-    }
 
 
-def judge_all(field: Field, targets: Sequence[float], count: int) -> dict[str, Any]:
+def judge_all(field: Field, count: int) -> dict[str, Any]:
     """All figures of a folder of traces."""
-    whole = field.replays.baseline.sum()
-    sizes = [2**power for power in range(3, field.replays.n.bit_length())]
-    figures: dict[str, Any] = {"best_of_n": {}, "oracle": {}, "unseen": {}, "certified": {}}
-    for n in sizes:
-        judged = field.replays.replay(ReplayPolicy(alpha=0.0, n=n, memory=ROOMY))
-        saved, lost = whole / judged.cost.sum(), judged.regret.mean()
-        figures["best_of_n"][n] = {"saves": round(saved, 3), "regret": round(lost, 4)}
-    for length in field.checkpoints:
-        saved = whole / field.oracle(length).cost.sum()
-        figures["oracle"][length] = {"saves": round(saved, 3), "regret": 0.0}
-    for target in targets:
-        figures["unseen"][target] = compare(field, target, count)
-        made = calibrate(field.traces, target=target, confidence=CONFIDENCE, seed=SEED)
-        figures["certified"][target] = (
-            {"needed": 2 * made.needed}
-            if made.chosen is None
-            else {"saves": round(1 / made.chosen.cost[1], 3), "regret": made.chosen.regret[1]}
-        )
+    curves = Curves(field)
+    fixed = list(map(field.replays.replay, fixed_lengths(field)))
+    full = list(map(field.replays.replay, by_memory(field)))
+    for number, (chooses, judges) in enumerate(divisions(len(field.traces), count)):
+        curves.add("alpha, memory", full, chooses, judges)
+        curves.add("alpha, lengths", fixed, chooses, judges)
+        seen = [field.traces[place] for place in chooses]
+        path = lay_path(Replays(seen), forecasts_of(seen, field.checkpoints))
+        curves.add("calibrated", list(map(field.replays.judge, path)), chooses, judges)
+        say(f"division {number + 1} of {count}")
+    figures: dict[str, Any] = {}
+    for n in field.best_of:
+        at_16 = field.oracle(n, 16)
+        unseen = {family: curves.read(family, n, count) for family in FAMILIES}
+        best = unseen["calibrated"][REGRETS[0]]
+        figures[f"best_of_{n}"] = {
+            "saves_at_regret": unseen,
+            "oracle_at": {at: round(field.oracle(n, at), 2) for at in field.checkpoints},
+            "share_of_oracle_at_16": best and round(best / at_16, 3),
+        }
     return figures
 
 
+def promises(field: Field, targets: Sequence[float], against: int | None) -> dict[str, Any]:
+    """What `specrej calibrate` promises from all prompts."""
+    found: dict[str, Any] = {}
+    for target in targets:
+        made = calibrate(
+            field.traces, target=target, confidence=CONFIDENCE, seed=SEED, against=against
+        )
+        found[str(target)] = (
+            {"needed": 2 * made.needed, "could_be": min(trial.bound for trial in made.trials)}
+            if made.chosen is None
+            else {"saves": round(1 / made.chosen.cost[1], 3), "regret": made.chosen.regret[1]}
+        )
+    return found
+
+
 def print_table(figures: dict[str, Any]) -> None:
-    print(f"{'':<34}{'saves':>8}{'regret':>9}{'held':>7}")
-    for kind in ("best_of_n", "oracle"):
-        for name, row in figures[kind].items():
-            print(f"{f'{kind} {name}':<34}{row['saves']:>7.2f}x{row['regret']:>9.3f}")
-    for target, ways in figures["unseen"].items():
-        for name, row in ways.items():
-            words = f"{name}, target {target}"
-            print(f"{words:<34}{row['saves']:>7.2f}x{row['regret']:>9.3f}{row['held']:>7.2f}")
+    print(f"{'at the reward of':<18}{'':<16}" + "".join(f"{f'-{r:g}':>9}" for r in REGRETS))
+    for name, row in figures.items():
+        for family, saves in row["saves_at_regret"].items():
+            cells = "".join(f"{'-' if one is None else f'{one:.2f}x':>9}" for one in saves.values())
+            print(f"{name:<18}{family:<16}{cells}")
+        oracle = "  ".join(f"{at}: {saves:.1f}x" for at, saves in row["oracle_at"].items())
+        print(f"{name:<18}oracle at        {oracle}")
 
 
 def main() -> None:
@@ -207,15 +255,20 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="the folder of traces")
     parser.add_argument("--limit", type=int, help="only the first so many prompts")
     parser.add_argument("--reward", default="relevance", help="reward (default: relevance)")
-    parser.add_argument("--targets", default="0.05,0.1,0.2", help="regrets, with commas")
-    parser.add_argument("--divisions", type=int, default=50, help="of prompts into halves")
+    parser.add_argument("--targets", default="0.1,0.3", help="regrets to promise, with commas")
+    parser.add_argument("--against", type=int, help="n of the Best-of-n of promises (default: all)")
+    parser.add_argument("--divisions", type=int, default=20, help="of prompts into halves")
+    parser.add_argument("--truncate", type=int, help="to a checkpoint: answers of this limit")
     given = parser.parse_args()
     if given.prompts:
         record_kind(given.prompts, KINDS[given.kind], given.output, given.limit, given.reward)
     traces = list(load(given.output))
+    if given.truncate:
+        traces = [truncated(trace, given.truncate) for trace in traces]
     field = Field(traces)
-    figures = judge_all(field, [float(word) for word in given.targets.split(",")], given.divisions)
+    figures = judge_all(field, given.divisions)
     print_table(figures)
+    targets = [float(word) for word in given.targets.split(",")]
     about = {
         "prompts": len(traces),
         "n": field.replays.n,
@@ -223,6 +276,8 @@ def main() -> None:
         "mean_length": round(float(np.mean([trace.lengths.mean() for trace in traces])), 1),
         "unit": field.replays.unit,
         "reward": traces[0].settings["reward"],
+        "divisions": given.divisions,
+        "promises": promises(field, targets, given.against),
         "seed": SEED,
         "versions": {"specrej": specrej.__version__, "python": platform.python_version()},
     }

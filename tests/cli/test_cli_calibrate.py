@@ -45,7 +45,7 @@ def test_the_file_says_what_it_is_for_and_what_it_promises(folder: Path) -> None
     assert policy.promise["regret"] == 3.9
     assert policy.promise["against"] == "best_of_n:8"
     assert policy.recorded["reward"] == "logprob"
-    assert policy.decisions
+    assert policy.forecasts
 
 
 def test_generate_and_batch_take_it(folder: Path, model: str) -> None:
@@ -55,7 +55,7 @@ def test_generate_and_batch_take_it(folder: Path, model: str) -> None:
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
     assert len(result["candidates"]) == policy.n
-    assert result["decisions"][0]["num_tokens"] == policy.decisions[0].num_tokens
+    assert result["decisions"][0]["num_tokens"] == policy.lengths[0]
     assert invoke("batch", folder / "prompts.jsonl", "--output", folder / "out.jsonl", "--strict",
                   *given).exit_code == 0  # fmt: skip
     done = invoke("generate", "Why?", "--json", "--strict", "--temperature", 0.5, *given)

@@ -4,50 +4,26 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import specrej
 from fakes import FakeEngine, FakeReward
 from specrej.errors import UsageError
-from specrej.search.calibrated import CalibratedPolicy, Stage, best_of_all, read_policy
+from specrej.search.calibrated import CalibratedPolicy, read_policy
+from specrej.search.gains import Forecast, worth
 from specrej.search.resolving import policy_of
 from specrej.settings import Settings
 from specrej.types import Standing
 
-TWO = CalibratedPolicy(n=12, decisions=(Stage(4, 6), Stage(8, 2)), name="two stages")
+LINE = Forecast(4, (-1.0, 1.0), (-2.0, 2.0), (1.0, 0.5), 4.0)
+TWO = CalibratedPolicy(
+    n=12, forecasts=(LINE, LINE._replace(num_tokens=8)), price=1e-4, name="two stages"
+)
 
 
 def written(path: Path, policy: CalibratedPolicy = TWO, **changed: Any) -> str:
     path.write_text(json.dumps({**policy.to_dict(), **changed}))
     return str(path)
-
-
-@given(
-    st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=20),
-    st.integers(1, 20),
-    st.none() | st.integers(-3, 3),
-)
-@settings(deadline=None, derandomize=True)
-def test_a_live_candidate_stays_if_fewer_than_so_many_are_better(
-    batch: list[tuple[int, bool]], keep: int, best: int | None
-) -> None:
-    scores, is_live = [float(score) for score, _ in batch], [live for _, live in batch]
-    known = None if best is None else float(best)
-    stays = best_of_all([4], [keep])(Standing(4, scores, is_live, known))
-    order = np.argsort(-np.array(scores), kind="stable").tolist()
-    for place, score in enumerate(scores):
-        # Of equals the first is better; whoever was complete before came first.
-        num_better = order.index(place) + (known is not None and known >= score)
-        assert stays[place] == (not is_live[place] or num_better < keep)
-
-
-def test_between_two_lengths_the_first_says_how_many() -> None:
-    rule = best_of_all([4, 8], [3, 1])
-    for length, kept in [(1, 3), (4, 3), (7, 3), (8, 1), (100, 1)]:
-        assert sum(rule(Standing(length, [1.0, 2.0, 3.0, 4.0], [True] * 4))) == kept
 
 
 def test_a_file_gives_back_the_policy_that_was_written(tmp_path: Path) -> None:
@@ -65,11 +41,13 @@ def test_a_run_takes_candidates_and_decisions_from_the_file(tmp_path: Path) -> N
         max_new_tokens=12,
     )
     assert len(result.candidates) == 12
-    assert [(d.num_tokens, len(d.scored), len(d.rejected)) for d in result.decisions] == [
-        (4, 12, 6),
-        (8, 6, 4),
-        (12, 2, 0),
-    ]
+    assert [decision.num_tokens for decision in result.decisions] == [4, 8, 12]
+    first, second, _ = result.decisions
+    assert first.rejected
+    assert second.rejected
+    rule = worth(TWO.forecasts, TWO.price)
+    stays = rule(Standing(4, list(first.scores), [True] * 12))
+    assert first.rejected == tuple(place for place, stay in enumerate(stays) if not stay)
     assert result.settings["policy"].endswith("policy.json")
     assert result.note is None
 
@@ -98,12 +76,20 @@ def test_a_run_that_it_was_not_calibrated_for_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"format": "specrej policy 9"}, "its format is not 'specrej policy 1'"),
-        ({"n": 0}, "whole numbers above 0"),
-        ({"n": "all"}, "whole numbers above 0"),
-        ({"decisions": [{"num_tokens": 4}]}, "TypeError"),
-        ({"decisions": [{"num_tokens": 4, "keep": -1}]}, "whole numbers above 0"),
-        ({"decisions": [{"num_tokens": 4, "keep": 1}] * 2}, r"rising lengths, got \[4, 4\]"),
+        ({"format": "specrej policy 9"}, "its format is not 'specrej policy 2'"),
+        ({"n": 0}, "n must be a whole number above 0, got 0"),
+        ({"n": "all"}, "n must be a whole number above 0, got 'all'"),
+        ({"price": -1}, "price must be a number of 0 or more, got -1"),
+        ({"price": 10**400}, "price must be a number"),
+        ({"price": float("nan")}, "price must be a number"),
+        ({"forecasts": [{"num_tokens": 4}]}, "KeyError: 'scores'"),
+        ({"forecasts": [4]}, "TypeError"),
+        ({"forecasts": [LINE._replace(num_tokens=0)._asdict()]}, "num_tokens must be a whole"),
+        ({"forecasts": [LINE._replace(scores=(1.0, 1.0))._asdict()]}, "scores must rise"),
+        ({"forecasts": [LINE._replace(finals=(1.0,))._asdict()]}, "must be equally many"),
+        ({"forecasts": [LINE._replace(finals=(1.0, float("inf")))._asdict()]}, "be finite numbers"),
+        ({"forecasts": [LINE._replace(errors=(1.0, -1.0))._asdict()]}, "must not be below 0"),
+        ({"forecasts": [LINE._asdict()] * 2}, r"rising lengths, got \(4, 4\)"),
         ({"unknown": 1}, "unknown"),
         ({"recorded": [1]}, "recorded and promise must be objects"),
         ({"promise": None}, "recorded and promise must be objects"),

@@ -10,11 +10,12 @@ the confidence asked for, the mean regret over them is at most the target.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from specrej.calibration.forecasting import forecasts_of
 from specrej.calibration.path import lay_path
 from specrej.calibration.replays import Judged, Replays, alike
 from specrej.calibration.risk import boldest, p_value, prompts_needed, upper_bound
@@ -25,6 +26,9 @@ from specrej.search.calibrated import CalibratedPolicy
 MOST_REGRET = 4.0
 """In spreads. A bound on a mean needs a bound on what is averaged; a regret beyond it counts as
 this much. Best-of-64 itself is 2.4 spreads above the mean of normal rewards."""
+LEAST_REGRET = -1.0
+"""Likewise, where more candidates may begin than Best-of-n has; a gain beyond it counts as this
+much."""
 LEAST_PROMPTS = 4
 
 
@@ -58,6 +62,7 @@ class Calibration:
         num_prompts: that laid the path, and that tested it.
         unit: of cost: "flops" or "tokens".
         needed: prompts for testing, at the least, to certify this target.
+        n: of the Best-of-n that is compared with.
     """
 
     trials: tuple[Trial, ...]
@@ -66,7 +71,6 @@ class Calibration:
     unit: str
     needed: int
     n: int
-    """What Best-of-n has."""
 
     def to_dict(self) -> dict[str, Any]:
         """In JSON's types."""
@@ -77,7 +81,12 @@ class Calibration:
 
 
 def calibrate(
-    traces: Sequence[Trace], *, target: float, confidence: float, seed: int = 0
+    traces: Sequence[Trace],
+    *,
+    target: float,
+    confidence: float,
+    seed: int = 0,
+    against: int | None = None,
 ) -> Calibration:
     """Lay a path on half of the prompts, and test it on the others.
 
@@ -86,6 +95,8 @@ def calibrate(
         target: highest mean regret, in spreads: standard deviations of a prompt's rewards.
         confidence: that the promise holds, in (0, 1).
         seed: of the division into halves.
+        against: candidates of the Best-of-n that is compared with; all that were recorded if not
+            given. Policies may begin with more.
 
     Raises:
         UsageError: the traces are too few, or of different kinds; a value out of its range.
@@ -94,36 +105,60 @@ def calibrate(
     kind = alike(traces)
     order = np.random.default_rng(seed).permutation(len(traces))
     half = (len(traces) + 1) // 2
-    search = Replays([traces[place] for place in sorted(order[:half])])
-    test = Replays([traces[place] for place in sorted(order[half:])])
+    seen = [traces[place] for place in sorted(order[:half])]
+    search = Replays(seen, against)
+    test = Replays([traces[place] for place in sorted(order[half:])], against)
+    range_ = _range_of(search)
     limit = traces[0].max_new_tokens
     checkpoints = [length for length in traces[0].checkpoints if length < limit]
     trials = []
-    for policy in lay_path(search, checkpoints):
+    for policy in lay_path(search, forecasts_of(seen, checkpoints)):
         on_search, on_test = search.judge(policy), test.judge(policy)
-        losses = _losses(on_test)
+        losses = range_.losses(on_test.regret)
         trials.append(
             Trial(
                 policy=policy,
                 cost=(_share(on_search, search), _share(on_test, test)),
                 regret=(float(on_search.regret.mean()), float(on_test.regret.mean())),
-                p_value=p_value(losses, target / MOST_REGRET),
-                bound=MOST_REGRET * upper_bound(losses, confidence),
+                p_value=p_value(losses, range_.loss(target)),
+                bound=range_.regret(upper_bound(losses, confidence)),
             )
         )
     last = boldest([trial.p_value for trial in trials], confidence)
-    num_prompts = (half, len(traces) - half)
-    chosen = (
-        None if last is None else _promised(trials[last], kind, target, confidence, num_prompts)
-    )
+    promise = {
+        "regret": target,
+        "confidence": confidence,
+        "against": f"best_of_n:{search.against}",
+        "num_prompts": [half, len(traces) - half],
+        "regrets_counted": [range_.least, MOST_REGRET],
+    }
     return Calibration(
         trials=tuple(trials),
-        chosen=chosen,
-        num_prompts=num_prompts,
+        chosen=None if last is None else _promised(trials[last], kind, promise),
+        num_prompts=(half, len(traces) - half),
         unit=search.unit,
-        needed=prompts_needed(target / MOST_REGRET, confidence),
-        n=search.n,
+        needed=prompts_needed(range_.loss(target), confidence),
+        n=search.against,
     )
+
+
+class _Range(NamedTuple):
+    """Regrets from `least` to MOST_REGRET, as losses from 0 to 1."""
+
+    least: float
+
+    def loss(self, regret: float) -> float:
+        return (regret - self.least) / (MOST_REGRET - self.least)
+
+    def regret(self, loss: float) -> float:
+        return self.least + loss * (MOST_REGRET - self.least)
+
+    def losses(self, regrets: NDArray[np.float64]) -> NDArray[np.float64]:
+        return (np.clip(regrets, self.least, MOST_REGRET) - self.least) / (MOST_REGRET - self.least)
+
+
+def _range_of(replays: Replays) -> _Range:
+    return _Range(0.0 if replays.against == replays.n else LEAST_REGRET)
 
 
 def _plain(trial: Trial) -> dict[str, Any]:
@@ -142,32 +177,16 @@ def _check(traces: Sequence[Trace], target: float, confidence: float) -> None:
         )
 
 
-def _losses(judged: Judged) -> NDArray[np.float64]:
-    return np.minimum(judged.regret, MOST_REGRET) / MOST_REGRET
-
-
 def _share(judged: Judged, replays: Replays) -> float:
     return float(judged.cost.sum() / replays.baseline.sum())
 
 
-def _promised(
-    trial: Trial,
-    kind: dict[str, Any],
-    target: float,
-    confidence: float,
-    num_prompts: tuple[int, int],
-) -> Trial:
+def _promised(trial: Trial, kind: dict[str, Any], promise: dict[str, Any]) -> Trial:
     """A trial whose policy says what is promised of it."""
     policy = replace(
         trial.policy,
         recorded={**kind, "n": trial.policy.n},
-        promise={
-            "regret": target,
-            "confidence": confidence,
-            "against": f"best_of_n:{kind['n']}",
-            "num_prompts": list(num_prompts),
-            "most_regret": MOST_REGRET,
-        },
+        promise=promise,
         measured={"cost": list(trial.cost), "regret": list(trial.regret)},
     )
     return replace(trial, policy=policy)

@@ -1,31 +1,33 @@
 """A path of ever bolder policies: of all that are tried, those that no other beats.
 
-    for policy in lay_path(replays, checkpoints):
+    forecasts = forecasts_of(traces, checkpoints)
+    for policy in lay_path(replays, forecasts):
         judged = replays.judge(policy)
         judged.cost / replays.baseline, judged.regret   # by prompt
 
-How many go on falls with a power of the length: keep = first * (begin / length) ** power. Two
-numbers and the lengths are all that is searched. On a few dozen prompts a number for each length
-finds more in the prompts it has seen, and holds less on others.
+The forecasts are learnt. What is searched is how many candidates begin, where to decide, and the
+price of a token: few numbers, so that what is found on a few dozen prompts holds on others.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from specrej.calibration.replays import Replays
-from specrej.search.calibrated import CalibratedPolicy, Stage
+from specrej.search.calibrated import CalibratedPolicy
+from specrej.search.gains import Forecast
 
-_FIRST = (1, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16, 1 / 32)
-"""Share of the candidates that the first decision keeps."""
-_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+_SHARES = (1, 3 / 4, 1 / 2, 1 / 4)
+"""Of the recorded candidates, to begin with."""
+_PRICES = tuple(2.0**exponent for exponent in range(-18, -7))
+"""In spreads a token: at 2 ** -10, a hundred tokens must bring a tenth of a spread."""
 _STRIDES = (1, 2, 3)
 
 
-def lay_path(replays: Replays, checkpoints: Sequence[int]) -> list[CalibratedPolicy]:
+def lay_path(replays: Replays, forecasts: Mapping[int, Forecast]) -> list[CalibratedPolicy]:
     """From Best-of-N, which loses nothing, to policies that lose much.
 
     Each is cheaper than the one before it, and none that loses less is as cheap.
     """
-    policies = [CalibratedPolicy(n=replays.n, decisions=()), *_grid(replays.n, checkpoints)]
+    policies = [CalibratedPolicy(n=replays.n), *_grid(replays.n, forecasts)]
     figures = [
         (float(judged.cost.sum()), float(judged.regret.mean()), place)
         for place, judged in enumerate(map(replays.judge, policies))
@@ -39,29 +41,24 @@ def lay_path(replays: Replays, checkpoints: Sequence[int]) -> list[CalibratedPol
     return path[::-1]
 
 
-def _grid(n: int, checkpoints: Sequence[int]) -> Iterator[CalibratedPolicy]:
-    """Every choice of lengths, share and power; of those that come to the same, one."""
-    found = set()
-    for lengths in {
-        tuple(checkpoints[at::by]) for at in range(len(checkpoints)) for by in _STRIDES
-    }:
-        for share in _FIRST:
-            for power in _POWERS:
-                decisions = _decisions(n, lengths, share, power)
-                if decisions and decisions not in found:
-                    found.add(decisions)
-                    yield CalibratedPolicy(n=n, decisions=decisions)
+def _grid(n: int, forecasts: Mapping[int, Forecast]) -> Iterator[CalibratedPolicy]:
+    checkpoints = sorted(forecasts)
+    choices = {tuple(checkpoints[at::by]) for at in range(len(checkpoints)) for by in _STRIDES}
+    for lengths in sorted(choices):
+        chosen = _to_the_next([forecasts[length] for length in lengths])
+        for num_begun in sorted({max(round(n * share), 1) for share in _SHARES}):
+            for price in _PRICES:
+                yield CalibratedPolicy(n=num_begun, forecasts=chosen, price=price)
 
 
-def _decisions(n: int, lengths: Sequence[int], share: float, power: float) -> tuple[Stage, ...]:
-    """Where fewer stay than before: a decision that rejects nobody only costs the reward's
-    reading.
-    """
-    stages: list[Stage] = []
-    fewest = n
-    for length in lengths:
-        keep = max(round(n * share * (lengths[0] / length) ** power), 1)
-        if keep < fewest:
-            stages.append(Stage(length, keep))
-            fewest = keep
-    return tuple(stages)
+def _to_the_next(forecasts: Sequence[Forecast]) -> tuple[Forecast, ...]:
+    """Who stays is decided upon again at the next length, so it is paid only up to there."""
+    following = [forecast.num_tokens for forecast in forecasts[1:]]
+    *paid, last = forecasts
+    return (
+        *(
+            forecast._replace(num_left=float(length - forecast.num_tokens))
+            for forecast, length in zip(paid, following, strict=True)
+        ),
+        last,
+    )

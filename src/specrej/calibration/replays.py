@@ -1,6 +1,6 @@
 """What policies cost and lose on recorded prompts, relative to Best-of-N on the same.
 
-replays = Replays(traces)
+replays = Replays(traces, against=32)   # Best-of-32, of 64 that were recorded
 judged = replays.judge(policy)      # each policy is replayed once, however often it is asked for
 judged.cost / replays.baseline, judged.regret  # by prompt
 """
@@ -27,8 +27,8 @@ class Judged(NamedTuple):
     cost: NDArray[np.float64]
     """`[prompts]`, in FLOPs, or in tokens where engine or reward do not know their FLOPs."""
     regret: NDArray[np.float64]
-    """`[prompts]`: what the best candidate has above the winner, in spreads of the prompt's
-    rewards."""
+    """`[prompts]`: what Best-of-n has above the winner, in spreads of the prompt's rewards. Below 0
+    where a policy that begins more candidates does better."""
 
 
 class Replays:
@@ -36,23 +36,37 @@ class Replays:
 
     Args:
         traces: alike, see `alike`.
+        against: candidates of the Best-of-n that policies are compared with; all that were recorded
+            if not given. Its reward and its cost are means over all choices of so many.
 
     Attributes:
-        n: candidates of a prompt: Best-of-n is what policies are compared with.
+        n: recorded candidates of a prompt: the most that a policy can begin with.
+        against: as given.
         unit: of cost, "flops" or "tokens".
         baseline: `[prompts]`: what Best-of-n costs.
         spreads: `[prompts]`: standard deviation of the candidates' rewards, in the reward's unit.
+
+    Raises:
+        UsageError: `against` is below 1, or more than were recorded.
     """
 
-    def __init__(self, traces: Sequence[Trace]) -> None:
+    def __init__(self, traces: Sequence[Trace], against: int | None = None) -> None:
         self.n = min(trace.num_candidates for trace in traces)
+        self.against = self.n if against is None else against
+        if not 1 <= self.against <= self.n:
+            raise UsageError(
+                f"cannot compare with Best-of-{against}: {self.n} candidates were recorded",
+                hint=f"give a number from 1 to {self.n}",
+            )
         self.spreads = np.array([trace.final_rewards[: self.n].std() for trace in traces])
-        self._best = np.array([trace.final_rewards[: self.n].max() for trace in traces])
+        finals = [trace.final_rewards[: self.n] for trace in traces]
+        self._best = np.array([expected_best(rewards, self.against) for rewards in finals])
         self._replayers = [Replayer(trace) for trace in traces]
         self._judged: dict[tuple[object, ...], Judged] = {}
         whole = self._run(ReplayPolicy(alpha=0.0, n=self.n, memory=ROOMY))
         self.unit = "tokens" if any(run.flops is None for run in whole) else "flops"
-        self.baseline = self._cost(whole)
+        shared = np.array([self._shared_cost(trace) for trace in traces])
+        self.baseline = shared + (self._cost(whole) - shared) * (self.against / self.n)
 
     def judge(self, policy: CalibratedPolicy) -> Judged:
         """A policy on all prompts.
@@ -60,7 +74,7 @@ class Replays:
         Raises:
             UsageError: it decides where no reward was recorded.
         """
-        key = (policy.n, policy.decisions)
+        key = (policy.n, policy.price, policy.forecasts)
         if key not in self._judged:
             self._judged[key] = self.replay(
                 ReplayPolicy(policy=policy.to_policy(), n=policy.n, memory=ROOMY)
@@ -79,6 +93,12 @@ class Replays:
         regret = np.divide(lost, self.spreads, out=np.zeros_like(lost), where=self.spreads > 0)
         return Judged(self._cost(runs), regret)
 
+    def _shared_cost(self, trace: Trace) -> float:
+        """Of reading the prompt, which is done once for all candidates."""
+        if self.unit == "tokens" or trace.flops is None:
+            return 0.0
+        return trace.flops.prefill(trace.num_prompt_tokens)
+
     def _run(self, policy: ReplayPolicy) -> list[ReplayedRun]:
         return [replayer.run(policy) for replayer in self._replayers]
 
@@ -89,6 +109,18 @@ class Replays:
             else [run.num_generated_tokens for run in runs]
         )
         return np.array(of_each, dtype=np.float64)
+
+
+def expected_best(rewards: NDArray[np.float64], n: int) -> float:
+    """The best of n of these rewards, in the mean over all choices of n.
+
+    The one at place i of N, from below, is the best of C(i - 1, n - 1) of the C(N, n) choices.
+    """
+    best_first = np.sort(rewards)[::-1][: len(rewards) - n + 1]
+    places = np.arange(len(rewards) - 1, n - 1, -1)
+    # Each weight from the one before it, falling: the binomials themselves do not fit a float.
+    weights = np.cumprod(np.concatenate([[1.0], (places - n + 1) / places]))
+    return float(best_first @ (weights / weights.sum()))
 
 
 _ALIKE = (

@@ -21,6 +21,14 @@ def calibrate(
             "prompt's rewards."
         ),
     ] = 0.1,
+    against: Annotated[
+        int | None,
+        typer.Option(
+            help="Compare with Best-of-n of so many, when more were recorded: policies may begin "
+            "with more. By default all.",
+            show_default=False,
+        ),
+    ] = None,
     confidence: Annotated[float, typer.Option(help="That the promise holds.")] = 0.95,
     output: Annotated[
         Path, typer.Option(help="The file for the policy.", show_default=False)
@@ -39,7 +47,13 @@ def calibrate(
     from specrej.files.journal import write_json
 
     with exit_codes():
-        found = find(list(load(traces)), target=target_regret, confidence=confidence, seed=seed)
+        found = find(
+            list(load(traces)),
+            target=target_regret,
+            confidence=confidence,
+            seed=seed,
+            against=against,
+        )
         if json:
             display.print_json(found.to_dict())
         else:

@@ -23,14 +23,18 @@ _MOST_POLICIES = 12
 
 def print_calibration(calibration: Calibration) -> None:
     """The path from careful to bold, on the prompts that it was found on and on the others."""
-    table = make_table(("keeps", "left"), "cost", "regret", "cost", "regret", "below", ("", "left"))
+    figures = ("cost", "regret", "cost", "regret", "below")
+    table = make_table("n", ("decides at", "left"), "price", *figures, ("", "left"))
     for trial in calibration.trials:
-        kept = " ".join(f"{keep}@{length}" for length, keep in trial.policy.decisions)
-        is_chosen = calibration.chosen is not None and (
-            trial.policy.decisions == calibration.chosen.policy.decisions
+        policy, chosen = trial.policy, calibration.chosen
+        is_chosen = chosen is not None and (
+            (policy.n, policy.price, policy.lengths)
+            == (chosen.policy.n, chosen.policy.price, chosen.policy.lengths)
         )
         table.add_row(
-            f"{trial.policy.n} {kept}".strip(),
+            str(policy.n),
+            " ".join(map(str, policy.lengths)),
+            f"{policy.price:.1e}",
             *(f"{1 / trial.cost[0]:.2f}x", f"{trial.regret[0]:.3f}"),
             *(f"{1 / trial.cost[1]:.2f}x", f"{trial.regret[1]:.3f}"),
             f"{trial.bound:.2f}",

@@ -1,37 +1,25 @@
 """Policies that were calibrated on recorded runs, and the files that they come in.
 
-    found = read_policy("policy.json")
-    found.decisions                     # at 16 tokens 24 of 64 go on, at 32 tokens 8, ...
-    policy = found.to_policy()          # for `generate(policy=...)`
-    mismatches(found.recorded, {"model": "llama", "temperature": 0.7})   # in words
-
-Such a policy decides at fixed lengths. A live candidate stays if fewer than `keep` are better.
-Those that have ended count among the better ones. So a run ends as soon as enough answers are
-beyond the reach of who is still being decoded.
+found = read_policy("policy.json")
+found.forecasts, found.price        # what a score at 16, 64, ... tokens says; see `gains`
+policy = found.to_policy()          # for `generate(policy=...)`
+mismatches(found.recorded, {"model": "llama", "temperature": 0.7})   # in words
 """
 
 import json
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from specrej.errors import UsageError
 from specrej.files.reading import read_text
-from specrej.search.choosing import rank
+from specrej.search.gains import Forecast, worth
 from specrej.search.policies import at, everyone, never
-from specrej.types import Policy, Rule, Standing
+from specrej.types import Policy
 
-FORMAT = "specrej policy 1"
-
-
-class Stage(NamedTuple):
-    """What is done when the live candidates have so many tokens."""
-
-    num_tokens: int
-    keep: int
-    """A live candidate stays if fewer than so many are better."""
+FORMAT = "specrej policy 2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +28,8 @@ class CalibratedPolicy:
 
     Attributes:
         n: candidates to begin with.
-        decisions: by rising length.
+        forecasts: by rising length: at each of them is a decision.
+        price: what a token must bring, see `specrej.search.gains`.
         recorded: model, reward and sampling of the recorded runs, and their prompts.
         promise: what was certified; see `specrej.calibration`.
         measured: cost and regret of it on the recorded prompts.
@@ -48,21 +37,26 @@ class CalibratedPolicy:
     """
 
     n: int
-    decisions: tuple[Stage, ...]
+    forecasts: tuple[Forecast, ...] = ()
+    price: float = 0.0
     recorded: Mapping[str, Any] = field(default_factory=dict)
     promise: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
     name: str = "calibrated"
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Where it decides, in tokens."""
+        return tuple(forecast.num_tokens for forecast in self.forecasts)
+
     def to_policy(self) -> Policy:
         """What a run takes."""
-        lengths = [decision.num_tokens for decision in self.decisions]
-        if not lengths:
+        if not self.forecasts:
             return Policy(never, everyone, None, self.name, self.n, self.recorded)
         return Policy(
-            when=at(lengths),
-            keep=best_of_all(lengths, [decision.keep for decision in self.decisions]),
-            first_tokens=lengths[0],
+            when=at(self.lengths),
+            keep=worth(self.forecasts, self.price),
+            first_tokens=self.lengths[0],
             name=self.name,
             n=self.n,
             recorded=self.recorded,
@@ -70,28 +64,8 @@ class CalibratedPolicy:
 
     def to_dict(self) -> dict[str, Any]:
         """What the file holds."""
-        decisions = [decision._asdict() for decision in self.decisions]
-        return {"format": FORMAT, **asdict(self), "decisions": decisions}
-
-
-def best_of_all(lengths: Sequence[int], keeps: Sequence[int]) -> Rule:
-    """The rule: at each length, those of whom fewer than so many are better, of all so far.
-
-    Where memory forces a decision at another length, the one before it says how many.
-    """
-
-    def keep(standing: Standing) -> list[bool]:
-        most = keeps[max(bisect_right(lengths, standing.num_tokens) - 1, 0)]
-        scores = standing.scores
-        order = sorted(range(len(scores)), key=lambda place: rank(scores[place], place))
-        stays = [not is_live for is_live in standing.is_live]
-        for num_better, place in enumerate(order):
-            if standing.best is not None and standing.best >= scores[place]:
-                num_better += 1
-            stays[place] = stays[place] or num_better < most
-        return stays
-
-    return keep
+        forecasts = [forecast._asdict() for forecast in self.forecasts]
+        return {"format": FORMAT, **asdict(self), "forecasts": forecasts}
 
 
 def mismatches(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
@@ -121,19 +95,48 @@ def read_policy(path: str | Path) -> CalibratedPolicy:
     if not isinstance(given, dict) or given.get("format") != FORMAT:
         raise _no_policy(path, f"its format is not {FORMAT!r}")
     try:
-        decisions = tuple(Stage(**decision) for decision in given["decisions"])
-        policy = CalibratedPolicy(**{**_without_format(given), "decisions": decisions})
+        policy = CalibratedPolicy(
+            **{**_without_format(given), "forecasts": tuple(map(_forecast, given["forecasts"]))}
+        )
     except (TypeError, KeyError) as error:
         raise _no_policy(path, f"{type(error).__name__}: {error}") from error
-    numbers = [policy.n, *(number for decision in decisions for number in decision)]
-    if not all(type(number) is int and number > 0 for number in numbers):
-        raise _no_policy(path, "n, num_tokens and keep must be whole numbers above 0")
+    if type(policy.n) is not int or policy.n < 1:
+        raise _no_policy(path, f"n must be a whole number above 0, got {policy.n!r}")
+    if not _is_number(policy.price) or policy.price < 0:
+        raise _no_policy(path, f"price must be a number of 0 or more, got {policy.price!r}")
     if not all(isinstance(about, dict) for about in (policy.recorded, policy.promise)):
         raise _no_policy(path, "recorded and promise must be objects")
-    lengths = [decision.num_tokens for decision in decisions]
-    if lengths != sorted(set(lengths)):
-        raise _no_policy(path, f"its decisions must be at rising lengths, got {lengths}")
+    for forecast in policy.forecasts:
+        if wrong := _wrong_with(forecast):
+            raise _no_policy(path, f"{wrong}, got {forecast._asdict()}")
+    if list(policy.lengths) != sorted(set(policy.lengths)):
+        raise _no_policy(path, f"its forecasts must be of rising lengths, got {policy.lengths}")
     return policy
+
+
+def _forecast(given: Any) -> Forecast:
+    columns = {name: tuple(given[name]) for name in ("scores", "finals", "errors")}
+    return Forecast(**{**given, **columns})
+
+
+def _wrong_with(forecast: Forecast) -> str | None:
+    """What is wrong with a forecast of a file, in words; None if nothing is."""
+    columns = (forecast.scores, forecast.finals, forecast.errors)
+    if type(forecast.num_tokens) is not int or forecast.num_tokens < 1:
+        return "num_tokens must be a whole number above 0"
+    if not all(map(_is_number, (forecast.num_left, *(value for row in columns for value in row)))):
+        return "num_left, scores, finals and errors must be finite numbers"
+    if len(set(map(len, columns))) > 1 or not forecast.scores:
+        return "scores, finals and errors must be equally many, and one or more"
+    if list(forecast.scores) != sorted(set(forecast.scores)):
+        return "scores must rise"
+    if min(forecast.errors) < 0 or forecast.num_left < 0:
+        return "errors and num_left must not be below 0"
+    return None
+
+
+def _is_number(given: Any) -> bool:
+    return type(given) in (int, float) and abs(given) <= sys.float_info.max
 
 
 def _without_format(given: Mapping[str, Any]) -> dict[str, Any]:
