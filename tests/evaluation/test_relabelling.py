@@ -9,11 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import transformers
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from fakes import FakeEngine, FakeReward, by_hash, in_thirds
+from older import make_older
 from specrej.errors import UsageError
 from specrej.evaluation.folder import read_info
 from specrej.evaluation.prompts import Loaded, Task
@@ -21,8 +24,10 @@ from specrej.evaluation.recording import RecordedPrompt, record
 from specrej.evaluation.relabelling import relabel
 from specrej.evaluation.trace import METADATA, load, load_failures
 from specrej.rewards import as_reward
+from specrej.rewards.classifier import ClassifierReward
 from specrej.settings import Settings
 from specrej.types import Detokenizer, Message, Piece, Prompt
+from tiny import CHAT_TEMPLATE, make_config, make_tokenizer
 from traces import loaded_of
 
 PROMPTS = ["Why?", "How?", "When?", "Who?"]
@@ -140,6 +145,33 @@ def test_rewards_by_name_are_those_of_a_live_run(tmp_path: Path, spec: str, memo
     recorded(tmp_path / "source", settings=settings)
     relabelled(tmp_path / "source", as_reward(spec), tmp_path / "new")
     assert tables(tmp_path / "new") == tables(live)
+
+
+def test_a_reward_model_that_keeps_kv_scores_as_in_a_live_run(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = make_config("llama", num_labels=1)
+    auto: Any = transformers.AutoModelForSequenceClassification
+    model = auto.from_config(config).eval()
+    model.config.pad_token_id = 0
+    reward = ClassifierReward((model, make_tokenizer(CHAT_TEMPLATE)))
+    live = tables(recorded(tmp_path / "live", reward, prompts=PROMPTS[:2]))
+    recorded(tmp_path / "source", prompts=PROMPTS[:2])
+    relabelled(tmp_path / "source", reward, tmp_path / "new")
+    new = tables(tmp_path / "new")
+    assert new == live
+    assert {about["usage"]["reward_reuse"] for _, about in new.values()} == {"answers"}
+
+
+def test_traces_that_an_older_version_recorded_are_relabelled(tmp_path: Path) -> None:
+    source = recorded(tmp_path / "source")
+    relabelled(source, FakeReward(in_thirds), tmp_path / "new")
+    for path in (source / "run.json", *source.glob("*.parquet")):
+        make_older(path)
+    relabelled(source, FakeReward(in_thirds), tmp_path / "later")
+    for one, other in zip(load(tmp_path / "later"), load(tmp_path / "new"), strict=True):
+        assert one.rewards.tolist() == other.rewards.tolist()
+        assert one.settings == other.settings
+    assert relabelled(source, FakeReward(in_thirds), tmp_path / "later", resume=True) == []
 
 
 def of_prompt(prompt: Prompt) -> Loaded:

@@ -132,6 +132,24 @@ def test_the_name_is_a_spec_that_opens_the_same_reward(tmp_path: Path, options: 
     assert scores_of(again, "yes no") == scores_of(reward, "yes no")
 
 
+@pytest.mark.parametrize("options", ["window=4", "label=0", "label=0&window=4"])
+def test_so_is_the_name_with_the_default_model(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, options: str
+) -> None:
+    monkeypatch.setattr("specrej.rewards.relevance.locate", lambda name: directory)
+    reward = as_reward(f"relevance:?{options}")
+    assert as_reward(reward.name).name == reward.name == f"relevance:?{options}"
+
+
+def test_a_window_within_an_ensemble(directory: Path) -> None:
+    spec = f"relevance:{directory}?window=4"
+    reward = as_reward(f"ensemble:'{spec}'*0.5+regex:yes")
+    assert as_reward(reward.name).name == reward.name
+    [score] = scores_of(reward, "yes no no yes no")
+    [alone] = scores_of(as_reward(spec), "yes no no yes no")
+    assert score == pytest.approx(0.5 * alone + 1)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

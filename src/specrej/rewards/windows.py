@@ -71,7 +71,7 @@ class WindowedRelevance:
         if size > self._encoder.answer_room:
             raise UsageError(
                 f"window must be at most {self._encoder.answer_room} tokens, got {size}",
-                hint="the model reads the question beside each window; 160 serves well",
+                hint="the model reads the question beside each window: relevance:?window=160",
             )
         self._size = size
         self.flops_per_token = self._encoder.flops_per_token
