@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from fakes import FakeEngine, FakeReward, by_hash, in_thirds
+from fakes import FakeEngine, FakeReward, FakeSession, by_hash, in_thirds
 from older import make_older
 from specrej.errors import UsageError
 from specrej.evaluation.folder import read_info
@@ -26,7 +26,7 @@ from specrej.evaluation.trace import METADATA, load, load_failures
 from specrej.rewards import as_reward
 from specrej.rewards.classifier import ClassifierReward
 from specrej.settings import Settings
-from specrej.types import Detokenizer, Message, Piece, Prompt
+from specrej.types import Candidate, Detokenizer, Message, Piece, Prompt
 from tiny import CHAT_TEMPLATE, make_config, make_tokenizer
 from traces import loaded_of
 
@@ -80,6 +80,24 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+class Session(FakeSession):
+    def score(self, candidates: Sequence[Candidate]) -> list[float]:
+        super().score(candidates)
+        return [by_hash(repr(candidate)) for candidate in candidates]
+
+
+class SeesAll(FakeReward):
+    """Goes by all that a candidate is: tokens, log-probabilities, rewards so far, how it ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = "sees_all"
+
+    def open(self, messages: Sequence[Message]) -> FakeSession:
+        self.sessions.append(Session(by_hash))
+        return self.sessions[-1]
+
+
 # What comes out
 
 
@@ -113,11 +131,7 @@ def test_a_relabelled_trace_is_that_of_a_live_run(
     }
     with TemporaryDirectory() as name:
         folder = Path(name)
-        source, live_reward, reward = (
-            folder / "source",
-            FakeReward(in_thirds),
-            FakeReward(in_thirds),
-        )
+        source, live_reward, reward = folder / "source", SeesAll(), SeesAll()
         live = tables(recorded(folder / "live", live_reward, **how))
         recorded(source, FakeReward(by_hash), **how)
         before = contents(source)
