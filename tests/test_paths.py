@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import specrej
-from fakes import FakeEngine, FakeReward
+from fakes import FakeEngine, FakeReward, in_thirds
 from jobs import plain, run_job, write_requests
 from specrej.batch.description import describe_job
 from specrej.batch.job import read_all
@@ -26,9 +26,10 @@ from specrej.evaluation.judge import record as record_verdicts
 from specrej.evaluation.policy_grid import read_policies
 from specrej.evaluation.prompts import load_prompts
 from specrej.evaluation.recording import record
+from specrej.evaluation.relabelling import relabel
 from specrej.evaluation.replay_summary import replay_folder
 from specrej.evaluation.report import write_report
-from specrej.evaluation.trace import load, load_failures
+from specrej.evaluation.trace import load, load_failures, load_file
 from specrej.files.journal import read_rows
 from specrej.rewards import as_reward
 from specrej.settings import Settings
@@ -126,6 +127,9 @@ def test_a_trace(path_to: Callable[[str], Any], prompts: Any, tmp_path: Path) ->
     (tmp_path / "policies.jsonl").write_text('{"alpha": 0.5, "decide": "at:4", "n": 6}\n')
     assert replay_folder(out, read_policies(path_to("policies.jsonl")))["num_prompts"] == 2
     assert write_report(out) == tmp_path / "out" / "report.html"
+    again = relabel(out, FakeReward(in_thirds), FakeEngine().detokenizer, path_to("again"))
+    assert len(list(again)) == 2
+    assert load_file(path_to("again/00001.parquet")).settings["reward"] == "in_thirds"
 
 
 def test_a_batch_and_its_pairs(path_to: Callable[[str], Any], tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 REWARDS = {
-    "relevance": "specrej.rewards.relevance:parse_relevance",
+    "relevance": "specrej.rewards.windows:parse_relevance",
     "logprob": "specrej.rewards.logprob:LogprobReward",
     "classifier": "specrej.rewards.classifier:ClassifierReward",
     "ensemble": "specrej.rewards.ensemble:parse_ensemble",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import specrej
 from servers import completion, serving
 from specrej.cli import app
 from specrej.evaluation.folder import RESULTS, read_bench
+from specrej.evaluation.trace import load
 from specrej.files.journal import read_rows
 from specrej.opening import Opening
 from tiny import save_model
@@ -276,6 +278,54 @@ def test_from_a_trace_to_a_replay_and_its_page(run: Run, tmp_path: Path) -> None
     assert all(row["figures"]["stale_share"]["value"] == 0 for row in summary["policies"])
     page = ask("report", tmp_path / "out")
     assert page.exit_code == 0, page.stderr
+
+
+def test_traces_are_relabelled_without_the_models_weights(
+    run: Run, tmp_path: Path, tiny_model: str
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    options = ["--n", "8", "--checkpoints", "2,4,8", "--model", str(model)]
+    assert run("trace", tmp_path / "source", *options).exit_code == 0
+    live = run("trace", tmp_path / "live", *options, "--reward", "logprob:sum")
+    assert live.exit_code == 0, live.stderr
+    for weights in model.glob("*.safetensors"):
+        weights.unlink()
+    given: list[str | Path] = ["relabel", tmp_path / "source", "--reward"]
+    given += ["logprob:sum", "--output"]
+    done = ask(*given, tmp_path / "new")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == (
+        f"3 of 3 prompts in {tmp_path / 'new'} (3 scored now, 0 of them failed). "
+        f"Next: specrej replay {tmp_path / 'new'}"
+    )
+    assert "3 of 3 prompts: c" in done.stderr
+    assert "(0 scored now" in ask(*given, tmp_path / "new", "--resume").stdout
+    for one, other in zip(load(tmp_path / "new"), load(tmp_path / "live"), strict=True):
+        assert one.rewards.tolist() == other.rewards.tolist()
+        assert one.final_rewards.tolist() == other.final_rewards.tolist()
+        assert one.texts == other.texts
+        assert one.hidden_states().tolist() == other.hidden_states().tolist()
+    replayed = ask("replay", tmp_path / "new")
+    assert replayed.exit_code == 0, replayed.stderr
+    page = ask("report", tmp_path / "new")
+    assert page.exit_code == 0, page.stderr
+
+
+def test_what_relabelling_refuses(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str | Path] = ["--reward", "logprob:sum", "--output", tmp_path / "new"]
+    nothing = ask("relabel", tmp_path, *given)
+    assert (nothing.exit_code, f"{tmp_path} holds no run" in nothing.stderr) == (2, True)
+    assert run("trace", tmp_path / "source", "--n", "4").exit_code == 0
+    unnamed = ask("relabel", tmp_path / "source", "--output", tmp_path / "new")
+    assert (unnamed.exit_code, "--reward" in unnamed.stderr) == (2, True)
+    onto_itself = ask("relabel", tmp_path / "source", *given[:3], tmp_path / "source")
+    assert (onto_itself.exit_code, "holds a run of" in onto_itself.stderr) == (2, True)
+    (tmp_path / "never.py").write_text("def reward(prompt, texts):\n    raise ValueError('no')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    failed = ask("relabel", tmp_path / "source", "--reward", "never:reward", *given[2:])
+    assert (failed.exit_code, "nothing succeeded: all 3 failed" in failed.stdout) == (1, True)
 
 
 @pytest.mark.parametrize("command", ["report", "replay"])

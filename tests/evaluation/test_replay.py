@@ -15,8 +15,10 @@ import specrej
 from fakes import FLOPS, FakeEngine, FakeReward, FakeSession, alike, by_hash, in_thirds
 from specrej.errors import BudgetError, RewardError, UsageError
 from specrej.evaluation.policy_grid import ReplayPolicy
+from specrej.evaluation.prompts import Loaded, Task
+from specrej.evaluation.recording import record
 from specrej.evaluation.replay import ReplayedRun, Replayer, Rescorer
-from specrej.evaluation.trace import Trace
+from specrej.evaluation.trace import Trace, load
 from specrej.flops import flops_of
 from specrej.rewards import as_reward
 from specrej.search.policies import every
@@ -266,6 +268,26 @@ def test_rescoring_a_place_twice_asks_the_reward_once() -> None:
     Replayer(second, rescore).run(ReplayPolicy(decide="at:10", n=6))
     assert len(reward.sessions) == 3
     assert all(session.is_closed for session in reward.sessions)
+
+
+def test_rescoring_shows_a_reward_the_conversation_of_a_prompt_that_is_a_text(
+    tmp_path: Path,
+) -> None:
+    class Listening(FakeReward):
+        heard: Any = None
+
+        def open(self, messages: Sequence[Message]) -> FakeSession:
+            self.heard = messages
+            return super().open(messages)
+
+    task = Task(id="a", turns=("Why?",), category=None, line=1)
+    loaded = Loaded(source="-", tasks=(task,), broken=(), sha256="a")
+    settings = Settings(n=4, max_new_tokens=LENGTH)
+    engine, reward = FakeEngine(eos=0.0), Listening()
+    assert list(record(loaded, engine, FakeReward(), tmp_path, settings=settings, checkpoints=[4]))
+    [trace] = load(tmp_path)
+    Replayer(trace, Rescorer(reward, engine.decode)).run(ReplayPolicy(decide="at:5", n=4))
+    assert reward.heard == [{"role": "user", "content": "Why?"}]
 
 
 def test_another_reward_than_the_traces_is_refused() -> None:

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from specrej.cli import answer, batch, calibrate, evaluate, serve
+from specrej.cli import answer, batch, calibrate, evaluate, relabel, serve
 from specrej.cli.pull import models_app
 from specrej.threads import spin_only_briefly
 from specrej.version import __version__
@@ -36,6 +36,7 @@ app.command(rich_help_panel="Many prompts")(serve.serve)
 for _command in (
     evaluate.bench,
     evaluate.trace,
+    relabel.relabel,
     evaluate.replay,
     calibrate.calibrate,
     evaluate.report,

@@ -14,7 +14,7 @@ failed has a line in `failures.jsonl`. Of a conversation of several turns the fi
 
 import json
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ from specrej.files.journal import Journal
 from specrej.rewards.base import Reward
 from specrej.search.search import Search
 from specrej.settings import Settings
-from specrej.types import Result
+from specrej.types import Candidate, Cause, Result
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
@@ -112,7 +112,7 @@ def _record(
         result = _run(engine, reward, task, settings, states)
     except SpecrejError as error:
         return error
-    _write(path, _table(task, result, lengths, states, engine, reward))
+    write_table(path, _table(task, result, lengths, states, engine, reward))
     return None
 
 
@@ -162,12 +162,16 @@ def _run(
 ) -> Result:
     result = run_one(engine, reward, task.turns[0], settings, watch=states or unobserved)
     if any(candidate.state == "rejected" for candidate in result.candidates):
-        causes = {decision.cause for decision in result.decisions if decision.rejected}
-        raise DeviceMemoryError(
-            f"candidates were lost ({', '.join(sorted(causes))}): a trace needs all of them",
-            hint="give less memory if the device ran out of it; record without a filter",
-        )
+        raise lost({decision.cause for decision in result.decisions if decision.rejected})
     return result
+
+
+def lost(causes: Collection[Cause]) -> DeviceMemoryError:
+    """That candidates are missing, so that there is no trace."""
+    return DeviceMemoryError(
+        f"candidates were lost ({', '.join(sorted(causes))}): a trace needs all of them",
+        hint="give less memory if the device ran out of it; record without a filter",
+    )
 
 
 def _table(
@@ -181,18 +185,12 @@ def _table(
     candidates = result.candidates
     scored_at = [decision.num_tokens for decision in result.decisions]
     ends = [len(candidate.token_ids) for candidate in candidates]
-    by_length = [{scored_at[d]: reward for d, reward in c.rewards.items()} for c in candidates]
-    rewards = [
-        [by_length[c.index][point] if end > point else c.reward for point in checkpoints]
-        for c, end in zip(candidates, ends, strict=True)
-    ]
     columns = {
         "token_ids": pa.array([c.token_ids for c in candidates], pa.list_(pa.int32())),
         "logprobs": pa.array([c.logprobs for c in candidates], pa.list_(pa.float64())),
         "text": pa.array([c.text for c in candidates], pa.string()),
         "finish_reason": pa.array([c.finish_reason for c in candidates], pa.string()),
-        "rewards": _fixed(np.array(rewards)),
-        "final_reward": pa.array([c.reward for c in candidates], pa.float64()),
+        **reward_columns(candidates, scored_at, checkpoints),
     }
     if states is not None:
         finals = [states.of(index, end) for index, end in enumerate(ends)]
@@ -206,6 +204,29 @@ def _table(
         }
     about = _about(task, result, checkpoints, engine, reward)
     return pa.table(columns).replace_schema_metadata({METADATA: json.dumps(about)})
+
+
+def reward_columns(
+    candidates: Sequence[Candidate], scored_at: Sequence[int], checkpoints: Sequence[int]
+) -> dict[str, pa.Array]:
+    """The rewards of complete candidates at the checkpoints, and at their end.
+
+    Args:
+        candidates: with their rewards by decision.
+        scored_at: length at each decision, in tokens.
+        checkpoints: rising.
+    """
+    rewards = []
+    for candidate in candidates:
+        by_length = {scored_at[number]: reward for number, reward in candidate.rewards.items()}
+        end = len(candidate.token_ids)
+        rewards.append(
+            [by_length[point] if end > point else candidate.reward for point in checkpoints]
+        )
+    return {
+        "rewards": _fixed(np.array(rewards)),
+        "final_reward": pa.array([candidate.reward for candidate in candidates], pa.float64()),
+    }
 
 
 def _about(
@@ -231,8 +252,13 @@ def _fixed(values: NDArray[Any]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values[0].size)
 
 
-def _write(path: Path, table: pa.Table) -> None:
-    """Write a file whole or not at all."""
+def write_table(path: str | Path, table: pa.Table) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    path = Path(path)
     temporary = path.with_suffix(".part")
     try:
         with temporary.open("wb") as file:

@@ -24,6 +24,7 @@ from specrej.errors import BudgetError, RewardError, UsageError
 from specrej.evaluation.policy_grid import ReplayPolicy
 from specrej.evaluation.trace import Trace
 from specrej.memory import format_bytes
+from specrej.messages import as_messages
 from specrej.rewards.base import Reward, open_session
 from specrej.rewards.scores import failing_as
 from specrej.search.choosing import all_rejected, rank
@@ -121,7 +122,7 @@ class Rescorer:
         return Candidate(index, ids, logprobs, self._decode(ids))
 
     def _score(self, trace: Trace, prefixes: Sequence[Candidate]) -> list[float]:
-        session = open_session(self._reward, trace.messages)
+        session = open_session(self._reward, as_messages(trace.messages))
         try:
             with failing_as(
                 f"the reward {self._reward.name!r} failed on partial answers to {trace.prompt_id!r}"
@@ -181,6 +182,17 @@ class Replayer:
             regret=max(self._finals) - self._finals[best],
         )
 
+    def recorded(self) -> tuple[ReplayedDecision, ...]:
+        """The decisions of the run that was recorded: who was scored together, and when."""
+        return tuple(self._recorded.decisions)
+
+    @cached_property
+    def _recorded(self) -> "_Log":
+        checkpoints = ",".join(map(str, self._trace.checkpoints))
+        return self._play(
+            ReplayPolicy(alpha=0.0, decide=f"at:{checkpoints}", n=self._trace.num_candidates)
+        )
+
     def _play(self, policy: ReplayPolicy) -> "_Log":
         log = _Log(self._trace.num_prompt_tokens, self._lengths)
         budget = self._budget(policy)
@@ -212,14 +224,10 @@ class Replayer:
         trace = self._trace
         if trace.reward_flops_per_token is None:
             return None
-        checkpoints = ",".join(map(str, trace.checkpoints))
-        recorded = self._play(
-            ReplayPolicy(alpha=0.0, decide=f"at:{checkpoints}", n=trace.num_candidates)
-        )
         return (
             trace.reward_flops_per_token
             * float(trace.usage["reward_tokens"])
-            / recorded.num_scored_tokens
+            / self._recorded.num_scored_tokens
         )
 
     def _budget(self, policy: ReplayPolicy) -> int:

@@ -108,6 +108,15 @@ class PromptsInfo(TypedDict):
     num_prompts: int
 
 
+class RelabelledInfo(TypedDict):
+    """The traces that were scored again."""
+
+    reward: str
+    """That they were recorded with."""
+    created: str
+    """When they were."""
+
+
 class RunInfo(TypedDict):
     """What makes a run the same run: all but `created` must be equal on resuming. A setting that an
     older version did not know counts as its default.
@@ -121,3 +130,5 @@ class RunInfo(TypedDict):
     """Model, reward, seed, memory, sampling: all options but the methods' own."""
     engine: dict[str, str]
     versions: dict[str, str]
+    relabelled: NotRequired[RelabelledInfo]
+    """Of traces that hold another reward than they were recorded with."""

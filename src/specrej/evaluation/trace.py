@@ -8,7 +8,7 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from specrej.evaluation.folder import read_info
 from specrej.files.journal import read_rows
 from specrej.files.resuming import completed
 from specrej.flops import ModelFlops
+from specrej.types import Prompt
 
 FAILURES = "failures.jsonl"
 METADATA = b"specrej"
@@ -37,7 +38,7 @@ class Trace:
 
     Attributes:
         prompt_id: the task's.
-        messages: the prompt.
+        messages: the prompt as it was given: a text or a conversation.
         num_prompt_tokens: tokens of the prompt.
         checkpoints: lengths at which live candidates were scored, in tokens, rising.
         memory_bytes: the KV budget of the recorded run.
@@ -59,7 +60,7 @@ class Trace:
     """
 
     prompt_id: str
-    messages: list[dict[str, str]]
+    messages: Prompt
     num_prompt_tokens: int
     checkpoints: tuple[int, ...]
     memory_bytes: int
@@ -97,7 +98,7 @@ class Trace:
         return self._states("final_hidden_states").reshape(self.num_candidates, -1)
 
     def _states(self, column: str) -> NDArray[np.float16]:
-        table = _read(self.path, [column])
+        table = read_table(self.path, [column])
         if column not in table.column_names:
             raise UsageError(
                 f"{self.path} has no hidden states: the engine that recorded it gives none",
@@ -114,6 +115,16 @@ def load(directory: str | Path) -> Iterator[Trace]:
     Raises:
         UsageError: it is no folder of traces, there are none, or a file is no trace.
     """
+    for path in trace_files(directory):
+        yield load_file(path)
+
+
+def trace_files(directory: str | Path) -> list[Path]:
+    """The files of a folder's traces, in the order of the prompts.
+
+    Raises:
+        UsageError: it is no folder of traces, or there are none.
+    """
     if (kind := read_info(directory)["kind"]) != "trace":
         raise UsageError(
             f"{directory} holds a {kind}, not traces", hint="record some with `specrej trace`"
@@ -123,8 +134,7 @@ def load(directory: str | Path) -> Iterator[Trace]:
         raise UsageError(
             f"{directory} holds no trace yet", hint="go on with `specrej trace --resume`"
         )
-    for path in paths:
-        yield _load(path)
+    return paths
 
 
 def load_failures(directory: str | Path) -> list[dict[str, Any]]:
@@ -134,8 +144,14 @@ def load_failures(directory: str | Path) -> list[dict[str, Any]]:
     return read_rows(Path(directory) / FAILURES)
 
 
-def _load(path: Path) -> Trace:
-    table = _read(path, None)
+def load_file(path: str | Path) -> Trace:
+    """The trace of one prompt.
+
+    Raises:
+        UsageError: the file is no trace.
+    """
+    path = Path(path)
+    table = read_table(path, without=_STATES)
     about = json.loads(table.schema.metadata[METADATA])
     token_ids = [np.array(ids, dtype=np.int32) for ids in table["token_ids"].to_pylist()]
     num_rows = len(token_ids)
@@ -161,12 +177,23 @@ def _load(path: Path) -> Trace:
     )
 
 
-def _read(path: Path, columns: list[str] | None) -> pa.Table:
-    """Columns of a trace; None is all but the hidden states."""
+def read_table(
+    path: str | Path, columns: Sequence[str] | None = None, *, without: Sequence[str] = ()
+) -> pa.Table:
+    """A trace as its file has it.
+
+    Args:
+        path: the file.
+        columns: those that are wanted, where the file has them; None is all.
+        without: columns that are left out.
+
+    Raises:
+        UsageError: the file is no trace.
+    """
     try:
         with pq.ParquetFile(path) as file:
-            names = columns or [name for name in file.schema_arrow.names if name not in _STATES]
-            table = file.read(columns=names)
+            names = columns or file.schema_arrow.names
+            table = file.read(columns=[name for name in names if name not in without])
     except (pa.ArrowException, OSError) as error:
         raise UsageError(
             f"{path} cannot be read as a trace: {error}",

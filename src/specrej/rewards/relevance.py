@@ -24,6 +24,8 @@ tokens in the mean, two cores (AVX2), onnxruntime 1.32:
 
 On a CPU without 8-bit dot products (VNNI) sums may saturate; that moved these scores by up to 0.5,
 so compare scores within one kind of CPU.
+
+Of a long answer it reads the beginning only; `windows` has the reward that reads all of it.
 """
 
 import logging
@@ -41,7 +43,6 @@ from specrej.hub.contents import warn_of_parsed
 from specrej.hub.defaults import locate
 from specrej.messages import as_messages
 from specrej.rewards.base import StatelessSession
-from specrej.rewards.spec import parse_options
 from specrej.rewards.together import alone, score_jointly
 from specrej.types import Candidate, Message
 
@@ -84,8 +85,7 @@ class RelevanceReward:
     flops_per_token: float | None
 
     def __init__(self, directory: Path | str | None = None, *, label: int | None = None) -> None:
-        self.name = "relevance" + ("" if directory is None else f":{directory}")
-        self.name += "" if label is None else f"?label={label}"
+        self.name = written(directory, label=label)
         try:
             import onnxruntime
             from tokenizers import Tokenizer
@@ -119,6 +119,11 @@ class RelevanceReward:
         self._output = _choose_output(self._model.get_outputs()[0].shape[1], label, directory)
         self._room = MAX_TOKENS - self._tokenizer.num_special_tokens_to_add(is_pair=True)
 
+    @property
+    def answer_room(self) -> int:
+        """Tokens of an answer that are read whatever the question."""
+        return self._room - self._room // 2
+
     def open(self, messages: Sequence[Message]) -> StatelessSession:
         """Begin with a prompt: its last user message, or its last message if it has none, is the
         question.
@@ -126,6 +131,10 @@ class RelevanceReward:
         Raises:
             PromptError: the prompt is empty, or a message lacks `role` or `content`.
         """
+        return StatelessSession(self.read_question(messages), alone(self._score))
+
+    def read_question(self, messages: Sequence[Message]) -> "Encoding":
+        """The question's tokens, at most half of the room. Raises as `open` does."""
         turns = as_messages(messages)
         question = next((turn for turn in reversed(turns) if turn["role"] == "user"), turns[-1])[
             "content"
@@ -138,7 +147,13 @@ class RelevanceReward:
                 num_cut,
                 len(query),
             )
-        return StatelessSession(query, alone(self._score))
+        return query
+
+    def read_windows(self, text: str, size: int) -> list["Encoding"]:
+        """The tokens of an answer in windows of so many, the last one shorter; at least one."""
+        whole = self._tokenizer.encode(text, add_special_tokens=False)
+        whole.truncate(size)
+        return [whole, *whole.overflowing]
 
     def close(self) -> None:
         """Let the model go."""
@@ -153,20 +168,34 @@ class RelevanceReward:
     def _score(
         self, asked: Sequence[tuple["Encoding", Candidate]]
     ) -> tuple[list[float], list[int]]:
-        pairs: list[Encoding] = []
+        parts: list[tuple[Encoding, Encoding, Candidate]] = []
         cuts = []
         for query, candidate in asked:
             document = self._tokenizer.encode(candidate.text, add_special_tokens=False)
             if num_cut := _cut(document, self._room - len(query)):
                 cuts.append(f"candidate {candidate.index} by {num_cut}")
-            pairs.append(self._tokenizer.post_process(query, document))
+            parts.append((query, document, candidate))
         if cuts:
             listed = ", ".join(cuts)
             _LOG.warning(
                 "%s: reads %d tokens of a pair; cut off its end: %s", self.name, MAX_TOKENS, listed
             )
+        return self.score_parts(parts)
+
+    def score_parts(
+        self, parts: Sequence[tuple["Encoding", "Encoding", Candidate]]
+    ) -> tuple[list[float], list[int]]:
+        """The score of each question with a part of an answer, and the tokens read for it.
+
+        Args:
+            parts: question, part and the candidate that it is of; the two fit in `MAX_TOKENS`.
+
+        Raises:
+            RewardError: the model failed; names the candidate.
+        """
+        pairs = [self._tokenizer.post_process(query, part) for query, part, _ in parts]
         with ThreadPoolExecutor(max_workers=_num_cores()) as pool:
-            scores = list(pool.map(self._score_pair, [candidate for _, candidate in asked], pairs))
+            scores = list(pool.map(self._score_pair, [part[-1] for part in parts], pairs))
         return scores, [len(pair) for pair in pairs]
 
     def _score_pair(self, candidate: Candidate, pair: "Encoding") -> float:
@@ -226,11 +255,8 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def parse_relevance(argument: str = "") -> RelevanceReward:
-    """`relevance`, `relevance:DIRECTORY` or `relevance:DIRECTORY?label=1`.
-
-    Raises:
-        UsageError: an option that is not known.
-    """
-    directory, options = parse_options(argument, {"label": int})
-    return RelevanceReward(directory or None, **options)
+def written(directory: Path | str | None, **options: int | None) -> str:
+    """The spec of a relevance reward, with those options that are given."""
+    given = "&".join(f"{name}={value}" for name, value in options.items() if value is not None)
+    argument = ("" if directory is None else str(directory)) + ("?" + given if given else "")
+    return "relevance" + (":" + argument if argument else "")
