@@ -24,6 +24,7 @@ import json
 import platform
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from specrej.calibration.replays import ROOMY, Judged, Replays
 from specrej.evaluation.policy_grid import ReplayPolicy
 from specrej.evaluation.prompts import load_prompts
 from specrej.evaluation.recording import record
+from specrej.evaluation.replay import Replayer
 from specrej.evaluation.trace import Trace, load
 from specrej.search.calibrated import CalibratedPolicy
 from specrej.settings import Settings
@@ -88,6 +90,32 @@ def record_kind(prompts: str, kind: Kind, output: Path, limit: int | None, rewar
     )
     for step in steps:
         say(f"{step.num_done} of {step.num_tasks} prompts{f': {step.error}' * bool(step.error)}")
+
+
+def truncated(trace: Trace, limit: int) -> Trace:
+    """The same candidates, ended at a checkpoint: what a run with this limit would have recorded.
+
+    A candidate is the same whatever the limit is, and its reward there is that of its text so far.
+    """
+    place = trace.checkpoints.index(limit)
+    goes_on = trace.lengths > limit
+    cut = replace(
+        trace,
+        checkpoints=trace.checkpoints[:place],
+        rewards=trace.rewards[:, :place],
+        lengths=np.minimum(trace.lengths, limit),
+        final_rewards=np.where(goes_on, trace.rewards[:, place], trace.final_rewards),
+        settings={**trace.settings, "max_new_tokens": limit},
+    )
+    read, of_cut = map(_scored_tokens, (trace, cut))
+    reads = float(trace.usage["reward_tokens"]) * of_cut / read
+    return replace(cut, usage={**trace.usage, "reward_tokens": reads})
+
+
+def _scored_tokens(trace: Trace) -> int:
+    everything = ",".join(map(str, trace.checkpoints))
+    policy = ReplayPolicy(alpha=0.0, decide=f"at:{everything}", n=trace.num_candidates)
+    return Replayer(trace).run(policy).num_scored_tokens
 
 
 class Field:

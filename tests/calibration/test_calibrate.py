@@ -149,9 +149,7 @@ def path_of(num_prompts: int) -> list[CalibratedPolicy]:
 
 def test_whoever_may_begin_with_more_promises_more_cheaply() -> None:
     traces = [make_trace(number) for number in range(80)]
-    eight, sixteen = (
-        calibrate(traces, against=n, target=0.5, confidence=0.9) for n in (8, None)
-    )
+    eight, sixteen = (calibrate(traces, against=n, target=0.5, confidence=0.9) for n in (8, None))
     assert eight.chosen is not None
     assert eight.n == 8
     assert eight.chosen.policy.promise["against"] == "best_of_n:8"

@@ -1,12 +1,15 @@
 """Calibrating: recorded runs in, a policy with a promise out."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from specrej.cli.options import Json, exit_codes
 from specrej.errors import UsageError
+
+if TYPE_CHECKING:
+    from specrej.calibration.calibrate import Calibration, Trial
 
 
 def calibrate(
@@ -67,9 +70,13 @@ def calibrate(
                 f"--target-regret {best * 1.05:.2g}",
             )
         write_json(output, found.chosen.policy.to_dict())
-        saved, lost = 1 / found.chosen.cost[1], found.chosen.regret[1]
-        typer.echo(
-            f"{output}: {saved:.1f} times fewer {found.unit} than Best-of-{found.n} and a mean "
-            f"regret of {lost:.3f} on {found.num_prompts[1]} prompts that the search did not see; "
-            f"at most {target_regret:g} with confidence {confidence:g}"
-        )
+        typer.echo(f"{output}: {_last_line(found, found.chosen)}")
+
+
+def _last_line(found: "Calibration", chosen: "Trial") -> str:
+    promise = chosen.policy.promise
+    return (
+        f"{1 / chosen.cost[1]:.1f} times fewer {found.unit} than Best-of-{found.n} and a mean "
+        f"regret of {chosen.regret[1]:.3f} on {found.num_prompts[1]} prompts that the search did "
+        f"not see; at most {promise['regret']:g} with confidence {promise['confidence']:g}"
+    )

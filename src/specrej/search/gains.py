@@ -27,8 +27,8 @@ from specrej.types import Rule, Standing
 class Forecast(NamedTuple):
     """Of the final reward, from the score of a partial answer.
 
-    Between two scores it is linear; above the last it goes on with the slope there, below the
-    first it stays what it is there.
+    Between two scores it is linear; above the last it follows the slope there, below the first
+    it stays what it is there.
     """
 
     num_tokens: int
