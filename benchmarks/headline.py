@@ -205,27 +205,42 @@ class Curves:
                 key = (family, n, target)
                 self.points.setdefault(key, []).append((float(saves), float(regret)))
 
-    def read(self, family: str, n: int, num_divisions: int) -> dict[float, float | None]:
-        """Savings at a few regrets; None outside of what was found."""
+    def read(self, family: str, n: int, num_divisions: int) -> list[tuple[float, float]]:
+        """Of a family: mean regret on unseen prompts, rising, and what it saves there."""
         curve = []
         for target in TARGETS:
             found = self.points.get((family, n, target), [])
             if len(found) == num_divisions:  # means over the same divisions
                 saves, regrets = np.array(found).T
-                curve.append((regrets.mean(), np.log(saves).mean()))
-        if not curve:
-            return dict.fromkeys(REGRETS)
-        regrets, logs = np.array(sorted(curve)).T
-        return {
-            regret: round(float(np.exp(np.interp(regret, regrets, logs))), 2)
-            if regrets[0] <= regret <= regrets[-1]
-            else None
-            for regret in REGRETS
-        }
+                curve.append((float(regrets.mean()), float(np.exp(np.log(saves).mean()))))
+        return sorted(curve)
+
+
+def savings_at(curve: Sequence[tuple[float, float]], regret: float) -> float | None:
+    """Log-linear between its points; None outside."""
+    if not curve or not curve[0][0] <= regret <= curve[-1][0]:
+        return None
+    regrets, saves = np.array(curve).T
+    return round(float(np.exp(np.interp(regret, regrets, np.log(saves)))), 2)
+
+
+def survival(field: Field) -> dict[int, dict[int, float]]:
+    """By length and k, the share of prompts whose best candidate is then among the best k."""
+    places: dict[int, list[int]] = {length: [] for length in field.checkpoints}
+    for trace in field.traces:
+        best = trace.final_rewards.argmax()
+        for length in field.checkpoints:
+            scores = trace.rewards[:, trace.checkpoints.index(length)]
+            places[length].append(int((scores > scores[best]).sum()))
+    sizes = [2**power for power in range(field.replays.n.bit_length())]
+    return {
+        length: {k: round(float(np.mean(np.array(found) < k)), 3) for k in sizes}
+        for length, found in places.items()
+    }
 
 
 def judge_all(field: Field, count: int) -> dict[str, Any]:
-    """All figures of a folder of traces."""
+    """All figures of a folder of traces, by n of Best-of-n."""
     curves = Curves(field)
     fixed = list(map(field.replays.replay, fixed_lengths(field)))
     full = list(map(field.replays.replay, by_memory(field)))
@@ -238,13 +253,21 @@ def judge_all(field: Field, count: int) -> dict[str, Any]:
         say(f"division {number + 1} of {count}")
     figures: dict[str, Any] = {}
     for n in field.best_of:
-        at_16 = field.oracle(n, 16)
-        unseen = {family: curves.read(family, n, count) for family in FAMILIES}
-        best = unseen["calibrated"][REGRETS[0]]
-        figures[f"best_of_{n}"] = {
-            "saves_at_regret": unseen,
-            "oracle_at": {at: round(field.oracle(n, at), 2) for at in field.checkpoints},
-            "share_of_oracle_at_16": best and round(best / at_16, 3),
+        found = {family: curves.read(family, n, count) for family in FAMILIES}
+        saves = {
+            family: {str(regret): savings_at(curve, regret) for regret in REGRETS}
+            for family, curve in found.items()
+        }
+        oracle = {at: round(field.oracle(n, at), 2) for at in field.checkpoints}
+        best = saves["calibrated"][str(REGRETS[0])]
+        figures[str(n)] = {
+            "saves": saves,
+            "oracle": oracle,
+            "share_of_oracle_at_16": best and round(best / oracle[16], 3),
+            "curves": {
+                family: [(round(lost, 4), round(saved, 3)) for lost, saved in curve]
+                for family, curve in found.items()
+            },
         }
     return figures
 
@@ -257,7 +280,7 @@ def promises(field: Field, targets: Sequence[float], against: int | None) -> dic
             field.traces, target=target, confidence=CONFIDENCE, seed=SEED, against=against
         )
         found[str(target)] = (
-            {"needed": 2 * made.needed, "could_be": min(trial.bound for trial in made.trials)}
+            {"needed": made.needed, "could_be": min(trial.bound for trial in made.trials)}
             if made.chosen is None
             else {"saves": round(1 / made.chosen.cost[1], 3), "regret": made.chosen.regret[1]}
         )
@@ -265,13 +288,13 @@ def promises(field: Field, targets: Sequence[float], against: int | None) -> dic
 
 
 def print_table(figures: dict[str, Any]) -> None:
-    print(f"{'at the reward of':<18}{'':<16}" + "".join(f"{f'-{r:g}':>9}" for r in REGRETS))
-    for name, row in figures.items():
-        for family, saves in row["saves_at_regret"].items():
+    print(f"{'at the reward of':<34}" + "".join(f"{f'-{regret:g}':>9}" for regret in REGRETS))
+    for n, row in figures.items():
+        for family, saves in row["saves"].items():
             cells = "".join(f"{'-' if one is None else f'{one:.2f}x':>9}" for one in saves.values())
-            print(f"{name:<18}{family:<16}{cells}")
-        oracle = "  ".join(f"{at}: {saves:.1f}x" for at, saves in row["oracle_at"].items())
-        print(f"{name:<18}oracle at        {oracle}")
+            print(f"{f'Best-of-{n}':<18}{family:<16}{cells}")
+        oracle = "  ".join(f"{at}: {saves:.1f}x" for at, saves in row["oracle"].items())
+        print(f"{f'Best-of-{n}':<18}oracle at        {oracle}")
 
 
 def main() -> None:
@@ -305,11 +328,12 @@ def main() -> None:
         "unit": field.replays.unit,
         "reward": traces[0].settings["reward"],
         "divisions": given.divisions,
+        "survival": survival(field),
         "promises": promises(field, targets, given.against),
         "seed": SEED,
         "versions": {"specrej": specrej.__version__, "python": platform.python_version()},
     }
-    print(json.dumps({"benchmark": "headline", **about, **figures}))
+    print(json.dumps({"benchmark": "headline", **about, "best_of": figures}))
 
 
 if __name__ == "__main__":

@@ -78,9 +78,9 @@ def test_all_that_the_best_candidate_stands_behind_is_best_of_n() -> None:
 
 
 def test_the_promise_holds_on_new_prompts_as_often_as_it_says() -> None:
-    """Twenty calibrations, each tried on 60 prompts of its own: at most one in ten may fail."""
+    """Ten calibrations, each tried on 60 prompts of its own: at most one in ten may fail."""
     failures, num_promised = 0, 0
-    for number in range(20):
+    for number in range(10):
         seeds = range(1000 * number, 1000 * number + 40)
         made = calibrate([make_trace(seed) for seed in seeds], target=0.6, confidence=0.9)
         if made.chosen is None:
@@ -89,8 +89,8 @@ def test_the_promise_holds_on_new_prompts_as_often_as_it_says() -> None:
         new = Replays([make_trace(seed) for seed in range(seeds.stop, seeds.stop + 60)])
         seen = np.minimum(new.judge(made.chosen.policy).regret, MOST_REGRET).mean()
         failures += seen > 0.6
-    assert num_promised > 15
-    assert failures <= 0.1 * num_promised
+    assert num_promised > 7
+    assert failures <= 1
 
 
 def test_too_few_prompts_promise_nothing_and_say_how_many_are_needed() -> None:

@@ -85,7 +85,7 @@ def test_what_cannot_be_promised_is_said_with_what_could(folder: Path) -> None:
     done = invoke("calibrate", folder / "traces", "--output", folder / "none.json")
     assert done.exit_code == 2
     said = " ".join(done.stderr.split())
-    assert "a regret of 0.1 cannot be promised from 4 prompts" in said
+    assert "a regret of 0.1 cannot be promised from 6 prompts" in said
     assert "could be" in said
     assert not (folder / "none.json").exists()
 

@@ -3,11 +3,12 @@
     calibration = calibrate(traces, target=0.1, confidence=0.95)
     calibration.chosen.policy, calibration.chosen.promise
 
-Half of the prompts lay a path of ever bolder policies (`path`), the other half tests them in this
-order and stops at the first that fails (`risk`). The promise is about new prompts like these: with
+A quarter of the prompts lays a path of ever bolder policies (`path`), the others test them in this
+order and stop at the first that fails (`risk`). The promise is about new prompts like these: with
 the confidence asked for, the mean regret over them is at most the target.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -30,6 +31,8 @@ LEAST_REGRET = -1.0
 """Likewise, where more candidates may begin than Best-of-n has; a gain beyond it counts as this
 much."""
 LEAST_PROMPTS = 4
+_SEARCH = 4
+"""One prompt of so many searches: little is learnt, and a proof needs many prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,7 @@ class Calibration:
         chosen: the boldest that is certified; None if none is.
         num_prompts: that laid the path, and that tested it.
         unit: of cost: "flops" or "tokens".
-        needed: prompts for testing, at the least, to certify this target.
+        needed: prompts in all to certify this target, if not one has a regret.
         n: of the Best-of-n that is compared with.
     """
 
@@ -88,13 +91,13 @@ def calibrate(
     seed: int = 0,
     against: int | None = None,
 ) -> Calibration:
-    """Lay a path on half of the prompts, and test it on the others.
+    """Lay a path on a quarter of the prompts, and test it on the others.
 
     Args:
         traces: of one model, reward and sampling, one a prompt.
         target: highest mean regret, in spreads: standard deviations of a prompt's rewards.
         confidence: that the promise holds, in (0, 1).
-        seed: of the division into halves.
+        seed: of the division of prompts.
         against: candidates of the Best-of-n that is compared with; all that were recorded if not
             given. Policies may begin with more.
 
@@ -104,41 +107,51 @@ def calibrate(
     _check(traces, target, confidence)
     kind = alike(traces)
     order = np.random.default_rng(seed).permutation(len(traces))
-    half = (len(traces) + 1) // 2
-    seen = [traces[place] for place in sorted(order[:half])]
+    num_seen = max(len(traces) // _SEARCH, 2)
+    seen = [traces[place] for place in sorted(order[:num_seen])]
     search = Replays(seen, against)
-    test = Replays([traces[place] for place in sorted(order[half:])], against)
+    test = Replays([traces[place] for place in sorted(order[num_seen:])], against)
+    num_prompts = (num_seen, len(traces) - num_seen)
     range_ = _range_of(search)
-    limit = traces[0].max_new_tokens
-    checkpoints = [length for length in traces[0].checkpoints if length < limit]
-    trials = []
-    for policy in lay_path(search, forecasts_of(seen, checkpoints)):
-        on_search, on_test = search.judge(policy), test.judge(policy)
-        losses = range_.losses(on_test.regret)
-        trials.append(
-            Trial(
-                policy=policy,
-                cost=(_share(on_search, search), _share(on_test, test)),
-                regret=(float(on_search.regret.mean()), float(on_test.regret.mean())),
-                p_value=p_value(losses, range_.loss(target)),
-                bound=range_.regret(upper_bound(losses, confidence)),
-            )
-        )
+    checkpoints = [at for at in traces[0].checkpoints if at < traces[0].max_new_tokens]
+    trials = [
+        _trial(policy, search, test, range_, target, confidence)
+        for policy in lay_path(search, forecasts_of(seen, checkpoints))
+    ]
     last = boldest([trial.p_value for trial in trials], confidence)
     promise = {
         "regret": target,
         "confidence": confidence,
         "against": f"best_of_n:{search.against}",
-        "num_prompts": [half, len(traces) - half],
+        "num_prompts": list(num_prompts),
         "regrets_counted": [range_.least, MOST_REGRET],
     }
     return Calibration(
         trials=tuple(trials),
         chosen=None if last is None else _promised(trials[last], kind, promise),
-        num_prompts=(half, len(traces) - half),
+        num_prompts=num_prompts,
         unit=search.unit,
-        needed=prompts_needed(range_.loss(target), confidence),
+        needed=_in_all(prompts_needed(range_.loss(target), confidence, range_.loss(0.0))),
         n=search.against,
+    )
+
+
+def _trial(
+    policy: CalibratedPolicy,
+    search: Replays,
+    test: Replays,
+    range_: "_Range",
+    target: float,
+    confidence: float,
+) -> Trial:
+    on_search, on_test = search.judge(policy), test.judge(policy)
+    losses = range_.losses(on_test.regret)
+    return Trial(
+        policy=policy,
+        cost=(_share(on_search, search), _share(on_test, test)),
+        regret=(float(on_search.regret.mean()), float(on_test.regret.mean())),
+        p_value=p_value(losses, range_.loss(target)),
+        bound=range_.regret(upper_bound(losses, confidence)),
     )
 
 
@@ -159,6 +172,10 @@ class _Range(NamedTuple):
 
 def _range_of(replays: Replays) -> _Range:
     return _Range(0.0 if replays.against == replays.n else LEAST_REGRET)
+
+
+def _in_all(num_tested: int) -> int:
+    return math.ceil(num_tested * _SEARCH / (_SEARCH - 1))
 
 
 def _plain(trial: Trial) -> dict[str, Any]:

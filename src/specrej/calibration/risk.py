@@ -92,15 +92,18 @@ def boldest(p_values: Sequence[float], confidence: float) -> int | None:
     return passed - 1 if passed else None
 
 
-def prompts_needed(target: float, confidence: float) -> int:
-    """The fewest prompts from which `target` can be certified: if not one has a loss."""
+def prompts_needed(target: float, confidence: float, loss: float = 0.0) -> int:
+    """The fewest prompts from which `target` can be certified: if each has this loss, which has to
+    be below the target.
+    """
+
+    def are_too_few(count: int) -> bool:
+        return p_value(np.full(count, loss), target) > 1 - confidence
+
     few, many = 0, 1
-    while p_value(np.zeros(many), target) > 1 - confidence:
+    while are_too_few(many):
         few, many = many, many * 2
     while many - few > 1:
         middle = (few + many) // 2
-        if p_value(np.zeros(middle), target) > 1 - confidence:
-            few = middle
-        else:
-            many = middle
+        few, many = (middle, many) if are_too_few(middle) else (few, middle)
     return many

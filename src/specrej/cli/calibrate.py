@@ -66,7 +66,7 @@ def calibrate(
             raise UsageError(
                 f"a regret of {target_regret:g} cannot be promised from {found.num_prompts[1]} "
                 f"prompts; {best:.2g} could be",
-                hint=f"record {2 * found.needed} prompts or more, or promise less: "
+                hint=f"record {found.needed} prompts or more, or promise less: "
                 f"--target-regret {best * 1.05:.2g}",
             )
         write_json(output, found.chosen.policy.to_dict())
