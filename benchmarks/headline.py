@@ -287,6 +287,31 @@ def promises(field: Field, targets: Sequence[float], against: int | None) -> dic
     return found
 
 
+def splits(field: Field, target: float, count: int, against: int | None) -> dict[str, Any]:
+    """How often a promise holds: calibrated on two thirds of the prompts, judged on the others."""
+    random, found = np.random.default_rng(SEED), []
+    judging = Replays(field.traces, against)
+    for number in range(count):
+        order = random.permutation(len(field.traces))
+        num_judging = len(order) // 3
+        made = calibrate(
+            [field.traces[place] for place in order[num_judging:]],
+            target=target, confidence=CONFIDENCE, seed=number, against=against,
+        )  # fmt: skip
+        if made.chosen is not None:
+            judged, judges = judging.judge(made.chosen.policy), order[:num_judging]
+            saves = judging.baseline[judges].sum() / judged.cost[judges].sum()
+            found.append((saves, judged.regret[judges].mean()))
+    saved, lost = np.array(found).T if found else (np.array([]), np.array([]))
+    return {
+        "splits": count,
+        "promised": len(found),
+        "held": int((lost <= target).sum()),
+        "saves": round(float(saved.mean()), 2) if found else None,
+        "regret": round(float(lost.mean()), 4) if found else None,
+    }
+
+
 def print_table(figures: dict[str, Any]) -> None:
     print(f"{'at the reward of':<34}" + "".join(f"{f'-{regret:g}':>9}" for regret in REGRETS))
     for n, row in figures.items():
@@ -309,6 +334,7 @@ def main() -> None:
     parser.add_argument("--targets", default="0.1,0.3", help="regrets to promise, with commas")
     parser.add_argument("--against", type=int, help="n of the Best-of-n of promises (default: all)")
     parser.add_argument("--divisions", type=int, default=20, help="of prompts into halves")
+    parser.add_argument("--splits", type=int, default=0, help="to try promises on (default: none)")
     parser.add_argument("--truncate", type=int, help="to a checkpoint: answers of this limit")
     given = parser.parse_args()
     if given.prompts:
@@ -330,6 +356,11 @@ def main() -> None:
         "divisions": given.divisions,
         "survival": survival(field),
         "promises": promises(field, targets, given.against),
+        "splits": {
+            str(target): splits(field, target, given.splits, given.against) for target in targets
+        }
+        if given.splits
+        else {},
         "seed": SEED,
         "versions": {"specrej": specrej.__version__, "python": platform.python_version()},
     }

@@ -52,7 +52,8 @@ ALGORITHMS = {
     "best_of_n": "specrej.search.algorithms:best_of_n",
     "speculative_rejection": "specrej.search.algorithms:speculative_rejection",
 }
-TABLES = {"reward": REWARDS, "engine": ENGINES, "algorithm": ALGORITHMS, "policy": dict[str, str]()}
+POLICIES = {"smollm2-relevance": "specrej.search.shipped:smollm2_relevance"}
+TABLES = {"reward": REWARDS, "engine": ENGINES, "algorithm": ALGORITHMS, "policy": POLICIES}
 """What specrej itself brings, by kind and name."""
 
 
