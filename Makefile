@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/specrej models pull
-	$(VENV)/bin/specrej compare "$(PROMPT)" --max-new-tokens 128 --seed 1
+	$(VENV)/bin/specrej compare "$(PROMPT)" --policy smollm2-relevance --seed 1
 
 # Two at a time: one alone leaves a core idle, since tests wait for processes, signals and servers.
 test: $(VENV)/.ready

@@ -12,9 +12,8 @@ import json
 import sys
 from pathlib import Path
 
-from headline import SEED, Kind, record_kind, truncated
-
 import specrej
+from headline import SEED, Kind, record_kind, truncated
 from specrej.calibration.calibrate import calibrate
 from specrej.evaluation.trace import load
 from specrej.files.journal import write_json

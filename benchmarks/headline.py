@@ -31,11 +31,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+import headline_rules as rules
 import specrej
 from specrej.calibration.calibrate import calibrate
 from specrej.calibration.forecasting import forecasts_of
 from specrej.calibration.path import lay_path
-from specrej.calibration.replays import ROOMY, Judged, Replays
+from specrej.calibration.replays import Judged, Replays
 from specrej.evaluation.policy_grid import ReplayPolicy
 from specrej.evaluation.prompts import load_prompts
 from specrej.evaluation.recording import record
@@ -66,8 +67,8 @@ TARGETS = (-0.1, -0.05, 0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 """Regrets to choose at, in spreads."""
 REGRETS = (0.05, 0.1, 0.2)
 """Regrets on unseen prompts to compare at."""
-FAMILIES = ("alpha, memory", "alpha, lengths", "calibrated")
-ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+FAMILIES = ("alpha, memory", "alpha, lengths", "counts", "gaps", "calibrated")
+"""See `headline_rules`."""
 
 
 def say(line: str) -> None:
@@ -147,28 +148,6 @@ class Field:
         return float(self.best_of[n].baseline.sum() / cost)
 
 
-def fixed_lengths(field: Field) -> Iterator[ReplayPolicy]:
-    """Fixed alphas at fixed lengths: all that somebody would try by hand."""
-    n, checkpoints = field.replays.n, field.checkpoints
-    choices = {tuple(checkpoints[at::by]) for at in range(len(checkpoints)) for by in (1, 2, 3)}
-    for lengths in sorted(choices):
-        decide = "at:" + ",".join(map(str, lengths))
-        for num_begun in sorted({n, n * 3 // 4, n // 2, n // 4}):
-            for alpha in ALPHAS:
-                yield ReplayPolicy(alpha=alpha, decide=decide, n=num_begun, memory=ROOMY)
-
-
-def by_memory(field: Field) -> Iterator[ReplayPolicy]:
-    """The paper's algorithm: memory holds all candidates up to some length, and decides when it is
-    full. The replay takes the reward of the last checkpoint before a decision.
-    """
-    trace = max(field.traces, key=lambda trace: trace.num_prompt_tokens)
-    for length in field.checkpoints[1:]:
-        room = trace.layout.peak_bytes(trace.num_prompt_tokens, field.replays.n, length)
-        for alpha in ALPHAS:
-            yield ReplayPolicy(alpha=alpha, n=field.replays.n, memory=room)
-
-
 def divisions(num_prompts: int, count: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Halves: who chooses, and who judges."""
     random = np.random.default_rng(SEED)
@@ -242,11 +221,17 @@ def survival(field: Field) -> dict[int, dict[int, float]]:
 def judge_all(field: Field, count: int) -> dict[str, Any]:
     """All figures of a folder of traces, by n of Best-of-n."""
     curves = Curves(field)
-    fixed = list(map(field.replays.replay, fixed_lengths(field)))
-    full = list(map(field.replays.replay, by_memory(field)))
+    n, checkpoints = field.replays.n, field.checkpoints
+    others = {
+        "alpha, memory": rules.by_memory(field.traces, n, checkpoints),
+        "alpha, lengths": rules.fixed_alphas(n, checkpoints),
+        "counts": rules.counts(n, checkpoints),
+        "gaps": rules.gaps(n, checkpoints),
+    }
+    judged = {name: list(map(field.replays.replay, family)) for name, family in others.items()}
     for number, (chooses, judges) in enumerate(divisions(len(field.traces), count)):
-        curves.add("alpha, memory", full, chooses, judges)
-        curves.add("alpha, lengths", fixed, chooses, judges)
+        for name, family in judged.items():
+            curves.add(name, family, chooses, judges)
         seen = [field.traces[place] for place in chooses]
         path = lay_path(Replays(seen), forecasts_of(seen, field.checkpoints))
         curves.add("calibrated", list(map(field.replays.judge, path)), chooses, judges)

@@ -16,11 +16,13 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from specrej.evaluation.figure import ACCENT, INK, MUTED, STYLE, open_axes, save
+from specrej.evaluation.figure import ACCENT, INK, MUTED, RULE, STYLE, open_axes, save
 
 LOOKS = {
     "alpha, memory": (MUTED, ":"),
     "alpha, lengths": (INK, "--"),
+    "counts": (RULE, "--"),
+    "gaps": (RULE, ":"),
     "calibrated": (ACCENT, "-"),
 }
 
