@@ -298,13 +298,14 @@ def splits(field: Field, target: float, count: int, against: int | None) -> dict
 
 
 def print_table(figures: dict[str, Any]) -> None:
-    print(f"{'at the reward of':<34}" + "".join(f"{f'-{regret:g}':>9}" for regret in REGRETS))
+    """In Markdown, as docs/results.md has it."""
+    heads = [*(f"{regret:g} below" for regret in REGRETS), "oracle at 16"]
+    print(f"| reward of | policy | {' | '.join(heads)} |")
+    print("|---|---|" + "---|" * len(heads))
     for n, row in figures.items():
         for family, saves in row["saves"].items():
-            cells = "".join(f"{'-' if one is None else f'{one:.2f}x':>9}" for one in saves.values())
-            print(f"{f'Best-of-{n}':<18}{family:<16}{cells}")
-        oracle = "  ".join(f"{at}: {saves:.1f}x" for at, saves in row["oracle"].items())
-        print(f"{f'Best-of-{n}':<18}oracle at        {oracle}")
+            cells = ["–" if one is None else f"{one:.1f}" for one in saves.values()]
+            print(f"| Best-of-{n} | {family} | {' | '.join(cells)} | {row['oracle'][16]:.1f} |")
 
 
 def main() -> None:
