@@ -18,9 +18,12 @@ checkpoint all live candidates have the same. `+ cheap` is a head with these bes
 
 `spearman` is the mean rank correlation with the final reward within a prompt, `gain` the same minus
 that of the partial reward on the same prompts. `ahead` is the share of the other live candidates
-that stand before the best of them: 0 is perfect, 0.5 is chance. The filter keeps a share of the
-live candidates and everyone complete. Its regret is in standard deviations of a prompt's final
-rewards (spreads). Intervals are the bootstrap's over prompts, with the heads as they are.
+that stand before the best of them: 0 is perfect, 0.5 is chance.
+
+The filter keeps a share of the live candidates and everyone complete. `lost` is how often it loses
+the best candidate of the prompt, `gain` how much rarer than the partial reward. Its regret is in
+standard deviations of a prompt's final rewards (spreads). Intervals are the bootstrap's over
+prompts, with the heads as they are.
 """
 
 import argparse
@@ -217,7 +220,8 @@ def train(
         if (reached := quality(now[inner], finals[inner], live[inner])) > best:
             best, scores = reached, now
         order = torch.tensor(np.flatnonzero(fitted))[torch.randperm(int(fitted.sum()))]
-        for batch in order.split(BATCH):
+        for begin in range(0, len(order), BATCH):
+            batch = order[begin : begin + BATCH]
             optimizer.zero_grad()
             loss = pair_loss(head(*(part[batch] for part in given)), ends[batch], alive[batch])
             loss.backward()  # type: ignore[no-untyped-call]
@@ -273,15 +277,24 @@ def filter_all(scores: Array, at: Checkpoint, share: float) -> Array:
 
 def filters(
     scores: Mapping[str, Array], at: Checkpoint, seed: int
-) -> Iterator[tuple[float, str, Estimate, Estimate]]:
-    """Share kept, method, how often the winner is lost, mean regret."""
+) -> Iterator[tuple[float, str, dict[str, Estimate]]]:
+    """Share kept, method and its figures."""
     generator = np.random.default_rng(seed)
     for share in SHARES:
         chances = [filter_all(generator.random(at.live.shape), at, share) for _ in range(CHANCES)]
         regrets = {name: [filter_all(of, at, share)] for name, of in scores.items()}
+        lost_by_partial = regrets["partial reward"][0] > 0
         for name, drawn in {"chance": chances, **regrets}.items():
             lost = (np.array(drawn) > 0).mean(0)
-            yield share, name, mean_of(lost), mean_of(np.mean(drawn, axis=0))
+            yield (
+                share,
+                name,
+                {
+                    "lost": mean_of(lost),
+                    "gain": mean_of(lost_by_partial - lost),
+                    "regret": mean_of(np.mean(drawn, axis=0)),
+                },
+            )
 
 
 def quantile_of(values: Array, share: float) -> Estimate:
@@ -308,18 +321,22 @@ def shown(figure: Estimate) -> str:
     return f"{figure['value']:6.3f} ({figure['low']:5.2f} to {figure['high']:5.2f})"
 
 
+def line_of(figures: Mapping[str, Estimate]) -> str:
+    return "  ".join(f"{name} {shown(figure)}" for name, figure in figures.items())
+
+
 def measure(at: Checkpoint, seed: int) -> dict[str, Any]:
     """All figures of a checkpoint; prints them."""
     scores = predict(at, divide(len(at.live), seed))
     judged = {name: judge(of, at) for name, of in scores.items()}
     print(f"\n{at.num_tokens} tokens, {at.live.mean():.0%} live")
     for name, figures in judged.items():
-        print(f"  {name:22} " + "  ".join(f"{key} {shown(f)}" for key, f in figures.items()))
+        print(f"  {name:22} {line_of(figures)}")
     filtered: dict[str, dict[str, dict[str, Estimate]]] = {}
     if at.num_tokens in FILTER_AT:
-        for share, name, lost, regret in filters(scores, at, seed):
-            filtered.setdefault(str(share), {})[name] = {"lost": lost, "regret": regret}
-            print(f"  keep {share:.0%} by {name:22} lost {shown(lost)}  regret {shown(regret)}")
+        for share, name, figures in filters(scores, at, seed):
+            filtered.setdefault(str(share), {})[name] = figures
+            print(f"  keep {share:.0%} by {name:22} {line_of(figures)}")
     return {"live_share": float(at.live.mean()), "methods": judged, "filters": filtered}
 
 
