@@ -34,7 +34,7 @@ from specrej.search.resolving import policy_of, steps_of
 from specrej.search.scheduler import Maker, Outcome, Watch, as_outcome, run
 from specrej.search.search import Search
 from specrej.settings import Settings
-from specrej.types import Policy, Prompt, Result
+from specrej.types import Candidate, Policy, Prompt, Result
 
 IN_FLIGHT = 16
 """Most prompts side by side by default: beyond that, attention, prompt by prompt, takes what
@@ -327,6 +327,7 @@ def prepare(
         total_bytes,
     )
     search.number = number
+    search.candidates += [Candidate(i, state="rejected") for i in range(settings.num_skipped)]
     with contained("the algorithm"):
         return search, steps_of(settings, search, num_candidates, policy)
 
