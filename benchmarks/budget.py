@@ -4,6 +4,7 @@ for every prompt: replayed from recorded traces. The last line is one JSON objec
     python benchmarks/budget.py out/traces                  # of `specrej trace`
     python benchmarks/budget.py out/traces --limit 128      # answers cut at a checkpoint
     python benchmarks/budget.py out/traces --reward logprob
+    python benchmarks/budget.py out/traces --offset 5       # rewards that no scale has in common
 
 Every prompt begins with one wave. Then come rounds: each gives a wave to the prompts of the highest
 worth, as many as half of what is left surely pays. Candidates come in a random order, many times.
@@ -207,7 +208,7 @@ def intervals(
     for _ in range(resamples):
         which = random.integers(0, len(pool.rewards), len(pool.rewards))
         again = Drawn(pool.rewards[which], pool.lengths[which])
-        found.append(judge(again, room, wave, limit, 4, random))
+        found.append(judge(again, room, wave, limit, 10, random))
     return {
         unit: {
             n: [round(float(at), 3) for at in np.percentile(values, (2.5, 97.5))]
@@ -238,6 +239,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="tokens of an answer: one of the checkpoints")
     parser.add_argument("--wave", type=int, default=4, help="candidates of a wave (default: 4)")
     parser.add_argument("--reward", choices=("recorded", "logprob"), default="recorded")
+    parser.add_argument(
+        "--offset", type=float, default=0.0, help="standard deviation of what is added to prompts"
+    )
     parser.add_argument("--orders", type=int, default=40, help="of the candidates (default: 40)")
     parser.add_argument("--resamples", type=int, default=40, help="for intervals (default: 40)")
     given = parser.parse_args()
@@ -245,7 +249,10 @@ def main() -> None:
     limit = given.limit or traces[0].max_new_tokens
     random = np.random.default_rng(SEED)
     pairs = [rewards_of(trace, limit, given.reward) for trace in traces]
-    pool = Drawn(np.array([rewards for rewards, _ in pairs]), np.array([own for _, own in pairs]))
+    offsets = given.offset * random.standard_normal((len(traces), 1))
+    pool = Drawn(
+        np.array([rewards for rewards, _ in pairs]) + offsets, np.array([own for _, own in pairs])
+    )
     print(f"{'saves, at the reward of':<24}" + "".join(f"{f'n={n}':>16}" for n in SIZES))
     figures: dict[str, Any] = {}
     for name, rule in RULES.items():
@@ -269,6 +276,7 @@ def main() -> None:
         "limit": limit,
         "mean_length": round(float(pool.lengths.mean()), 1),
         "reward": traces[0].settings["reward"] if given.reward == "recorded" else given.reward,
+        "offset": given.offset,
         "wave": given.wave,
         "orders": given.orders,
         "seed": SEED,

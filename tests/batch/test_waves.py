@@ -152,10 +152,31 @@ def test_stopped_anywhere_it_ends_with_the_same_rows_and_pays_nothing_twice(
     run_waves(whole / "in.jsonl", output, in_flight=again, resume=True)
     assert waves.read_bytes().startswith(left)
     assert rows_in(output) == rows_in(whole / "out.jsonl")
-    assert {line.replace('"round"', "") for line in without_seconds(read_rows(waves))} == {
-        line.replace('"round"', "")
-        for line in without_seconds(read_rows(whole / "out.jsonl.waves.jsonl"))
-    }
+    as_whole = read_rows(whole / "out.jsonl.waves.jsonl")
+    assert set(without_seconds(read_rows(waves))) == set(without_seconds(as_whole))
+
+
+def test_of_prompts_of_equal_worth_the_order_in_which_they_ended_decides_nothing(
+    source: Path, tmp_path: Path
+) -> None:
+    one_token = replace(SETTINGS, max_new_tokens=1)
+    solved = as_reward(lambda prompt, texts: [float("3" in prompt) for _ in texts])
+    found = []
+    for name in ("as it was", "turned round"):
+        output = tmp_path / name / "out.jsonl"
+        with pytest.raises(KeyboardInterrupt):
+            run_waves(
+                source, output, settings=one_token, budget_tokens=24, reward=solved, stop_after=6
+            )
+        if name == "turned round":
+            waves = output.with_name("out.jsonl.waves.jsonl")
+            waves.write_bytes(b"".join(reversed(waves.read_bytes().splitlines(keepends=True))))
+        ended = run_waves(
+            source, output, settings=one_token, budget_tokens=24, reward=solved, resume=True
+        )
+        found.append(counts_of(ended))
+    assert sorted(found[0].values()) == [3, 3, 3, 3, 6, 6]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 4])
