@@ -236,6 +236,29 @@ def test_a_prompt_that_fails_is_a_row_and_the_others_go_on(source: Path, tmp_pat
     assert max(row.get("num_candidates", 0) for row in rows.values()) > 3
 
 
+def test_a_failed_row_that_is_taken_out_is_run_again_within_the_budget(
+    source: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    is_broken = True
+
+    def failing(prompt: str, texts: list[str]) -> list[float]:
+        if is_broken and "3" in prompt:
+            raise ValueError("no score today")
+        return [by_hash(text) for text in texts]
+
+    run_waves(source, output, reward=as_reward(failing))
+    others = [row for row in read_rows(output) if row["error"] is None]
+    assert len(others) == 5
+    write_requests(output, others)
+    is_broken = False
+    (again,) = run_waves(source, output, reward=as_reward(failing), resume=True)
+    assert (again.row["id"], again.row["error"]) == ("p3", None)
+    rows = read_rows(output)
+    assert rows == [*others, again.row]
+    assert sum(row["usage"]["generated_tokens"] for row in rows) <= BUDGET
+
+
 @pytest.mark.parametrize(
     ("settings", "budget_tokens", "words"),
     [

@@ -11,8 +11,8 @@ Every prompt begins with one wave of n candidates. Then come rounds. Each gives 
 prompts of the highest worth (`specrej.batch.allotting`), as many prompts as half of what is left
 surely pays: n candidates of full length each. A round begins when the one before has ended, and
 knows nothing of how it went in time. So what is in flight together changes nothing. The job ends
-when what is left pays no wave for sure, or no prompt would gain. The budget is never exceeded by
-candidates that ended well; what a prompt had drawn when it failed is not known, and not counted.
+when what is left pays no wave for sure, or no prompt would gain. The budget is never exceeded: a
+wave that failed counts in full, since what it had drawn is not known.
 
 A wave skips the candidates of those before it, so that a prompt has the candidates that it would
 have had from the same number at once. Each wave is written beside the output as it ends:
@@ -176,11 +176,16 @@ class _Job:
         self._asked, self._rows_of, self._settings = asked, rows_of, settings
         self._num_kept, self._budget_tokens, self._waves = num_kept, budget_tokens, waves
         self._prompts: dict[str, _Standing] = {}
+        self._failed: set[str] = set()
+        """Those whose first wave failed."""
 
     @property
     def spent(self) -> int:
-        """Tokens of all waves so far."""
-        return sum(prompt.row["usage"]["generated_tokens"] for prompt in self._prompts.values())
+        """Tokens of all waves so far; of those that failed, the most that they may have taken."""
+        prompts = self._prompts.values()
+        num_failed = len(self._failed) + sum(prompt.is_closed for prompt in prompts)
+        drawn = sum(prompt.row["usage"]["generated_tokens"] for prompt in prompts)
+        return drawn + num_failed * _most_tokens(self._settings)
 
     def rounds(self) -> Iterator[tuple[int, list[str]]]:
         """Number and prompts of each round, when the one before has ended; 0 is the first waves."""
@@ -194,6 +199,7 @@ class _Job:
             self._enter(row)
         there = {row["id"] for row in begun}
         if first := [name for name in self._asked if name not in self._prompts]:
+            self._failed.difference_update(first)  # they are run again, and count again
             _check_pays(len(first), self._settings, self._budget_tokens - self.spent)
             yield 0, first
         ids = [name for name in planned if name in self._asked and name not in there]
@@ -209,11 +215,10 @@ class _Job:
         """Run a wave of these prompts; those that failed at their first."""
         for ended in self._rows_of(self._wave_of(name) for name in ids):
             row = {**ended.row, "round": number}
-            if row["error"] is not None and row["id"] not in self._prompts:
-                yield ended
-                continue
             writer.submit(self._waves.append, row).result()
             self._enter(row, ended.flops or _NOTHING)
+            if row["id"] in self._failed:
+                yield ended
 
     def ended(self) -> Iterator[FinishedRequest]:
         """The rows of all prompts that have one."""
@@ -229,12 +234,16 @@ class _Job:
     def _enter(self, wave: Mapping[str, Any], flops: FlopsRow = _NOTHING) -> None:
         """Take note of a wave."""
         own = {name: value for name, value in wave.items() if name != "round"}
-        there = self._prompts.get(own["id"])
-        if there is None:
-            self._prompts[own["id"]] = _Standing(own, flops)
-        elif own["error"] is not None:
+        name, error = own["id"], own["error"]
+        there = self._prompts.get(name)
+        if there is None and error is not None:
+            self._failed.add(name)
+        elif there is None:
+            self._failed.discard(name)
+            self._prompts[name] = _Standing(own, flops)
+        elif error is not None:
             there.is_closed = True
-            there.row["note"] = f"a later wave failed: {own['error']['message']}"
+            there.row["note"] = f"a later wave failed: {error['message']}"
         else:
             there.row = with_wave(there.row, own, self._num_kept)
             there.flops = sum_of(there.flops, flops)
