@@ -67,9 +67,6 @@ class Settings:
         `SamplingParams`.
         continue_final_message: a conversation that ends in an assistant's message is continued
             inside that message; else it is refused.
-        num_skipped: candidates that another run has drawn already. These n are those that follow:
-            what a run with a larger n would draw after them. The skipped ones count as rejected,
-            without a token. It is no option of a command.
 
     Raises:
         UsageError: a value outside its range; says which.
@@ -145,7 +142,6 @@ class Settings:
     continue_final_message: bool = option(
         False, "Continue the assistant's message that a conversation ends in; else it is refused."
     )
-    num_skipped: int = 0
 
     def __post_init__(self) -> None:
         check(self)

@@ -88,7 +88,7 @@ def with_wave(row: Mapping[str, Any], wave: Mapping[str, Any], num_kept: int) ->
 
     Args:
         row: of the candidates before.
-        wave: the row of those that follow, which skipped them (`Settings.num_skipped`).
+        wave: the row of those that follow, which skipped them (`Request.num_skipped`).
         num_kept: answers that a row holds.
     """
     finished = sorted([*row["answers"], *wave["answers"]], key=_place)

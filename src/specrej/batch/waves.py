@@ -19,7 +19,7 @@ have had from the same number at once. Each wave is written beside the output as
 
     out.jsonl.waves.jsonl       a plain row a wave, with its round
 
-A job that goes on replays them, ends the round they stopped in, and goes on with the next.
+A job that is resumed replays them, ends the round that they stopped in, and begins the next.
 """
 
 import math
@@ -184,7 +184,7 @@ class _Job:
         """Tokens of all waves so far; of those that failed, the most that they may have taken."""
         prompts = self._prompts.values()
         num_failed = len(self._failed) + sum(prompt.is_closed for prompt in prompts)
-        drawn = sum(prompt.row["usage"]["generated_tokens"] for prompt in prompts)
+        drawn: int = sum(prompt.row["usage"]["generated_tokens"] for prompt in prompts)
         return drawn + num_failed * _most_tokens(self._settings)
 
     def rounds(self) -> Iterator[tuple[int, list[str]]]:
@@ -229,7 +229,7 @@ class _Job:
     def _wave_of(self, name: str) -> Request:
         request, there = self._asked[name], self._prompts.get(name)
         num_skipped = 0 if there is None else there.row["num_candidates"]
-        return replace(request, settings=replace(request.settings, num_skipped=num_skipped))
+        return replace(request, num_skipped=num_skipped)
 
     def _enter(self, wave: Mapping[str, Any], flops: FlopsRow = _NOTHING) -> None:
         """Take note of a wave."""

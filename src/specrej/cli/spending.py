@@ -2,7 +2,7 @@
 
 check_spending(requests, settings, budget_tokens, cluster)
 with opened_waves(output, job, settings, resume=True) as spread:
-    rows_of = spread(rows_of, say)          # as it was, where there is no budget
+    ...           # spread takes what runs requests, and gives what runs them in rounds of waves
 """
 
 from collections.abc import Callable, Iterator
