@@ -35,7 +35,7 @@ import torch
 import transformers
 
 import specrej
-from specrej.api import run_many, run_one
+from specrej.api import RunRequest, run_many, run_one
 from specrej.engines.torch.engine import TorchEngine
 from specrej.errors import SpecrejError
 from specrej.evaluation.prompts import load_prompts
@@ -67,7 +67,9 @@ def in_flight(
     engine: TorchEngine, reward: Reward, prompts: Sequence[Prompt], settings: Settings, pool: Pool
 ) -> tuple[Took, list[Result]]:
     begun = time.perf_counter()
-    outcomes = dict(run_many(engine, reward, [(prompt, settings) for prompt in prompts], pool=pool))
+    outcomes = dict(
+        run_many(engine, reward, [RunRequest(prompt, settings) for prompt in prompts], pool=pool)
+    )
     return took(time.perf_counter() - begun, [outcomes[number] for number in range(len(prompts))])
 
 

@@ -13,7 +13,7 @@ Nothing heavy is imported before a model is opened.
 
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 from specrej.arguments import (
     RunOptions,
@@ -34,7 +34,7 @@ from specrej.search.resolving import policy_of, steps_of
 from specrej.search.scheduler import Maker, Outcome, Watch, as_outcome, run
 from specrej.search.search import Search
 from specrej.settings import Settings
-from specrej.types import Policy, Prompt, Result
+from specrej.types import Candidate, Policy, Prompt, Result
 
 IN_FLIGHT = 16
 """Most prompts side by side by default: beyond that, attention, prompt by prompt, takes what
@@ -53,6 +53,16 @@ class Interrupted(KeyboardInterrupt):
         super().__init__("interrupted")
         self.result = result
         self.results = results or {}
+
+
+class RunRequest(NamedTuple):
+    """One prompt of many."""
+
+    prompt: Prompt
+    settings: Settings
+    num_skipped: int = 0
+    """Candidates that another run has drawn. It gets those that a larger n would have drawn after
+    them; the skipped ones count as rejected, without a token."""
 
 
 def unobserved(search: Search) -> None:
@@ -127,7 +137,7 @@ def generate_batch(
     check_sharing(total_memory, in_flight)
     engine, reward = opening.open()
     pool = open_pool(engine, asked, total_memory)
-    requests = ((prompt, asked) for prompt in prompts)
+    requests = (RunRequest(prompt, asked) for prompt in prompts)
     return run_many(engine, reward, requests, pool=pool, in_flight=in_flight, observe=observe)
 
 
@@ -270,7 +280,7 @@ def run_three(
 def run_many(
     engine: Engine,
     reward: Reward,
-    requests: Iterable[tuple[Prompt, Settings]],
+    requests: Iterable[RunRequest],
     *,
     pool: Pool,
     in_flight: int = IN_FLIGHT,
@@ -283,18 +293,16 @@ def run_many(
     """
     watcher = Watcher(observe)
     makers = (
-        maker_of(engine, reward, prompt, own, pool, number)
-        for number, (prompt, own) in enumerate(requests)
+        maker_of(engine, reward, asked, pool, number) for number, asked in enumerate(requests)
     )
     for number, outcome in run(engine, makers, pool=pool, in_flight=in_flight, observe=watcher):
         yield number, watcher.end(number, outcome)
 
 
-def maker_of(
-    engine: Engine, reward: Reward, prompt: Prompt, settings: Settings, pool: Pool, number: int
-) -> Maker:
+def maker_of(engine: Engine, reward: Reward, asked: RunRequest, pool: Pool, number: int) -> Maker:
     """Makes the search of a prompt when its turn has come."""
-    return lambda: prepare(engine, reward, prompt, settings, pool.total_bytes, number)
+    prompt, settings, num_skipped = asked
+    return lambda: prepare(engine, reward, prompt, settings, pool.total_bytes, number, num_skipped)
 
 
 def prepare(
@@ -304,9 +312,10 @@ def prepare(
     settings: Settings,
     total_bytes: int | None = None,
     number: int = 0,
+    num_skipped: int = 0,
 ) -> tuple[Search, Steps]:
     """A search for the scheduler, with the algorithm that drives it; total_bytes is what it shares
-    with others.
+    with others. For num_skipped see `RunRequest`.
 
     Raises:
         PromptError: the prompt is none, or is not to be answered as it ends.
@@ -327,6 +336,7 @@ def prepare(
         total_bytes,
     )
     search.number = number
+    search.candidates += [Candidate(i, state="rejected") for i in range(num_skipped)]
     with contained("the algorithm"):
         return search, steps_of(settings, search, num_candidates, policy)
 

@@ -148,6 +148,15 @@ def total_of(parts: Iterable[float | None]) -> float | None:
     return sum(known) if len(known) == len(given) else None
 
 
+def sum_of(one: FlopsRow, other: FlopsRow) -> FlopsRow:
+    """Two runs together, part by part."""
+    return FlopsRow(
+        prefill=total_of((one["prefill"], other["prefill"])),
+        decode=total_of((one["decode"], other["decode"])),
+        reward=total_of((one["reward"], other["reward"])),
+    )
+
+
 def linear_flops(model: "PreTrainedModel", head: "nn.Module | None" = None) -> float:
     """Operations of a transformers model's linear layers for each token, by the weights in its
     modules.

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import Literal, Self, Unpack
 
-from specrej.api import IN_FLIGHT, open_pool, prepare, run_many, run_observed, run_three
+from specrej.api import IN_FLIGHT, RunRequest, open_pool, prepare, run_many, run_observed, run_three
 from specrej.arguments import (
     RunOptions,
     check_compared,
@@ -297,7 +297,7 @@ class Session:
         batch = run_many(
             self.engine,
             self.reward,
-            ((prompt, asked) for prompt in prompts),
+            (RunRequest(prompt, asked) for prompt in prompts),
             pool=pool,
             in_flight=self._in_flight,
             observe=observe,

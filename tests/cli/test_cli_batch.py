@@ -470,3 +470,64 @@ def test_a_job_in_which_nothing_succeeded_exits_with_1(run: Run, tmp_path: Path)
             form,
         ]
         assert CliRunner().invoke(app, command).exit_code == 1
+
+
+def test_a_budget_of_tokens_is_spent_in_waves(run: Run, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    spending = ("--algorithm", "best_of_n", "--budget-tokens", "400")
+    result = run(output, *spending, "--json")
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    rows = [row for row in read_rows(output) if row["error"] is None]
+    counts = sorted(row["num_candidates"] for row in rows)
+    assert len(counts) == 4
+    assert counts[-1] > 4
+    spent = sum(row["usage"]["generated_tokens"] for row in rows)
+    assert 400 - 4 * 12 < spent <= 400
+    assert summary["budget"] == {
+        "tokens": 400,
+        "spent_tokens": spent,
+        "min_candidates": counts[0],
+        "median_candidates": (counts[1] + counts[2]) / 2,
+        "max_candidates": counts[-1],
+    }
+    assert summary["job"]["budget_tokens"] == 400
+    assert "round 0: 4 more candidates for each of 4 prompts; 0 of 400 tokens spent" in (
+        result.stderr
+    )
+    most = max(rows, key=lambda row: row["num_candidates"])
+    at_once = run(tmp_path / "n.jsonl", "--algorithm", "best_of_n", "--n", str(counts[-1]))
+    assert at_once.exit_code == 0, at_once.output
+    alone = next(row for row in read_rows(tmp_path / "n.jsonl") if row_id(row) == most["id"])
+    assert [answer["text"] for answer in most["answers"]] == [
+        answer["text"] for answer in alone["answers"]
+    ]
+    again = run(output, *spending, "--resume")
+    assert again.exit_code == 0, again.output
+    assert f"{spent} of a budget of 400 tokens spent; candidates of a prompt: " in again.stdout
+
+
+def test_rows_of_a_budget_go_to_stdout_too(run: Run, tmp_path: Path) -> None:
+    spending = ("--algorithm", "best_of_n", "--budget-tokens", "400")
+    assert run(tmp_path / "out.jsonl", *spending).exit_code == 0
+    with (tmp_path / "stdout").open("wb") as stream, stdout_as(stream.fileno()):
+        assert run("-", *spending).exit_code == 0
+    assert rows_in(tmp_path / "stdout") == rows_in(tmp_path / "out.jsonl")
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--budget-tokens", "400"), "is for Best-of-N"),
+        (("--budget-tokens", "0"), "--budget-tokens"),
+        (("--algorithm", "best_of_n", "--budget-tokens", "191"), "they may take 192"),
+        (("--algorithm", "best_of_n", "--budget-tokens", "400", "--ray"), "on one machine"),
+    ],
+)
+def test_a_budget_that_cannot_be_spent_is_refused_before_a_model_is_opened(
+    run: Run, tmp_path: Path, more: tuple[str, ...], words: str
+) -> None:
+    result = run(tmp_path / "out.jsonl", *more)
+    assert result.exit_code == 2
+    assert words in " ".join(result.output.split())

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from specrej.batch.requests import BrokenRequest, Request
 from specrej.engines.opening import installed_versions
@@ -45,6 +45,8 @@ class JobInfo(TypedDict):
     reward: str
     requests: RequestsInfo
     versions: dict[str, str]
+    budget_tokens: NotRequired[int]
+    """See `specrej.batch.waves`; only where there is one."""
 
 
 def describe_job(
@@ -59,6 +61,7 @@ def describe_job(
     weights: str | None = None,
     device: str | None = None,
     special_tokens: str = "text",
+    budget_tokens: int | None = None,
 ) -> JobInfo:
     """What is written beside the output: it tells one job from another. Model, engine and reward
     as the user says.
@@ -67,7 +70,7 @@ def describe_job(
     for request in requests:
         digest.update(json.dumps(_asked(request, common), sort_keys=True).encode() + b"\n")
         num_rows += 1
-    return JobInfo(
+    info = JobInfo(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         settings=settings.to_dict(),
         num_kept=num_kept,
@@ -81,6 +84,9 @@ def describe_job(
         requests=RequestsInfo(sha256=digest.hexdigest(), num_rows=num_rows),
         versions={"specrej": __version__, **installed_versions()},
     )
+    if budget_tokens is not None:
+        info["budget_tokens"] = budget_tokens
+    return info
 
 
 def _asked(request: Request | BrokenRequest, common: dict[str, Any]) -> list[Any]:

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from specrej.api import run_many
+from specrej.api import RunRequest, run_many
 from specrej.batch.output import Output
 from specrej.batch.requests import BrokenRequest, Request, read_requests
 from specrej.batch.rows import failure_of, row_of
@@ -87,10 +87,10 @@ def local_rows(engine: Engine, reward: Reward, pool: Pool, in_flight: int) -> Ro
     def rows_of(requests: Iterable[Request]) -> Iterator[FinishedRequest]:
         running: dict[int, Request] = {}
 
-        def begin() -> Iterator[tuple[Any, Settings]]:
+        def begin() -> Iterator[RunRequest]:
             for number, request in enumerate(requests):
                 running[number] = request
-                yield request.prompt, request.settings
+                yield RunRequest(request.prompt, request.settings, request.num_skipped)
 
         for number, outcome in run_many(engine, reward, begin(), pool=pool, in_flight=in_flight):
             yield end(running.pop(number), outcome, engine, reward)

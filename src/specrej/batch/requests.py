@@ -44,6 +44,7 @@ class Request:
         line: where it came from, counted from 1.
         form: that of the row, in and out.
         completion: what a row in OpenAI's form asks for; None for a plain one.
+        num_skipped: see `specrej.api.RunRequest`.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Request:
     line: int
     form: Form
     completion: CompletionRequest | None = None
+    num_skipped: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

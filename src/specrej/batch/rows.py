@@ -17,7 +17,7 @@ from typing import Any
 
 from specrej.batch.requests import BrokenRequest, Request
 from specrej.errors import SpecrejError
-from specrej.search.choosing import lowest
+from specrej.search.choosing import lowest, rank
 from specrej.server.answering import Detokenizers, best_answers, to_body
 from specrej.types import Candidate, Result
 
@@ -80,6 +80,45 @@ def failure_of(request: Request | BrokenRequest, error: SpecrejError) -> dict[st
         "error": {"kind": name, "message": str(error), "hint": error.hint},
         "line": request.line,
     }
+
+
+def with_wave(row: Mapping[str, Any], wave: Mapping[str, Any], num_kept: int) -> dict[str, Any]:
+    """A plain row with what a later wave of candidates of its prompt has brought: the row of all
+    of them.
+
+    Args:
+        row: of the candidates before.
+        wave: the row of those that follow, which skipped them (`Request.num_skipped`).
+        num_kept: answers that a row holds.
+    """
+    finished = sorted([*row["answers"], *wave["answers"]], key=_place)
+    best = finished[0]
+    merged = {**row, "text": best["text"], "reward": best["reward"], "answers": finished[:num_kept]}
+    if num_kept > 1:
+        lowest_ones = [each["lowest"] for each in (row, wave) if each["lowest"] is not None]
+        worst = max([*finished, *lowest_ones], key=_place)
+        merged["lowest"] = None if worst["index"] == best["index"] else worst
+    return merged | {
+        "usage": _usage_of_both(row["usage"], wave["usage"]),
+        "num_candidates": wave["num_candidates"],
+        "num_decisions": row["num_decisions"] + wave["num_decisions"],
+    }
+
+
+def _place(answer: Mapping[str, Any]) -> tuple[bool, float, int]:
+    return rank(answer["reward"], answer["index"])
+
+
+def _usage_of_both(before: Mapping[str, Any], wave: Mapping[str, Any]) -> dict[str, Any]:
+    """Sums, but that the prompt is read again, and that memory and what a reward keeps of it are
+    no sums.
+    """
+    largest = {name: max(before[name], wave[name]) for name in ("peak_kv_bytes", "reward_kv_bytes")}
+    same = {name: before[name] for name in ("prompt_tokens", "shared_prompt_tokens")}
+    again = before["reread_tokens"] + wave["reread_tokens"] + wave["prompt_tokens"]
+    others = before.keys() - largest.keys() - same.keys() - {"reread_tokens", "reward_reuse"}
+    sums = {name: before[name] + wave[name] for name in before if name in others}
+    return {**before, **largest, **sums, "reread_tokens": again}
 
 
 def row_id(row: Mapping[str, Any]) -> str:

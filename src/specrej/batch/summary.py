@@ -12,11 +12,12 @@ summary = summarize(whole, now, seconds=12.5, pool=pool, job=info)
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, NamedTuple, TypedDict
 
 from specrej.batch.description import JobInfo
 from specrej.batch.rows import row_id
-from specrej.flops import FlopsRow, total_of
+from specrej.flops import FlopsRow, sum_of
 from specrej.search.pool import Pool
 
 
@@ -33,6 +34,7 @@ class Figures(NamedTuple):
     generated_tokens: int
     """Of all candidates."""
     reward_tokens: int
+    num_candidates: int = 0
 
 
 class RewardSummary(TypedDict):
@@ -50,6 +52,18 @@ class TokensSummary(TypedDict):
     """Rejected candidates included."""
     reward: int
     """Read by the reward model."""
+
+
+class BudgetSummary(TypedDict):
+    """What became of a budget of tokens; see `specrej.batch.waves`."""
+
+    tokens: int
+    spent_tokens: int
+    """Of the rows with an answer."""
+    min_candidates: int
+    """The fewest that such a row has."""
+    median_candidates: float
+    max_candidates: int
 
 
 class MemorySummary(TypedDict):
@@ -84,6 +98,8 @@ class BatchSummary(TypedDict):
     """How many rows failed, by the error's name."""
     reward: RewardSummary
     tokens: TokensSummary
+    budget: BudgetSummary | None
+    """None where there was none, or no row has an answer."""
     this_run: ThisRun
     job: JobInfo
 
@@ -107,20 +123,30 @@ def figures_of(row: Mapping[str, Any]) -> Figures:
             num_prompt,
             own["generated_tokens"],
             own["reward_tokens"],
+            own["num_candidates"],
         )
     usage = row["usage"]
-    counts = (usage[name] for name in ("prompt_tokens", "generated_tokens", "reward_tokens"))
-    return Figures(row_id(row), None, None, row["reward"], *counts)
+    return Figures(
+        row_id(row),
+        None,
+        None,
+        row["reward"],
+        usage["prompt_tokens"],
+        usage["generated_tokens"],
+        usage["reward_tokens"],
+        row["num_candidates"],
+    )
 
 
 @dataclass(slots=True)
 class Tally:
-    """Sums over rows. `failures` counts them by the error's name; `flops` those of rows that
-    were added with theirs.
+    """Sums over rows. `failures` counts them by the error's name, `candidates` those with an
+    answer by how many they have; `flops` those of rows that were added with theirs.
     """
 
     num_rows: int = 0
     failures: Counter[str] = field(default_factory=Counter)
+    candidates: Counter[int] = field(default_factory=Counter)
     num_rewards: int = 0
     total_reward: float = 0.0
     tokens: TokensSummary = field(
@@ -133,6 +159,8 @@ class Tally:
         self.num_rows += 1
         if figures.failure is not None:
             self.failures[figures.failure] += 1
+        else:
+            self.candidates[figures.num_candidates] += 1
         if figures.reward is not None:
             self.num_rewards += 1
             self.total_reward += figures.reward
@@ -140,11 +168,7 @@ class Tally:
         self.tokens["generated"] += figures.generated_tokens
         self.tokens["reward"] += figures.reward_tokens
         if flops is not None:
-            self.flops = FlopsRow(
-                prefill=total_of((self.flops["prefill"], flops["prefill"])),
-                decode=total_of((self.flops["decode"], flops["decode"])),
-                reward=total_of((self.flops["reward"], flops["reward"])),
-            )
+            self.flops = sum_of(self.flops, flops)
 
 
 def summarize(
@@ -175,6 +199,7 @@ def summarize(
             n=whole.num_rewards,
         ),
         tokens=whole.tokens,
+        budget=_budget_of(whole, job),
         this_run=ThisRun(
             num_rows=now.num_rows,
             num_failed=now.failures.total(),
@@ -185,4 +210,17 @@ def summarize(
             memory=memory,
         ),
         job=job,
+    )
+
+
+def _budget_of(whole: Tally, job: JobInfo) -> BudgetSummary | None:
+    tokens = job.get("budget_tokens")
+    if tokens is None or not whole.candidates:
+        return None
+    return BudgetSummary(
+        tokens=tokens,
+        spent_tokens=whole.tokens["generated"],
+        min_candidates=min(whole.candidates),
+        median_candidates=median(whole.candidates.elements()),
+        max_candidates=max(whole.candidates),
     )

@@ -26,6 +26,7 @@ from specrej.cli.options import (
     takes_options,
     typer_option,
 )
+from specrej.cli.spending import check_spending, opened_waves
 from specrej.errors import SpecrejError, UsageError
 from specrej.memory import format_bytes
 from specrej.settings import Settings
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from specrej.batch.output import Output
     from specrej.batch.requests import BrokenRequest, Request
     from specrej.batch.summary import BatchSummary, Tally
+    from specrej.cli.spending import Spread
     from specrej.search.pool import Pool
 
 _STDOUT = Path("-")
@@ -80,6 +82,17 @@ _TotalMemory = Annotated[
     ),
 ]
 _InFlight = Annotated[int, typer.Option(help="Most prompts side by side.", **_MANY)]
+_BudgetTokens = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens of all candidates of all prompts: each prompt begins with --n candidates, and "
+        "gets --n more as often as that promises most. Needs --algorithm best_of_n.",
+        metavar="INT",
+        min=1,
+        show_default=False,
+        **_MANY,
+    ),
+]
 _KeepAtDecisions = Annotated[int | None, typer_option("keep")]
 _CLUSTER: dict[str, Any] = {"rich_help_panel": "Many machines"}
 _Ray = Annotated[
@@ -124,6 +137,7 @@ def batch(
     keep: _Keep = 1,
     total_memory: _TotalMemory = None,
     in_flight: _InFlight = api.IN_FLIGHT,
+    budget_tokens: _BudgetTokens = None,
     keep_at_decisions: _KeepAtDecisions = None,
     ray: _Ray = None,
     actors: _Actors = 1,
@@ -135,7 +149,6 @@ def batch(
     """Answer many prompts, each as generate would; --resume continues a job that was stopped or
     killed.
     """
-    from specrej.batch.description import describe_job
     from specrej.batch.job import read_all
     from specrej.batch.summary import summarize
     from specrej.cli import display
@@ -150,15 +163,21 @@ def batch(
         )
         _check_output(output, resume=resume, json=json)
         requests = read_all(source, settings, keep, given["model"])
-        named = vars(opening_of(given)).copy()
-        del named["reward_memory"]  # it decides no row
-        job = describe_job(requests, settings, keep, **named)
+        check_spending(requests, settings, budget_tokens, cluster)
+        job = _describe(requests, settings, keep, given, budget_tokens)
         opening = given, settings, total_memory, in_flight
         open_rows = (
             partial(_open_ray, *opening, cluster) if cluster else partial(_open_local, *opening)
         )
-        with stdout_for_results(), _open(output, job, resume=resume) as there, _advising(advice):
-            now, seconds, pool = _run(requests, there, open_rows)
+        with (
+            stdout_for_results(),
+            _open(output, job, resume=resume) as there,
+            opened_waves(
+                None if output == _STDOUT else output, job, settings, resume=resume
+            ) as spread,
+            _advising(advice),
+        ):
+            now, seconds, pool = _run(requests, there, open_rows, spread)
         summary = summarize(
             there.tally, now, output=str(output), seconds=seconds, pool=pool, job=job
         )
@@ -231,6 +250,20 @@ def _cluster(**given: Any) -> dict[str, Any]:
     return {}
 
 
+def _describe(
+    requests: "list[Request | BrokenRequest]",
+    settings: Settings,
+    num_kept: int,
+    given: dict[str, Any],
+    budget_tokens: int | None,
+) -> "JobInfo":
+    from specrej.batch.description import describe_job
+
+    named = vars(opening_of(given)).copy()
+    del named["reward_memory"]  # it decides no row
+    return describe_job(requests, settings, num_kept, **named, budget_tokens=budget_tokens)
+
+
 def _open(output: Path, job: "JobInfo", *, resume: bool) -> AbstractContextManager["Output"]:
     from specrej.batch.output import open_output, open_stdout
 
@@ -278,6 +311,7 @@ def _run(
     requests: list["Request | BrokenRequest"],
     output: "Output",
     open_rows: Callable[[], AbstractContextManager[tuple["RowsOf", "Pool | None"]]],
+    spread: "Spread",
 ) -> tuple["Tally", float, "Pool | None"]:
     """Run what is left; what it came to, the seconds it took, and the memory that prompts
     shared.
@@ -294,7 +328,7 @@ def _run(
     ):
         progress.begin()
         begun_s = time.perf_counter()
-        with closing(run_batch(requests, rows_of, output)) as rows:
+        with closing(run_batch(requests, spread(rows_of, progress.say), output)) as rows:
             for ended in rows:
                 figures = figures_of(ended.row)
                 now.add(figures, ended.flops)
@@ -332,6 +366,12 @@ def _last_line(summary: "BatchSummary", num_kept: int) -> str:
         words.append(
             f"{now['memory']['budget_in_use']:.0%} of {format_bytes(now['memory']['total_bytes'])} "
             "in use"
+        )
+    if budget := summary["budget"]:
+        words.append(
+            f"{budget['spent_tokens']:,} of a budget of {budget['tokens']:,} tokens spent; "
+            f"candidates of a prompt: {budget['min_candidates']} to {budget['max_candidates']}, "
+            f"median {budget['median_candidates']:g}"
         )
     words.append(f"seed {summary['job']['settings']['seed']}")
     line = "; ".join(words)

@@ -81,6 +81,10 @@ class RowProgress:
             self._next_line_s = now_s + _LINE_S
             self._console.print(Text(plain(f"{line} ({pace})"), style="dim"), soft_wrap=True)
 
+    def say(self, line: str) -> None:
+        """A line of its own."""
+        self._console.print(Text(plain(line), style="dim"), soft_wrap=True)
+
     def _pace(self, seconds: float) -> str:
         rate = self._num_new / max(seconds, 1e-9)
         minutes, left_s = divmod(round((self._total - self.num_done) / rate), 60)

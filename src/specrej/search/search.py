@@ -72,7 +72,7 @@ class Search:
             engine, len(self.prompt_ids), sampling.max_new_tokens, budget_bytes, total_bytes
         )
         self.candidates: list[Candidate] = []
-        self._texts: list[AnswerText] = []
+        self._texts: dict[int, AnswerText] = {}
         """By the number of the candidate."""
         self.batch: list[Candidate] = []
         self.decisions: list[Decision] = []
@@ -122,10 +122,10 @@ class Search:
         first = len(self.candidates)
         self.batch = [Candidate(index) for index in range(first, first + n)]
         self.candidates += self.batch
-        self._texts += [
-            AnswerText(self._engine.detokenizer(self._prompt), self.sampling.stop)
-            for _ in self.batch
-        ]
+        self._texts |= {
+            candidate.index: AnswerText(self._engine.detokenizer(self._prompt), self.sampling.stop)
+            for candidate in self.batch
+        }
         self._last_length = 0
         self._engine.add(self.handle, range(first, first + n))
 
