@@ -94,3 +94,22 @@ def test_a_folder_without_traces_is_refused(tmp_path: Path) -> None:
     done = invoke("calibrate", tmp_path)
     assert done.exit_code == 2
     assert "holds no run" in " ".join(done.stderr.split())
+
+
+def test_a_job_is_not_resumed_with_a_policy_that_has_changed(folder: Path, model: str) -> None:
+    path = folder / "changing.json"
+    path.write_bytes((folder / "policy.json").read_bytes())
+    jobs = {
+        "batch": ["--output", folder / "resumed.jsonl", "--policy", path],
+        "bench": ["--output", folder / "resumed", "--methods", f"policy:{path}"],
+    }
+    for command, given in jobs.items():
+        job = [command, folder / "prompts.jsonl", *given, "--model", model, *OPTIONS]
+        assert invoke(*job).exit_code == 0
+        assert invoke(*job, "--resume").exit_code == 0
+    path.write_text(json.dumps({**json.loads(path.read_text()), "price": 0.5}))
+    for command, given in jobs.items():
+        job = [command, folder / "prompts.jsonl", *given, "--model", model, *OPTIONS]
+        done = invoke(*job, "--resume")
+        assert done.exit_code == 2
+        assert "changing.json was" in "".join(done.stderr.split("\n"))

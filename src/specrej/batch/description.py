@@ -12,6 +12,7 @@ from typing import Any, NotRequired, TypedDict
 
 from specrej.batch.requests import BrokenRequest, Request
 from specrej.engines.opening import installed_versions
+from specrej.search.calibrated import fingerprints
 from specrej.settings import Settings
 from specrej.version import __version__
 
@@ -45,6 +46,8 @@ class JobInfo(TypedDict):
     reward: str
     requests: RequestsInfo
     versions: dict[str, str]
+    policy_files: NotRequired[dict[str, str]]
+    """See `specrej.search.calibrated.fingerprints`."""
     budget_tokens: NotRequired[int]
     """See `specrej.batch.waves`; only where there is one."""
 
@@ -84,6 +87,8 @@ def describe_job(
         requests=RequestsInfo(sha256=digest.hexdigest(), num_rows=num_rows),
         versions={"specrej": __version__, **installed_versions()},
     )
+    if files := fingerprints([settings.policy]):
+        info["policy_files"] = files
     if budget_tokens is not None:
         info["budget_tokens"] = budget_tokens
     return info

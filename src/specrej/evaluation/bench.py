@@ -29,6 +29,7 @@ from specrej.flops import flops_of
 from specrej.messages import as_messages
 from specrej.registry import ALGORITHMS
 from specrej.rewards.base import Reward
+from specrej.search.calibrated import fingerprints
 from specrej.search.choosing import rank
 from specrej.search.events import Observer
 from specrej.search.resolving import policy_of
@@ -100,7 +101,7 @@ def describe_run(
     methods: Sequence[str],
 ) -> RunInfo:
     """What is written to run.json: it tells one run from another."""
-    return RunInfo(
+    info = RunInfo(
         kind=kind,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         prompts={
@@ -116,6 +117,10 @@ def describe_run(
         engine=dict(engine.describe()),
         versions={"specrej": __version__, **engine.versions()},
     )
+    named = [method.removeprefix("policy:") for method in methods]
+    if files := fingerprints([settings.policy, *named]):
+        info["policy_files"] = files
+    return info
 
 
 def run_bench(

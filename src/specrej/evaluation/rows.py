@@ -130,5 +130,7 @@ class RunInfo(TypedDict):
     """Model, reward, seed, memory, sampling: all options but the methods' own."""
     engine: dict[str, str]
     versions: dict[str, str]
+    policy_files: NotRequired[dict[str, str]]
+    """See `specrej.search.calibrated.fingerprints`."""
     relabelled: NotRequired[RelabelledInfo]
     """Of traces that hold another reward than they were recorded with."""

@@ -6,15 +6,16 @@ policy = found.to_policy()          # for `generate(policy=...)`
 mismatches(found.recorded, {"model": "llama", "temperature": 0.7})   # in words
 """
 
+import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from specrej.errors import UsageError
-from specrej.files.reading import read_text
+from specrej.files.reading import decode
 from specrej.search.gains import Forecast, worth
 from specrej.search.policies import at, everyone, never
 from specrej.types import Policy
@@ -77,6 +78,26 @@ def mismatches(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str
     ]
 
 
+def fingerprints(policies: Iterable[object]) -> dict[str, str]:
+    """The sha256 of those that are files, by path: they may change before a run is resumed.
+
+    Raises:
+        UsageError: a file cannot be read.
+    """
+    paths = [given for given in policies if isinstance(given, str) and given.endswith(".json")]
+    return {path: hashlib.sha256(_bytes_of(path)).hexdigest() for path in paths}
+
+
+def _bytes_of(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"cannot read a policy from {path}: {error.strerror or error}",
+            hint="give a file that `specrej calibrate` wrote",
+        ) from error
+
+
 def read_policy(path: str | Path) -> CalibratedPolicy:
     """A policy of a file that `specrej calibrate` wrote.
 
@@ -84,12 +105,7 @@ def read_policy(path: str | Path) -> CalibratedPolicy:
         UsageError: the file cannot be read, or holds no policy; says what is wrong with it.
     """
     try:
-        given = json.loads(read_text(path))
-    except OSError as error:
-        raise UsageError(
-            f"cannot read a policy from {path}: {error.strerror or error}",
-            hint="give a file that `specrej calibrate` wrote",
-        ) from error
+        given = json.loads(decode(_bytes_of(path), str(path)))
     except (ValueError, RecursionError) as error:
         raise _no_policy(path, f"it is no JSON: {error}") from error
     if not isinstance(given, dict) or given.get("format") != FORMAT:
