@@ -1,5 +1,6 @@
 """What is promised holds on prompts that were not seen, and what cannot be promised is said."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -140,6 +141,17 @@ def test_traces_of_two_kinds_are_refused(changed: dict[str, object], words: str)
     traces = [make_trace(0), with_settings(make_trace(1), **changed)]
     with pytest.raises(UsageError, match=words):
         alike(traces)
+
+
+def test_traces_that_were_scored_nowhere_or_elsewhere_are_refused() -> None:
+    late = [
+        replace(with_settings(make_trace(n), max_new_tokens=8), checkpoints=(8,)) for n in range(4)
+    ]
+    with pytest.raises(UsageError, match="no reward before the limit of 8 tokens, only at 8"):
+        calibrate(late, target=0.1, confidence=0.9)
+    other = replace(make_trace(1), checkpoints=(8, 16, 32, 65))
+    with pytest.raises(UsageError, match=r"'1' has \[8, 16, 32, 65\]"):
+        alike([make_trace(0), other])
 
 
 def path_of(num_prompts: int) -> list[CalibratedPolicy]:

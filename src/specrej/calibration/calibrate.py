@@ -105,7 +105,7 @@ def calibrate(
         UsageError: the traces are too few, or of different kinds; a value out of its range.
     """
     _check(traces, target, confidence)
-    kind = alike(traces)
+    kind, checkpoints = alike(traces), _checkpoints(traces[0])
     order = np.random.default_rng(seed).permutation(len(traces))
     num_seen = max(len(traces) // _SEARCH, 2)
     seen = [traces[place] for place in sorted(order[:num_seen])]
@@ -113,7 +113,6 @@ def calibrate(
     test = Replays([traces[place] for place in sorted(order[num_seen:])], against)
     num_prompts = (num_seen, len(traces) - num_seen)
     range_ = _range_of(search)
-    checkpoints = [at for at in traces[0].checkpoints if at < traces[0].max_new_tokens]
     trials = [
         _trial(policy, search, test, range_, target, confidence)
         for policy in lay_path(search, forecasts_of(seen, checkpoints))
@@ -134,6 +133,18 @@ def calibrate(
         needed=_in_all(prompts_needed(range_.loss(target), confidence, range_.loss(0.0))),
         n=search.against,
     )
+
+
+def _checkpoints(trace: Trace) -> list[int]:
+    """Where a policy can decide: from where on there is something to save."""
+    found = [length for length in trace.checkpoints if length < trace.max_new_tokens]
+    if not found:
+        raise UsageError(
+            f"the traces have no reward before the limit of {trace.max_new_tokens} tokens, only at "
+            f"{', '.join(map(str, trace.checkpoints))}",
+            hint="record with earlier --checkpoints, such as 8,16,32,64",
+        )
+    return found
 
 
 def _trial(

@@ -130,7 +130,7 @@ _ALIKE = (
 
 
 def alike(traces: Sequence[Trace]) -> dict[str, object]:
-    """What all traces have in common: model, reward, sampling and the number of candidates.
+    """What all traces have in common: model, reward, sampling, candidates and checkpoints.
 
     Raises:
         UsageError: they are of different runs; names the first difference.
@@ -148,4 +148,8 @@ def alike(traces: Sequence[Trace]) -> dict[str, object]:
 
 
 def _kind_of(trace: Trace) -> dict[str, object]:
-    return {**{name: trace.settings[name] for name in _ALIKE}, "n": trace.num_candidates}
+    return {
+        **{name: trace.settings[name] for name in _ALIKE},
+        "n": trace.num_candidates,
+        "checkpoints": list(trace.checkpoints),
+    }
