@@ -22,6 +22,7 @@ from specrej.errors import BudgetError, UsageError
 from specrej.evaluation.trace import Trace
 from specrej.flops import ModelFlops
 from specrej.memory import format_bytes
+from specrej.search.calibrated import CalibratedPolicy, Stage
 
 Floats = NDArray[np.float64]
 
@@ -192,12 +193,13 @@ def work_of(num_tokens: Sequence[int], decisions: Iterable[Decided]) -> Work:
         decisions: oldest first.
     """
     lengths = np.asarray(num_tokens, dtype=np.int64)
-    seen, starts = np.zeros_like(lengths), []
+    seen = np.zeros_like(lengths)
+    starts: list[tuple[int, int]] = []
     scorings: list[Scoring] = []
     for decision in decisions:
         scored = np.array(decision.scored)
         if not starts or scored.min() > starts[-1][1]:  # nobody of them was scored: a new wave
-            starts.append((scored.min(), scored.max()))
+            starts.append((int(scored.min()), int(scored.max())))
         now = np.minimum(lengths[scored], decision.num_tokens)
         scorings.append(Scoring(seen[scored], now))
         seen[scored] = now
@@ -345,3 +347,14 @@ def extended(trace: Trace, n: int, scale: int, bytes_per_token: int) -> Trace:
         token_ids=[],
         logprobs=[],
     )
+
+
+def stretched(policy: CalibratedPolicy, n: int, scale: int) -> CalibratedPolicy:
+    """A policy for an extended trace: it keeps the same shares of n, at `scale` times the
+    lengths.
+    """
+    decisions = tuple(
+        Stage(scale * stage.num_tokens, max(1, round(stage.keep * n / policy.n)))
+        for stage in policy.decisions
+    )
+    return replace(policy, n=n, decisions=decisions)
