@@ -49,19 +49,15 @@ from specrej.evaluation.machines import (
 )
 from specrej.evaluation.policy_grid import ReplayPolicy
 from specrej.evaluation.replay import Replayer
-from specrej.evaluation.roofline import (
-    Bill,
-    Plant,
-    Reading,
-    Work,
-    extended,
-    stretched,
-    work_of,
-)
+from specrej.evaluation.roofline import Bill, Plant, Reading, Work, extended, stretched, work_of
 from specrej.evaluation.trace import Trace, load
 from specrej.search.calibrated import read_policy
 from specrej.settings import Settings
 
+TITLES = (
+    f"{'n':>6}  {'method':<26}{'GPUs':>6}{'seconds':>10}{'packed':>10}{'seconds':>10}"
+    f"{'packed':>9}{'FLOPs':>9}{'tokens':>9}{'regret':>8}{'asked':>6}"
+)
 SEED, GB, GOAL, ORACLE_TOKENS, PAPER_ROWS = 16, 10**9, 16.0, 16, 120
 UNSEEN = (
     Settings(algorithm="best_of_n", n=8, max_new_tokens=160, seed=SEED),
@@ -253,10 +249,7 @@ def table(
         f"\n{plant.model.name} on {plant.machine.name}, {room / GB:.1f} GB for KV: {fitting} "
         f"answers of {limit} tokens\n{'':64}saves"
     )
-    print(
-        f"{'n':>6}  {'method':<26}{'GPUs':>6}{'seconds':>10}{'packed':>10}{'seconds':>10}"
-        f"{'packed':>9}{'FLOPs':>9}{'tokens':>9}{'regret':>8}{'asked':>6}"
-    )
+    print(TITLES)
     by_n: dict[int, dict[str, Row]] = {}
     for n in given.n:
         by_n[n] = judge(plant, traces, n, scale, given)

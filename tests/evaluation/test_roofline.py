@@ -18,9 +18,11 @@ from specrej.evaluation.roofline import (
     Work,
     extended,
     steps_of,
+    stretched,
     work_of,
 )
 from specrej.flops import AttentionFlops, ModelFlops
+from specrej.search.calibrated import CalibratedPolicy, Stage
 from traces import trace_of
 
 FLOPS = ModelFlops(linear=1000.0, head=200.0, attention=(AttentionFlops(None, 8.0),), chunk=512)
@@ -173,3 +175,9 @@ def test_an_extended_trace_refuses_numbers_that_mean_nothing() -> None:
     for n, scale in ((0, 1), (1, 0)):
         with pytest.raises(UsageError, match="above 0"):
             extended(trace, n, scale, bytes_per_token=10)
+
+
+def test_a_stretched_policy_keeps_the_same_shares() -> None:
+    policy = CalibratedPolicy(n=64, decisions=(Stage(16, 24), Stage(32, 1)))
+    assert stretched(policy, 640, 4).decisions == (Stage(64, 240), Stage(128, 10))
+    assert stretched(policy, 8, 1).decisions == (Stage(16, 3), Stage(32, 1))

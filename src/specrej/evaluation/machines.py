@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -202,8 +203,9 @@ def read_cpu(path: str | Path) -> Cpu:
     try:
         given = json.loads(read_text(path))
         machine, reward_machine = (Machine(**given[key]) for key in ("machine", "reward_machine"))
-        return Cpu(machine, reward_machine, float(given["text_seconds"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reading = small_reading(1.0, reward_machine, float(given["text_seconds"]))
+        return Cpu(machine, reward_machine, reading.text_seconds)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
         raise UsageError(
             f"{path} holds no measured CPU: {type(error).__name__}: {error}",
             hint="give a file that `benchmarks/roofline.py --validate --output` wrote",
@@ -223,9 +225,8 @@ def measure(engine: Engine, reward: Reward, model: Model, say: Callable[[str], N
     Raises:
         UsageError: the seconds tell nothing apart.
     """
-    rounds = [
-        [_write(engine, rows, 10, window=10)[0][0] for rows in (1, 4, 16, 32, 96)] for _ in range(2)
-    ]
+    sizes = (1, 4, 16, 32, 96)
+    rounds = [[_write(engine, rows, 10, window=10)[0][0] for rows in sizes] for _ in range(2)]
     steps = [min(same, key=lambda step: step.seconds) for same in zip(*rounds, strict=True)]
     longer, written = _write(engine, 16, 160, window=40)
     steps += longer
@@ -248,7 +249,9 @@ def measure(engine: Engine, reward: Reward, model: Model, say: Callable[[str], N
     return Cpu(machine, reader, text_seconds)
 
 
-def _write(engine: Engine, rows: int, num_steps: int) -> tuple[list[Step], Mapping[int, list[int]]]:
+def _write(
+    engine: Engine, rows: int, num_steps: int, window: int
+) -> tuple[list[Step], Mapping[int, list[int]]]:
     """Steps of so many candidates, the median of each window; and what they wrote."""
     ids = engine.encode(_QUESTION)
     sampling = SamplingParams(max_new_tokens=num_steps + 1, ignore_eos=True, seed=0)
@@ -273,19 +276,18 @@ def _write(engine: Engine, rows: int, num_steps: int) -> tuple[list[Step], Mappi
 def _read(engine: Engine, reward: Reward, written: Mapping[int, list[int]]) -> tuple[float, float]:
     """Seconds of a token that the reward reads, as the engine counts them, and of a text."""
     num_prompt, points = len(engine.encode(_QUESTION)), []
-    session = open_session(reward, as_messages(_QUESTION))
-    for length in (24, 80, 150):
-        answers = [
-            Candidate(index, ids[:length], [], engine.decode(ids[:length]))
-            for index, ids in written.items()
-        ]
-        taken = []
-        for _ in range(3):
-            begun = time.perf_counter()
-            session.score(answers)
-            taken.append(time.perf_counter() - begun)
-        points.append((num_prompt + length, min(taken) / len(answers)))
-    session.close()
+    with closing(open_session(reward, as_messages(_QUESTION))) as session:
+        for length in (24, 80, 150):
+            answers = [
+                Candidate(index, ids[:length], [], engine.decode(ids[:length]))
+                for index, ids in written.items()
+            ]
+            taken = []
+            for _ in range(3):
+                begun = time.perf_counter()
+                session.score(answers)
+                taken.append(time.perf_counter() - begun)
+            points.append((num_prompt + length, min(taken) / len(answers)))
     tokens, seconds = np.array(points).T
     columns = np.stack([tokens, np.ones_like(tokens)], 1)
     found, _ = nnls(columns / seconds[:, None], np.ones_like(seconds))

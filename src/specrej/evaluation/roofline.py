@@ -12,6 +12,7 @@ the weights once and multiply every row, attention reads the KV of every live ca
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -22,9 +23,21 @@ from specrej.errors import BudgetError, UsageError
 from specrej.evaluation.trace import Trace
 from specrej.flops import ModelFlops
 from specrej.memory import format_bytes
+from specrej.options import shown
 from specrej.search.calibrated import CalibratedPolicy, Stage
 
 Floats = NDArray[np.float64]
+
+
+def _check(name: str, value: object, *, is_zero_allowed: bool) -> None:
+    is_fine = isinstance(value, int | float) and (
+        0 < value < inf or (is_zero_allowed and value == 0)
+    )
+    if not is_fine:
+        raise UsageError(
+            f"{name} must be a finite number {'from' if is_zero_allowed else 'above'} 0, got "
+            f"{shown(value)}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +55,9 @@ class Machine:
             seconds of both add up.
         spill_rows: rows whose activations and logits the cache holds.
         spill_seconds: what each row beyond them costs a step.
+
+    Raises:
+        UsageError: a number that cannot be.
     """
 
     name: str
@@ -53,6 +69,12 @@ class Machine:
     is_overlapping: bool = True
     spill_rows: int = 0
     spill_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("bandwidth", "kv_bandwidth", "flops", "memory_bytes"):
+            _check(name, getattr(self, name), is_zero_allowed=False)
+        for name in ("overhead", "spill_rows", "spill_seconds"):
+            _check(name, getattr(self, name), is_zero_allowed=True)
 
     def linear_seconds(self, num_bytes: float, flops: ArrayLike) -> Floats:
         """Of layers with so many bytes of weights that do so many operations."""
@@ -128,12 +150,18 @@ class Reading:
         is_incremental: whether it reads what is new since the last decision, and holds its KV
             beside the generator's. Otherwise it reads prompt and answer anew.
         text_seconds: of each text beside its tokens.
+
+    Raises:
+        UsageError: seconds that cannot be.
     """
 
     model: Model
     machine: Machine
     is_incremental: bool = False
     text_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check("text_seconds", self.text_seconds, is_zero_allowed=True)
 
 
 class Scoring(NamedTuple):
