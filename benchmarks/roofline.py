@@ -35,10 +35,11 @@ import numpy as np
 
 import specrej
 from specrej.api import run_one
-from specrej.errors import SpecrejError
+from specrej.errors import SpecrejError, UsageError
 from specrej.evaluation.machines import (
     VOCABULARY,
     Cpu,
+    cpu_plant,
     h100,
     llama_3_8b,
     measure,
@@ -81,21 +82,8 @@ def gpu_plant(given: argparse.Namespace, memory_gb: float) -> Plant:
     )
     is_incremental = given.reward == "incremental"
     reward = Reading(model=llama_3_8b(1), machine=machine, is_incremental=is_incremental)
-    return Plant(
-        machine=machine,
-        model=llama_3_8b(VOCABULARY),
-        reward=None if given.reward == "none" else reward,
-    )
-
-
-def cpu_plant(cpu: Cpu, trace: Trace) -> Plant:
-    """The trace's own models."""
-    name, layout = str(trace.settings["model"]), trace.layout
-    return Plant(
-        machine=cpu.machine,
-        model=small_model(name, trace.flops, layout.bytes_per_token),
-        reward=small_reading(trace.reward_flops_per_token, cpu.reward_machine, cpu.text_seconds),
-    )
+    judge = None if given.reward == "none" else reward
+    return Plant(machine=machine, model=llama_3_8b(VOCABULARY), reward=judge)
 
 
 class Row(NamedTuple):
@@ -150,26 +138,19 @@ def oracle(plant: Plant) -> Method:
     return take
 
 
-def once(plant: Plant) -> Plant:
-    """The same, where answers are scored at their end alone: no KV of a reward is held."""
-    reward = plant.reward and replace(plant.reward, is_incremental=False)
-    return replace(plant, reward=reward)
-
-
 def methods_of(
     plant: Plant, trace: Trace, n: int, scale: int, given: argparse.Namespace
 ) -> dict[str, Method]:
     """By name, the baseline first. `trace` is an extended one, for its lengths."""
-    at_end, room, limit = once(plant), plant.room_bytes, trace.max_new_tokens
+    at_end, room, limit = plant.at_end, plant.room_bytes, trace.max_new_tokens
     paper = at_end.kv_bytes * (trace.num_prompt_tokens + PAPER_ROWS * (limit - 1))
     checkpoints = [length for length in trace.checkpoints if length < limit]
     at = "at:" + ",".join(map(str, checkpoints))
     policies = {}
     for alpha in given.alphas:
         policies[f"alpha {alpha}, memory full"] = ReplayPolicy(alpha=alpha, n=n, memory=room)
-        policies[f"alpha {alpha}, at lengths"] = ReplayPolicy(
-            alpha=alpha, decide=at, n=n, memory=room
-        )
+        scheduled = ReplayPolicy(alpha=alpha, decide=at, n=n, memory=room)
+        policies[f"alpha {alpha}, at lengths"] = scheduled
     if given.policy is not None:
         calibrated = stretched(given.policy, n, scale).to_policy()
         policies["calibrated"] = ReplayPolicy(policy=calibrated, n=n, memory=room)
@@ -257,7 +238,7 @@ def table(
 ) -> dict[str, Any]:
     """All n of one memory and scale, printed as they come."""
     limit, room = scale * traces[0].max_new_tokens, plant.room_bytes
-    fitting = room // (once(plant).kv_bytes * (limit - 1))
+    fitting = room // (plant.at_end.kv_bytes * (limit - 1))
     print(
         f"\n{plant.model.name} on {plant.machine.name}, {room / GB:.1f} GB for KV: {fitting} "
         f"answers of {limit} tokens\n{'':64}saves"
@@ -265,7 +246,12 @@ def table(
     print(TITLES)
     by_n: dict[int, dict[str, Row]] = {}
     for n in given.n:
-        by_n[n] = judge(plant, traces, n, scale, given)
+        try:
+            by_n[n] = judge(plant, traces, n, scale, given)
+        except UsageError as error:
+            raise UsageError(
+                f"n = {n}, {limit} tokens: {error}", hint="give a smaller n"
+            ) from error
         print_rows(n, by_n[n])
     baselines = [name for name in by_n[given.n[0]] if name.startswith("Best-of-N")]
     first_n = {name: reached(by_n, name, given.most_regret) for name in baselines}
@@ -381,23 +367,14 @@ def read_arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     add("--bandwidth-share", type=share, default=0.7, help="of the peak (default: 0.7)")
     add("--flops-share", type=share, default=0.5, help="of the peak (default: 0.5)")
     add("--overhead", type=float, default=0.001, help="seconds of a step (default: 0.001)")
-    add(
-        "--reward",
-        choices=["anew", "incremental", "none"],
-        default="anew",
-        help="how a reward model of 8B on the same GPU reads partial answers (default: anew)",
-    )
+    modes = ["anew", "incremental", "none"]
+    add("--reward", choices=modes, default="anew", help="how a model of 8B reads (default: anew)")
     add("--n", type=numbers(int), default="64,120,240,480,960,1920,3840", help="with commas")
     add("--scales", type=numbers(int), default="1,4", help="of lengths (default: 1,4)")
     add("--alphas", type=numbers(share), default="0.5,0.9", help="with commas (default: 0.5,0.9)")
-    add(
-        "--most-regret",
-        type=float,
-        default=0.2,
-        help="spreads that a method may lose and still reach 16x (default: 0.2)",
-    )
+    add("--most-regret", type=float, default=0.2, help="that may be lost for 16x (default: 0.2)")
     add("--policy", help="a calibrated policy's file")
-    add("--limit", type=int, help="only the first so many prompts")
+    add("--limit", type=numbers(int), help="only the first so many prompts")
     add("--validate", action="store_true", help="predict runs on this CPU, and run them")
     add("--output", help="with --validate: a file for what was measured")
     return parser.parse_args(), parser
@@ -409,7 +386,8 @@ def main() -> None:
         parser.error("give a folder of traces, or --validate")
     try:
         given.policy = given.policy and read_policy(given.policy)
-        traces = list(load(given.traces))[: given.limit] if given.traces else []
+        traces = list(load(given.traces)) if given.traces else []
+        traces = traces[: given.limit and given.limit[0]]
         figures = validate(given, traces) if given.validate else on_paper(given, traces)
     except SpecrejError as error:
         parser.error(f"{error}{f'; {error.hint}' if error.hint else ''}")

@@ -16,7 +16,7 @@ from specrej.evaluation.machines import (
     SPILL_ROWS,
     VOCABULARY,
     Cpu,
-    Step,
+    TimedStep,
     fit_machine,
     h100,
     llama_3_8b,
@@ -76,7 +76,7 @@ def test_a_fit_finds_the_machine_that_took_the_steps(spill: float, factor: float
     known = cpu(spill, factor)
     sizes = [(1, 50), (4, 200), (16, 800), (16, 3200), (32, 1600), (96, 4800)]
     steps = [
-        Step(rows, context, float(MODEL.step_seconds(known, rows, context)))
+        TimedStep(rows, context, float(MODEL.step_seconds(known, rows, context)))
         for rows, context in sizes
     ]
     found = fit_machine(MODEL, steps, 2**33)
@@ -88,7 +88,7 @@ def test_a_fit_finds_the_machine_that_took_the_steps(spill: float, factor: float
 
 def test_steps_that_tell_nothing_apart_are_refused() -> None:
     with pytest.raises(UsageError, match="no seconds of their own"):
-        fit_machine(MODEL, [Step(rows, 50 * rows, 0.1) for rows in (1, 4, 16, 32, 96)], 2**33)
+        fit_machine(MODEL, [TimedStep(rows, 50 * rows, 0.1) for rows in (1, 4, 16, 32, 96)], 2**33)
 
 
 def test_what_was_measured_is_read_again(tmp_path: Path) -> None:

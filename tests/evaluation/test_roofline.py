@@ -1,5 +1,8 @@
 """The cost model against a count by hand, step by step and candidate by candidate."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,10 +14,10 @@ from specrej.evaluation.policy_grid import ReplayPolicy
 from specrej.evaluation.replay import ReplayedDecision, Replayer
 from specrej.evaluation.roofline import (
     Machine,
-    Model,
+    ModelShape,
     Plant,
     Reading,
-    Scoring,
+    RewardPass,
     Work,
     extended,
     steps_of,
@@ -26,7 +29,7 @@ from specrej.search.calibrated import CalibratedPolicy, Stage
 from traces import trace_of
 
 FLOPS = ModelFlops(linear=1000.0, head=200.0, attention=(AttentionFlops(None, 8.0),), chunk=512)
-MODEL = Model(name="m", flops=FLOPS, bytes_per_weight=2, resident_bytes=1300, kv_bytes=32)
+MODEL = ModelShape(name="m", flops=FLOPS, bytes_per_weight=2, resident_bytes=1300, kv_bytes=32)
 MACHINE = Machine(
     name="box",
     bandwidth=100.0,
@@ -96,8 +99,8 @@ def test_a_full_batch_costs_the_same_packed() -> None:
 
 def test_a_reward_reads_prompt_and_answers_anew_or_what_is_new() -> None:
     scorings = [
-        Scoring(np.array([0, 0]), np.array([4, 4])),
-        Scoring(np.array([4]), np.array([10])),
+        RewardPass(np.array([0, 0]), np.array([4, 4])),
+        RewardPass(np.array([4]), np.array([10])),
     ]
     work = Work([np.array([10, 4])], scorings)
     silent = Plant(machine=MACHINE, model=MODEL).bill(6, work)
@@ -126,6 +129,8 @@ def test_an_incremental_reward_holds_kv_of_its_own() -> None:
         reward=Reading(model=MODEL, machine=MACHINE, is_incremental=True),
     )
     assert (anew.kv_bytes, beside.kv_bytes) == (32, 64)
+    assert beside.at_end == anew
+    assert Plant(machine=MACHINE, model=MODEL).at_end.reward is None
     assert anew.room_bytes == beside.room_bytes == 100_000 - 2600
 
 
@@ -181,3 +186,11 @@ def test_a_stretched_policy_keeps_the_same_shares() -> None:
     policy = CalibratedPolicy(n=64, decisions=(Stage(16, 24), Stage(32, 1)))
     assert stretched(policy, 640, 4).decisions == (Stage(64, 240), Stage(128, 10))
     assert stretched(policy, 8, 1).decisions == (Stage(16, 3), Stage(32, 1))
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), None, "fast"])
+def test_a_machine_of_numbers_that_cannot_be_is_refused(value: Any) -> None:
+    for name in ("bandwidth", "flops", "overhead"):
+        if (name, value) != ("overhead", 0):
+            with pytest.raises(UsageError, match=f"{name} must be a finite number"):
+                replace(MACHINE, **{name: value})

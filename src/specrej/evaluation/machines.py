@@ -2,7 +2,7 @@
 
 machine = h100()
 plant = Plant(machine=machine, model=llama_3_8b(VOCABULARY))
-steps = [Step(rows=8, context=800, seconds=0.1), Step(rows=32, context=1600, seconds=0.3), ...]
+steps = [TimedStep(rows=8, context=800, seconds=0.1), ...]
 cpu = fit_machine(model, steps, memory_bytes=2**33)
 write_cpu("cpu.json", Cpu(cpu, reward_machine, 0.01))
 """
@@ -21,7 +21,8 @@ from scipy.optimize import nnls
 
 from specrej.engines.base import Engine
 from specrej.errors import UsageError
-from specrej.evaluation.roofline import Machine, Model, Reading
+from specrej.evaluation.roofline import Machine, ModelShape, Plant, Reading
+from specrej.evaluation.trace import Trace
 from specrej.files.reading import read_text
 from specrej.flops import AttentionFlops, ModelFlops
 from specrej.messages import as_messages
@@ -63,7 +64,7 @@ def h100(
     )
 
 
-def llama_3_8b(num_outputs: int) -> Model:
+def llama_3_8b(num_outputs: int) -> ModelShape:
     """By its config.json, in bf16, with a head of so many outputs: 1 makes a reward model."""
     attention = _HIDDEN * _HEAD_DIM * (2 * _HEADS + 2 * _KV_HEADS)
     weights = _LAYERS * (attention + 3 * _HIDDEN * _INNER)
@@ -73,7 +74,7 @@ def llama_3_8b(num_outputs: int) -> Model:
         attention=(AttentionFlops(None, 4.0 * _HEADS * _HEAD_DIM * _LAYERS),),
         chunk=8192,
     )
-    return Model(
+    return ModelShape(
         name="Llama-3-8B",
         flops=flops,
         bytes_per_weight=2,
@@ -82,7 +83,7 @@ def llama_3_8b(num_outputs: int) -> Model:
     )
 
 
-def small_model(name: str, flops: ModelFlops | None, kv_bytes: int) -> Model:
+def small_model(name: str, flops: ModelFlops | None, kv_bytes: int) -> ModelShape:
     """A model of a trace or an engine, with float16 weights.
 
     Raises:
@@ -93,7 +94,7 @@ def small_model(name: str, flops: ModelFlops | None, kv_bytes: int) -> Model:
             f"the engine that ran {name!r} does not know what a token costs it",
             hint="take traces of the torch engine",
         )
-    return Model(
+    return ModelShape(
         name=name,
         flops=flops,
         bytes_per_weight=2,
@@ -114,11 +115,11 @@ def small_reading(flops_per_token: float | None, machine: Machine, text_seconds:
             hint="take traces of the reward 'relevance'",
         )
     flops = ModelFlops(linear=flops_per_token, head=0.0, attention=(), chunk=512)
-    model = Model(name="reward", flops=flops, bytes_per_weight=1, resident_bytes=0, kv_bytes=0)
+    model = ModelShape(name="reward", flops=flops, bytes_per_weight=1, resident_bytes=0, kv_bytes=0)
     return Reading(model=model, machine=machine, text_seconds=text_seconds)
 
 
-class Step(NamedTuple):
+class TimedStep(NamedTuple):
     """A decoding step, as measured."""
 
     rows: int
@@ -127,7 +128,7 @@ class Step(NamedTuple):
     seconds: float
 
 
-def fit_machine(model: Model, steps: Sequence[Step], memory_bytes: int) -> Machine:
+def fit_machine(model: ModelShape, steps: Sequence[TimedStep], memory_bytes: int) -> Machine:
     """The machine on which the model takes these steps, by least squares of relative errors.
 
     Four numbers above 0: a constant (reading the weights, with the step's overhead), the seconds of
@@ -179,6 +180,20 @@ class Cpu(NamedTuple):
         }
 
 
+def cpu_plant(cpu: Cpu, trace: Trace) -> Plant:
+    """The trace's own models on a CPU.
+
+    Raises:
+        UsageError: what they cost is not known.
+    """
+    name, layout = str(trace.settings["model"]), trace.layout
+    return Plant(
+        machine=cpu.machine,
+        model=small_model(name, trace.flops, layout.bytes_per_token),
+        reward=small_reading(trace.reward_flops_per_token, cpu.reward_machine, cpu.text_seconds),
+    )
+
+
 def write_cpu(path: str | Path, cpu: Cpu) -> None:
     """A file that `read_cpu` reads.
 
@@ -212,7 +227,7 @@ def read_cpu(path: str | Path) -> Cpu:
         ) from error
 
 
-def measure(engine: Engine, reward: Reward, model: Model, say: Callable[[str], None]) -> Cpu:
+def measure(engine: Engine, reward: Reward, model: ModelShape, say: Callable[[str], None]) -> Cpu:
     """Steps of a few sizes, the faster of two rounds, and readings of three lengths: about a minute
     on two cores that nobody else uses.
 
@@ -251,7 +266,7 @@ def measure(engine: Engine, reward: Reward, model: Model, say: Callable[[str], N
 
 def _write(
     engine: Engine, rows: int, num_steps: int, window: int
-) -> tuple[list[Step], Mapping[int, list[int]]]:
+) -> tuple[list[TimedStep], Mapping[int, list[int]]]:
     """Steps of so many candidates, the median of each window; and what they wrote."""
     ids = engine.encode(_QUESTION)
     sampling = SamplingParams(max_new_tokens=num_steps + 1, ignore_eos=True, seed=0)
@@ -269,7 +284,7 @@ def _write(
     steps = []
     for start in range(0, num_steps, window):
         context = rows * (len(ids) + start + window // 2)
-        steps.append(Step(rows, context, float(np.median(seconds[start : start + window]))))
+        steps.append(TimedStep(rows, context, float(np.median(seconds[start : start + window]))))
     return steps, tokens
 
 

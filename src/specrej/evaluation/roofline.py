@@ -83,7 +83,7 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Model:
+class ModelShape:
     """A decoder.
 
     Attributes:
@@ -155,7 +155,7 @@ class Reading:
         UsageError: seconds that cannot be.
     """
 
-    model: Model
+    model: ModelShape
     machine: Machine
     is_incremental: bool = False
     text_seconds: float = 0.0
@@ -164,7 +164,7 @@ class Reading:
         _check("text_seconds", self.text_seconds, is_zero_allowed=True)
 
 
-class Scoring(NamedTuple):
+class RewardPass(NamedTuple):
     """What one decision asks of the reward."""
 
     before: NDArray[np.int64]
@@ -178,7 +178,7 @@ class Work(NamedTuple):
 
     waves: list[NDArray[np.int64]]
     """Tokens of each candidate, by wave."""
-    scorings: list[Scoring]
+    scorings: list[RewardPass]
 
 
 class Bill(NamedTuple):
@@ -204,7 +204,7 @@ class Bill(NamedTuple):
         return self.prefill + self.packed_decode + self.reward
 
 
-class Decided(Protocol):
+class AnyDecision(Protocol):
     """A decision, live or replayed."""
 
     @property
@@ -213,7 +213,7 @@ class Decided(Protocol):
     def scored(self) -> tuple[int, ...]: ...
 
 
-def work_of(num_tokens: Sequence[int], decisions: Iterable[Decided]) -> Work:
+def work_of(num_tokens: Sequence[int], decisions: Iterable[AnyDecision]) -> Work:
     """What a run did, live or replayed.
 
     Args:
@@ -223,13 +223,13 @@ def work_of(num_tokens: Sequence[int], decisions: Iterable[Decided]) -> Work:
     lengths = np.asarray(num_tokens, dtype=np.int64)
     seen = np.zeros_like(lengths)
     starts: list[tuple[int, int]] = []
-    scorings: list[Scoring] = []
+    scorings: list[RewardPass] = []
     for decision in decisions:
         scored = np.array(decision.scored)
         if not starts or scored.min() > starts[-1][1]:  # nobody of them was scored: a new wave
             starts.append((int(scored.min()), int(scored.max())))
         now = np.minimum(lengths[scored], decision.num_tokens)
-        scorings.append(Scoring(seen[scored], now))
+        scorings.append(RewardPass(seen[scored], now))
         seen[scored] = now
     return Work([lengths[first : last + 1] for first, last in starts], scorings)
 
@@ -255,7 +255,7 @@ class Plant:
     """
 
     machine: Machine
-    model: Model
+    model: ModelShape
     reward: Reading | None = None
 
     @property
@@ -264,6 +264,12 @@ class Plant:
         judge = self.reward
         is_beside = judge is not None and judge.is_incremental
         return self.model.kv_bytes + (judge.model.kv_bytes if judge and is_beside else 0)
+
+    @property
+    def at_end(self) -> "Plant":
+        """The same, where answers are scored at their end alone: no KV of a reward is held."""
+        reward = self.reward and replace(self.reward, is_incremental=False)
+        return replace(self, reward=reward)
 
     @property
     def room_bytes(self) -> int:
@@ -315,7 +321,7 @@ class Plant:
         step = self.model.step_seconds(self.machine, fed / num_steps, context / num_steps)
         return float(num_steps * step)
 
-    def _reward(self, prompt: int, scorings: Iterable[Scoring]) -> tuple[float, float]:
+    def _reward(self, prompt: int, scorings: Iterable[RewardPass]) -> tuple[float, float]:
         """Seconds and operations of all decisions."""
         judge, seconds, flops = self.reward, 0.0, 0.0
         if judge is None:
@@ -328,7 +334,7 @@ class Plant:
 
 
 def _reads(
-    prompt: int, scorings: Iterable[Scoring], is_incremental: bool
+    prompt: int, scorings: Iterable[RewardPass], is_incremental: bool
 ) -> Iterator[tuple[int, float, float]]:
     """Texts, tokens and pairs of query and key that each decision has a reward read."""
     for number, (before, now) in enumerate(scorings):
