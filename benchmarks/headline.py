@@ -9,9 +9,10 @@ records Best-of-N with SmolLM2 and its rewards at checkpoints, prompt by prompt;
 already is kept. Everything after that is replay, which takes the decisions of a live run.
 
 Prompts are divided into halves, many times. One half chooses: of each family the policy that costs
-least at no more than a target regret there. The other half judges. This for a row of targets: what
-unseen prompts lose and save makes a curve, which is read off at a few regrets (log-linear between
-its points). So every family is compared at the same regret on prompts that it has not seen.
+least at no more than a target regret there. The other half judges. Of fewer than 16 prompts each
+judges alone in turn. This for a row of targets: what unseen prompts lose and save makes a curve,
+which is read off at a few regrets (log-linear between its points). So every family is compared at
+the same regret on prompts that it has not seen.
 
 Best-of-n with fewer than all recorded candidates is the mean over all choices of n. Policies may
 begin with all. FLOPs include prefill, the rejected candidates and the reward. Regret is in standard
@@ -46,6 +47,8 @@ from specrej.search.calibrated import CalibratedPolicy
 from specrej.settings import Settings
 
 SEED = 16
+FEW = 16
+"""Prompts: with fewer, each in turn is left out."""
 CONFIDENCE = 0.95
 
 
@@ -149,8 +152,12 @@ class Field:
 
 
 def divisions(num_prompts: int, count: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Halves: who chooses, and who judges."""
+    """Who chooses, and who judges: halves, or all but one and that one where prompts are few."""
     random = np.random.default_rng(SEED)
+    if num_prompts < FEW:
+        for place in range(num_prompts):
+            yield np.delete(np.arange(num_prompts), place), np.array([place])
+        return
     for _ in range(count):
         order = random.permutation(num_prompts)
         yield np.sort(order[: num_prompts // 2]), np.sort(order[num_prompts // 2 :])
@@ -229,16 +236,17 @@ def judge_all(field: Field, count: int) -> dict[str, Any]:
         "gaps": rules.gaps(n, checkpoints),
     }
     judged = {name: list(map(field.replays.replay, family)) for name, family in others.items()}
-    for number, (chooses, judges) in enumerate(divisions(len(field.traces), count)):
+    parts = list(divisions(len(field.traces), count))
+    for number, (chooses, judges) in enumerate(parts):
         for name, family in judged.items():
             curves.add(name, family, chooses, judges)
         seen = [field.traces[place] for place in chooses]
         path = lay_path(Replays(seen), forecasts_of(seen, field.checkpoints))
         curves.add("calibrated", list(map(field.replays.judge, path)), chooses, judges)
-        say(f"division {number + 1} of {count}")
+        say(f"division {number + 1} of {len(parts)}")
     figures: dict[str, Any] = {}
     for n in field.best_of:
-        found = {family: curves.read(family, n, count) for family in FAMILIES}
+        found = {family: curves.read(family, n, len(parts)) for family in FAMILIES}
         saves = {
             family: {str(regret): savings_at(curve, regret) for regret in REGRETS}
             for family, curve in found.items()
