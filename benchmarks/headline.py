@@ -9,10 +9,10 @@ records Best-of-N with SmolLM2 and its rewards at checkpoints, prompt by prompt;
 already is kept. Everything after that is replay, which takes the decisions of a live run.
 
 Prompts are divided into halves, many times. One half chooses: of each family the policy that costs
-least at no more than a target regret there. The other half judges. Of fewer than 16 prompts each
-judges alone in turn. This for a row of targets: what unseen prompts lose and save makes a curve,
-which is read off at a few regrets (log-linear between its points). So every family is compared at
-the same regret on prompts that it has not seen.
+least at no more than a target regret there. The other half judges. This for a row of targets: what
+unseen prompts lose and save makes a curve, which is read off at a few regrets (log-linear between
+its points). So every family is compared at the same regret on prompts that it has not seen. Fewer
+than 16 prompts judge what they chose themselves, and "unseen" is false.
 
 Best-of-n with fewer than all recorded candidates is the mean over all choices of n. Policies may
 begin with all. FLOPs include prefill, the rejected candidates and the reward. Regret is in standard
@@ -48,7 +48,8 @@ from specrej.settings import Settings
 
 SEED = 16
 FEW = 16
-"""Prompts: with fewer, each in turn is left out."""
+"""Prompts: with fewer, policies are judged on the prompts that chose them, and the figures say
+so."""
 CONFIDENCE = 0.95
 
 
@@ -152,11 +153,10 @@ class Field:
 
 
 def divisions(num_prompts: int, count: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Who chooses, and who judges: halves, or all but one and that one where prompts are few."""
+    """Who chooses, and who judges: halves, or where prompts are few all of them twice."""
     random = np.random.default_rng(SEED)
     if num_prompts < FEW:
-        for place in range(num_prompts):
-            yield np.delete(np.arange(num_prompts), place), np.array([place])
+        yield np.arange(num_prompts), np.arange(num_prompts)
         return
     for _ in range(count):
         order = random.permutation(num_prompts)
@@ -348,6 +348,7 @@ def main() -> None:
         "unit": field.replays.unit,
         "reward": traces[0].settings["reward"],
         "divisions": given.divisions,
+        "unseen": len(traces) >= FEW,
         "survival": survival(field),
         "promises": promises(field, targets, given.against),
         "splits": {
