@@ -39,7 +39,7 @@ def main() -> None:
         traces = [truncated(trace, given.truncate) for trace in traces]
     made = calibrate(traces, target=given.target, confidence=0.95, seed=SEED)
     if made.chosen is None:
-        could = min(trial.bound for trial in made.trials)
+        could = made.trials[0].bound
         sys.exit(f"{given.target} cannot be promised from {len(traces)} prompts; {could:.2g} could")
     path = FOLDER / "smollm2-relevance.json"
     write_json(path, made.chosen.policy.to_dict())

@@ -273,7 +273,7 @@ def promises(field: Field, targets: Sequence[float], against: int | None) -> dic
             field.traces, target=target, confidence=CONFIDENCE, seed=SEED, against=against
         )
         found[str(target)] = (
-            {"needed": made.needed, "could_be": min(trial.bound for trial in made.trials)}
+            {"needed": made.needed, "could_be": made.trials[0].bound}
             if made.chosen is None
             else {"saves": round(1 / made.chosen.cost[1], 3), "regret": made.chosen.regret[1]}
         )

@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,49 @@ def test_a_failed_row_that_is_taken_out_is_run_again_within_the_budget(
     rows = read_rows(output)
     assert rows == [*others, again.row]
     assert sum(row["usage"]["generated_tokens"] for row in rows) <= BUDGET
+
+
+@pytest.mark.parametrize("more", [72, 73, 100, 144, 216, 720])
+def test_a_failed_row_that_is_run_again_and_lost_once_more_stays_within_the_budget(
+    more: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every candidate draws all its tokens; p3 fails, is run again, and its row is lost."""
+    monkeypatch.setattr(f"{__name__}.FakeEngine", partial(FakeEngine, eos=0.0))
+    source, output, budget = tmp_path / "in.jsonl", tmp_path / "out.jsonl", 6 * 3 * 24 + more
+    write_requests(source, ROWS)
+    is_broken = True
+
+    def failing(prompt: str, texts: list[str]) -> list[float]:
+        if "3" not in prompt:
+            return [by_hash(text) for text in texts]
+        if is_broken:
+            raise ValueError("no score today")
+        return [-1e7] * len(texts)
+
+    def again(keeps: Callable[[Any], bool]) -> None:
+        write_requests(output, [row for row in read_rows(output) if keeps(row)])
+        run_waves(source, output, budget_tokens=budget, reward=as_reward(failing), resume=True)
+
+    run_waves(source, output, budget_tokens=budget, reward=as_reward(failing))
+    is_broken = False
+    again(lambda row: row["error"] is None)
+    again(lambda row: row["id"] != "p3")
+    rows = read_rows(output)
+    assert len(rows) == 6
+    assert sum(row["usage"]["generated_tokens"] for row in rows) <= budget
+
+
+@pytest.mark.parametrize("lacks", ["round", "id", "usage", "error", "reward"])
+def test_a_row_that_is_no_wave_is_named(lacks: str, source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run_waves(source, output, stop_after=2)
+    path = tmp_path / "out.jsonl.waves.jsonl"
+    first, second = read_rows(path)
+    del second[lacks]
+    write_requests(path, [first, second])
+    with pytest.raises(UsageError, match=r"waves\.jsonl holds a row that is no wave"):
+        run_waves(source, output, resume=True)
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,8 @@ def test_the_same_seed_divides_prompts_alike() -> None:
 @pytest.mark.parametrize(
     ("target", "confidence", "words"),
     [
-        (0, 0.9, "target regret must be above 0"),
+        (0, 0.9, "target regret must be at least 0.001"),
+        (1e-9, 0.9, "target regret must be at least 0.001"),
         (4.0, 0.9, "below 4"),
         (float("nan"), 0.9, "target"),
         (0.1, 1, "confidence must be above 0 and below 1, got 1"),
@@ -157,6 +158,59 @@ def test_traces_that_were_scored_nowhere_or_elsewhere_are_refused() -> None:
 def path_of(num_prompts: int) -> list[CalibratedPolicy]:
     traces = [make_trace(number) for number in range(num_prompts)]
     return lay_path(Replays(traces), forecasts_of(traces, CHECKPOINTS))
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e155, 1e300])
+def test_regret_does_not_depend_on_the_size_of_rewards(scale: float) -> None:
+    traces = [make_trace(number) for number in range(6)]
+    scaled = [
+        replace(one, rewards=scale * one.rewards, final_rewards=scale * one.final_rewards)
+        for one in traces
+    ]
+    policy = CalibratedPolicy(n=4)
+    regrets = Replays(traces).judge(policy).regret
+    assert regrets.max() > 0
+    assert Replays(scaled).judge(policy).regret == pytest.approx(regrets)
+
+
+@pytest.mark.parametrize("against", [None, 1, 7])
+@pytest.mark.parametrize("reward", [0.1, 0.7, -1e6 / 3])
+def test_where_all_are_worth_the_same_nothing_is_lost(reward: float, against: int | None) -> None:
+    trace = make_trace(1, num_candidates=48)
+    flat = replace(
+        trace, rewards=np.full_like(trace.rewards, reward), final_rewards=np.full(48, reward)
+    )
+    for n in (1, 48):
+        assert Replays([flat] * 2, against).judge(CalibratedPolicy(n=n)).regret.tolist() == [0, 0]
+    made = calibrate([flat] * 8, target=3.9, confidence=0.5)
+    assert made.chosen is not None
+
+
+def test_rewards_that_are_no_numbers_are_refused() -> None:
+    finals = make_trace(1).final_rewards.copy()
+    finals[3] = np.nan
+    with pytest.raises(UsageError, match="trace of '1' holds rewards that are not finite"):
+        alike([make_trace(0), replace(make_trace(1), final_rewards=finals)])
+
+
+@pytest.mark.parametrize(("target", "confidence"), [(3.9, 0.5), (2.0, 0.9), (0.5, 0.95)])
+def test_so_many_prompts_as_are_needed_are_enough(target: float, confidence: float) -> None:
+    """Where none has a regret, and not one fewer."""
+    needed = calibrate(
+        [make_trace(n) for n in range(4)], target=target, confidence=confidence
+    ).needed
+    flat = replace(make_trace(0), rewards=np.zeros((16, 4)), final_rewards=np.zeros(16))
+    for num_prompts, is_enough in ((needed, True), (needed - 1, False)):
+        if num_prompts >= 4:
+            made = calibrate([flat] * num_prompts, target=target, confidence=confidence)
+            assert (made.chosen is not None) == is_enough
+
+
+def test_what_is_said_to_be_possible_is_possible() -> None:
+    for start in (0, 100, 200):
+        traces = [make_trace(number) for number in range(start, start + 30)]
+        could = calibrate(traces, target=0.02, confidence=0.95).trials[0].bound
+        assert calibrate(traces, target=could * 1.05, confidence=0.95).chosen is not None
 
 
 def test_whoever_may_begin_with_more_promises_more_cheaply() -> None:

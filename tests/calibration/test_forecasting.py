@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from made_up import CHECKPOINTS, make_trace
 
 from specrej.calibration.forecasting import forecasts_of
@@ -38,6 +40,28 @@ def test_rewards_of_two_values_make_as_many_bins() -> None:
     for forecast in forecasts_of(flat, CHECKPOINTS).values():
         assert set(forecast.scores) >= {-1.0, 1.0} or len(forecast.scores) < 4
         assert list(forecast.scores) == sorted(set(forecast.scores))
+
+
+@given(
+    st.lists(st.sampled_from([0.1, 0.3, 0.7, 0.9, 1e-9]), min_size=1, max_size=120),
+    st.sampled_from([1.0, 1e-12, 1e12]),
+)
+@settings(deadline=None, derandomize=True)
+def test_equal_scores_are_one_however_they_round(scores: list[float], scale: float) -> None:
+    """The mean of equal scores may be a bit above or below them."""
+    n = len(scores)
+    column = scale * np.array(scores)
+    trace = make_trace(0, num_candidates=n)
+    live = replace(
+        trace, lengths=np.full(n, 100), rewards=np.tile(column[:, None], (1, len(CHECKPOINTS)))
+    )
+    found = forecasts_of([live], CHECKPOINTS)[16]
+    gaps = np.diff(found.scores)
+    assert (gaps > 1e-10 * np.ptp(column)).all()
+    assert min(found.scores) >= column.min()
+    assert max(found.scores) <= column.max()
+    mean, error = found.of(float(column.max()) * 2)
+    assert np.isfinite([mean, error]).all()
 
 
 def test_what_is_left_is_paid_and_where_all_have_ended_nothing_is_learnt() -> None:

@@ -73,9 +73,13 @@ def test_a_run_that_it_was_not_calibrated_for_says_so(tmp_path: Path) -> None:
     ("changed", "words"),
     [
         ({"format": "specrej policy 9"}, "its format is not 'specrej policy 2'"),
-        ({"n": 0}, "n must be a whole number above 0, got 0"),
-        ({"n": "all"}, "n must be a whole number above 0, got 'all'"),
-        ({"price": -1}, "price must be a number of 0 or more, got -1"),
+        ({"n": 0}, "n must be a whole number from 1 to below 2"),
+        ({"n": "all"}, "n must be a whole number from 1"),
+        ({"n": 10**400}, "n must be a whole number from 1"),
+        ({"price": -1}, "price must be a number of 0 or more"),
+        ({"forecasts": {}}, "forecasts must be a list"),
+        ({"measured": 5}, "recorded, promise and measured must be objects"),
+        ({"forecasts": [LINE._replace(scores=(-(10**308), 10**308))._asdict()]}, "and 1e100"),
         ({"price": 10**400}, "price must be a number"),
         ({"price": float("nan")}, "price must be a number"),
         ({"forecasts": [{"num_tokens": 4}]}, "KeyError: 'scores'"),
@@ -83,12 +87,15 @@ def test_a_run_that_it_was_not_calibrated_for_says_so(tmp_path: Path) -> None:
         ({"forecasts": [LINE._replace(num_tokens=0)._asdict()]}, "num_tokens must be a whole"),
         ({"forecasts": [LINE._replace(scores=(1.0, 1.0))._asdict()]}, "scores must rise"),
         ({"forecasts": [LINE._replace(finals=(1.0,))._asdict()]}, "must be equally many"),
-        ({"forecasts": [LINE._replace(finals=(1.0, float("inf")))._asdict()]}, "be finite numbers"),
+        (
+            {"forecasts": [LINE._replace(finals=(1.0, float("inf")))._asdict()]},
+            "errors must be numbers",
+        ),
         ({"forecasts": [LINE._replace(errors=(1.0, -1.0))._asdict()]}, "must not be below 0"),
         ({"forecasts": [LINE._asdict()] * 2}, r"rising lengths, got \(4, 4\)"),
         ({"unknown": 1}, "unknown"),
-        ({"recorded": [1]}, "recorded and promise must be objects"),
-        ({"promise": None}, "recorded and promise must be objects"),
+        ({"recorded": [1]}, "promise and measured must be objects"),
+        ({"promise": None}, "promise and measured must be objects"),
     ],
 )
 def test_a_file_with_something_else_says_what_is_wrong(
@@ -100,7 +107,7 @@ def test_a_file_with_something_else_says_what_is_wrong(
 
 
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"cannot read a policy from .*nothing\.json: No such"):
+    with pytest.raises(UsageError, match=r"cannot read a policy from .*nothing\.json': No such"):
         policy_of(Settings(policy=str(tmp_path / "nothing.json")))
     (tmp_path / "text.json").write_text("keep the best")
     with pytest.raises(UsageError, match="it is no JSON"):
@@ -108,6 +115,12 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text("[" * 200_000)
     with pytest.raises(UsageError, match="it is no JSON"):
         policy_of(Settings(policy=str(tmp_path / "text.json")))
+
+
+@pytest.mark.parametrize("name", ["\0.json", "\ud800.json"])
+def test_a_name_that_no_file_can_have_is_named(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot read a policy from"):
+        policy_of(Settings(policy=name))
 
 
 def test_it_is_read_before_a_model_is_opened(tmp_path: Path) -> None:

@@ -94,6 +94,12 @@ def test_beyond_the_reach_of_all_others_a_complete_answer_ends_the_run() -> None
     assert kept([0.0, 0.1, -20.0], 1e-4, live=live) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("size", [1e100, 1e160, 1e300])
+def test_a_score_far_beyond_all_others_stays(size: float) -> None:
+    assert kept([1.0, 2.0, size], 1e-3, best=0.0) == [2]
+    assert kept([-size, 2.0], 1e-3, best=0.0)[-1] == 1
+
+
 def test_where_memory_decides_the_forecast_before_serves() -> None:
     scores = [-1.0, 0.0, 1.0]
     for length in (1, 16, 40):

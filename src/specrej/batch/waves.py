@@ -11,8 +11,9 @@ Every prompt begins with one wave of n candidates. Then come rounds. Each gives 
 prompts of the highest worth (`specrej.batch.allotting`), as many prompts as half of what is left
 surely pays: n candidates of full length each. A round begins when the one before has ended, and
 knows nothing of how it went in time. So what is in flight together changes nothing. The job ends
-when what is left pays no wave for sure, or no prompt would gain. The budget is never exceeded: a
-wave that failed counts in full, since what it had drawn is not known.
+when what is left pays no wave for sure, or no prompt would gain. The waves of all rows never exceed
+the budget: one that failed counts in full, since what it had drawn is not known. What was in flight
+when a job stopped is drawn again, and only then counts.
 
 A wave skips the candidates of those before it, so that a prompt has the candidates that it would
 have had from the same number at once. Each wave is written beside the output as it ends:
@@ -23,6 +24,7 @@ A job that is resumed replays them, ends the round that they stopped in, and beg
 """
 
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -56,10 +58,17 @@ def open_waves(output: str | Path, info: JobInfo, *, resume: bool) -> Iterator[W
     """The waves of a job, beside its output.
 
     Raises:
-        UsageError: see `open_output`.
+        UsageError: see `open_output`; also, a row is no wave.
     """
     path = Path(output)
     path = path.with_name(f"{path.name}.waves.jsonl")
+    for row in read_rows(path) if path.exists() else []:
+        needed = {"id", "error"} if row.get("error") else {"id", "error", "usage", "reward"}
+        if type(row.get("round")) is not int or not needed <= row.keys():
+            raise UsageError(
+                f"{path} holds a row that is no wave: {reprlib.repr(row)}",
+                hint="take the row out, and give the same command again",
+            )
     with open_output(path, info, resume=resume) as there:
         yield Waves(there.append, read_rows(path))
 
@@ -203,7 +212,8 @@ class _Job:
             _check_pays(len(first), self._settings, self._budget_tokens - self.spent)
             yield 0, first
         ids = [name for name in planned if name in self._asked and name not in there]
-        if ids:
+        # One that failed before and is run again was not foreseen when the round was planned.
+        if ids := ids[: self._num_paid()]:
             yield number, ids
         while ids := [name for name in self._choose() if name in self._asked]:
             number += 1
@@ -248,9 +258,13 @@ class _Job:
             there.row = with_wave(there.row, own, self._num_kept)
             there.flops = sum_of(there.flops, flops)
 
+    def _num_paid(self) -> int:
+        """Waves that what is left pays for sure."""
+        return max(self._budget_tokens - self.spent, 0) // _most_tokens(self._settings)
+
     def _choose(self) -> list[str]:
         """Who gets a wave in the next round: nobody where what is left pays none for sure."""
-        num_paid = (self._budget_tokens - self.spent) // _most_tokens(self._settings)
+        num_paid = self._num_paid()
         # In the order of their ids, since they ended in any order.
         names = sorted(name for name, prompt in self._prompts.items() if not prompt.is_closed)
         if num_paid < 1 or not names:

@@ -8,7 +8,6 @@ order and stop at the first that fails (`risk`). The promise is about new prompt
 the confidence asked for, the mean regret over them is at most the target.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -30,6 +29,8 @@ this much. Best-of-64 itself is 2.4 spreads above the mean of normal rewards."""
 LEAST_REGRET = -1.0
 """Likewise, where more candidates may begin than Best-of-n has; a gain beyond it counts as this
 much."""
+LEAST_TARGET = 0.001
+"""To promise this takes some 17,000 prompts."""
 LEAST_PROMPTS = 4
 _SEARCH = 4
 """One prompt of so many searches: little is learnt, and a proof needs many prompts."""
@@ -107,7 +108,7 @@ def calibrate(
     _check(traces, target, confidence)
     kind, checkpoints = alike(traces), _checkpoints(traces[0])
     order = np.random.default_rng(seed).permutation(len(traces))
-    num_seen = max(len(traces) // _SEARCH, 2)
+    num_seen = _num_searching(len(traces))
     seen = [traces[place] for place in sorted(order[:num_seen])]
     search = Replays(seen, against)
     test = Replays([traces[place] for place in sorted(order[num_seen:])], against)
@@ -185,8 +186,16 @@ def _range_of(replays: Replays) -> _Range:
     return _Range(0.0 if replays.against == replays.n else LEAST_REGRET)
 
 
+def _num_searching(num_prompts: int) -> int:
+    return max(num_prompts // _SEARCH, 2)
+
+
 def _in_all(num_tested: int) -> int:
-    return math.ceil(num_tested * _SEARCH / (_SEARCH - 1))
+    """The fewest prompts of which so many test."""
+    num_prompts = LEAST_PROMPTS
+    while num_prompts - _num_searching(num_prompts) < num_tested:
+        num_prompts += 1
+    return num_prompts
 
 
 def _plain(trial: Trial) -> dict[str, Any]:
@@ -194,8 +203,11 @@ def _plain(trial: Trial) -> dict[str, Any]:
 
 
 def _check(traces: Sequence[Trace], target: float, confidence: float) -> None:
-    if not 0 < target < MOST_REGRET:
-        raise UsageError(f"the target regret must be above 0 and below {MOST_REGRET}, got {target}")
+    if not LEAST_TARGET <= target < MOST_REGRET:
+        raise UsageError(
+            f"the target regret must be at least {LEAST_TARGET} and below {MOST_REGRET}, "
+            f"got {target}"
+        )
     if not 0 < confidence < 1:
         raise UsageError(f"the confidence must be above 0 and below 1, got {confidence}")
     if len(traces) < LEAST_PROMPTS:

@@ -20,6 +20,8 @@ from specrej.search.gains import Forecast
 
 _BINS = 8
 _LEAST_IN_A_BIN = 8
+_NO_GAP = 1e-9
+"""Of all that scores span: bins that are as near are of one score."""
 
 
 def forecasts_of(traces: Sequence[Trace], checkpoints: Sequence[int]) -> dict[int, Forecast]:
@@ -45,21 +47,27 @@ def _live_at(traces: Sequence[Trace], length: int) -> tuple[NDArray[np.float64],
     return scores, finals, lengths
 
 
+def _center(rising: NDArray[np.float64]) -> float:
+    """The mean of these scores. Rounding must not put it above equal ones."""
+    return float(np.clip(rising.mean(), rising[0], rising[-1]))
+
+
 def _forecast(
     length: int, scores: NDArray[np.float64], finals: NDArray[np.float64], num_left: float
 ) -> Forecast:
     order = np.argsort(scores, kind="stable")
     num_bins = min(_BINS, max(len(order) // _LEAST_IN_A_BIN, 1))
-    # Bins of one mean score, where many scores are equal, are one.
+    # Bins of one score, where many scores are equal, are one.
+    nothing = _NO_GAP * float(np.ptp(scores))
     bins: list[NDArray[np.intp]] = []
     for places in np.array_split(order, num_bins):
-        if bins and scores[places].mean() <= scores[bins[-1]].mean():
-            bins[-1] = np.concatenate([bins[-1], places])
-        else:
-            bins.append(places)
+        bins.append(places)
+        while len(bins) > 1 and _center(scores[bins[-1]]) - _center(scores[bins[-2]]) <= nothing:
+            last = bins.pop()
+            bins[-1] = np.concatenate([bins[-1], last])
     means = [finals[places].mean() for places in bins]
     risen = isotonic_regression(means, weights=[len(places) for places in bins]).x
-    centers = [scores[places].mean() for places in bins]
+    centers = [_center(scores[places]) for places in bins]
     about = (finals - np.interp(scores, centers, risen)) ** 2
     errors = [np.sqrt(about[places].mean()) for places in bins]
     return Forecast(

@@ -17,6 +17,7 @@ from specrej.evaluation.replay import ReplayedRun, Replayer
 from specrej.evaluation.trace import Trace
 from specrej.search.calibrated import CalibratedPolicy
 
+_ROUNDING = 1e-12
 ROOMY = 2**62
 """Bytes: memory forces no decision, the policy alone decides."""
 
@@ -58,8 +59,8 @@ class Replays:
                 f"cannot compare with Best-of-{against}: {self.n} candidates were recorded",
                 hint=f"give a number from 1 to {self.n}",
             )
-        self.spreads = np.array([trace.final_rewards[: self.n].std() for trace in traces])
         finals = [trace.final_rewards[: self.n] for trace in traces]
+        self.spreads = np.array([spread_of(rewards) for rewards in finals])
         self._best = np.array([expected_best(rewards, self.against) for rewards in finals])
         self._replayers = [Replayer(trace) for trace in traces]
         self._judged: dict[tuple[object, ...], Judged] = {}
@@ -111,6 +112,15 @@ class Replays:
         return np.array(of_each, dtype=np.float64)
 
 
+def spread_of(rewards: NDArray[np.float64]) -> float:
+    """Standard deviation of a prompt's rewards, of any size; exactly 0 where all are equal but for
+    rounding.
+    """
+    scale = float(np.abs(rewards).max(initial=0.0))
+    relative = float((rewards / scale).std()) if scale > 0 else 0.0
+    return scale * relative if relative > _ROUNDING else 0.0
+
+
 def expected_best(rewards: NDArray[np.float64], n: int) -> float:
     """The best of n of these rewards, in the mean over all choices of n.
 
@@ -133,8 +143,15 @@ def alike(traces: Sequence[Trace]) -> dict[str, object]:
     """What all traces have in common: model, reward, sampling, candidates and checkpoints.
 
     Raises:
-        UsageError: they are of different runs; names the first difference.
+        UsageError: they are of different runs; names the first difference. Or a reward is not
+            finite.
     """
+    for trace in traces:
+        if not (np.isfinite(trace.final_rewards).all() and np.isfinite(trace.rewards).all()):
+            raise UsageError(
+                f"the trace of {trace.prompt_id!r} holds rewards that are not finite",
+                hint="remove its file and record it again with --resume",
+            )
     first, *others = [_kind_of(trace) for trace in traces]
     for trace, other in zip(traces[1:], others, strict=True):
         for name, value in first.items():

@@ -62,7 +62,7 @@ def calibrate(
         else:
             tables.print_calibration(found)
         if found.chosen is None:
-            best = min(trial.bound for trial in found.trials)
+            best = found.trials[0].bound  # the first that is tested has to pass
             raise UsageError(
                 f"a regret of {target_regret:g} cannot be promised from {found.num_prompts[1]} "
                 f"prompts; {best:.2g} could be",

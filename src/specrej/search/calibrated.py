@@ -8,7 +8,6 @@ mismatches(found.recorded, {"model": "llama", "temperature": 0.7})   # in words
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -91,9 +90,10 @@ def fingerprints(policies: Iterable[object]) -> dict[str, str]:
 def _bytes_of(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError: no name that a file can have
+        reason = error.strerror if isinstance(error, OSError) else None
         raise UsageError(
-            f"cannot read a policy from {path}: {error.strerror or error}",
+            f"cannot read a policy from {str(path)!r}: {reason or error}",
             hint="give a file that `specrej calibrate` wrote",
         ) from error
 
@@ -110,21 +110,24 @@ def read_policy(path: str | Path) -> CalibratedPolicy:
         raise _no_policy(path, f"it is no JSON: {error}") from error
     if not isinstance(given, dict) or given.get("format") != FORMAT:
         raise _no_policy(path, f"its format is not {FORMAT!r}")
+    if not isinstance(given.get("forecasts"), list):
+        raise _no_policy(path, "forecasts must be a list")
     try:
         policy = CalibratedPolicy(
             **{**_without_format(given), "forecasts": tuple(map(_forecast, given["forecasts"]))}
         )
     except (TypeError, KeyError) as error:
         raise _no_policy(path, f"{type(error).__name__}: {error}") from error
-    if type(policy.n) is not int or policy.n < 1:
-        raise _no_policy(path, f"n must be a whole number above 0, got {policy.n!r}")
+    if not _is_count(policy.n):
+        raise _no_policy(path, "n must be a whole number from 1 to below 2^31")
     if not _is_number(policy.price) or policy.price < 0:
-        raise _no_policy(path, f"price must be a number of 0 or more, got {policy.price!r}")
-    if not all(isinstance(about, dict) for about in (policy.recorded, policy.promise)):
-        raise _no_policy(path, "recorded and promise must be objects")
+        raise _no_policy(path, "price must be a number of 0 or more, and up to 1e100")
+    abouts = (policy.recorded, policy.promise, policy.measured)
+    if not all(isinstance(about, dict) for about in abouts):
+        raise _no_policy(path, "recorded, promise and measured must be objects")
     for forecast in policy.forecasts:
         if wrong := _wrong_with(forecast):
-            raise _no_policy(path, f"{wrong}, got {forecast._asdict()}")
+            raise _no_policy(path, f"in a forecast {wrong}")
     if list(policy.lengths) != sorted(set(policy.lengths)):
         raise _no_policy(path, f"its forecasts must be of rising lengths, got {policy.lengths}")
     return policy
@@ -138,10 +141,10 @@ def _forecast(given: Any) -> Forecast:
 def _wrong_with(forecast: Forecast) -> str | None:
     """What is wrong with a forecast of a file, in words; None if nothing is."""
     columns = (forecast.scores, forecast.finals, forecast.errors)
-    if type(forecast.num_tokens) is not int or forecast.num_tokens < 1:
-        return "num_tokens must be a whole number above 0"
+    if not _is_count(forecast.num_tokens):
+        return "num_tokens must be a whole number from 1 to below 2^31"
     if not all(map(_is_number, (forecast.num_left, *(value for row in columns for value in row)))):
-        return "num_left, scores, finals and errors must be finite numbers"
+        return "num_left, scores, finals and errors must be numbers between -1e100 and 1e100"
     if len(set(map(len, columns))) > 1 or not forecast.scores:
         return "scores, finals and errors must be equally many, and one or more"
     if list(forecast.scores) != sorted(set(forecast.scores)):
@@ -151,8 +154,13 @@ def _wrong_with(forecast: Forecast) -> str | None:
     return None
 
 
+def _is_count(given: Any) -> bool:
+    return type(given) is int and 1 <= given < 2**31
+
+
 def _is_number(given: Any) -> bool:
-    return type(given) in (int, float) and abs(given) <= sys.float_info.max
+    """Squares of it have to fit a float."""
+    return type(given) in (int, float) and abs(given) <= 1e100
 
 
 def _without_format(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,9 @@ from typing import NamedTuple
 from specrej.search.choosing import rank
 from specrej.types import Rule, Standing
 
+_FAR = 40.0
+"""Standard deviations: beyond them the lower of two adds nothing that a float holds."""
+
 
 class Forecast(NamedTuple):
     """Of the final reward, from the score of a partial answer.
@@ -100,8 +103,8 @@ def _spread(ends: Sequence[tuple[float, float]]) -> float:
     if not ends:
         return 0.0
     center = sum(mean for mean, _ in ends) / len(ends)
-    about = ((mean - center) * (mean - center) + error * error for mean, error in ends)
-    return math.sqrt(sum(about) / len(ends))
+    about = [mean - center for mean, _ in ends] + [error for _, error in ends]
+    return math.hypot(*about) / math.sqrt(len(ends))
 
 
 def _gains(ends: Sequence[tuple[float, float]], best: float | None) -> list[float]:
@@ -125,15 +128,19 @@ def _greater(mean: float, variance: float, other: float, of_other: float) -> tup
     if spread == 0:
         return max(mean, other), 0.0
     distance = (mean - other) / spread
+    if abs(distance) > _FAR:
+        return (mean, variance) if distance > 0 else (other, of_other)
     first = 0.5 * (1 + math.erf(distance / math.sqrt(2)))
     density = math.exp(-0.5 * distance * distance) / math.sqrt(2 * math.pi)
-    # Relative to the greater mean, so that large rewards do not cancel.
+    # Relative to the greater mean and in units of the spread, so that large rewards neither cancel
+    # nor overflow.
     base = max(mean, other)
-    mean, other = mean - base, other - base
-    greater = mean * first + other * (1 - first) + spread * density
+    mean, other = (mean - base) / spread, (other - base) / spread
+    variance, of_other = variance / spread / spread, of_other / spread / spread
+    greater = mean * first + other * (1 - first) + density
     square = (
         (mean * mean + variance) * first
         + (other * other + of_other) * (1 - first)
-        + (mean + other) * spread * density
+        + (mean + other) * density
     )
-    return base + greater, max(square - greater * greater, 0.0)
+    return base + greater * spread, max(square - greater * greater, 0.0) * spread * spread
