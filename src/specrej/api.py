@@ -262,7 +262,9 @@ def run_three(
     results: dict[str, Result] = {}
 
     def add(method: str, algorithm: str, n: int | str, memory: str | int | None) -> Result:
-        own = replace(settings, algorithm=algorithm, n=n, memory=memory)
+        # A policy says how many begin, and Best-of-N has its own number.
+        policy = settings.policy if algorithm == "speculative_rejection" else None
+        own = replace(settings, algorithm=algorithm, n=n, memory=memory, policy=policy)
         try:
             results[method] = run_observed(engine, reward, prompt, own, observe, len(results))
         except Interrupted as interrupt:

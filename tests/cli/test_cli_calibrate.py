@@ -113,3 +113,29 @@ def test_a_job_is_not_resumed_with_a_policy_that_has_changed(folder: Path, model
         done = invoke(*job, "--resume")
         assert done.exit_code == 2
         assert "changing.json was" in "".join(done.stderr.split("\n"))
+
+
+def test_policies_of_one_name_are_replayed_each_with_its_own_number(folder: Path) -> None:
+    given = json.loads((folder / "policy.json").read_text())
+    paths = [folder / "first.json", folder / "second.json"]
+    for n, path in zip((3, 5), paths, strict=True):
+        path.write_text(json.dumps({**given, "n": n}))
+    lines = "".join(json.dumps({"policy": str(path)}) + "\n" for path in paths)
+    (folder / "both.jsonl").write_text(lines)
+    done = invoke("replay", folder / "traces", "--policies", folder / "both.jsonl", "--json")
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)["policies"]
+    assert [row["policy"]["policy"] for row in rows] == list(map(str, paths))
+    first, second = (row["figures"]["num_generated_tokens"]["value"] for row in rows)
+    assert first < second
+
+
+def test_compare_gives_the_policy_to_the_one_that_rejects(folder: Path, model: str) -> None:
+    done = invoke("compare", "Why?", "--policy", folder / "policy.json", "--json",
+                  "--model", model, "--reward", "logprob", "--max-new-tokens", 16,
+                  "--memory", "100KiB")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    methods = json.loads(done.stdout)["methods"]
+    policies = [method["settings"]["policy"] for method in methods.values()]
+    assert policies == [None, str(folder / "policy.json"), None]
+    assert len(methods["best_of_n"]["candidates"]) != 0

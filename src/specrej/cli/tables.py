@@ -40,7 +40,14 @@ def print_calibration(calibration: Calibration) -> None:
             f"{trial.bound:.2f}",
             "chosen" if is_chosen else "",
         )
-    _wide_console().print(table)
+    console = _wide_console()
+    console.print(table)
+    search, test = calibration.num_prompts
+    about = (
+        f"cost and regret on the {search} prompts that searched, then on the {test} others; below: "
+        f"what can be promised of each alone; costs relative to Best-of-{calibration.n}"
+    )
+    console.print(Text(about, style="dim"))
 
 
 def print_bench(summary: Summary) -> None:

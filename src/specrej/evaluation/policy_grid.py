@@ -69,7 +69,7 @@ class ReplayPolicy:
         "best_of_n:8".
         """
         if self.policy is not None:
-            rule, names = f"policy={self.rule.name}", ["n", "memory"]
+            rule, names = f"policy={self._policy_name}", ["n", "memory"]
         elif self.is_rejecting:
             rule = f"alpha={self.alpha}" if self.keep is None else f"keep={self.keep}"
             names = ["decide", "n", "memory", "min_tokens"]
@@ -86,7 +86,12 @@ class ReplayPolicy:
     def to_dict(self) -> dict[str, Any]:
         """The arguments in JSON's types; a policy by its name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return values if self.policy is None else values | {"policy": self.rule.name}
+        return values if self.policy is None else values | {"policy": self._policy_name}
+
+    @property
+    def _policy_name(self) -> str:
+        """As it was given: two files may hold policies of one name."""
+        return self.policy if isinstance(self.policy, str) else self.rule.name
 
     def next_scheduled(self, last: int, limit: int) -> int:
         """The first length after a decision at `last` at which the schedule asks for one; above

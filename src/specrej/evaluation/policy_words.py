@@ -22,7 +22,9 @@ def policy_words(policy: Mapping[str, Any]) -> str:
     memory, least = policy.get("memory"), policy.get("min_tokens", 16)
     decide = policy.get("decide", "budget")
     words = [f"from {n} candidates"] if n != "auto" else []
-    if keep is None and alpha == 0:
+    if policy.get("policy") is not None:
+        rule = f"the policy {policy['policy']}"
+    elif keep is None and alpha == 0:
         rule = f"Best-of-{'N' if n == 'auto' else n}"
         words = [f"scored {_moments(decide)}"] if decide != "budget" else []
     elif keep is None:

@@ -253,7 +253,8 @@ class Replayer:
     def _waves(self, policy: ReplayPolicy, budget: int) -> Iterator[int]:
         full = self._trace.max_new_tokens
         fitting = self._fitting(min(policy.rule.first_tokens or full, full), budget)
-        left = fitting if policy.n == "auto" else int(policy.n)
+        begins = policy.rule.n if policy.n == "auto" else int(policy.n)
+        left = fitting if begins is None else begins
         if left > len(self._lengths):
             raise UsageError(
                 f"the policy begins {left} candidates; the trace of {self._trace.prompt_id!r} has "
