@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 import specrej
 from specrej.batch.allotting import Allotted, most_worth, worth
+from specrej.calibration.replays import expected_best
 from specrej.evaluation.trace import Trace, load
 
 SEED = 16
@@ -147,11 +148,8 @@ class Curve(NamedTuple):
 def uniform(pool: Drawn, spreads: Floats) -> Curve:
     """The same n for every prompt, n from 1: exact, over all orders of the candidates."""
     num_all = pool.rewards.shape[1]
-    ranked = np.sort(pool.rewards, 1)[:, ::-1]
     best = [
-        ranked
-        @ np.array([math.comb(num_all - 1 - i, n - 1) for i in range(num_all)], dtype=float)
-        / math.comb(num_all, n)
+        np.array([expected_best(rewards, n) for rewards in pool.rewards])
         for n in range(1, num_all + 1)
     ]
     tokens = pool.lengths.mean(1).sum() * np.arange(1, num_all + 1)

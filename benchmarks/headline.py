@@ -38,7 +38,6 @@ from specrej.calibration.calibrate import calibrate
 from specrej.calibration.forecasting import forecasts_of
 from specrej.calibration.path import lay_path
 from specrej.calibration.replays import Judged, Replays
-from specrej.evaluation.policy_grid import ReplayPolicy
 from specrej.evaluation.prompts import load_prompts
 from specrej.evaluation.recording import record
 from specrej.evaluation.replay import Replayer
@@ -112,15 +111,9 @@ def truncated(trace: Trace, limit: int) -> Trace:
         final_rewards=np.where(goes_on, trace.rewards[:, place], trace.final_rewards),
         settings={**trace.settings, "max_new_tokens": limit},
     )
-    read, of_cut = map(_scored_tokens, (trace, cut))
+    read, of_cut = (Replayer(one).num_recorded_tokens for one in (trace, cut))
     reads = float(trace.usage["reward_tokens"]) * of_cut / read
     return replace(cut, usage={**trace.usage, "reward_tokens": reads})
-
-
-def _scored_tokens(trace: Trace) -> int:
-    everything = ",".join(map(str, trace.checkpoints))
-    policy = ReplayPolicy(alpha=0.0, decide=f"at:{everything}", n=trace.num_candidates)
-    return Replayer(trace).run(policy).num_scored_tokens
 
 
 class Field:
@@ -352,10 +345,10 @@ def main() -> None:
         "survival": survival(field),
         "promises": promises(field, targets, given.against),
         "splits": {
-            str(target): splits(field, target, given.splits, given.against) for target in targets
-        }
-        if given.splits
-        else {},
+            str(target): splits(field, target, given.splits, given.against)
+            for target in targets
+            if given.splits
+        },
         "seed": SEED,
         "versions": {"specrej": specrej.__version__, "python": platform.python_version()},
     }

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import product
 
+from specrej.calibration.path import rows_of_lengths
 from specrej.calibration.replays import ROOMY
 from specrej.evaluation.policy_grid import ReplayPolicy
 from specrej.evaluation.trace import Trace
@@ -18,8 +19,7 @@ GAPS = (0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0)
 
 def _starts(n: int, checkpoints: Sequence[int]) -> Iterator[tuple[tuple[int, ...], int]]:
     """Where to decide, and how many begin."""
-    choices = {tuple(checkpoints[at::by]) for at in range(len(checkpoints)) for by in (1, 2, 3)}
-    yield from product(sorted(choices), sorted({n, n * 3 // 4, n // 2, n // 4}))
+    yield from product(rows_of_lengths(checkpoints), sorted({n, n * 3 // 4, n // 2, n // 4}))
 
 
 def by_memory(traces: Sequence[Trace], n: int, checkpoints: Sequence[int]) -> list[ReplayPolicy]:

@@ -62,7 +62,8 @@ def open_waves(output: str | Path, info: JobInfo, *, resume: bool) -> Iterator[W
     """
     path = Path(output)
     path = path.with_name(f"{path.name}.waves.jsonl")
-    for row in read_rows(path) if path.exists() else []:
+    rows = read_rows(path) if path.exists() else []
+    for row in rows:
         needed = {"id", "error"} if row.get("error") else {"id", "error", "usage", "reward"}
         if type(row.get("round")) is not int or not needed <= row.keys():
             raise UsageError(
@@ -70,7 +71,7 @@ def open_waves(output: str | Path, info: JobInfo, *, resume: bool) -> Iterator[W
                 hint="take the row out, and give the same command again",
             )
     with open_output(path, info, resume=resume) as there:
-        yield Waves(there.append, read_rows(path))
+        yield Waves(there.append, rows)
 
 
 def check_spending(

@@ -41,10 +41,14 @@ def lay_path(replays: Replays, forecasts: Mapping[int, Forecast]) -> list[Calibr
     return path[::-1]
 
 
+def rows_of_lengths(checkpoints: Sequence[int]) -> list[tuple[int, ...]]:
+    """Where a policy may decide: from each checkpoint on, at all, every second or every third."""
+    return sorted({tuple(checkpoints[at::by]) for at in range(len(checkpoints)) for by in _STRIDES})
+
+
 def _grid(n: int, forecasts: Mapping[int, Forecast]) -> Iterator[CalibratedPolicy]:
     checkpoints = sorted(forecasts)
-    choices = {tuple(checkpoints[at::by]) for at in range(len(checkpoints)) for by in _STRIDES}
-    for lengths in sorted(choices):
+    for lengths in rows_of_lengths(checkpoints):
         chosen = _to_the_next([forecasts[length] for length in lengths])
         for num_begun in sorted({max(round(n * share), 1) for share in _SHARES}):
             for price in _PRICES:

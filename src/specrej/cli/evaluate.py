@@ -143,7 +143,7 @@ def trace(
     **given: Any,
 ) -> None:
     """Record Best-of-N with the reward of every candidate at checkpoints, for `specrej replay`."""
-    from specrej.cli.progress import RowProgress
+    from specrej.cli.progress import RowProgress, follow
     from specrej.evaluation.folder import check_free
     from specrej.evaluation.recording import lengths_of, record
     from specrej.evaluation.trace import load_failures
@@ -154,7 +154,6 @@ def trace(
         lengths = lengths_of(_numbers(checkpoints))
         loaded = _load(prompts, limit)
         check_free(output, resume=resume)
-        num_run = num_failed = 0
         with (
             stdout_for_results(),
             RowProgress(total=len(loaded.tasks), unit="prompts") as progress,
@@ -170,14 +169,7 @@ def trace(
                 checkpoints=lengths,
                 resume=resume,
             )
-            with closing(run) as steps:
-                for step in steps:
-                    num_run += 1
-                    num_failed += step.error is not None
-                    progress.num_done = step.num_done - 1  # those of an earlier run count
-                    progress.advance(
-                        step.prompt_id, None if step.error is None else str(step.error)
-                    )
+            num_run, num_failed = follow(run, progress)
         end_with(
             f"{len(loaded.tasks)} prompts in {output} ({num_run} run now, {num_failed} of them "
             "failed); "

@@ -10,13 +10,18 @@ with RowProgress(total=1000, unit="prompts") as progress:
 """
 
 import time
-from typing import Self
+from collections.abc import Generator
+from contextlib import closing
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from specrej.cli.display import plain
+
+if TYPE_CHECKING:
+    from specrej.evaluation.recording import RecordedPrompt
 
 _LINE_S = 1.0
 """Without a terminal, seconds from one line to the next: a job may have a hundred thousand rows."""
@@ -93,3 +98,17 @@ class RowProgress:
         )
         left = f"{minutes // 60}:{minutes % 60:02}:{left_s:02} left"
         return f"{60 * rate:,.1f} {self._unit}/min, {tokens}{left}"
+
+
+def follow(run: "Generator[RecordedPrompt, None, None]", progress: RowProgress) -> tuple[int, int]:
+    """Let a recording or a relabelling go to its end; how many prompts it ran, and how many of them
+    failed.
+    """
+    num_run = num_failed = 0
+    with closing(run) as steps:
+        for step in steps:
+            num_run += 1
+            num_failed += step.error is not None
+            progress.num_done = step.num_done - 1  # those of an earlier run count
+            progress.advance(step.prompt_id, None if step.error is None else str(step.error))
+    return num_run, num_failed

@@ -30,7 +30,7 @@ def relabel(
     ] = False,
 ) -> None:
     """Write traces again with another reward; nothing is generated."""
-    from specrej.cli.progress import RowProgress
+    from specrej.cli.progress import RowProgress, follow
     from specrej.evaluation.folder import check_free, read_info
     from specrej.evaluation.relabelling import relabel as relabelled
     from specrej.evaluation.trace import load_failures, trace_files
@@ -39,7 +39,6 @@ def relabel(
     with exit_codes(), stoppable(how_to_resume(output)):
         num_traces, info = len(trace_files(traces)), read_info(traces)
         check_free(output, resume=resume)
-        num_run = num_failed = 0
         with (
             stdout_for_results(),
             RowProgress(total=num_traces, unit="prompts") as progress,
@@ -48,14 +47,7 @@ def relabel(
             codec = load_codec(locate_model(info["engine"]["model"]))
             progress.begin()
             run = relabelled(traces, opened, codec.detokenizer, output, resume=resume)
-            with closing(run) as steps:
-                for step in steps:
-                    num_run += 1
-                    num_failed += step.error is not None
-                    progress.num_done = step.num_done - 1  # those of an earlier run count
-                    progress.advance(
-                        step.prompt_id, None if step.error is None else str(step.error)
-                    )
+            num_run, num_failed = follow(run, progress)
         failures = load_failures(output)
         end_with(
             f"{num_traces} of {info['prompts']['num_prompts']} prompts in {output} ({num_run} "

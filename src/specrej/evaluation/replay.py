@@ -186,6 +186,11 @@ class Replayer:
         """The decisions of the run that was recorded: who was scored together, and when."""
         return tuple(self._recorded.decisions)
 
+    @property
+    def num_recorded_tokens(self) -> int:
+        """Tokens that the reward of that run read; see `ReplayedRun.num_scored_tokens`."""
+        return self._recorded.num_scored_tokens
+
     @cached_property
     def _recorded(self) -> "_Log":
         checkpoints = ",".join(map(str, self._trace.checkpoints))
@@ -227,7 +232,7 @@ class Replayer:
         return (
             trace.reward_flops_per_token
             * float(trace.usage["reward_tokens"])
-            / self._recorded.num_scored_tokens
+            / self.num_recorded_tokens
         )
 
     def _budget(self, policy: ReplayPolicy) -> int:
