@@ -214,6 +214,26 @@ def test_generate_batch_of_nothing_is_nothing() -> None:
     assert list(specrej.generate_batch([], model=FakeEngine(), reward=FakeReward())) == []
 
 
+def test_a_budget_that_nobody_gave_is_at_most_what_prompts_share() -> None:
+    options: dict[str, Any] = {"n": 12, "max_new_tokens": 100, "min_tokens": 5, "seed": 3}
+
+    def batch(**more: Any) -> Result:
+        [(_, outcome)] = specrej.generate_batch(
+            ["Why?"], model=FakeEngine(), reward=FakeReward(), **options, **more
+        )
+        assert isinstance(outcome, Result)
+        return outcome
+
+    small = batch(total_memory=5000)
+    assert small.settings["memory_bytes"] == 5000
+    alike = specrej.generate(
+        "Why?", model=FakeEngine(), reward=FakeReward(), memory=5000, **options
+    )
+    assert small.text == alike.text
+    alone = specrej.generate("Why?", model=FakeEngine(), reward=FakeReward(), **options)
+    assert batch().settings["memory_bytes"] == alone.settings["memory_bytes"] > 5000
+
+
 # compare
 
 

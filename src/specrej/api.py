@@ -27,6 +27,7 @@ from specrej.errors import BudgetError, SpecrejError, UsageError, contained
 from specrej.memory import format_bytes, parse_bytes
 from specrej.rewards.base import Reward
 from specrej.search.algorithms import Steps
+from specrej.search.budget import Total
 from specrej.search.calibrated import mismatches
 from specrej.search.events import Observer, Watcher
 from specrej.search.pool import Pool
@@ -304,7 +305,7 @@ def run_many(
 def maker_of(engine: Engine, reward: Reward, asked: RunRequest, pool: Pool, number: int) -> Maker:
     """Makes the search of a prompt when its turn has come."""
     prompt, settings, num_skipped = asked
-    return lambda: prepare(engine, reward, prompt, settings, pool.total_bytes, number, num_skipped)
+    return lambda: prepare(engine, reward, prompt, settings, pool.total, number, num_skipped)
 
 
 def prepare(
@@ -312,11 +313,11 @@ def prepare(
     reward: Reward,
     prompt: Prompt,
     settings: Settings,
-    total_bytes: int | None = None,
+    total: Total | None = None,
     number: int = 0,
     num_skipped: int = 0,
 ) -> tuple[Search, Steps]:
-    """A search for the scheduler, with the algorithm that drives it; total_bytes is what it shares
+    """A search for the scheduler, with the algorithm that drives it; `total` is what it shares
     with others. For num_skipped see `RunRequest`.
 
     Raises:
@@ -335,7 +336,7 @@ def prepare(
         settings.sampling,
         settings.memory_bytes,
         asked | _note_of(policy, here, strict=settings.strict),
-        total_bytes,
+        total,
     )
     search.number = number
     search.candidates += [Candidate(i, state="rejected") for i in range(num_skipped)]

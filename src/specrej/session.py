@@ -32,6 +32,7 @@ from specrej.arguments import (
 from specrej.errors import ShutdownError, SpecrejError, UsageError
 from specrej.opening import OpeningOptions
 from specrej.search.algorithms import Steps
+from specrej.search.budget import Total
 from specrej.search.driver import Driver
 from specrej.search.events import Event, Observer, Watcher, tell
 from specrej.search.pool import Pool
@@ -78,7 +79,7 @@ class Session:
         self._is_busy = False
         self._batches = set[Generator[tuple[int, Outcome], None, None]]()
         """Those of `iter_batch` that have begun and wait to be asked for their next outcome."""
-        self._totals: dict[tuple[int | None, int], int] = {}
+        self._totals: dict[tuple[int | None, int], Total] = {}
         self.engine, self.reward = self._opening.open()
         self._is_open = True
 
@@ -353,23 +354,23 @@ class Session:
     ) -> "Future[Outcome]":
         """Have the driver answer a prompt, in a pool as large as the call would have it."""
         if self._driver is None or self._pool is None:
-            self._pool = Pool(self._total_of(asked), grows=self._total_memory is None)
+            self._pool = Pool(self._total_of(asked).bytes, grows=self._total_memory is None)
             self._driver = Driver(self.engine, self._pool, in_flight=self._in_flight)
         pool = self._pool
 
         def make() -> tuple[Search, Steps]:
             total = self._total_of(asked)
             made = prepare(self.engine, self.reward, prompt, asked, total, number)
-            pool.grow(total)
+            pool.grow(total.bytes)
             return made
 
         return self._driver.submit(make, watcher)
 
-    def _total_of(self, asked: Settings) -> int:
+    def _total_of(self, asked: Settings) -> Total:
         """The memory that a call alone would share out. An engine's choice is asked for once: it
         may depend on what is free.
         """
         key = asked.memory_bytes, asked.max_new_tokens
         if key not in self._totals:
-            self._totals[key] = open_pool(self.engine, asked, self._total_memory).total_bytes
+            self._totals[key] = open_pool(self.engine, asked, self._total_memory).total
         return self._totals[key]

@@ -254,6 +254,22 @@ def test_what_cannot_be_honoured_is_a_bad_request_that_names_it(
         assert error["param"] == param
 
 
+def test_a_long_answer_gets_the_memory_there_is_where_nobody_says_how_much() -> None:
+    """Eight candidates of so many tokens would need more than all requests share."""
+    with live(fake_service(), defaults=Settings(n=100, max_new_tokens=24, min_tokens=5)) as url:
+        asked = {**CHAT, "max_tokens": 300, "seed": 1, "extra_body": {}}
+        asked["extra_body"] = {"specrej": {"return": ["candidates"]}}
+        answer = client(url).chat.completions.create(**asked)
+        with pytest.raises(openai.BadRequestError, match="all prompts in flight together"):
+            client(url).chat.completions.create(**CHAT, extra_body={"specrej": {"memory": 30_001}})
+    own = answer.model_extra["specrej"]
+    assert own["num_candidates"] == len(own["candidates"]) == 100
+    assert own["peak_kv_bytes"] <= 30_000
+    [choice] = answer.choices
+    alike = alone(seed=1, n=100, max_new_tokens=300, memory=30_000)
+    assert choice.message.content == alike.text
+
+
 @pytest.mark.parametrize(
     "fields",
     [

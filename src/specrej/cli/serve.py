@@ -160,6 +160,7 @@ def _serve(
     *,
     grace_s: float,
 ) -> None:
+    from specrej.search.pool import Pool
     from specrej.server.app import make_app
     from specrej.server.guard import LOOPBACK, check_keys
     from specrej.server.running import bound
@@ -172,7 +173,8 @@ def _serve(
     with bound(host, port) as listener, stdout_for_results(), contextlib.ExitStack() as opened:
         with stoppable("the server was not up yet"):
             engine, reward = opened.enter_context(open_given(given))
-            pool = api.open_pool(engine, settings, total_memory)
+            # No request makes it grow.
+            pool = Pool(api.open_pool(engine, settings, total_memory).total_bytes)
             service = Service(engine, reward, pool, **shared)
             name = _name_of(given["model"])
             hosts = LOOPBACK if is_local else None

@@ -3,10 +3,19 @@ how far.
 """
 
 from bisect import bisect_right
+from typing import NamedTuple
 
 from specrej.engines.base import Engine
 from specrej.errors import BudgetError, PromptError, UsageError
 from specrej.memory import format_bytes
+
+
+class Total(NamedTuple):
+    """KV that several prompts share."""
+
+    bytes: int
+    grows: bool = False
+    """To what one of them needs that is larger."""
 
 
 class Budget:
@@ -17,7 +26,7 @@ class Budget:
         num_prompt_tokens: of the prompt.
         num_new_tokens: most of a candidate.
         given_bytes: KV of the prompt and its candidates; None leaves it to the engine.
-        total_bytes: KV that several prompts share, of which a budget left to the engine is a part.
+        total: KV that several prompts share, of which a budget left to the engine is a part.
 
     Raises:
         PromptError: the prompt is too long for the context.
@@ -32,15 +41,21 @@ class Budget:
         num_prompt_tokens: int,
         num_new_tokens: int,
         given_bytes: int | None,
-        total_bytes: int | None,
+        total: Total | None,
     ) -> None:
         self._engine = engine
         self._num_prompt_tokens, self._num_new_tokens = num_prompt_tokens, num_new_tokens
         # The first token costs no KV. Counted like the second, it limits the number of candidates
         # all the same.
         num_new = max(num_new_tokens, 2)
-        self.bytes = given_bytes or engine.default_budget(num_prompt_tokens, num_new, total_bytes)
+        self.bytes = given_bytes or self._default(num_new, total)
         self._check()
+
+    def _default(self, num_new_tokens: int, total: Total | None) -> int:
+        """The engine's choice; of a total that does not grow at most all."""
+        total_bytes = None if total is None else total.bytes
+        wanted = self._engine.default_budget(self._num_prompt_tokens, num_new_tokens, total_bytes)
+        return wanted if total is None or total.grows else min(wanted, total.bytes)
 
     def _check(self) -> None:
         num_prompt, num_new = self._num_prompt_tokens, self._num_new_tokens

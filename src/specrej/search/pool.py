@@ -24,6 +24,7 @@ from itertools import accumulate
 from specrej.attention.layout import Demand
 from specrej.errors import BudgetError
 from specrej.memory import format_bytes
+from specrej.search.budget import Total
 from specrej.search.search import Search
 
 
@@ -49,6 +50,11 @@ class Pool:
         self.peak_bytes = 0
         self._seconds = 0.0
         self._is_waited_for = False
+
+    @property
+    def total(self) -> Total:
+        """What a search is told of it."""
+        return Total(self.total_bytes, self._grows)
 
     def grow(self, total_bytes: int) -> None:
         """Hold at least so much from now on, if the pool may grow."""

@@ -14,7 +14,7 @@ from specrej.engines.base import Engine, Memory, Token
 from specrej.errors import contained
 from specrej.messages import as_messages
 from specrej.rewards.base import Reward, Scores
-from specrej.search.budget import Budget
+from specrej.search.budget import Budget, Total
 from specrej.search.checks import check_start, check_tokens, checked_fates
 from specrej.search.choosing import choose, ranked, standing
 from specrej.search.clock import Clock
@@ -46,7 +46,7 @@ class Search:
         sampling: how candidates are drawn.
         budget_bytes: KV of the prompt and its candidates; None leaves it to the engine.
         settings: what the result reports as its settings.
-        total_bytes: KV that this search shares with others, of which a budget left to the engine is
+        total: KV that this search shares with others, of which a budget left to the engine is
             a part.
 
     Raises:
@@ -62,14 +62,14 @@ class Search:
         sampling: SamplingParams,
         budget_bytes: int | None,
         settings: Mapping[str, Any],
-        total_bytes: int | None = None,
+        total: Total | None = None,
     ) -> None:
         messages = as_messages(prompt)
         self._prompt = prompt if isinstance(prompt, str) else tuple(messages)
         self.prompt_ids = engine.encode(self._prompt)
         self.sampling = sampling
         self._budget = Budget(
-            engine, len(self.prompt_ids), sampling.max_new_tokens, budget_bytes, total_bytes
+            engine, len(self.prompt_ids), sampling.max_new_tokens, budget_bytes, total
         )
         self.candidates: list[Candidate] = []
         self._texts: dict[int, AnswerText] = {}

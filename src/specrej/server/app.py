@@ -25,6 +25,7 @@ from specrej.api import prepare
 from specrej.errors import DeadlineError, PromptError, ServingError, SpecrejError, UsageError
 from specrej.memory import format_bytes
 from specrej.messages import as_messages
+from specrej.search.budget import Total
 from specrej.search.events import Ended, Text
 from specrej.search.pool import Pool
 from specrej.server import schema
@@ -234,7 +235,11 @@ class _Desk:
                 f"each of at most {token_bytes} bytes"
             )
         search, _ = prepare(
-            service.engine, service.reward, request.prompt, request.settings, service.total_bytes
+            service.engine,
+            service.reward,
+            request.prompt,
+            request.settings,
+            Total(service.total_bytes),
         )
         Pool(service.total_bytes).check(search)
         if most is not None and len(search.prompt_ids) > most:

@@ -39,6 +39,7 @@ from specrej.errors import (
 )
 from specrej.rewards.base import Reward
 from specrej.search.algorithms import Steps
+from specrej.search.budget import Total
 from specrej.search.events import Ended, Event, Queued, Reporter
 from specrej.search.pool import Pool
 from specrej.search.scheduler import Outcome, Scheduler
@@ -303,7 +304,9 @@ class Service:
     def _take(self, request: _Request, prompt: Prompt, settings: Settings) -> None:
         def make() -> tuple[Search, Steps]:
             request.has_begun = True
-            search, steps = prepare(self.engine, self.reward, prompt, settings, self.total_bytes)
+            search, steps = prepare(
+                self.engine, self.reward, prompt, settings, Total(self.total_bytes)
+            )
             request.search = search
             self._numbers[search] = request.ticket.number
             return search, steps
