@@ -11,9 +11,9 @@
 Nothing heavy is imported before a model is opened.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 from specrej.arguments import (
     RunOptions,
@@ -137,6 +137,7 @@ def generate_batch(
     opening, asked = read_options(options, settings)
     check_sharing(total_memory, in_flight)
     engine, reward = opening.open()
+    policy_note(engine, reward, asked)
     pool = open_pool(engine, asked, total_memory)
     requests = (RunRequest(prompt, asked) for prompt in prompts)
     return run_many(engine, reward, requests, pool=pool, in_flight=in_flight, observe=observe)
@@ -327,15 +328,14 @@ def prepare(
     with contained("the policy"):
         policy = policy_of(settings)
     num_candidates = policy.n if settings.n == "auto" else settings.num_candidates
-    asked = settings.to_dict()
-    here = {**asked, "n": num_candidates, **engine.describe(), "reward": reward.name}
+    note = _note_of(policy, num_candidates, engine, reward, settings)
     search = Search(
         engine,
         reward,
         prompt,
         settings.sampling,
         settings.memory_bytes,
-        asked | _note_of(policy, here, strict=settings.strict),
+        settings.to_dict() | ({} if note is None else {"note": note}),
         total,
     )
     search.number = number
@@ -344,16 +344,28 @@ def prepare(
         return search, steps_of(settings, search, num_candidates, policy)
 
 
-def _note_of(policy: Policy, here: Mapping[str, Any], *, strict: bool) -> dict[str, str]:
-    """What a result says of a policy that was calibrated for something else than is here.
+def policy_note(engine: Engine, reward: Reward, settings: Settings) -> str | None:
+    """What is to be known of the settings' policy before many prompts run by it: see the `note` of
+    a result.
 
     Raises:
-        UsageError: it was, and is to be refused.
+        UsageError: there is something, and the settings are strict.
     """
+    policy = policy_of(settings)
+    num_candidates = policy.n if settings.n == "auto" else settings.num_candidates
+    return _note_of(policy, num_candidates, engine, reward, settings)
+
+
+def _note_of(
+    policy: Policy, n: int | None, engine: Engine, reward: Reward, settings: Settings
+) -> str | None:
+    """What a result says of a policy that was calibrated for something else than is here."""
+    asked = settings.to_dict()
+    here = {**asked, "n": n, **engine.describe(), "reward": reward.name}
     differing = mismatches(policy.recorded, here)
     if not differing:
-        return {}
-    words = f"the policy {policy.name!r} was calibrated for {'; '.join(differing)}"
-    if strict:
-        raise UsageError(words, hint="calibrate one for this, or leave out strict")
-    return {"note": f"{words}: what it promises does not hold"}
+        return None
+    words = f"the policy {asked['policy']!r} was calibrated for {'; '.join(differing)}"
+    if settings.strict:
+        raise UsageError(words, hint="calibrate one for this, or do not ask for strict")
+    return f"{words}: what it promises does not hold"

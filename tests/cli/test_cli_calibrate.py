@@ -63,6 +63,24 @@ def test_generate_and_batch_take_it(folder: Path, model: str) -> None:
     assert "calibrated for temperature 1.0, here 0.5" in " ".join(done.stderr.split())
 
 
+def test_many_prompts_are_told_first_that_it_is_for_something_else(
+    folder: Path, model: str
+) -> None:
+    path = folder / "policy.json"
+    given = ["--policy", path, "--model", model, *OPTIONS, "--temperature", 0.5]
+    words = f"the policy '{path}' was calibrated for temperature 1.0, here 0.5"
+    prompts, output = folder / "prompts.jsonl", folder / "cooler.jsonl"
+    done = invoke("batch", prompts, "--output", output, "--strict", *given)
+    assert done.exit_code == 2
+    assert words in " ".join(done.stderr.split())
+    assert not output.exists() or not output.read_text()
+    done = invoke("batch", prompts, "--output", output, "--resume", *given)
+    assert (done.exit_code, " ".join(done.stderr.split()).count(words)) == (0, 1)
+    done = invoke("bench", prompts, "--output", folder / "cooler", "--limit", 1,
+                  "--methods", f"policy:{path},best_of_n:2", *given[2:])  # fmt: skip
+    assert (done.exit_code, " ".join(done.stderr.split()).count(words)) == (0, 1)
+
+
 def test_bench_and_replay_take_it(folder: Path, model: str) -> None:
     path = folder / "policy.json"
     done = invoke("bench", folder / "prompts.jsonl", "--output", folder / "bench", "--methods",

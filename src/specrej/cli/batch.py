@@ -18,6 +18,7 @@ from specrej.cli.options import (
     exit_codes,
     how_to_resume,
     note_greedy,
+    note_policy,
     open_given,
     opening_of,
     settings_of,
@@ -278,6 +279,7 @@ def _open_local(
     from specrej.batch.job import local_rows
 
     with open_given(given) as (engine, reward):
+        note_policy(engine, reward, settings)
         pool = api.open_pool(engine, settings, total_memory)
         yield local_rows(engine, reward, pool, in_flight), pool
 

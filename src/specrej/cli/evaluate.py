@@ -15,6 +15,7 @@ from specrej.cli.options import (
     exit_codes,
     how_to_resume,
     note_greedy,
+    note_policy,
     open_given,
     settings_of,
     stdout_for_results,
@@ -113,6 +114,8 @@ def bench(
             RowProgress(total=total, unit="rows", num_done=num_before) as progress,
             open_given(given) as (engine, reward),
         ):
+            for method in chosen:
+                note_policy(engine, reward, method.settings)
             progress.begin()
             run = run_bench(
                 loaded, chosen, engine, reward, output, settings=settings, resume=resume

@@ -19,6 +19,7 @@ from typing import Annotated, Any, TypeVar, get_origin
 import typer
 
 from specrej import arguments
+from specrej.api import policy_note
 from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UsageError
 from specrej.memory import parse_bytes
@@ -175,6 +176,18 @@ def note_greedy(settings: Settings) -> None:
 
     if settings.sampling.is_greedy:
         display.print_note(GREEDY_NOTE)
+
+
+def note_policy(engine: Engine, reward: Reward, settings: Settings) -> None:
+    """Say before a job if its policy was calibrated for something else.
+
+    Raises:
+        UsageError: it was, and is to be refused.
+    """
+    from specrej.cli import display
+
+    if (note := policy_note(engine, reward, settings)) is not None:
+        display.print_note(note)
 
 
 def opening_of(given: dict[str, Any]) -> Opening:

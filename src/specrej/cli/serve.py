@@ -13,6 +13,7 @@ from specrej import api
 from specrej.cli.options import (
     check_sharing,
     exit_codes,
+    note_policy,
     open_given,
     settings_of,
     stdout_for_results,
@@ -173,6 +174,7 @@ def _serve(
     with bound(host, port) as listener, stdout_for_results(), contextlib.ExitStack() as opened:
         with stoppable("the server was not up yet"):
             engine, reward = opened.enter_context(open_given(given))
+            note_policy(engine, reward, settings)
             # No request makes it grow.
             pool = Pool(api.open_pool(engine, settings, total_memory).total_bytes)
             service = Service(engine, reward, pool, **shared)
