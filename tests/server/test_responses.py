@@ -45,7 +45,7 @@ def events_of(url: str, **fields: Any) -> list[Any]:
     ) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         blocks = response.read().decode().split("\n\n")
-    events = []
+    events: list[Any] = []
     for block in blocks:
         if block and not block.startswith(":"):
             kind, data = block.split("\n")
@@ -80,10 +80,10 @@ def test_the_client_reads_a_stream(url: str, kind: str) -> None:
         if kind == "create":
             with asking.create(**asked, stream=True) as stream:
                 events = list(stream)
-            final: Any = events[-1].response  # type: ignore[union-attr]
+            final: Any = events[-1].response
         else:
             with asking.stream(**asked) as followed:
-                events = list(followed)  # type: ignore[arg-type]
+                events = list(followed)
                 final = followed.get_final_response()
         deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
         assert "".join(deltas) == whole.output_text == final.output_text

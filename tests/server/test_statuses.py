@@ -16,6 +16,7 @@ from endpoint import DEFAULTS, Scripted, fake_service, lines_of, live
 from fakes import FakeEngine, FakeReward
 from specrej.engines.base import Token
 from specrej.errors import DeviceMemoryError, EngineError
+from specrej.remote.client import RemoteError
 from specrej.server import connection, lanes
 from specrej.server.app import make_app
 from specrej.server.asked import Limits
@@ -46,7 +47,7 @@ def slow(text: str) -> float:
 class Failing(FakeEngine):
     """Raises when a prompt is opened, or in every step."""
 
-    def __init__(self, error: BaseException, *, at_opening: bool) -> None:
+    def __init__(self, error: Exception, *, at_opening: bool) -> None:
         super().__init__()
         self._error, self._at_opening = error, at_opening
 
@@ -70,10 +71,18 @@ class Losing(FakeEngine):
 
     def step(self, limits: Any = None) -> list[Token]:
         tokens = super().step(limits)
-        lost = [token._replace(token_id=-1, finish_reason="lost", reason="x") for token in tokens]
-        for token in lost:
-            self.groups[token.prompt].live.pop(token.candidate, None)
-        return lost
+        for token in tokens:
+            group = self.groups[token.prompt]
+            group.live = [index for index in group.live if index != token.candidate]
+        failure = EngineError("it does not answer")
+        failure.__cause__ = RemoteError("no", status=503)
+        lost: dict[str, Any] = {
+            "token_id": -1,
+            "finish_reason": "lost",
+            "reason": "x",
+            "cause": failure,
+        }
+        return [token._replace(**lost) for token in tokens]
 
 
 def stopped() -> Any:
@@ -126,7 +135,8 @@ def made_to_say(code: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         with live(Broken(error=KeyError("x"))) as url:
             yield url
         return
-    with live(SERVICES.get(code, fake_service)(), **OPTIONS.get(code, {})) as url:
+    service = SERVICES[code]() if code in SERVICES else fake_service()
+    with live(service, **OPTIONS.get(code, {})) as url:
         yield url
 
 
@@ -219,6 +229,15 @@ def test_an_engine_that_fails_as_a_prompt_is_read_at_the_desk_has_the_same_statu
                 "engine_failed",
             )
     assert sum('"failure"' in line for line in lines_of(caplog)) == len(DECODED)
+
+
+def test_the_log_says_what_the_server_elsewhere_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Of the last candidate that was lost there; with no text of it."""
+    with caplog.at_level(logging.INFO, "specrej.server"), live(fake_service(Losing())) as url:
+        httpx.post(f"{url}/v1/completions", json={"model": "bytes", "prompt": "Why?"})
+    [failure] = [line for line in map(json.loads, lines_of(caplog)) if line["event"] == "failure"]
+    chain = [(one["type"], one.get("status")) for one in failure["exception"]]
+    assert chain == [("EngineError", None), ("EngineError", None), ("RemoteError", 503)]
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/{name}", "/metrics", "/health"])

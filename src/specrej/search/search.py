@@ -88,7 +88,7 @@ class Search:
         self.progress = Progress(settings)
         self._last_length = 0
         self._num_coming = 0
-        self._lost = ""
+        self._lost: Token | None = None
         self.number = 0
         """Which prompt of a batch it is of."""
         self.num_planned = 0
@@ -348,7 +348,7 @@ class Search:
         for candidate in lost:
             candidate.finish_reason = "lost"
             candidate.text = self.text_of(candidate)
-        self._lost = tokens[-1].reason
+        self._lost = tokens[-1]
         self._decide("lost", lost, lost)
 
     def _note_engine(self) -> None:
