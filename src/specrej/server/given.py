@@ -1,8 +1,8 @@
 """Answers that a request gives itself, before the reward that judges the answers of searches.
 
     given = GivenAnswers(reward, scorer, calls.put, 64)
-    judged = await asyncio.wrap_future(given.submit(messages, ["Because.", "Air."]))
-    judged.rewards, judged.num_tokens, judged.seconds
+    future = given.submit(messages, ["Because.", "Air."])
+    future.result().rewards         # and num_tokens, seconds
 
 Sessions are opened and closed on the thread that owns engine and searches, and asked on the thread
 that scores, as those of searches are. So a reward that raises or hangs is handled in the same way.
