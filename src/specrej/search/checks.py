@@ -8,6 +8,7 @@ with engine_at_work(): ...                          # what it raises
 steps = checked_steps("my_algorithms:champion", started)
 """
 
+import logging
 import reprlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from specrej.errors import EngineError, SpecrejError, UsageError, is_ctrl_c, nam
 from specrej.registry import ALGORITHMS
 from specrej.search.algorithms import Steps
 from specrej.types import Candidate
+
+_LOG = logging.getLogger("specrej")
 
 _ALGORITHM_HINT = (
     "an algorithm is a generator function of (search, n, policy) that yields a schedule, a "
@@ -191,4 +194,5 @@ def engine_at_work() -> Iterator[None]:
     except BaseException as error:
         if is_ctrl_c(error):
             raise
+        _LOG.error("the engine failed on a prompt, the others go on", exc_info=error)
         raise engine_failed(error) from error
