@@ -238,11 +238,12 @@ def test_a_client_that_goes_is_not_scored_for() -> None:
         until(reward.is_there.is_set)
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(url + PATH, json=ASKED, timeout=0.5)
+        until(lambda: service.given.num_open == 1)  # who has left is noticed in 0.1 s
         reward.go_on.set()
         thread.join()
         until(lambda: service.given.num_open == 0)
+        until(lambda: all(session.is_closed for session in reward.sessions))
     assert (told[0].status_code, reward.num_calls) == (200, 1)
-    assert all(session.is_closed for session in reward.sessions)
 
 
 @pytest.mark.parametrize("grace_s", [0.0, 60.0])
