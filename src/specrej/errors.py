@@ -52,10 +52,16 @@ def contained(what: str) -> Iterator[None]:
     except Exception:
         raise
     except BaseException as error:
-        # Ctrl-C comes to the main thread alone; on another one it is the code's own.
-        if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
+        if is_ctrl_c(error):
             raise
         raise SpecrejError(f"{what} failed: {named(error)}") from error
+
+
+def is_ctrl_c(error: BaseException) -> bool:
+    """Whether it is the user who interrupts. That comes to the main thread alone; on another one a
+    KeyboardInterrupt is the code's own.
+    """
+    return isinstance(error, KeyboardInterrupt) and current_thread() is main_thread()
 
 
 def guess(given: str, known: Iterable[str]) -> str:

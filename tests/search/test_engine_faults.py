@@ -13,7 +13,7 @@ from fakes import FakeEngine, FakeReward
 from specrej.api import prepare, unobserved
 from specrej.attention.layout import Demand
 from specrej.engines.base import Token
-from specrej.errors import EngineError, SpecrejError
+from specrej.errors import EngineError
 from specrej.search.pool import Pool
 from specrej.search.scheduler import Outcome, run
 from specrej.settings import Settings
@@ -129,6 +129,6 @@ def test_a_prompt_that_cannot_be_read_fails_alike_alone() -> None:
         def encode(self, prompt: Prompt) -> list[int]:
             raise OVERFLOW
 
-    with pytest.raises(SpecrejError, match="the prompt failed: OverflowError") as caught:
+    with pytest.raises(EngineError, match="the engine failed: OverflowError") as caught:
         specrej.generate("Why?", engine=Illiterate(), reward=FakeReward(), **OPTIONS)
     assert caught.value.__cause__ is OVERFLOW

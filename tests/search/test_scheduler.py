@@ -323,7 +323,7 @@ def test_an_error_that_nobody_foresaw_is_named_as_well_as_it_can_be(kind: type[E
     engine, reward = Closed(), FakeReward()
     outcomes = dict(run(engine, makers(engine, reward, PROMPTS[:2])))
     assert all(
-        f"the prompt failed: {kind.__name__}" in str(outcome) for outcome in outcomes.values()
+        f"the engine failed: {kind.__name__}" in str(outcome) for outcome in outcomes.values()
     )
 
 
@@ -675,7 +675,7 @@ def test_out_of_memory_a_reward_that_fails_makes_room_by_its_own_prompt() -> Non
 
 def test_what_nobody_foresaw_is_logged_and_quoted(caplog: pytest.LogCaptureFixture) -> None:
     engine = Fragile("open", FRAGILE, OVERFLOW)
-    with pytest.raises(SpecrejError, match="the prompt failed: OverflowError") as caught:
+    with pytest.raises(EngineError, match="the engine failed: OverflowError") as caught:
         specrej.generate(FRAGILE, model=engine, reward=FakeReward(), **OPTIONS)
     assert caught.value.__cause__ is OVERFLOW
     assert "in _check" in caplog.text

@@ -30,6 +30,9 @@ from tiny import CHAT_TEMPLATE, EOS_ID, make_model
 from vocabularies import KINDS
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+RESPONSE, SCORE = "/v1/responses", "/v1/score"
+ENDS = ("response.completed", "response.incomplete")
+PROMPTS = {CHAT: "messages", TEXT: "prompt", RESPONSE: "input", SCORE: "messages"}
 DEFAULTS = Settings(n=4, max_new_tokens=8, min_tokens=3, memory=9000)
 LIMITS = Limits(body_bytes=2**16, prompt_tokens=250, candidates=16, new_tokens=24)
 REFUSALS = range(400, 500)
@@ -63,13 +66,26 @@ COMMON = {
         "deadline_s": 60,
     },
 }
-VALID = {
+INPUT_TEXT = {"type": "input_text", "text": "Why?"}
+VALID: dict[str, dict[str, Any]] = {
     CHAT: {
         **COMMON,
         "messages": [{"role": "system", "content": "Be brief."}, MESSAGE],
         "logprobs": True,
     },
     TEXT: {**COMMON, "prompt": "Once upon a time"},
+    RESPONSE: {
+        **{name: value for name, value in COMMON.items() if name not in ("n", "max_tokens")},
+        "input": [{**MESSAGE, "type": "message", "id": "m", "content": [INPUT_TEXT]}],
+        "instructions": "Be brief.",
+        "max_output_tokens": 8,
+        "text": {"format": {"type": "text"}, "verbosity": "medium"},
+        "reasoning": {"effort": None},
+        "include": ["message.output_text.logprobs"],
+        "metadata": {"job": "7"},
+        "store": False,
+    },
+    SCORE: {"model": "bytes", "messages": [MESSAGE], "answers": ["Air.", "Because."]},
 }
 
 NUMBERS = st.sampled_from(
@@ -168,12 +184,12 @@ def places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 def mutated(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     """A path, and a body for it that was valid before some of its values were put otherwise,
     left out or added."""
-    path = draw(st.sampled_from([CHAT, TEXT]))
-    needed = {"model", "stream", "prompt" if path == TEXT else "messages"}
+    path = draw(st.sampled_from([CHAT, TEXT, RESPONSE, SCORE]))
+    needed = {"model", "stream", "answers", PROMPTS[path]}
     names = needed | draw(st.sets(st.sampled_from(sorted(VALID[path]))))
     body = {name: copy.deepcopy(value) for name, value in VALID[path].items() if name in names}
     for _ in range(draw(st.integers(1, 3))):
-        first = draw(st.sampled_from([*sorted(body), *["specrej"] * 5]))
+        first = draw(st.sampled_from([*sorted(body), *["specrej"] * 5 * (path != SCORE)]))
         ways = [*places(body.get(first), (first,)), (first,)]
         *way, last = ways[draw(st.integers(0, len(ways) - 1))]
         inner: Any = body
@@ -406,8 +422,8 @@ def check_stream(stream: str) -> None:
     events = [
         line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: ")
     ]
-    if events[-1] != "[DONE]":
-        last = json.loads(events[-1])
+    last = {} if events[-1] == "[DONE]" else json.loads(events[-1])
+    if events[-1] != "[DONE]" and last.get("type") not in ENDS:
         assert last["error"]["code"] in ("deadline", "invalid_value"), last
         check_error(last["error"])
 
@@ -415,14 +431,15 @@ def check_stream(stream: str) -> None:
 JSON_TYPE = {"Content-Type": "application/json"}
 
 
-@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize("path", [CHAT, TEXT, RESPONSE])
 def test_what_is_mutated_was_valid(server: Server, real: Server, path: str) -> None:
     for one in (server, real):
         response = one.ask(
             "POST", path, content=one.scaled(json.dumps(VALID[path]).encode()), headers=JSON_TYPE
         )
         check(response)
-        assert response.text.endswith("data: [DONE]\n\n"), response.text
+        last = response.text.rstrip().rpartition("data: ")[2]
+        assert last == "[DONE]" or json.loads(last)["type"] in ENDS, response.text
 
 
 EXAMPLES = settings(

@@ -10,11 +10,14 @@ import pytest
 from pydantic import BaseModel
 
 from endpoint import fake_service, live
-from specrej.server import schema
+from specrej.server import bodies, responses, schema
+from specrej.server.asked import READERS
 from specrej.server.protocol import _HONOURED, _LABELS, ENDPOINTS
 
 CHAT: Any = {"model": "bytes", "messages": [{"role": "user", "content": "Why?"}]}
 TEXT: Any = {"model": "bytes", "prompt": "Why?"}
+RESPONSE: Any = {"model": "bytes", "input": "Why?"}
+SCORE: Any = {"model": "bytes", "prompt": "Why?", "answers": ["So.", "Because."]}
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,9 @@ def test_what_is_documented_is_what_is_honoured() -> None:
     for kind, model in documented.values():
         fields = set(model.model_json_schema(by_alias=True)["properties"])
         assert fields - _LABELS == _HONOURED[kind] | server_side
+    fields = set(bodies.ResponseRequest.model_json_schema(by_alias=True)["properties"])
+    assert fields - _LABELS == responses.HONOURED | server_side
+    assert bodies.BODIES.keys() == {*READERS, "/v1/score"}
 
 
 def test_our_documented_fields_are_those_that_are_known(url: str) -> None:
@@ -47,6 +53,8 @@ def test_a_field_that_is_refused_lists_the_documented_ones(url: str) -> None:
     for path, body, model in (
         ("completions", TEXT, schema.TextRequest),
         ("chat/completions", CHAT, schema.ChatRequest),
+        ("responses", RESPONSE, bodies.ResponseRequest),
+        ("score", SCORE, bodies.ScoreRequest),
     ):
         fields = set(model.model_json_schema(by_alias=True)["properties"])
         refused = httpx.post(f"{url}/v1/{path}", json={**body, "?": 1}).json()["error"]["message"]
@@ -63,6 +71,11 @@ def test_answers_are_as_documented(url: str) -> None:
         httpx.post(f"{url}/v1/chat/completions", json={**CHAT, **everything}).json()
     )
     schema.TextCompletion.model_validate(httpx.post(f"{url}/v1/completions", json=TEXT).json())
+    included = {"include": ["message.output_text.logprobs"], "metadata": {"job": "1"}}
+    bodies.Response.model_validate(
+        httpx.post(f"{url}/v1/responses", json={**RESPONSE, **included}).json()
+    )
+    bodies.ScoreList.model_validate(httpx.post(f"{url}/v1/score", json=SCORE).json())
     schema.ErrorBody.model_validate(httpx.post(f"{url}/v1/completions", json={}).json())
     schema.ModelList.model_validate(httpx.get(f"{url}/v1/models").json())
 
@@ -70,7 +83,7 @@ def test_answers_are_as_documented(url: str) -> None:
 def test_the_document_is_whole_and_the_docs_need_no_script(url: str) -> None:
     document = httpx.get(f"{url}/openapi.json").json()
     assert set(document["paths"]) == {
-        *ENDPOINTS,
+        *bodies.BODIES,
         "/v1/models",
         "/v1/models/{name}",
         "/health",

@@ -47,6 +47,8 @@ class Token(NamedTuple):
     and none will."""
     reason: str = ""
     """Why it is lost."""
+    cause: Exception | None = None
+    """What was raised when it was, if anything."""
 
 
 class Memory(NamedTuple):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from specrej.errors import RewardError, SpecrejError, named
+from specrej.errors import RewardError, SpecrejError, is_ctrl_c, named
 from specrej.types import Candidate
 
 
@@ -24,13 +24,15 @@ def failing_as(what: str) -> Iterator[None]:
 
     Raises:
         SpecrejError: as it was raised.
-        RewardError: of anything else but KeyboardInterrupt.
+        RewardError: of anything else but Ctrl-C.
     """
     try:
         yield
-    except (SpecrejError, KeyboardInterrupt):
+    except SpecrejError:
         raise
     except BaseException as error:
+        if is_ctrl_c(error):
+            raise
         raise RewardError(f"{what}: {named(error)}") from error
 
 

@@ -4,19 +4,24 @@ whose it is.
 stays = checked_fates(settings, batch, is_kept)     # what a policy's `keep` said
 check_start(settings, n, live, is_at_work=True)     # what an algorithm begins
 check_tokens(tokens, candidates)                    # what an engine gave
+with engine_at_work(): ...                          # what it raises
 steps = checked_steps("my_algorithms:champion", started)
 """
 
+import logging
 import reprlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
 
 from specrej.engines.base import Token
-from specrej.errors import EngineError, UsageError
+from specrej.errors import EngineError, SpecrejError, UsageError, is_ctrl_c, named
 from specrej.registry import ALGORITHMS
 from specrej.search.algorithms import Steps
 from specrej.types import Candidate
+
+_LOG = logging.getLogger("specrej")
 
 _ALGORITHM_HINT = (
     "an algorithm is a generator function of (search, n, policy) that yields a schedule, a "
@@ -160,3 +165,34 @@ def check_tokens(tokens: Sequence[Token], candidates: Sequence[Candidate]) -> No
                 f"the engine failed: it gave a token of candidate {number}, which is not decoded "
                 f"any more: it is {candidates[number].state}"
             )
+
+
+def engine_failed(error: BaseException) -> SpecrejError:
+    """What searches end with when the engine raised this: the error itself, or one that quotes
+    it.
+    """
+    if isinstance(error, SpecrejError):
+        return error
+    outcome = EngineError(f"the engine failed: {named(error)}", hint="the log says where")
+    outcome.__cause__ = error
+    return outcome
+
+
+@contextmanager
+def engine_at_work() -> Iterator[None]:
+    """Whatever is raised in this block, where an engine is asked for something, is an error of the
+    engine's.
+
+    Raises:
+        SpecrejError: as it was raised.
+        EngineError: of anything else but Ctrl-C.
+    """
+    try:
+        yield
+    except SpecrejError:
+        raise
+    except BaseException as error:
+        if is_ctrl_c(error):
+            raise
+        _LOG.error("the engine failed on a prompt, the others go on", exc_info=error)
+        raise engine_failed(error) from error

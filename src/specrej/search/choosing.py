@@ -10,6 +10,7 @@ is better.
 
 from collections.abc import Iterable, Sequence
 
+from specrej.engines.base import Token
 from specrej.errors import EngineError, RewardError, SpecrejError, UsageError
 from specrej.types import Candidate, Decision, Standing
 
@@ -89,7 +90,10 @@ def standing(
 
 
 def choose(
-    candidates: Sequence[Candidate], decisions: Sequence[Decision], reward: str, lost: str = ""
+    candidates: Sequence[Candidate],
+    decisions: Sequence[Decision],
+    reward: str,
+    lost: Token | None = None,
 ) -> Candidate:
     """The best complete candidate that was not rejected; of equals the first.
 
@@ -99,7 +103,7 @@ def choose(
         candidates: all of the prompt.
         decisions: what became of them.
         reward: name of the reward.
-        lost: why the engine lost the last one that it lost.
+        lost: the last one that the engine lost, and why.
 
     Raises:
         RewardError: the reward's filter left nobody.
@@ -121,15 +125,20 @@ def all_rejected(num_candidates: int) -> UsageError:
 
 
 def _nobody_left(
-    candidates: Sequence[Candidate], decisions: Sequence[Decision], reward: str, lost: str
+    candidates: Sequence[Candidate],
+    decisions: Sequence[Decision],
+    reward: str,
+    lost: Token | None,
 ) -> SpecrejError:
-    num_lost = sum(candidate.finish_reason == "lost" for candidate in candidates)
-    if num_lost:
-        return EngineError(
+    if lost is not None:
+        num_lost = sum(candidate.finish_reason == "lost" for candidate in candidates)
+        error = EngineError(
             f"no candidate is left: the engine lost {num_lost} of {len(candidates)}, the last one "
-            f"because {lost}",
+            f"because {lost.reason}",
             hint="see that what decodes answers, and run it again",
         )
+        error.__cause__ = lost.cause
+        return error
     num_filtered = sum(
         len(decision.rejected) for decision in decisions if decision.cause == "filter"
     )

@@ -21,8 +21,9 @@ from threading import Event, Thread
 from specrej.engines.base import Engine
 from specrej.errors import ShutdownError, SpecrejError
 from specrej.search.algorithms import Steps
+from specrej.search.checks import engine_failed
 from specrej.search.pool import Pool
-from specrej.search.scheduler import Maker, Outcome, Scheduler, Watch, engine_failed
+from specrej.search.scheduler import Maker, Outcome, Scheduler, Watch
 from specrej.search.search import Search
 
 _LOG = logging.getLogger("specrej")

@@ -17,6 +17,7 @@ from specrej.engines.base import Engine, Token
 from specrej.errors import DeviceMemoryError, EngineError, SpecrejError, contained, named
 from specrej.rewards.base import Scores
 from specrej.search.algorithms import Steps
+from specrej.search.checks import engine_failed
 from specrej.search.pool import Pool
 from specrej.search.scoring import Given, Scorer, score_now
 from specrej.search.search import Search
@@ -341,16 +342,5 @@ def as_outcome(error: Exception) -> SpecrejError:
         return error
     _LOG.error("a prompt failed, the others go on", exc_info=error)
     outcome = SpecrejError(f"the prompt failed: {named(error)}", hint="the log says where")
-    outcome.__cause__ = error
-    return outcome
-
-
-def engine_failed(error: BaseException) -> SpecrejError:
-    """What searches end with when the engine raised this: the error itself, or one that quotes
-    it.
-    """
-    if isinstance(error, SpecrejError):
-        return error
-    outcome = EngineError(f"the engine failed: {named(error)}", hint="the log says where")
     outcome.__cause__ = error
     return outcome

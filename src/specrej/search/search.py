@@ -15,7 +15,7 @@ from specrej.errors import contained
 from specrej.messages import as_messages
 from specrej.rewards.base import Reward, Scores
 from specrej.search.budget import Budget, Total
-from specrej.search.checks import check_start, check_tokens, checked_fates
+from specrej.search.checks import check_start, check_tokens, checked_fates, engine_at_work
 from specrej.search.choosing import choose, ranked, standing
 from specrej.search.clock import Clock
 from specrej.search.progress import Progress
@@ -66,7 +66,8 @@ class Search:
     ) -> None:
         messages = as_messages(prompt)
         self._prompt = prompt if isinstance(prompt, str) else tuple(messages)
-        self.prompt_ids = engine.encode(self._prompt)
+        with engine_at_work():
+            self.prompt_ids = engine.encode(self._prompt)
         self.sampling = sampling
         self._budget = Budget(
             engine, len(self.prompt_ids), sampling.max_new_tokens, budget_bytes, total
@@ -87,7 +88,7 @@ class Search:
         self.progress = Progress(settings)
         self._last_length = 0
         self._num_coming = 0
-        self._lost = ""
+        self._lost: Token | None = None
         self.number = 0
         """Which prompt of a batch it is of."""
         self.num_planned = 0
@@ -116,6 +117,7 @@ class Search:
             self._num_coming = min(left, fitting)
             yield wave
 
+    @engine_at_work()
     def start(self, n: int) -> None:
         """See `SearchView.start`."""
         check_start(self._settings, n, self.live, is_at_work=self.is_open)
@@ -160,15 +162,13 @@ class Search:
 
     def open(self) -> None:
         """Prefill the prompt, and open the reward on it."""
-        with self.clock.span("prefill_s"):
+        with self.clock.span("prefill_s"), engine_at_work():
             self._handle = self._engine.open(self.prompt_ids, self.sampling, self.budget_bytes)
         self.usage.shared_prompt_tokens = self._engine.num_shared(self._handle)
         self._reward.open()
 
     def due(self, schedule: Schedule) -> Cause | None:
-        """Why the algorithm must decide before the next step; None where it need not. A schedule is
-        asked once a length, when there is a token since the last decision.
-        """
+        """Why to decide before the next step, or None. A schedule is asked once a length."""
         live = self.live
         if not live:
             return "complete"
@@ -206,11 +206,7 @@ class Search:
         if not self.batch:
             return []
         scores = self._reward.checked(self.batch, given)
-        failed = [
-            candidate
-            for candidate, score in zip(self.batch, scores, strict=True)
-            if score == -math.inf
-        ]
+        failed = [c for c, score in zip(self.batch, scores, strict=True) if score == -math.inf]
         if failed:
             self._decide("filter", failed, failed)
         passed = [score for score in scores if score > -math.inf]
@@ -218,6 +214,7 @@ class Search:
             candidate.rewards[len(self.decisions)] = score
         return passed
 
+    @engine_at_work()
     def memory(self) -> Memory:
         """KV held for this prompt."""
         return self._engine.memory(self.handle)
@@ -237,6 +234,7 @@ class Search:
         """What must be free to begin."""
         return self._budget.first_bytes()
 
+    @engine_at_work()
     def receive(self, tokens: Sequence[Token], seconds: float) -> None:
         """Take the tokens of one step and this search's share of its seconds.
 
@@ -350,7 +348,7 @@ class Search:
         for candidate in lost:
             candidate.finish_reason = "lost"
             candidate.text = self.text_of(candidate)
-        self._lost = tokens[-1].reason
+        self._lost = tokens[-1]
         self._decide("lost", lost, lost)
 
     def _note_engine(self) -> None:
@@ -361,6 +359,7 @@ class Search:
         self.usage.reread_tokens = overhead.reread_tokens
         self.usage.num_preemptions = overhead.num_preemptions
 
+    @engine_at_work()
     def _decide(
         self, cause: Cause, scored: Sequence[Candidate], rejected: Sequence[Candidate]
     ) -> None:

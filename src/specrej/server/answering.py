@@ -41,7 +41,8 @@ def to_body(
     model: str,
     detokenizer: Detokenizers,
 ) -> dict[str, Any]:
-    """The chat.completion or text_completion that answers a request.
+    """The chat.completion or text_completion that answers a request; for a response the former,
+    which `responding` makes one of.
 
     Args:
         request: what was asked.
@@ -58,12 +59,13 @@ def to_body(
         `specrej`.
     """
     answers = best_answers(result, request.num_answers)
-    to_choice = _chat_choice if request.kind == "chat" else _text_choice
+    is_text = request.kind == "text"
+    to_choice = _text_choice if is_text else _chat_choice
     num_prompt = result.usage.prompt_tokens
     num_completion = sum(len(answer.token_ids) for answer in answers)
     return {
         "id": completion_id,
-        "object": "chat.completion" if request.kind == "chat" else "text_completion",
+        "object": "text_completion" if is_text else "chat.completion",
         "created": created,
         "model": model,
         "choices": [

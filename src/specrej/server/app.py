@@ -12,17 +12,16 @@ are in `endpoints`.
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from specrej.api import prepare
-from specrej.errors import DeadlineError, PromptError, ServingError, SpecrejError, UsageError
+from specrej.errors import DeadlineError, ServingError, SpecrejError, UsageError
 from specrej.memory import format_bytes
 from specrej.messages import as_messages
 from specrej.search.budget import Total
@@ -30,21 +29,30 @@ from specrej.search.events import Ended, Text
 from specrej.search.pool import Pool
 from specrej.server import schema
 from specrej.server.answering import to_body
-from specrej.server.asked import Asked, Limits, parse_json, read_request
-from specrej.server.connection import EventStream, declared_bytes, read_body, unless_gone
-from specrej.server.endpoints import add_models, add_operations, add_pages, document
+from specrej.server.asked import READERS, Asked, Limits, parse_json, read_request
+from specrej.server.connection import EventStream, body_of, unless_gone
+from specrej.server.endpoints import add_answering, add_models, add_operations, add_pages, document
 from specrej.server.guard import LOOPBACK, Entry, Gate, Guard
 from specrej.server.lanes import Lane, Lanes
 from specrej.server.logs import log_failure
 from specrej.server.metrics import Meters
-from specrej.server.protocol import ENDPOINTS
-from specrej.server.refusals import CODES, RefusalError, internal_error, refusal_of, refusal_of_body
+from specrej.server.refusals import RefusalError, internal_error, refusal_of, refusal_of_body
+from specrej.server.responding import ResponseWriter
+from specrej.server.score import ScoreDesk, check_bytes, check_model
 from specrej.server.service import Service, StreamEvent, Ticket
-from specrej.server.streaming import Head, blocks
+from specrej.server.streaming import Head, Writer, blocks
 from specrej.settings import Settings
 from specrej.types import Result
 from specrej.version import __version__
 
+_PROMPTS = {"chat": "messages", "text": "prompt", "response": "input"}
+"""How bodies call the prompt."""
+_WRITERS: dict[str, tuple[str, Callable[..., Writer]]] = {
+    "chat": ("chatcmpl-", Head),
+    "text": ("cmpl-", Head),
+    "response": ("resp_", ResponseWriter),
+}
+"""What ids of answers begin with, and what writes them."""
 _ABOUT = (
     "Many candidate answers are begun, a reward stops the weak ones early, and the best is the "
     "answer."
@@ -88,8 +96,12 @@ def make_app(
         )
     app = _without_endpoints()
     meters = Meters(service)
-    desk = _Desk(service, meters, model, defaults, limits, seed, logs_prompts=logs_prompts)
-    _add_completions(app, desk)
+    lanes = Lanes(limits.body_bytes)
+    desk = _Desk(service, meters, model, defaults, limits, seed, lanes, logs_prompts=logs_prompts)
+    scores = ScoreDesk(service, meters, model, limits, lanes)
+    for path in READERS:
+        add_answering(app, path, desk.answer)
+    add_answering(app, "/v1/score", scores.answer)
     own = {name: value for name, value in defaults.to_dict().items() if name != "seed"}
     serving = schema.Serving(reward=service.reward.name.partition(":")[0], defaults=own)
     add_models(app, schema.Model(id=model, created=int(time.time()), specrej=serving))
@@ -114,6 +126,7 @@ def _without_endpoints() -> FastAPI:
         redirect_slashes=False,
     )
     app.exception_handler(RefusalError)(_refuse)
+    app.exception_handler(SpecrejError)(_refuse_failure)
     app.exception_handler(HTTPException)(_refuse_path)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
     return app
@@ -130,6 +143,7 @@ class _Desk:
         defaults: Settings,
         limits: Limits,
         seed: int | None,
+        lanes: Lanes,
         *,
         logs_prompts: bool,
     ) -> None:
@@ -140,7 +154,7 @@ class _Desk:
         self._limits = limits
         self._seed = seed
         self._logs_prompts = logs_prompts
-        self._lanes = Lanes(limits.body_bytes)
+        self._lanes = lanes
 
     async def answer(self, request: Request) -> Response:
         """The response to a request for a completion.
@@ -151,9 +165,10 @@ class _Desk:
         entry: Entry = request.scope["entry"]
         names, asked = await self._read(request, entry)
         ticket = self._submit(asked, entry)
-        head = Head(
+        named, writer = _WRITERS[asked.request.kind]
+        head = writer(
             asked=asked,
-            id=f"{'chatcmpl' if asked.request.kind == 'chat' else 'cmpl'}-{secrets.token_hex(12)}",
+            id=named + secrets.token_hex(12),
             created=int(time.time()),
             model=self._model,
         )
@@ -176,7 +191,7 @@ class _Desk:
         self._note_ended(entry, ended)
         if isinstance(ended.outcome, SpecrejError):
             raise refusal_of(ended.outcome, names)
-        return JSONResponse(await finish(ended.outcome, ended.is_late))
+        return JSONResponse(head.whole(await finish(ended.outcome, ended.is_late)))
 
     async def _read(self, request: Request, entry: Entry) -> tuple[Mapping[str, Any], Asked]:
         """A body without its texts, and what it asks for, which fits.
@@ -186,11 +201,7 @@ class _Desk:
                 can.
             ClientGoneError: the client has gone.
         """
-        most = self._limits.body_bytes
-        declared = declared_bytes(request, most)
-        lane = self._lanes.of(most if declared is None else declared)
-        with lane.holding() as room:
-            raw = await read_body(request, most, room)
+        async with body_of(request, self._lanes, self._limits.body_bytes) as (lane, raw):
             return await unless_gone(
                 request.receive, self._understand(lane, raw, request.url.path, entry)
             )
@@ -221,19 +232,10 @@ class _Desk:
         told by a status.
         """
         service, request, most = self._service, asked.request, self._limits.prompt_tokens
-        if request.model != self._model:
-            message = f"there is no model {request.model!r} here; there is {self._model!r}"
-            raise RefusalError("model_not_found", message, param="model")
+        check_model(request.model, self._model)
         # A prompt that cannot fit is not tokenized: that takes its time.
-        num_bytes = sum(len(message["content"].encode()) for message in as_messages(request.prompt))
-        context, token_bytes = service.engine.context_tokens, service.engine.token_bytes
-        tokens = context if most is None else min(most, context)
-        if num_bytes > tokens * token_bytes:
-            raise PromptError(
-                f"the prompt has {num_bytes:,} bytes; what there is of the model's context holds "
-                f"{tokens:,} tokens, "
-                f"each of at most {token_bytes} bytes"
-            )
+        texts = [message["content"] for message in as_messages(request.prompt)]
+        check_bytes("the prompt", texts, service.engine, most)
         search, _ = prepare(
             service.engine,
             service.reward,
@@ -243,9 +245,8 @@ class _Desk:
         )
         Pool(service.total_bytes).check(search)
         if most is not None and len(search.prompt_ids) > most:
-            name = "messages" if request.kind == "chat" else "prompt"
             raise UsageError(
-                f"{name} must have at most {most} tokens on this server, got "
+                f"{_PROMPTS[request.kind]} must have at most {most} tokens on this server, got "
                 f"{len(search.prompt_ids)}"
             )
 
@@ -278,7 +279,7 @@ class _Desk:
             yield event
 
     async def _body(
-        self, head: Head, entry: Entry, result: Result, *, is_late: bool
+        self, head: Writer, entry: Entry, result: Result, *, is_late: bool
     ) -> dict[str, Any]:
         """The body of an answer; made aside, since log-probabilities of a long one take their
         time.
@@ -318,10 +319,7 @@ class _Desk:
 
     def _note_ended(self, entry: Entry, ended: Ended) -> None:
         if isinstance(ended.outcome, SpecrejError):
-            refusal = refusal_of(ended.outcome, {})
-            entry.fields["error"] = refusal.code
-            if refusal.status in (500, 502):
-                log_failure(ended.outcome, entry.request_id)
+            entry.note_failure(ended.outcome)
 
 
 def _late(entry: Entry) -> RefusalError:
@@ -332,35 +330,18 @@ def _late(entry: Entry) -> RefusalError:
     )
 
 
+async def _refuse_failure(request: Request, error: Exception) -> Response:
+    """What was taken, or nearly, and failed: whatever path it is, and whoever raised it."""
+    failure = cast("SpecrejError", error)
+    request.scope["entry"].note_failure(failure)
+    return refusal_of(failure, {}).response()
+
+
 async def _last(ticket: Ticket) -> Ended:
     async for event in ticket:
         if isinstance(event, Ended):
             return event
     raise AssertionError("a ticket ended without its last event")
-
-
-def _add_completions(app: FastAPI, desk: _Desk) -> None:
-    bodies: dict[str, tuple[type[BaseModel], type[BaseModel]]] = {
-        "/v1/chat/completions": (schema.ChatRequest, schema.ChatCompletion),
-        "/v1/completions": (schema.TextRequest, schema.TextCompletion),
-    }
-    for path in ENDPOINTS:
-        asks, answers = bodies[path]
-        success: dict[str, Any] = {
-            "model": answers,
-            "description": "The answers, or with `stream` server-sent events.",
-            "content": {"text/event-stream": {}},
-        }
-        add = app.post(
-            path,
-            description="As OpenAI's; what is ours is under `specrej`.",
-            openapi_extra=schema.body_of(asks),
-            responses={
-                200: success,
-                **schema.errors(*(CODES.keys() - {"not_found", "method_not_allowed"})),
-            },
-        )
-        add(desk.answer)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

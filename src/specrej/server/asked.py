@@ -18,8 +18,11 @@ from typing import Any
 from specrej.errors import UsageError
 from specrej.files.reading import check_characters
 from specrej.server.protocol import ENDPOINTS, Beside, CompletionRequest
+from specrej.server.responses import parse_response
 from specrej.settings import Settings
 
+READERS = {**ENDPOINTS, "/v1/responses": parse_response}
+"""What reads the body of a request, by its path."""
 MOST_STOPS, MOST_STOP_CHARACTERS = 16, 128
 _OURS = Beside(fields=("stream", "stream_options"), own=("progress", "deadline_s"))
 _MOST_CHARACTERS = 256
@@ -124,7 +127,7 @@ def read_request(path: str, body: Mapping[str, Any], defaults: Settings, limits:
             "specrej.progress needs stream, which is not true",
             hint="without a stream nothing tells of it",
         )
-    request = ENDPOINTS[path](body, defaults, _OURS)
+    request = READERS[path](body, defaults, _OURS)
     _check_limits(request, limits)
     return Asked(
         request=request,

@@ -8,6 +8,7 @@ return EventStream(blocks, at_end=ticket.cancel)
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -16,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from specrej.server.guard import ClientGoneError
-from specrej.server.lanes import Room
+from specrej.server.lanes import Lane, Lanes, Room
 from specrej.server.refusals import RefusalError
 
 _BODY_S = 30.0
@@ -42,6 +43,22 @@ def declared_bytes(request: Request, most_bytes: int) -> int | None:
     if len(given) > 18 or int(given) > most_bytes:
         raise _too_large(most_bytes)
     return int(given)
+
+
+@asynccontextmanager
+async def body_of(
+    request: Request, lanes: Lanes, most_bytes: int
+) -> AsyncIterator[tuple[Lane, bytes]]:
+    """The body of a request, and the lane in which it keeps its room until the block ends.
+
+    Raises:
+        RefusalError: it is longer than that, takes too long to come, or has no room.
+        ClientGoneError: the client went before its end.
+    """
+    declared = declared_bytes(request, most_bytes)
+    lane = lanes.of(most_bytes if declared is None else declared)
+    with lane.holding() as room:
+        yield lane, await read_body(request, most_bytes, room)
 
 
 async def read_body(request: Request, most_bytes: int, room: Room) -> bytes:

@@ -10,18 +10,21 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
 
 from specrej.server import schema
+from specrej.server.bodies import BODIES
 from specrej.server.metrics import CONTENT_TYPE, Meters
 from specrej.server.pages import docs_page, page_files
-from specrej.server.refusals import RefusalError
+from specrej.server.refusals import CODES, RefusalError
 from specrej.server.service import Service
 
 _ANYWHERE = ("unknown_host", "internal")
 """What any path may answer."""
+_NEVER = {"/v1/score": ("out_of_memory", "engine_failed")}
+"""What a path never says though it reads a body: nothing is decoded for it."""
 
 
 def add_models(app: FastAPI, model: schema.Model) -> None:
@@ -43,6 +46,29 @@ def add_models(app: FastAPI, model: schema.Model) -> None:
                 "model_not_found", f"there is no model {name!r} here; there is {model.id!r}"
             )
         return model
+
+
+def add_answering(
+    app: FastAPI, path: str, answer: Callable[[Request], Awaitable[Response]]
+) -> None:
+    """An endpoint that reads a body, and takes its time to answer."""
+    never = {"not_found", "method_not_allowed", *_NEVER.get(path, ())}
+    asks, answers = BODIES[path]
+    has_stream = "stream" in asks.model_fields
+    success: dict[str, Any] = {
+        "model": answers,
+        "description": "The answers, or with `stream` server-sent events."
+        if has_stream
+        else "The answer.",
+        **({"content": {"text/event-stream": {}}} if has_stream else {}),
+    }
+    add = app.post(
+        path,
+        description=(asks.__doc__ or "").partition("\n\n")[0].replace("\n    ", "\n"),
+        openapi_extra=schema.body_of(asks),
+        responses={200: success, **schema.errors(*(CODES.keys() - never))},
+    )
+    add(answer)
 
 
 def add_operations(app: FastAPI, service: Service, meters: Meters) -> None:
@@ -86,7 +112,8 @@ def document(app: FastAPI) -> dict[str, Any]:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
-        document["components"]["schemas"] |= schema.request_schemas()
+        asked = [asks for asks, _ in BODIES.values()]
+        document["components"]["schemas"] |= schema.request_schemas(asked)
         for methods in document["paths"].values():
             for operation in methods.values():
                 operation["responses"].pop(

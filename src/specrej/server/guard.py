@@ -19,10 +19,10 @@ from urllib.parse import SplitResult, urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from specrej.errors import UsageError
+from specrej.errors import SpecrejError, UsageError
 from specrej.server.logs import log_failure, log_request
 from specrej.server.metrics import Meters
-from specrej.server.refusals import RefusalError, internal_error
+from specrej.server.refusals import RefusalError, internal_error, refusal_of
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 """Names under which only this machine is reached."""
@@ -52,6 +52,15 @@ class Entry:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.begun_s
+
+    def note_failure(self, error: SpecrejError) -> None:
+        """Say in the log what a request that was taken ended with, and why where the fault is
+        inside.
+        """
+        refusal = refusal_of(error, {})
+        self.fields["error"] = refusal.code
+        if refusal.status in (500, 502):
+            log_failure(error, self.request_id)
 
 
 def check_keys(keys: Sequence[str]) -> None:

@@ -65,7 +65,9 @@ class JsonLines(logging.Formatter):
         frames = traceback.extract_tb(error.__traceback__)
         places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
         said = {"says": named(error, str)} if self._has_texts else {}
-        return {"type": type(error).__name__, **said, "at": places}
+        status = getattr(error, "status", None)  # of a reply, where another server failed
+        replied = {"status": status} if isinstance(status, int) else {}
+        return {"type": type(error).__name__, **replied, **said, "at": places}
 
 
 class Unblocked(logging.Handler):

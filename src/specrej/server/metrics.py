@@ -87,6 +87,10 @@ class Meters:
         self._rejected.inc(sum(len(decision.rejected) for decision in result.decisions))
         self._late.inc(is_late)
 
+    def count_reward_tokens(self, number: int) -> None:
+        """Those that the reward read of answers that were given."""
+        self._reward_tokens.inc(number)
+
     def render(self) -> bytes:
         """In Prometheus' text format."""
         return generate_latest(self._registry)

@@ -12,7 +12,7 @@ first; how many candidates they are chosen from, and all else that is ours, goes
 import re
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from specrej.errors import PromptError, UnknownNameError, UsageError
@@ -32,6 +32,8 @@ SAMPLING = {
     "continue_final_message": "continue_final_message",
 }
 """OpenAI's own fields that stand for a setting, by the names of bodies."""
+LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+"""How bodies call the length limit; the last is that of /v1/responses."""
 CHAT_ONLY = ("max_completion_tokens", "continue_final_message")
 """Those of them that /v1/completions does not have."""
 OWN = tuple(
@@ -85,23 +87,25 @@ class CompletionRequest:
     """What a body asks for.
 
     Attributes:
-        kind: "chat" or "text": which endpoint was asked.
+        kind: "chat", "text" or "response": which endpoint was asked.
         model: as the body names it; whether that model is the one opened is for the caller to
             judge.
-        prompt: a conversation ("chat") or a text, as `generate` takes them.
+        prompt: a conversation ("chat", "response") or a text, as `generate` takes them.
         settings: the defaults with what the body says otherwise.
         num_answers: the best so many are returned, where there are as many.
         has_logprobs: whether the tokens are returned with their log-probabilities.
         returned: what else is returned, of "rewards", "decisions" and "candidates".
+        repeated: fields of the body that a response says again.
     """
 
-    kind: Literal["chat", "text"]
+    kind: Literal["chat", "text", "response"]
     model: str
     prompt: Prompt
     settings: Settings
     num_answers: int
     has_logprobs: bool
     returned: tuple[str, ...]
+    repeated: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_chat(
@@ -153,9 +157,9 @@ ENDPOINTS = {"/v1/chat/completions": parse_chat, "/v1/completions": parse_text}
 
 def in_words_of(body: Mapping[str, Any], message: str) -> str:
     """A message with the body's name for the one setting that OpenAI calls otherwise."""
-    fields = [name for name, option in SAMPLING.items() if option == "max_new_tokens"]
+    usual = "max_output_tokens" if "input" in body else LENGTHS[0]
     return message.replace(
-        "max_new_tokens", next((name for name in fields if name in body), fields[0])
+        "max_new_tokens", next((name for name in LENGTHS if name in body), usual)
     )
 
 

@@ -26,7 +26,7 @@ from specrej.errors import (
     UnknownNameError,
     UsageError,
 )
-from specrej.server.protocol import in_words_of
+from specrej.server.protocol import LENGTHS, in_words_of
 
 CODES = {
     "invalid_value": (
@@ -59,8 +59,6 @@ what both mean."""
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _MOST_CHARACTERS = 600
-_LENGTH_FIELDS = ("max_completion_tokens", "max_tokens")
-"""How a body calls the max_new_tokens of settings."""
 
 
 class RefusalError(Exception):
@@ -150,9 +148,9 @@ def _param(error: UsageError, body: Mapping[str, Any]) -> str | None:
     if "." in name and name.partition(".")[0] in body:
         return name
     if isinstance(error, PromptError) and name not in body:
-        return "messages" if "messages" in body else "prompt"
-    is_length = any(field in str(error) for field in ("max_new_tokens", *_LENGTH_FIELDS))
-    names = [name, *_LENGTH_FIELDS] if is_length else [name]
+        return next((field for field in ("messages", "input") if field in body), "prompt")
+    is_length = any(field in str(error) for field in ("max_new_tokens", *LENGTHS))
+    names = [name, *LENGTHS] if is_length else [name]
     for field in names:
         if field in body:
             return field

@@ -288,10 +288,10 @@ def body_of(request: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def request_schemas() -> dict[str, Any]:
+def request_schemas(requests: Iterable[type[BaseModel]]) -> dict[str, Any]:
     """The schemas that `body_of` refers to, by name."""
     _, schemas = models_json_schema(
-        [(ChatRequest, "validation"), (TextRequest, "validation")],
+        [(request, "validation") for request in requests],
         ref_template="#/components/schemas/{model}",
     )
     definitions: dict[str, Any] = schemas["$defs"]

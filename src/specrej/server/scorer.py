@@ -40,7 +40,10 @@ class TimedScorer:
 
     def __call__(self, searches: Sequence[Search]) -> Future[list[Given]]:
         # Their texts are made already, on the thread that owns the searches.
-        batches: list[ToScore] = [search.to_score() for search in searches]
+        return self.score([search.to_score() for search in searches])
+
+    def score(self, batches: list[ToScore]) -> Future[list[Given]]:
+        """What the rewards give for each of these; cancelled before its turn, none is asked."""
         future: Future[list[Given]] = Future()
         self._line.put((batches, future))
         return future
@@ -60,6 +63,8 @@ class TimedScorer:
         if (one := self._line.get()) is None:
             return False
         batches, future = one
+        if not future.set_running_or_notify_cancel():
+            return True
         try:
             future.set_result(self._score(batches))
         except BaseException as error:  # not the reward's: its own are scores that there are not

@@ -35,15 +35,16 @@ from specrej.errors import (
     QueueFullError,
     ShutdownError,
     SpecrejError,
-    named,
 )
 from specrej.rewards.base import Reward
 from specrej.search.algorithms import Steps
 from specrej.search.budget import Total
+from specrej.search.checks import engine_failed
 from specrej.search.events import Ended, Event, Queued, Reporter
 from specrej.search.pool import Pool
 from specrej.search.scheduler import Outcome, Scheduler
 from specrej.search.search import Search
+from specrej.server.given import GivenAnswers
 from specrej.server.scorer import TimedScorer
 from specrej.settings import Settings
 from specrej.types import Prompt, Result
@@ -144,6 +145,7 @@ class Service:
         self._max_queue = max_queue
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._scorer = TimedScorer(reward_timeout_s)
+        self.given = GivenAnswers(reward, self._scorer, self._calls.put, max_queue)
         self._scheduler = Scheduler(
             engine, pool, in_flight=in_flight, observe=self._observe, score=self._scorer
         )
@@ -230,9 +232,11 @@ class Service:
 
     async def stop(self, grace_s: float) -> None:
         """Take nothing more, let what runs end for so long, tell the others, and end the thread."""
-        self.is_stopping = True
+        self.is_stopping = self.given.is_stopping = True
         until_s = time.monotonic() + grace_s
-        while self._open and not self.has_failed and time.monotonic() < until_s:
+        while (self._open or self.given.num_open) and time.monotonic() < until_s:
+            if self.has_failed:
+                break
             await asyncio.sleep(0.02)
         self._calls.put(self._end_all)
         until_s = time.monotonic() + _LAST_WORDS_S
@@ -252,8 +256,10 @@ class Service:
         _LOG.critical("the thread that decodes has failed: %s", reason)
         with self._lock:
             tickets, self._open = list(self._open.values()), {}
+        error = SpecrejError(f"the thread that decodes has failed: {reason}")
         for ticket in tickets:
-            ticket.tell(Ended(SpecrejError(f"the thread that decodes has failed: {reason}")))
+            ticket.tell(Ended(error))
+        self.given.end_all(error)
 
     # What the thread does
 
@@ -358,11 +364,7 @@ class Service:
         self._end(number, outcome, is_late=True)
 
     def _fail_active(self, error: BaseException) -> None:
-        outcome = (
-            error
-            if isinstance(error, SpecrejError)
-            else SpecrejError(f"the engine failed: {named(error)}")
-        )
+        outcome = engine_failed(error)
         for number in [number for number, request in self._requests.items() if request.has_begun]:
             self._free(number)
             self._end(number, outcome)
@@ -384,9 +386,9 @@ class Service:
         return removed
 
     def _end_all(self) -> None:
+        error = ShutdownError("the server was stopped before the answer was complete")
         for number in list(self._requests):
             self._free(number)
-            self._end(
-                number, ShutdownError("the server was stopped before the answer was complete")
-            )
+            self._end(number, error)
+        self.given.end_all(error)
         self._has_ended = True

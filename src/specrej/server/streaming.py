@@ -10,14 +10,14 @@ comments or as events of its own.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from specrej.errors import SpecrejError
 from specrej.search.events import Decided, Ended, Queued, Started, Step, Text, payload_of
 from specrej.server.asked import Asked
-from specrej.server.refusals import internal_error, refusal_of
+from specrej.server.refusals import RefusalError, internal_error, refusal_of
 from specrej.server.service import StreamEvent
 from specrej.types import Result
 
@@ -31,9 +31,47 @@ Finish = Callable[[Result, bool], Awaitable[dict[str, Any]]]
 """The body of an answer that is not streamed, from its result and whether it is late."""
 
 
+class Writer(Protocol):
+    """How an endpoint writes the answer to one request."""
+
+    @property
+    def asked(self) -> Asked:
+        """The request."""
+
+    @property
+    def id(self) -> str:
+        """Of the answer."""
+
+    @property
+    def created(self) -> int:
+        """In seconds since 1970."""
+
+    @property
+    def model(self) -> str:
+        """What answers."""
+
+    def whole(self, completion: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The body of an answer that is not streamed, from the completion that it is made of."""
+
+    def begin(self) -> Iterable[bytes]:
+        """What comes first."""
+
+    def progress(self, payload: Mapping[str, Any]) -> bytes:
+        """How the request stands."""
+
+    def text(self, delta: str) -> Iterable[bytes]:
+        """A piece of the answer."""
+
+    def end(self, completion: Mapping[str, Any], sent: str) -> Iterable[bytes]:
+        """What is left when the answer is complete, of which this was sent."""
+
+    def failure(self, refusal: RefusalError) -> bytes:
+        """Why there is no answer; nothing follows."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Head:
-    """What all chunks of an answer begin with.
+    """Implements `Writer` for chats and texts: what all chunks of an answer begin with.
 
     Attributes:
         asked: the request.
@@ -44,6 +82,10 @@ class Head:
     id: str
     created: int
     model: str
+
+    def whole(self, completion: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The completion is the body."""
+        return completion
 
     def block(self, kind: str, fields: Mapping[str, Any]) -> bytes:
         return _data(
@@ -65,14 +107,41 @@ class Head:
         if self.asked.request.kind == "chat":
             yield self.chunk(index, {"role": "assistant", "content": ""})
 
+    def begin(self) -> Iterator[bytes]:
+        return self.opening(0)
+
+    def text(self, delta: str) -> Iterator[bytes]:
+        yield self.chunk(0, {"content": delta})
+
     def progress(self, payload: Mapping[str, Any]) -> bytes:
         if not self.asked.has_progress:
-            return f": progress {json.dumps(payload)}\n\n".encode()
+            return comment(payload)
         # Clients of OpenAI's look for choices in whatever comes.
         return self.block("specrej.progress", {"choices": [], "progress": payload})
 
     def usage(self, usage: Mapping[str, Any]) -> bytes:
         return self.block(self._kind, {"choices": [], "usage": usage})
+
+    def end(self, completion: Mapping[str, Any], sent: str) -> Iterator[bytes]:
+        """The rest of the best answer, the other answers, usage, and the end."""
+        choices = completion["choices"]
+        for position, choice in enumerate(choices):
+            text = _text_of(choice)
+            if position:
+                yield from self.opening(position)
+            else:
+                text = text[len(sent) :]
+            if text:
+                yield self.chunk(position, {"content": text})
+            own = {"specrej": completion["specrej"]} if position == len(choices) - 1 else {}
+            ending = {"finish_reason": choice["finish_reason"], "logprobs": choice["logprobs"]}
+            yield self.chunk(position, {}, **ending, **own)
+        if self.asked.has_usage:
+            yield self.usage(completion["usage"])
+        yield _DONE
+
+    def failure(self, refusal: RefusalError) -> bytes:
+        return _data(refusal.body)
 
     @property
     def _kind(self) -> str:
@@ -85,7 +154,7 @@ class Head:
 
 async def blocks(
     events: AsyncIterator[StreamEvent],
-    head: Head,
+    head: Writer,
     finish: Finish,
     note: Callable[[Exception], None],
 ) -> AsyncIterator[bytes]:
@@ -96,8 +165,8 @@ async def blocks(
 
     Args:
         events: of the request's ticket.
-        head: what chunks begin with.
-        finish: makes the body that the request would get without a stream.
+        head: writes the answer.
+        finish: makes the completion that the answer is made of without a stream.
         note: is told of what should not have happened.
     """
     try:
@@ -105,13 +174,13 @@ async def blocks(
             yield block
     except Exception as error:
         note(error)
-        yield _data(internal_error().body)
+        yield head.failure(internal_error())
 
 
 async def _blocks(
-    events: AsyncIterator[StreamEvent], head: Head, finish: Finish
+    events: AsyncIterator[StreamEvent], head: Writer, finish: Finish
 ) -> AsyncIterator[bytes]:
-    for block in head.opening(0):
+    for block in head.begin():
         yield block
     sent: list[str] = []
     async for event in _with_pauses(events):
@@ -122,34 +191,27 @@ async def _blocks(
                 yield head.progress(payload_of(event))
             case Text(delta):
                 sent.append(delta)
-                yield head.chunk(0, {"content": delta})
+                for block in head.text(delta):
+                    yield block
             case Ended(SpecrejError() as error):
-                yield _data(refusal_of(error, {}).body)
+                yield head.failure(refusal_of(error, {}))
             case Ended(Result() as result, is_late):
+                completion, said = await finish(result, is_late), "".join(sent)
+                if not _text_of(completion["choices"][0]).startswith(said):
+                    raise RuntimeError("what was streamed is not how the answer begins")
                 # Made as a whole: an error is not to come behind an end.
-                for block in list(_ending(head, await finish(result, is_late), "".join(sent))):
+                for block in list(head.end(completion, said)):
                     yield block
 
 
-def _ending(head: Head, body: Mapping[str, Any], sent: str) -> Iterator[bytes]:
-    """What is left of the answer when it is complete, the other answers, usage, and the end."""
-    choices = body["choices"]
-    for position, choice in enumerate(choices):
-        text = choice["message"]["content"] if "message" in choice else choice["text"]
-        if position:
-            yield from head.opening(position)
-        else:
-            if not text.startswith(sent):
-                raise RuntimeError("what was streamed is not how the answer begins")
-            text = text[len(sent) :]
-        if text:
-            yield head.chunk(position, {"content": text})
-        own = {"specrej": body["specrej"]} if position == len(choices) - 1 else {}
-        ending = {"finish_reason": choice["finish_reason"], "logprobs": choice["logprobs"]}
-        yield head.chunk(position, {}, **ending, **own)
-    if head.asked.has_usage:
-        yield head.usage(body["usage"])
-    yield _DONE
+def comment(payload: Mapping[str, Any]) -> bytes:
+    """Progress as every client skips it."""
+    return f": progress {json.dumps(payload)}\n\n".encode()
+
+
+def _text_of(choice: Mapping[str, Any]) -> str:
+    text: str = choice["message"]["content"] if "message" in choice else choice["text"]
+    return text
 
 
 async def _with_pauses(events: AsyncIterator[StreamEvent]) -> AsyncIterator[StreamEvent | None]:

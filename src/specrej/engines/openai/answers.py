@@ -78,6 +78,7 @@ class PartialAnswer:
         text: of all of them, as the server wrote it.
         finish: why it ends behind the last of them; None where it goes on.
         lost: why nothing more will come; empty where it may.
+        cause: what was raised then, if anything.
         request: number of the request that is under way, 0 where none is.
     """
 
@@ -87,11 +88,16 @@ class PartialAnswer:
     text: str = ""
     finish: FinishReason | None = None
     lost: str = ""
+    cause: Exception | None = None
     request: int = 0
 
     @property
     def is_done(self) -> bool:
         return self.finish is not None or bool(self.lost)
+
+    def fail(self, failure: Exception) -> None:
+        """Nothing more will come, because of this."""
+        self.request, self.lost, self.cause = 0, str(failure), failure
 
     def take(
         self,

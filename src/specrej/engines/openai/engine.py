@@ -222,7 +222,7 @@ class OpenAIEngine:
         prompt.peak_bytes = max(prompt.peak_bytes, self._held(prompt))
         for answer in prompt.live.values():
             if prompt.failure is not None:
-                answer.lost = str(prompt.failure)
+                answer.fail(prompt.failure)
             self._go_on(handle, prompt, answer)
 
     def _go_on(self, handle: int, prompt: OpenPrompt, answer: PartialAnswer) -> None:
@@ -310,15 +310,16 @@ class OpenAIEngine:
         if isinstance(error, RemoteError):
             failure = self._server.failure(error, prompt.sampling)
             if error.is_common:
-                raise EngineError(str(failure), hint=failure.hint)
+                raise EngineError(str(failure), hint=failure.hint) from error
         else:
             failure = EngineError(
                 f"{self._server.place.shown} replied what cannot be read: {error}"
             )
+        failure.__cause__ = error
         if answer is None:
             prompt.is_read, prompt.failure = True, failure
         else:
-            answer.request, answer.lost = 0, str(failure)
+            answer.fail(failure)
 
     def _count(self, prompt: OpenPrompt, answer: PartialAnswer, chunk: Chunk) -> None:
         """Count what was read again, as far as the server tells."""

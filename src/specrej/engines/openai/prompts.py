@@ -54,7 +54,9 @@ class OpenPrompt:
         place = self.position
         for answer in list(self.live.values()):
             if place == len(answer.ids):
-                tokens.append(Token(handle, answer.index, -1, None, "lost", answer.lost))
+                tokens.append(
+                    Token(handle, answer.index, -1, None, "lost", answer.lost, answer.cause)
+                )
                 del self.live[answer.index]
                 continue
             is_last = place == len(answer.ids) - 1
