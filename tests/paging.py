@@ -100,7 +100,7 @@ class FakeBackend:
             if fed and request.num_computed == len(request.ids):
                 drawn.append(self._draw(key, request))
         self._count()
-        for key, _, _, reason, _ in drawn:
+        for key, _, _, reason, *_ in drawn:
             if reason:
                 del self.requests[key]
         return iter(drawn)

@@ -18,7 +18,17 @@ from torch import Tensor
 
 from extremes import EXTREME
 from specrej.engines.streams import uniforms
-from specrej.engines.torch.sampling import LOST, candidates_of, largest, penalize, sample
+from specrej.engines.torch.sampling import (
+    LOST,
+    History,
+    adjusted,
+    begin_history,
+    candidates_of,
+    largest,
+    likeliest,
+    penalize,
+    sample,
+)
 from specrej.types import SamplingParams
 from tiny import make_model
 
@@ -111,7 +121,7 @@ def test_the_unit_interval_is_shared_out_by_these_probabilities(seed: int) -> No
     ids = torch.randint(width, (1, 12), generator=generator)
     expected = processed(logits, ids, params)[0]
     grid = (torch.arange(num_points, dtype=torch.float64) + 0.5) / num_points
-    tokens, _ = sample(logits, params, grid, seen_of(ids, width, params))
+    tokens, _ = sample(logits, params, grid, History(seen=seen_of(ids, width, params)))
     counts = torch.bincount(tokens, minlength=width)
     assert (counts - expected * num_points).abs().max() < 1.01
     assert counts[expected == 0].sum() == 0
@@ -149,7 +159,7 @@ def test_draws_follow_the_probabilities(params: SamplingParams) -> None:
     expected = processed(logits, ids, params)[0].double().numpy()
 
     numbers = torch.from_numpy(uniforms(seed=11, candidates=range(num_draws), position=4))
-    tokens, _ = sample(logits, params, numbers, seen_of(ids, width, params))
+    tokens, _ = sample(logits, params, numbers, History(seen=seen_of(ids, width, params)))
     counts = torch.bincount(tokens, minlength=width).numpy()
     assert counts[expected == 0].sum() == 0
     # Cells of fewer than five expected draws are put together.
@@ -214,7 +224,7 @@ def test_logprobs_are_those_of_all_tokens_at_temperature_one(rows: int) -> None:
     numbers = torch.rand(rows, generator=generator, dtype=torch.float64)
     seen = torch.rand(rows, 5000, generator=generator) < 0.1
     params = SamplingParams(temperature=0.5, top_k=9, top_p=0.9, repetition_penalty=1.4)
-    tokens, logprobs = sample(logits, params, numbers, seen)
+    tokens, logprobs = sample(logits, params, numbers, History(seen=seen))
     expected = logits.double().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
     assert logprobs.dtype == torch.float32
     assert (logprobs.double() - expected).abs().max() < 1e-5
@@ -276,7 +286,7 @@ def drawn(logits: Sequence[float], params: SamplingParams, *, seen: Sequence[int
     mask = torch.zeros_like(row, dtype=torch.bool)
     mask[0, list(seen)] = True
     grid = torch.linspace(0, BELOW_ONE, 1001, dtype=torch.float64)
-    return set(sample(row, params, grid, mask if seen else None)[0].tolist())
+    return set(sample(row, params, grid, History(seen=mask if seen else None))[0].tolist())
 
 
 def test_filters_by_hand() -> None:
@@ -312,7 +322,12 @@ def test_greedy_tokens_are_those_of_transformers_under_a_penalty_as_well() -> No
     params = SamplingParams(temperature=0, repetition_penalty=1.8)
     expected = transformers.RepetitionPenaltyLogitsProcessor(1.8)(ids, logits.clone()).argmax(-1)
     assert torch.equal(
-        sample(logits, params, torch.zeros(5, dtype=torch.float64), seen_of(ids, 200, params))[0],
+        sample(
+            logits,
+            params,
+            torch.zeros(5, dtype=torch.float64),
+            History(seen=seen_of(ids, 200, params)),
+        )[0],
         expected,
     )
     assert not torch.equal(logits.argmax(-1), expected)
@@ -356,7 +371,7 @@ def test_whatever_the_parameters_a_row_is_sampled_from_its_finite_logits(
     logits[:, ::7] = -torch.inf  # tokens that the model itself masks
     seen = torch.rand(4, 261, generator=generator) < 0.1 if params.repetition_penalty != 1 else None
     numbers = torch.tensor([0.0, BELOW_ONE, 0.5, 0.9], dtype=torch.float64)
-    tokens, logprobs = sample(logits, params, numbers, seen)
+    tokens, logprobs = sample(logits, params, numbers, History(seen=seen))
     assert logprobs.isfinite().all()
     assert logits.gather(1, tokens[:, None]).isfinite().all(), (
         "a token that the model rules out, or none"
@@ -387,11 +402,14 @@ def test_a_row_that_is_not_finite_is_lost_and_the_others_do_not_notice(
         broken[row] = unsound(logits[row], kind)
     seen = torch.zeros(5, width, dtype=torch.bool) if params.repetition_penalty != 1 else None
     numbers = torch.tensor([BELOW_ONE, 0.0, 0.3, BELOW_ONE, 0.7], dtype=torch.float64)
-    expected, actual = sample(logits, params, numbers, seen), sample(broken, params, numbers, seen)
+    expected, actual = (
+        sample(logits, params, numbers, History(seen=seen)),
+        sample(broken, params, numbers, History(seen=seen)),
+    )
     assert [token == LOST for token in actual[0].tolist()] == [True, False, False, True, False]
     for one, other in zip(expected, actual, strict=True):
         assert torch.equal(one[[1, 2, 4]], other[[1, 2, 4]])
-    shared = sample(broken[:1], params, numbers, None if seen is None else seen[:1])
+    shared = sample(broken[:1], params, numbers, History(seen=None if seen is None else seen[:1]))
     assert shared[0].tolist() == [LOST] * 5
 
 
@@ -401,6 +419,6 @@ def test_a_penalty_that_overflows_loses_its_row_alone() -> None:
     seen = torch.tensor([[True, False, False]] * 2)
     for temperature in (0, 0.5, 1.0):
         one = dataclasses.replace(params, temperature=temperature)
-        assert sample(logits, one, torch.full((2,), 0.5, dtype=torch.float64), seen)[
+        assert sample(logits, one, torch.full((2,), 0.5, dtype=torch.float64), History(seen=seen))[
             0
         ].tolist() == [LOST, 0]
