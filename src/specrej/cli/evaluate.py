@@ -68,7 +68,7 @@ _Exact = Annotated[
 ]
 
 
-@takes_options("algorithm", "n", "alpha", "policy", "continue_final_message")
+@takes_options("algorithm", "n", "alpha", "policy", "continue_final_message", "top_logprobs")
 def bench(
     prompts: _Prompts,
     *,
@@ -127,7 +127,8 @@ def bench(
 
 
 @takes_options(
-    "algorithm", "n", "alpha", "keep", "decide", "min_tokens", "policy", "continue_final_message"
+    *("algorithm", "n", "alpha", "keep", "decide", "min_tokens", "policy"),
+    *("continue_final_message", "top_logprobs"),
 )
 def trace(
     prompts: _Prompts,

@@ -422,3 +422,82 @@ def test_a_penalty_that_overflows_loses_its_row_alone() -> None:
         assert sample(logits, one, torch.full((2,), 0.5, dtype=torch.float64), History(seen=seen))[
             0
         ].tolist() == [LOST, 0]
+
+
+@st.composite
+def penalties(draw: st.DrawFn) -> dict[str, Any]:
+    ids = draw(st.lists(st.integers(0, 6), unique=True))
+    return {
+        "frequency_penalty": draw(st.sampled_from([0.0, -2.0, 0.3, 2.0])),
+        "presence_penalty": draw(st.sampled_from([0.0, -1.5, 0.4, 2.0])),
+        "logit_bias": tuple(
+            (one, draw(st.sampled_from([-100, -1.5, 2, 100]))) for one in sorted(ids)
+        ),
+    }
+
+
+def penalized(logits: Tensor, prompt: Tensor, answers: Tensor, params: SamplingParams) -> Tensor:
+    """Bias and repetition penalty by transformers' own processors, the others token by token."""
+    scores, ids = logits.clone(), torch.cat([prompt.expand(len(answers), -1), answers], 1)
+    if params.logit_bias:
+        biases: Any = {(token_id,): float(bias) for token_id, bias in params.logit_bias}
+        scores = transformers.SequenceBiasLogitsProcessor(biases)(ids, scores)
+    if params.repetition_penalty != 1.0:
+        make: Any = transformers.RepetitionPenaltyLogitsProcessor
+        scores = make(params.repetition_penalty)(ids, scores)
+    for row, answer in enumerate(answers.tolist()):
+        for token_id in set(answer):
+            scores[row, token_id] -= params.frequency_penalty * answer.count(token_id)
+            scores[row, token_id] -= params.presence_penalty
+    return scores
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    params=sampling_params(),
+    more=penalties(),
+    seed=st.integers(0, 10**6),
+    width=st.sampled_from(WIDTHS),
+    num_drawn=st.integers(0, 12),
+)
+def test_bias_and_penalties_come_before_the_filters(
+    params: SamplingParams, more: dict[str, Any], seed: int, width: int, num_drawn: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    params = dataclasses.replace(params, **more)
+    logits = torch.randn(4, width, generator=generator) * 3
+    prompt = torch.randint(width, (1, 5), generator=generator)
+    answers = torch.randint(min(width, 9), (4, num_drawn), generator=generator)
+    scores = penalized(logits, prompt, answers, params)
+    history = begin_history(params, prompt[0].tolist(), 4, width, logits.device)
+    for place in range(num_drawn):
+        history.add(answers[:, place : place + 1])
+    assert (adjusted(logits, params, history) - scores).abs().max() < 1e-4
+    order = [3, 1]
+    left = adjusted(logits[order], params, history.of_rows(order))
+    assert (left - scores[order]).abs().max() < 1e-4
+    greedy = dataclasses.replace(params, temperature=0)
+    numbers = torch.full((4,), 0.5, dtype=torch.float64)
+    tokens, logprobs = sample(logits, greedy, numbers, history)
+    gap = scores.amax(-1) - scores.gather(1, tokens[:, None])[:, 0]
+    assert gap.abs().max() < 1e-4
+    # What is reported is the model's.
+    model = logits.log_softmax(-1)
+    assert (model.gather(1, tokens[:, None])[:, 0] - logprobs).abs().max() < 1e-5
+
+
+def test_bias_and_penalties_that_are_off_hold_nothing() -> None:
+    history = begin_history(SamplingParams(), [1, 2], 3, 9, torch.device("cpu"))
+    assert history == History(None, None, None)
+    logits = torch.randn(3, 9)
+    assert adjusted(logits, SamplingParams(), history) is logits
+
+
+@pytest.mark.parametrize("width", [3, 261, 12_800])
+def test_the_likeliest_tokens_are_those_of_a_softmax(width: int) -> None:
+    logits = torch.randn(4, width, generator=torch.Generator().manual_seed(1)) * 3
+    values, ids = torch.topk(logits.double().log_softmax(-1), min(5, width), -1)
+    found = likeliest(logits, 5)
+    assert [[one for one, _ in row] for row in found] == ids.tolist()
+    numbers = torch.tensor([[number for _, number in row] for row in found])
+    assert (numbers - values).abs().max() < 1e-5

@@ -26,7 +26,7 @@ from specrej.engines.openai.replies import (
     read_completion,
     read_models,
 )
-from specrej.errors import EngineError, ModelError, SpecrejError, UsageError
+from specrej.errors import EngineError, ModelError, SamplingError, SpecrejError, UsageError
 from specrej.remote.client import Connections, Remote, RemoteError
 from specrej.remote.services import RemoteService, ServiceOptions, without_secrets
 from specrej.types import SamplingParams
@@ -187,7 +187,7 @@ class CompletionsServer:
         if sampling is not None and error.status in _REFUSED:
             for field in self.extras(sampling):
                 if field in str(error):
-                    return UsageError(
+                    return SamplingError(
                         f"{where} does not take {field}: {error}", hint=_LEAVE_OUT[field]
                     )
         return EngineError(
