@@ -264,7 +264,7 @@ def refuse_ways(engine: str, sampling: SamplingParams, *names: str, hint: str = 
         given, off = getattr(sampling, name), options_of(SamplingParams)[name][0].default
         if given != off:
             raise SamplingError(
-                f"the engine {engine!r} does not have {name}, got {reprlib.repr(given)}",
+                f"{name} cannot be honoured by the engine {engine!r}, got {reprlib.repr(given)}",
                 hint=hint or "leave it out, or give --engine torch or vllm",
             )
 

@@ -56,6 +56,7 @@ _LABELS = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
 _NOTHING: dict[str, tuple[Any, ...]] = {
     "stream": (False,),
     "store": (False,),
+    "logit_bias": ({},),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "tools": ([],),

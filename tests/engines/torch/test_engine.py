@@ -357,11 +357,10 @@ PENALTIES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("more", [{}, {"temperature": 0}, {"repetition_penalty": 1.2}])
-def test_penalties_count_the_answer_alone_whoever_leaves(
-    engine: TorchEngine, more: dict[str, Any]
-) -> None:
+def test_penalties_count_the_answer_alone_whoever_leaves(more: dict[str, Any]) -> None:
     """Every token again from transformers' own forward pass, with penalties counted by hand."""
-    prompt_ids = make_ids(24)
+    model = make_model("llama", dtype=torch.float64)
+    exact, engine, prompt_ids = reference(model), make_engine(model), make_ids(24)
     sampling = SamplingParams(max_new_tokens=30, top_k=20, ignore_eos=True, **PENALTIES, **more)
     prompt = engine.open(prompt_ids, sampling, BUDGET)
     engine.add(prompt, range(5))
@@ -375,8 +374,7 @@ def test_penalties_count_the_answer_alone_whoever_leaves(
     plain = SamplingParams(top_k=20, temperature=sampling.temperature)
     for index, tokens in answers.items():
         ids = [token.token_id for token in tokens]
-        with torch.inference_mode():
-            logits = full_logits(engine.model, [*prompt_ids, *ids])[len(prompt_ids) - 1 : -1]
+        logits = full_logits(exact, [*prompt_ids, *ids])[len(prompt_ids) - 1 : -1].clone()
         for place, (token, row) in enumerate(zip(tokens, logits, strict=True)):
             scores = row.clone()
             for token_id, bias in sampling.logit_bias:
@@ -388,12 +386,12 @@ def test_penalties_count_the_answer_alone_whoever_leaves(
                 scores[token_id] -= 0.6 + 0.9 * ids[:place].count(token_id)
             numbers = torch.from_numpy(uniforms(sampling.seed, [index], place))
             assert sample(scores[None], plain, numbers)[0].tolist() == [token.token_id]
-            model = row.log_softmax(-1)
-            values, likely = model.topk(3)
+            logprobs = row.log_softmax(-1)
+            values, likely = logprobs.topk(3)
             top = token.top_logprobs or ()
             assert [one for one, _ in top] == likely.tolist()
             assert [number for _, number in top] == pytest.approx(values.tolist(), abs=1e-5)
-            assert token.logprob == pytest.approx(model[token.token_id].item(), abs=1e-5)
+            assert token.logprob == pytest.approx(logprobs[token.token_id].item(), abs=1e-5)
 
 
 def test_a_bias_for_a_token_beyond_the_vocabulary_is_refused() -> None:

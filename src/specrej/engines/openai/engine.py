@@ -233,6 +233,9 @@ class OpenAIEngine:
         missing = prompt.target - len(answer.ids)
         if answer.is_done or missing <= 0:
             return
+        if answer.ids and (prompt.sampling.frequency_penalty or prompt.sampling.presence_penalty):
+            answer.lost = "the server gave a part of the answer, and would count its tokens anew"
+            return
         sent = (
             prompt.sent + answer.text if isinstance(prompt.sent, str) else prompt.sent + answer.ids
         )

@@ -37,8 +37,8 @@ class Chunk:
         num_tokens: completion tokens, as the server counts them.
         num_read, num_cached: tokens of the prompt, and how many of them a cache held; None where it
             is not said.
-        top_logprobs: for each of `logprobs` the likeliest tokens in its place; empty for those of
-            which the server names none by id.
+        top_logprobs: for each of `logprobs` the likeliest tokens in its place, likeliest first;
+            empty where the server names none by id.
     """
 
     text: str
@@ -127,8 +127,8 @@ def _tokens(
 
 
 def _top_logprobs(choice: dict[str, Any], num_tokens: int) -> list[TopLogprobs]:
-    """One a token that has a log-probability: by ids as vLLM and SGLang write them ("token_id:7"),
-    or llama.cpp.
+    """One a token that has a log-probability, by ids as vLLM ("token_id:7") or llama.cpp write
+    them; empty where there are none.
     """
     match choice.get("logprobs"):
         case {"content": [*entries]}:
@@ -138,7 +138,7 @@ def _top_logprobs(choice: dict[str, Any], num_tokens: int) -> list[TopLogprobs]:
         case _:
             given = []
     found = [_likeliest(one) for one in given]
-    return found if len(found) == num_tokens else [()] * num_tokens
+    return found if any(found) and len(found) == num_tokens else []
 
 
 def _likeliest(given: Any) -> TopLogprobs:

@@ -163,7 +163,6 @@ class TorchEngine:
                 f"{num_known}",
                 hint="the tokenizer does not fit the model",
             )
-        check_bias(sampling, len(self.model.get_output_embeddings().weight))
         group = Group(
             list(prompt_ids), budget_bytes, self.layout, max(sampling.max_new_tokens - 1, 1)
         )
@@ -173,6 +172,7 @@ class TorchEngine:
         # Found here, before another prompt can share KV that holds NaN.
         if not logsumexp(logits).isfinite().all():
             raise EngineError(f"after the prompt {_NOT_FINITE}", hint=_NOT_FINITE_HINT)
+        check_bias(sampling, logits.shape[-1])
         handle = next(self._handles)
         newest = torch.empty(0, 1, dtype=torch.long, device=self._device)
         self._runs[handle] = _Run(group, sampling, logits, hidden, newest)
