@@ -273,7 +273,7 @@ def test_options_that_a_server_refuses_are_named(model: str, server: Completions
 
 def test_penalties_need_answers_of_one_chunk(model: str, server: CompletionsServer) -> None:
     penalties: dict[str, Any] = {"frequency_penalty": 0.5, "presence_penalty": -0.5, "top_k": 0}
-    with pytest.raises(SamplingError, match="frequency_penalty .* engine 'openai'") as caught:
+    with pytest.raises(SamplingError, match="frequency_penalty cannot be honoured by") as caught:
         run(open_engine(model, server), **penalties)
     assert "chunk_tokens" in str(caught.value.hint)
     engine = open_engine(model, server, chunk_tokens=LENGTH)
