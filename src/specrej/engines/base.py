@@ -249,12 +249,11 @@ def refuse_hidden_states(engine: str) -> NoReturn:
 
 
 def refuse_ways(engine: str, sampling: SamplingParams, *names: str, hint: str = "") -> None:
-    """Say that an engine lacks these ways of drawing tokens.
+    """Say that an engine lacks ways of drawing tokens: `names` are fields that must be off.
 
     Args:
         engine: its name.
         sampling: what is asked for.
-        names: fields of it that must be off.
         hint: what to do; else what can.
 
     Raises:
