@@ -201,7 +201,7 @@ class FakeEngine:
         return 4 * self.default_budget(20, max_new_tokens)
 
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
-        refuse_ways(self.name, sampling, *LACKING)
+        refuse_ways(self.name, sampling, LACKING)
         handle = self.num_prefills
         self.num_prefills += 1
         self.groups[handle] = Group(list(prompt_ids), sampling, budget_bytes)

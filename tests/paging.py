@@ -82,7 +82,7 @@ class FakeBackend:
         self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int
     ) -> None:
         assert key not in self.requests, "submitted twice"
-        refuse_ways(self.name, sampling, *LACKING)
+        refuse_ways(self.name, sampling, LACKING)
         self.requests[key] = Request(list(prompt_ids), sampling, seed)
         self.submitted.append((list(prompt_ids), seed))
 

@@ -248,12 +248,15 @@ def refuse_hidden_states(engine: str) -> NoReturn:
     )
 
 
-def refuse_ways(engine: str, sampling: SamplingParams, *names: str, hint: str = "") -> None:
-    """Say that an engine lacks ways of drawing tokens: `names` are fields that must be off.
+def refuse_ways(
+    engine: str, sampling: SamplingParams, names: Sequence[str], hint: str = ""
+) -> None:
+    """Say that an engine lacks these ways of drawing tokens.
 
     Args:
         engine: its name.
         sampling: what is asked for.
+        names: fields of it that must be off.
         hint: what to do; else what can.
 
     Raises:

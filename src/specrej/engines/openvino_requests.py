@@ -166,7 +166,7 @@ class OpenVinoBackend:
     def submit(
         self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int
     ) -> None:
-        refuse_ways("openvino", sampling, *_LACKING)
+        refuse_ways("openvino", sampling, _LACKING)
         self._candidates[key] = _Candidate(tuple(prompt_ids), sampling, seed)
         self._waiting[key] = None
 

@@ -274,9 +274,9 @@ class CompletionsServer:
                 if self.gives_ids
                 else "a server that gives token ids can"
             )
-            refuse_ways("openai", sampling, "frequency_penalty", "presence_penalty", hint=hint)
+            refuse_ways("openai", sampling, ("frequency_penalty", "presence_penalty"), hint)
         if not (self.gives_ids and self.gives_logprobs):
-            refuse_ways("openai", sampling, "top_logprobs")
+            refuse_ways("openai", sampling, ("top_logprobs",))
 
     def capacity(self) -> Capacity | None:
         """Its KV cache as it is now; None where it does not say."""
