@@ -27,6 +27,8 @@ PAGE = 4
 BLOCKS = 5000
 NAME = "tiny"
 TOKENIZER = make_tokenizer(CHAT_TEMPLATE)
+PENALTIES = ("frequency_penalty", "presence_penalty")
+"""What it refuses unless it is told to ignore it."""
 LETTERS = [TOKENIZER(letter)["input_ids"][0] for letter in "aabcde "]
 HALVES: list[int] = TOKENIZER("é")["input_ids"]
 
@@ -53,10 +55,11 @@ class CompletionsServer(Server):
         self.eos = 0.05
         self.key = ""
         self.takes_ids = self.gives_ids = self.gives_logprobs = self.gives_cached = True
-        self.honours_seed = self.has_completions = self.has_metrics = True
+        self.names_ids = self.honours_seed = self.has_completions = self.has_metrics = True
         self.models: list[dict[str, Any]] | None = [
             {"id": NAME, "owned_by": "vllm", "max_model_len": 400}
         ]
+        self.takes_penalties = False
         self.usage = 0.0
         self.refuses: set[str] = set()
         self.intercept: Callable[[dict[str, Any]], Reply | None] = lambda request: None
@@ -86,7 +89,8 @@ class CompletionsServer(Server):
             return given
         if isinstance(request["prompt"], list) and not self.takes_ids:
             return 400, {}, b"the prompt must be a string"
-        if unknown := self.refuses & request.keys():
+        refused = self.refuses | set(() if self.takes_penalties else PENALTIES)
+        if unknown := refused & request.keys():
             return 400, {}, f"Unrecognized request argument supplied: {min(unknown)}".encode()
         return None
 
@@ -107,6 +111,7 @@ class CompletionsServer(Server):
             request["max_tokens"],
             None if is_greedy else seed,
             request.get("ignore_eos", False),
+            {int(one): bias for one, bias in request.get("logit_bias", {}).items()},
         )
         is_over = bool(made) and made[-1] == EOS_ID and not request.get("ignore_eos")
         choice = {
@@ -118,6 +123,11 @@ class CompletionsServer(Server):
         choice["logprobs"] = None
         if self.gives_logprobs and "logprobs" in request:
             choice["logprobs"] = {"token_logprobs": [-1.0 - one % 7 for one in made]}
+            if request.get("return_tokens_as_token_ids") and self.names_ids:
+                top = [{one, *range(0, 7 * request["logprobs"], 7)} for one in made]
+                choice["logprobs"]["top_logprobs"] = [
+                    {f"token_id:{one}": -1.0 - one % 7 for one in likely} for likely in top
+                ]
         if self.gives_ids and request.get("return_token_ids"):
             choice["token_ids"] = made
         usage: dict[str, Any] = {"prompt_tokens": len(ids), "completion_tokens": len(made)}
@@ -129,11 +139,23 @@ class CompletionsServer(Server):
         return self.tamper({"object": "text_completion", "choices": [choice], "usage": usage})
 
     def _continue(
-        self, ids: list[int], num_tokens: int, seed: int | None, ignores_eos: bool
+        self,
+        ids: list[int],
+        num_tokens: int,
+        seed: int | None,
+        ignores_eos: bool,
+        bias: dict[int, float],
     ) -> list[int]:
-        """Without a seed it is greedy: what it makes depends on the tokens alone."""
+        """Without a seed it is greedy: what it makes depends on the tokens alone.
+
+        Of a bias it knows that +100 forces a token, and -100 forbids one."""
         made: list[int] = []
+        forced = [one for one, added in bias.items() if added == 100]
+        letters = [one for one in LETTERS if bias.get(one, 0) > -100]
         for place in range(num_tokens):
+            if forced:
+                made.append(forced[0])
+                continue
             [number] = [0.5] if seed is None else uniforms(seed, [0], place).tolist()
             text = zlib.crc32(",".join(map(str, (*ids, *made))).encode())
             if (ids + made)[-1] == HALVES[0]:
@@ -143,7 +165,7 @@ class CompletionsServer(Server):
             elif number > 0.95:
                 made.append(HALVES[0])
             else:
-                made.append(LETTERS[(text + int(number * 2**16)) % len(LETTERS)])
+                made.append(letters[(text + int(number * 2**16)) % len(letters)])
         return made
 
     def _read(self, ids: list[int], num_prompt: int) -> int:

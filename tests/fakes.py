@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from specrej.api import run_one, unobserved
 from specrej.attention.layout import Demand, KvLayout
-from specrej.engines.base import Engine, Memory, Overhead, Token
+from specrej.engines.base import Engine, Memory, Overhead, Token, refuse_ways
 from specrej.engines.streams import uniforms
 from specrej.errors import DeviceMemoryError
 from specrej.flops import AttentionFlops, ModelFlops
@@ -124,6 +124,10 @@ class Group:
         ]
 
 
+LACKING = ("frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs")
+"""Ways of drawing that the engines and backends without a model refuse."""
+
+
 class FakeEngine:
     """Implements `specrej.engines.base.Engine`.
 
@@ -197,6 +201,7 @@ class FakeEngine:
         return 4 * self.default_budget(20, max_new_tokens)
 
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
+        refuse_ways(self.name, sampling, LACKING)
         handle = self.num_prefills
         self.num_prefills += 1
         self.groups[handle] = Group(list(prompt_ids), sampling, budget_bytes)

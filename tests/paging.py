@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fakes import BOS, EOS, FLOPS, ByteReader, next_token, text_of
+from fakes import BOS, EOS, FLOPS, LACKING, ByteReader, next_token, text_of
+from specrej.engines.base import refuse_ways
 from specrej.engines.paged import Drawn, PagedEngine
 from specrej.engines.streams import uniforms
 from specrej.messages import as_messages
@@ -81,6 +82,7 @@ class FakeBackend:
         self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int
     ) -> None:
         assert key not in self.requests, "submitted twice"
+        refuse_ways(self.name, sampling, LACKING)
         self.requests[key] = Request(list(prompt_ids), sampling, seed)
         self.submitted.append((list(prompt_ids), seed))
 
@@ -100,7 +102,7 @@ class FakeBackend:
             if fed and request.num_computed == len(request.ids):
                 drawn.append(self._draw(key, request))
         self._count()
-        for key, _, _, reason, _ in drawn:
+        for key, _, _, reason, *_ in drawn:
             if reason:
                 del self.requests[key]
         return iter(drawn)

@@ -63,10 +63,12 @@ def option(
     return dataclasses.field(default=default, metadata={"about": about})
 
 
-def same_as(owner: Any, name: str) -> Any:
-    """A field that is the same option as that of another dataclass."""
+def same_as(owner: Any, name: str, **default: Any) -> Any:
+    """A field that is the same option as that of another dataclass; `default` where it has one of
+    its own, of another type.
+    """
     field = next(field for field in dataclasses.fields(owner) if field.name == name)
-    return dataclasses.field(default=field.default, metadata=field.metadata)
+    return dataclasses.field(metadata=field.metadata, **{"default": field.default, **default})
 
 
 def options_of(owner: Any) -> dict[str, tuple[dataclasses.Field[Any], About]]:

@@ -4,7 +4,8 @@ on construction.
 Settings(algorithm="best_of_n", n=16, memory="64MiB", seed=1)
 """
 
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -39,6 +40,10 @@ class Options(TypedDict, total=False):
     top_p: float
     min_p: float
     repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[str, float] | None
+    top_logprobs: int
     stop: Sequence[str]
     seed: int
     continue_final_message: bool
@@ -63,8 +68,11 @@ class Settings:
             result has a note of it.
         memory: KV budget, such as "64MiB" or a number of bytes; None leaves it to the engine: room
             for 8 full-length candidates on a CPU, 80% of the free memory on a GPU.
-        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed: see
-        `SamplingParams`.
+        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty: see `SamplingParams`.
+        frequency_penalty, presence_penalty: see `SamplingParams`.
+        logit_bias: what is added to the logits of tokens, from -100 to 100, by their ids, which may
+            be strings, as in JSON.
+        top_logprobs, stop, seed: see `SamplingParams`.
         continue_final_message: a conversation that ends in an assistant's message is continued
             inside that message; else it is refused.
 
@@ -137,6 +145,10 @@ class Settings:
     top_p: float = same_as(SamplingParams, "top_p")
     min_p: float = same_as(SamplingParams, "min_p")
     repetition_penalty: float = same_as(SamplingParams, "repetition_penalty")
+    frequency_penalty: float = same_as(SamplingParams, "frequency_penalty")
+    presence_penalty: float = same_as(SamplingParams, "presence_penalty")
+    logit_bias: Mapping[str, float] | None = same_as(SamplingParams, "logit_bias", default=None)
+    top_logprobs: int = same_as(SamplingParams, "top_logprobs")
     stop: Sequence[str] = same_as(SamplingParams, "stop")
     seed: int = same_as(SamplingParams, "seed")
     continue_final_message: bool = option(
@@ -189,7 +201,8 @@ class Settings:
         mine = {
             name: getattr(self, name) for name in options_of(SamplingParams) if hasattr(self, name)
         }
-        return SamplingParams(**mine | {"stop": tuple(self.stop)})
+        bias = _bias_of({} if self.logit_bias is None else self.logit_bias)
+        return SamplingParams(**mine | {"stop": tuple(self.stop), "logit_bias": bias})
 
     def check(self, prompt: Prompt) -> None:
         """See that a prompt is one, and is to be answered as it ends.
@@ -233,7 +246,27 @@ class Settings:
             values["algorithm"] = _name_of(self.algorithm)
         if isinstance(self.policy, Policy):
             values["policy"] = self.policy.name
+        if self.logit_bias is not None:
+            values["logit_bias"] = {str(one): bias for one, bias in self.logit_bias.items()}
         return values | {"stop": list(self.stop)}
+
+
+def _bias_of(given: object) -> tuple[tuple[int, float], ...]:
+    """The pairs of a mapping, by rising ids; the ids may be written as in JSON."""
+    if not isinstance(given, Mapping):
+        raise UsageError(
+            f"logit_bias must be an object of token ids and biases, got {reprlib.repr(given)}"
+        )
+    pairs = []
+    for one, bias in given.items():
+        is_id = isinstance(one, str) and one.isascii() and one.isdecimal() and len(one) < 11
+        if not is_id and type(one) is not int:
+            raise UsageError(
+                f"logit_bias must name tokens by their ids, got {reprlib.repr(one)}",
+                hint="ids are those of the model's tokenizer",
+            )
+        pairs.append((int(one), bias))
+    return tuple(sorted(pairs, key=lambda pair: pair[0]))
 
 
 def _name_of(function: Any) -> str:

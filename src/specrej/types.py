@@ -6,12 +6,16 @@ writes its tokens, its rewards and its fate as they come.
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 from specrej.errors import UsageError
 from specrej.options import check, option, shown
+from specrej.policy import Policy as Policy
+from specrej.policy import Rule as Rule
+from specrej.policy import Schedule as Schedule
+from specrej.policy import Standing as Standing
 
 Message = Mapping[str, str]
 """One turn of a conversation: `{"role": "system" | "user" | "assistant", "content": text}`."""
@@ -44,6 +48,10 @@ them float32 holds."""
 class SamplingParams:
     """How a candidate's tokens are drawn; the filters apply in the order transformers applies them.
 
+    Before them come, in vLLM's order: logit_bias, repetition_penalty, frequency_penalty and
+    presence_penalty, temperature. The last two penalties count the answer's tokens alone, the
+    first counts the prompt's too.
+
     Engines compute in float32 or less. What it cannot tell from a limit acts as that limit; a bound
     beyond which a number means nothing there is refused by name.
 
@@ -59,6 +67,14 @@ class SamplingParams:
         min_p: drop tokens less likely than min_p times the most likely one; 0.0 keeps all.
         repetition_penalty: divides positive (multiplies negative) logits of tokens seen before; 1.0
             is off. From 1e-9 to 1e9.
+        frequency_penalty: taken from a token's logit for each time the answer has it so far. From
+            -2 to 2; 0 is off.
+        presence_penalty: taken once from the logits of tokens that the answer has. From -2 to 2; 0
+            is off.
+        logit_bias: pairs of token id and what is added to its logit, from -100 to 100, in rising
+            order of ids.
+        top_logprobs: of each token drawn, so many of the likeliest in its place are kept with
+            their log-probabilities. From 0 to 20.
         stop: strings that end an answer; the answer's text ends before them. They may spell special
             tokens.
         ignore_eos: go on to max_new_tokens; for measuring.
@@ -103,6 +119,33 @@ class SamplingParams:
         ge=1e-9,
         le=1e9,
     )
+    frequency_penalty: float = option(
+        0.0,
+        "Taken from a token's logit for each time the answer has it.",
+        expected="in [-2, 2]",
+        ge=-2,
+        le=2,
+    )
+    presence_penalty: float = option(
+        0.0,
+        "Taken once from the logits of tokens that the answer has.",
+        expected="in [-2, 2]",
+        ge=-2,
+        le=2,
+    )
+    logit_bias: tuple[tuple[int, float], ...] = option(
+        (),
+        'Added to the logits of tokens, by their ids: a JSON object such as {"42": -100}.',
+        metavar="JSON",
+        unset="none",
+    )
+    top_logprobs: int = option(
+        0,
+        "Likeliest tokens to report in each token's place, with log-probabilities.",
+        expected="from 0 to 20",
+        ge=0,
+        le=20,
+    )
     stop: tuple[str, ...] = option(
         (), "Strings that end an answer, which holds none of them.", metavar="TEXT"
     )
@@ -119,6 +162,11 @@ class SamplingParams:
         check(self)
         if not all(isinstance(stop, str) and stop for stop in self.stop):
             raise UsageError(f"stop must be made of strings that are not empty, got {self.stop!r}")
+        for token_id, bias in self.logit_bias:
+            _check_bias(token_id, bias)
+        ids = [token_id for token_id, _ in self.logit_bias]
+        if ids != sorted(set(ids)):
+            raise UsageError(f"logit_bias must name each token once, in rising order, got {ids}")
 
     @property
     def is_greedy(self) -> bool:
@@ -133,6 +181,19 @@ class SamplingParams:
         where greedy.
         """
         return 0.0 if self.is_greedy else float(min(self.temperature, _MOST_TEMPERATURE))
+
+
+def _check_bias(token_id: object, bias: object) -> None:
+    if type(token_id) is not int or not 0 <= token_id < 2**31:
+        raise UsageError(f"logit_bias must name token ids of at least 0, got {shown(token_id)}")
+    is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
+    if not is_number or not -100 <= bias <= 100:  # type: ignore[operator]  # a number, as seen
+        raise UsageError(f"logit_bias must add from -100 to 100, got {shown(bias)} for {token_id}")
+
+
+TopLogprobs = tuple[tuple[int, float], ...]
+"""The likeliest tokens in a place, likeliest first: ids and log-probabilities under the model, in
+nats, before all that `SamplingParams` does to them."""
 
 
 class Piece(NamedTuple):
@@ -160,6 +221,7 @@ class Candidate:
         token_ids: generated tokens, the ending one (EOS) included.
         logprobs: log-probability of each token under the model (nats, before temperature and
             filters); none where the engine is not told.
+        top_logprobs: the likeliest tokens in the place of each, where these were asked for.
         text: the text of the tokens as of the last decision; never ends in half a character.
         rewards: reward by index of the decision that gave it, oldest first.
         state: live, complete, or rejected.
@@ -170,6 +232,7 @@ class Candidate:
     index: int
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[TopLogprobs] = field(default_factory=list, kw_only=True)
     text: str = ""
     rewards: dict[int, float] = field(default_factory=dict)
     state: State = "live"
@@ -190,10 +253,22 @@ class Candidate:
             return None
         return math.exp(min(-math.fsum(self.logprobs) / len(self.logprobs), 700.0))
 
+    def take(self, token_id: int, logprob: float | None, top: TopLogprobs | None = None) -> None:
+        """Add a token that was drawn."""
+        self.token_ids.append(token_id)
+        if logprob is not None:
+            self.logprobs.append(logprob)
+        if top is not None:
+            self.top_logprobs.append(top)
+
     def to_dict(self) -> dict[str, Any]:
+        """All of it in JSON's types; `top_logprobs` only where they were asked for."""
         rewards = {str(decision): reward for decision, reward in self.rewards.items()}
+        own = asdict(self)
+        if not self.top_logprobs:
+            del own["top_logprobs"]
         return {
-            **asdict(self),
+            **own,
             "rewards": rewards,
             "reward": self.reward,
             "perplexity": self.perplexity,
@@ -308,71 +383,3 @@ class Result:
             "settings": dict(self.settings),
             "versions": dict(self.versions),
         }
-
-
-Schedule = Callable[[int, int], bool]
-"""Whether to decide now, from the candidates' length in tokens and their length at the last
-decision."""
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """How the candidates of a batch stand at a decision: all that a rule goes by.
-
-    Attributes:
-        num_tokens: length of those that are live.
-        scores: one for each candidate of the batch, in the order of their indices.
-        is_live: whether each of them is still being decoded; the others have just ended.
-        best: the highest reward of those that were complete before and can win; None if none is.
-    """
-
-    num_tokens: int
-    scores: Sequence[float]
-    is_live: Sequence[bool]
-    best: float | None = None
-
-
-Rule = Callable[[Standing], list[bool]]
-"""From how a batch stands: which of its candidates stay, in the same order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How Speculative Rejection decides.
-
-    Attributes:
-        when: moments to decide beside those that memory dictates.
-        keep: who stays.
-        first_tokens: length that all candidates of the initial batch must be able to reach; None is
-            the full length, as it has to be for a rule that rejects nobody.
-        name: what results call it.
-        n: candidates to begin with where a run leaves their number open.
-        recorded: the model, reward and sampling that it was calibrated for; empty if for none.
-
-    Raises:
-        UsageError: what is not of these types, or a number below 1; says which.
-    """
-
-    when: Schedule
-    keep: Rule
-    first_tokens: int | None
-    name: str = "a policy of its own"
-    n: int | None = None
-    recorded: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str):
-            raise UsageError(f"a policy's name must be a string, got {self.name!r}")
-        for name, form in (("when", "when(length, last)"), ("keep", "keep(standing)")):
-            if not callable(given := getattr(self, name)):
-                raise UsageError(
-                    f"{name} of the policy {self.name!r} must be a function {form}, got {given!r}",
-                    hint="docs/extending.md has an example",
-                )
-        for name in ("first_tokens", "n"):
-            given = getattr(self, name)
-            if given is not None and (type(given) is not int or given < 1):
-                raise UsageError(
-                    f"{name} of the policy {self.name!r} must be a whole number of at least 1, or "
-                    f"None, got {shown(given)}"
-                )

@@ -20,6 +20,9 @@ SETTINGS: dict[str, Any] = {
     "top_p": 1.0,
     "min_p": 0.0,
     "repetition_penalty": 1.0,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "logit_bias": None,
     "stop": [],
 }
 LAYOUT = KvLayout(bytes_per_token=100, largest_tensor_bytes=10, granule=64)

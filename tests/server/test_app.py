@@ -183,7 +183,7 @@ def test_a_model_with_a_slash_in_its_name_is_found() -> None:
     ("fields", "param", "reason"),
     [
         ({"tools": [{"type": "function"}]}, "tools", "tools cannot be honoured"),
-        ({"presence_penalty": 1}, "presence_penalty", "presence_penalty cannot be honoured"),
+        ({"presence_penalty": 3}, "presence_penalty", "presence_penalty must be in"),
         ({"temprature": 1}, "temprature", "temprature cannot be honoured"),
         ({"temperature": -1}, "temperature", r"temperature must be 0 \(greedy\) or above"),
         ({"max_tokens": 0}, "max_tokens", "^max_tokens must be at least 1"),
@@ -288,7 +288,7 @@ def test_a_stream_that_cannot_be_is_refused_before_it_begins(
 
 def test_the_client_gets_its_own_exceptions(url: str) -> None:
     asking = client(url).chat.completions
-    with pytest.raises(openai.BadRequestError, match="logit_bias cannot be honoured") as bad:
+    with pytest.raises(openai.BadRequestError, match="logit_bias cannot be honoured by") as bad:
         asking.create(**CHAT, logit_bias={"5": 1})
     assert (bad.value.param, bad.value.code) == ("logit_bias", "invalid_value")
     with pytest.raises(

@@ -158,18 +158,14 @@ def test_a_list_of_one_prompt_is_that_prompt() -> None:
         ("stream", True),
         ("stream_options", {"include_usage": True}),
         ("store", True),
-        ("presence_penalty", 0.5),
-        ("frequency_penalty", -1),
-        ("logit_bias", {"50256": -100}),
         ("response_format", {"type": "json_object"}),
         ("tools", [{"type": "function"}]),
         ("tool_choice", "required"),
-        ("top_logprobs", 2),
         ("best_of", 4),
         ("echo", True),
         ("suffix", "."),
         ("reasoning_effort", "low"),
-        ("top_k", 5),
+        ("top_a", 5),
         ("temprature", 1.0),
     ],
 )
@@ -182,7 +178,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(parse: Any, field: str, valu
 
 @pytest.mark.parametrize(
     ("parse", "field"),
-    [(chat, "prompt"), (text, "messages"), (text, "logprobs"), (text, "max_completion_tokens")],
+    [(chat, "prompt"), (text, "messages"), (text, "top_logprobs"), (text, "max_completion_tokens")],
 )
 def test_a_field_of_the_other_endpoint_is_refused(parse: Any, field: str) -> None:
     with pytest.raises(UsageError, match=f"^{field} cannot be honoured"):
@@ -212,6 +208,17 @@ def test_a_field_of_the_other_endpoint_is_refused(parse: Any, field: str) -> Non
         ({"stop": ""}, "stop must be made of strings that are not empty"),
         ({"stop": ["a", 5]}, "stop must be made of strings"),
         ({"logprobs": 5}, "logprobs must be true or false"),
+        ({"top_logprobs": 2}, "top_logprobs needs logprobs, which is not true"),
+        ({"top_logprobs": 21, "logprobs": True}, "^top_logprobs must be from 0 to 20"),
+        ({"presence_penalty": 2.5}, r"presence_penalty must be in \[-2, 2\]"),
+        ({"frequency_penalty": "x"}, "frequency_penalty must be a number"),
+        ({"logit_bias": [5]}, "logit_bias must be an object"),
+        ({"logit_bias": {"a": 5}}, "logit_bias must name tokens by their ids, got 'a'"),
+        ({"logit_bias": {"5": 101}}, "logit_bias must add from -100 to 100, got 101 for 5"),
+        ({"logit_bias": {"5": 1, "05": 2}}, "logit_bias must name each token once"),
+        ({"top_k": -2}, "^top_k must be"),
+        ({"top_k": 5, "specrej": {"top_k": 6}}, "^top_k and specrej.top_k are one setting"),
+        ({"min_p": 1}, "^min_p must be"),
         ({"specrej": []}, r"specrej must be an object, got \[\]"),
         ({"specrej": {"alpa": 0.5}}, "unknown field of specrej 'alpa'"),
         ({"specrej": {"alpha": 2}}, r"^specrej.alpha must be in \[0, 1\), got 2"),
@@ -493,6 +500,60 @@ def test_logprobs_end_where_a_stop_string_begins() -> None:
         detokenizer=lambda _: Words(),
     )
     assert [token["token"] for token in body["choices"][0]["logprobs"]["content"]] == ["x", "ab"]
+
+
+def test_what_clients_of_vllm_put_beside_openais_fields_is_a_setting() -> None:
+    own = {"top_k": 7, "min_p": 0.25, "repetition_penalty": 1.5}
+    for parse in (chat, text):
+        assert parse(**own) == parse(specrej=own) == parse(**own, specrej=own)
+        assert parse(top_k=-1) == parse(specrej={"top_k": 0})
+
+
+def test_logprobs_of_a_text_completion_are_a_number() -> None:
+    for number in (0, 1, 5, 20):
+        request = text(logprobs=number)
+        assert (request.has_logprobs, request.settings.top_logprobs) == (True, number)
+    assert not text().has_logprobs
+    for wrong in (True, -1, 21, 1.5, "1"):
+        with pytest.raises(UsageError, match="logprobs must be a whole number from 0 to 20"):
+            text(logprobs=wrong)
+
+
+def likely() -> Result:
+    """Tokens of bytes, an é in two of them, with two likely ones in the place of each."""
+    result = result_of(answer(0, "ab é", 1.0, token_ids="ab é".encode()), best=0)
+    tops = [((98, -0.1), (97, -0.5)), ((98, -1.5), (99, -2.0))]
+    tops += [((32, -2.5), (0xC3, -3.0)), ((0xC3, -3.5), (97, -4.0)), ((97, -1.0), (0xA9, -4.5))]
+    result.best.top_logprobs += tops
+    return result
+
+
+def test_a_chat_holds_the_likeliest_tokens_in_each_place() -> None:
+    content = body_of(chat(logprobs=True, top_logprobs=2), likely())["choices"][0]["logprobs"][
+        "content"
+    ]
+    assert "".join(token["token"] for token in content) == "ab é"
+    assert content[0]["top_logprobs"] == [
+        {"token": "b", "logprob": -0.1, "bytes": [98]},
+        {"token": "a", "logprob": -0.5, "bytes": [97]},
+    ]
+    assert content[3]["top_logprobs"][0] == {"token": "", "logprob": -3.5, "bytes": []}
+
+
+def test_a_text_completion_holds_tokens_by_place() -> None:
+    logprobs = body_of(text(logprobs=2), likely())["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == ["a", "b", " ", "", "é"]
+    assert logprobs["token_logprobs"] == [-0.5, -1.5, -2.5, -3.5, -4.5]
+    assert logprobs["text_offset"] == [0, 1, 2, 3, 3]
+    assert logprobs["top_logprobs"] == [
+        {"b": -0.1, "a": -0.5},
+        {"b": -1.5, "c": -2.0},
+        {" ": -2.5, "": -3.0},
+        {"": -3.5, "a": -4.0},
+        {"a": -1.0, "": -4.5, "é": -4.5},
+    ]
+    bare = body_of(text(logprobs=0), result_of(answer(0, "ab", 1.0), best=0))
+    assert bare["choices"][0]["logprobs"]["top_logprobs"] == [{"a": -0.5}, {"b": -1.5}]
 
 
 @hypothesis_settings(max_examples=60, deadline=None, derandomize=True)

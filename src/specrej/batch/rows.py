@@ -18,7 +18,8 @@ from typing import Any
 from specrej.batch.requests import BrokenRequest, Request
 from specrej.errors import SpecrejError
 from specrej.search.choosing import lowest, rank
-from specrej.server.answering import Detokenizers, best_answers, to_body
+from specrej.server.answering import best_answers, to_body
+from specrej.server.tokens import Detokenizers
 from specrej.types import Candidate, Result
 
 
@@ -26,7 +27,8 @@ def row_of(request: Request, result: Result, detokenizer: Detokenizers) -> dict[
     """The row of a request that was answered, in JSON's types.
 
     A plain row's `answers` are the best `num_kept` complete candidates that were not rejected, best
-    first, or as many as there are. With num_kept above 1, `lowest` is the finished candidate of the
+    first, or as many as there are; with `top_logprobs` they hold their tokens' ids and
+    log-probabilities. With num_kept above 1, `lowest` is the finished candidate of the
     lowest reward, rejected or not: the other half of a preference pair. It is None where only one
     candidate finished and was scored.
 
@@ -155,13 +157,20 @@ def _prompt(request: Request) -> dict[str, Any]:
 
 
 def _answer(candidate: Candidate) -> dict[str, Any]:
-    return {
+    answer: dict[str, Any] = {
         "text": candidate.text,
         "reward": candidate.reward,
         "num_tokens": len(candidate.token_ids),
         "finish_reason": candidate.finish_reason,
         "index": candidate.index,
     }
+    if candidate.top_logprobs:
+        answer |= {
+            "token_ids": candidate.token_ids,
+            "logprobs": candidate.logprobs,
+            "top_logprobs": candidate.top_logprobs,
+        }
+    return answer
 
 
 def _hash(request_id: str) -> str:

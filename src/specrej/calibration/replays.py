@@ -136,6 +136,7 @@ def expected_best(rewards: NDArray[np.float64], n: int) -> float:
 _ALIKE = (
     *("model", "reward", "max_new_tokens"),
     *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop"),
+    *("frequency_penalty", "presence_penalty", "logit_bias"),
 )
 
 

@@ -69,7 +69,7 @@ _Exact = Annotated[
 ]
 
 
-@takes_options("algorithm", "n", "alpha", "policy", "continue_final_message")
+@takes_options("algorithm", "n", "alpha", "policy", "continue_final_message", "top_logprobs")
 def bench(
     prompts: _Prompts,
     *,
@@ -130,7 +130,8 @@ def bench(
 
 
 @takes_options(
-    "algorithm", "n", "alpha", "keep", "decide", "min_tokens", "policy", "continue_final_message"
+    *("algorithm", "n", "alpha", "keep", "decide", "min_tokens", "policy"),
+    *("continue_final_message", "top_logprobs"),
 )
 def trace(
     prompts: _Prompts,

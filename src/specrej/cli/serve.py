@@ -107,7 +107,7 @@ _Seed = Annotated[
 ]
 
 
-@takes_options("stop", "seed")
+@takes_options("stop", "seed", "logit_bias", "top_logprobs")
 def serve(
     *,
     host: _Host = "127.0.0.1",

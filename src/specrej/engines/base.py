@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from specrej.attention.layout import Demand
-from specrej.errors import UsageError
+from specrej.errors import SamplingError, UsageError
+from specrej.options import options_of
 from specrej.registry import missing
-from specrej.types import Detokenizer, FinishReason, Prompt, SamplingParams
+from specrej.types import Detokenizer, FinishReason, Prompt, SamplingParams, TopLogprobs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +48,9 @@ class Token(NamedTuple):
     and none will."""
     reason: str = ""
     """Why it is lost."""
+    top_logprobs: TopLogprobs | None = None
+    """The likeliest tokens in its place, as many as `SamplingParams.top_logprobs` asks for; None
+    where it asks for none."""
     cause: Exception | None = None
     """What was raised when it was, if anything."""
 
@@ -143,6 +147,10 @@ class Engine(Protocol):
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
         """Prefill a prompt; its KV and that of its candidates stay within the budget. Returns
         its handle.
+
+        Raises:
+            SamplingError: the engine does not have a way of drawing that is asked for; see
+                `refuse_ways` and `check_bias`.
         """
 
     def num_shared(self, prompt: int) -> int:
@@ -240,3 +248,43 @@ def refuse_hidden_states(engine: str) -> NoReturn:
         f"the engine {engine!r} gives no hidden states",
         hint="the torch engine does: give --engine torch",
     )
+
+
+def refuse_ways(
+    engine: str, sampling: SamplingParams, names: Sequence[str], hint: str = ""
+) -> None:
+    """Say that an engine lacks these ways of drawing tokens.
+
+    Args:
+        engine: its name.
+        sampling: what is asked for.
+        names: fields of it that must be off.
+        hint: what to do; else what can.
+
+    Raises:
+        SamplingError: one is not off.
+    """
+    for name in names:
+        given, off = getattr(sampling, name), options_of(SamplingParams)[name][0].default
+        if given != off:
+            raise SamplingError(
+                f"{name} cannot be honoured by the engine {engine!r}, got {reprlib.repr(given)}",
+                hint=hint or "leave it out, or give --engine torch or vllm",
+            )
+
+
+def check_bias(sampling: SamplingParams, num_known: int) -> None:
+    """See that the model has the tokens that a bias is for.
+
+    Args:
+        sampling: what is asked for.
+        num_known: size of the model's vocabulary.
+
+    Raises:
+        SamplingError: it lacks one; names it.
+    """
+    if sampling.logit_bias and (last := sampling.logit_bias[-1][0]) >= num_known:
+        raise SamplingError(
+            f"logit_bias must name tokens of the model, which are below {num_known}, got {last}",
+            hint="ids are those of the model's tokenizer",
+        )

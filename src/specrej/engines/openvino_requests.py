@@ -28,6 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from specrej.engines.base import refuse_ways
 from specrej.engines.openvino_prompts import KnownPrompts
 from specrej.engines.paged import Drawn
 from specrej.engines.streams import seeds
@@ -41,6 +42,9 @@ _REQUEST_SEED_BITS = 32
 _NEARLY_ALL = 1 - 2**-24
 """The largest top_p that OpenVINO sorts for. What it leaves out has a probability of 1e-7 at
 most."""
+_LACKING = ("frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs")
+"""Ways of drawing that are refused. OpenVINO has the two penalties, but it counts the tokens of one
+request, which are those of a page here."""
 _NEARLY_NONE = 1e-6
 """A top_p that keeps the likeliest token alone."""
 
@@ -162,6 +166,7 @@ class OpenVinoBackend:
     def submit(
         self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int
     ) -> None:
+        refuse_ways("openvino", sampling, _LACKING)
         self._candidates[key] = _Candidate(tuple(prompt_ids), sampling, seed)
         self._waiting[key] = None
 

@@ -34,7 +34,7 @@ from specrej.engines.streams import seeds
 from specrej.errors import UsageError
 from specrej.flops import ModelFlops
 from specrej.hub.tokenizers import TextCodec
-from specrej.types import Detokenizer, FinishReason, Prompt, SamplingParams
+from specrej.types import Detokenizer, FinishReason, Prompt, SamplingParams, TopLogprobs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,6 +53,8 @@ class Drawn(NamedTuple):
     num_cached: int = 0
     """Tokens of the prompt that were found in the prefix cache when the request began; counts
     with the first token."""
+    top_logprobs: TopLogprobs | None = None
+    """See `specrej.engines.base.Token`."""
 
 
 class Backend(Protocol):
@@ -77,7 +79,9 @@ class Backend(Protocol):
     def submit(
         self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int
     ) -> None:
-        """Queue a request of its own random stream; nothing is computed yet."""
+        """Queue a request of its own random stream; nothing is computed yet. May raise
+        SamplingError.
+        """
 
     def step(self) -> Iterable[Drawn]:
         """Let every request have its next token, those that find no room wait; may give none for
@@ -319,14 +323,11 @@ class PagedEngine:
         for key, candidate in list(prompt.live.items()):
             drawn = candidate.ahead.popleft()
             if drawn.logprob is None or math.isfinite(drawn.logprob):
-                tokens.append(
-                    Token(
-                        handle, candidate.index, drawn.token_id, drawn.logprob, drawn.finish_reason
-                    )
-                )
+                _, token_id, logprob, reason, _, top = drawn
+                tokens.append(Token(handle, candidate.index, token_id, logprob, reason, "", top))
             else:
-                reason = f"the model gave its token a log-probability of {drawn.logprob}"
-                tokens.append(Token(handle, candidate.index, -1, None, "lost", reason))
+                said = f"the model gave its token a log-probability of {drawn.logprob}"
+                tokens.append(Token(handle, candidate.index, -1, None, "lost", said))
                 prompt.unused_tokens += 1 + len(candidate.ahead)
                 self._abort([key] if key in self._owners else [])
             if tokens[-1].finish_reason:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from specrej.engines.base import check_bias
 from specrej.engines.opening import EngineOptions
 from specrej.engines.paged import Drawn, PagedEngine
 from specrej.engines.vllm_process import (
@@ -27,7 +28,7 @@ from specrej.engines.vllm_process import (
 from specrej.errors import EngineError, ModelError, SamplingError
 from specrej.flops import flops_of_config
 from specrej.hub.sources import first_line, load_codec, locate_model
-from specrej.types import FinishReason, SamplingParams
+from specrej.types import FinishReason, SamplingParams, TopLogprobs
 
 _OURS = {
     "model": "it is the model",
@@ -130,6 +131,8 @@ class VllmBackend:
         )  # one of them stands for nothing
         self.most_requests: int = self.config.scheduler_config.max_num_seqs
         self._is_new: set[int] = set()
+        self._num_top: dict[int, int] = {}
+        """How many likeliest tokens are asked for, by key, where any are."""
 
     def describe(self) -> Mapping[str, str]:
         model, cache = self.config.model_config, self.config.cache_config
@@ -147,6 +150,7 @@ class VllmBackend:
     def submit(
         self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int
     ) -> None:
+        check_bias(sampling, self.config.model_config.get_vocab_size())
         try:
             params = _sampling_params(sampling, seed)
         except ValueError as error:  # it takes no temperature above 2
@@ -154,6 +158,8 @@ class VllmBackend:
                 first_line(error), hint="vLLM takes no more; the torch engine does"
             ) from error
         self._is_new.add(key)
+        if sampling.top_logprobs:
+            self._num_top[key] = sampling.top_logprobs
         self._engine.add_request(str(key), {"prompt_token_ids": list(prompt_ids)}, params)
 
     def step(self) -> Iterator[Drawn]:
@@ -173,11 +179,17 @@ class VllmBackend:
             is_last = place == len(made.token_ids) - 1
             num_cached = (output.num_cached_tokens or 0) if key in self._is_new else 0
             self._is_new.discard(key)
-            logprob = made.logprobs[place][token_id].logprob
-            yield Drawn(key, token_id, logprob, reason if is_last else None, num_cached)
+            given = made.logprobs[place]
+            top = _likeliest(given, self._num_top[key]) if key in self._num_top else None
+            if is_last and reason:
+                self._num_top.pop(key, None)
+            logprob = given[token_id].logprob
+            yield Drawn(key, token_id, logprob, reason if is_last else None, num_cached, top)
 
     def abort(self, keys: Sequence[int]) -> None:
         self._is_new.difference_update(keys)
+        for key in keys:
+            self._num_top.pop(key, None)
         self._engine.abort_request([str(key) for key in keys])
 
     def shutdown(self) -> None:
@@ -211,11 +223,20 @@ def _sampling_params(sampling: SamplingParams, seed: int) -> Any:
         top_p=sampling.top_p,
         min_p=sampling.min_p,
         repetition_penalty=sampling.repetition_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        logit_bias=dict(sampling.logit_bias) or None,
         ignore_eos=sampling.ignore_eos,
-        logprobs=0,
+        logprobs=sampling.top_logprobs,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
     )
+
+
+def _likeliest(given: Mapping[int, Any], k: int) -> TopLogprobs:
+    """Of what vLLM says of a place, which also holds the token that was drawn, by id."""
+    pairs = [(token_id, float(one.logprob)) for token_id, one in given.items()]
+    return tuple(sorted(pairs, key=lambda pair: -pair[1])[:k])
 
 
 def _make_gauge() -> Any:

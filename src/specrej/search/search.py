@@ -246,9 +246,7 @@ class Search:
         drawn = [token for token in tokens if token.finish_reason != "lost"]
         for token in drawn:
             candidate = self.candidates[token.candidate]
-            candidate.token_ids.append(token.token_id)
-            if token.logprob is not None:
-                candidate.logprobs.append(token.logprob)
+            candidate.take(token.token_id, token.logprob, token.top_logprobs)
             candidate.finish_reason = token.finish_reason
             if token.finish_reason != "eos" and self._has_stopped(candidate):
                 candidate.finish_reason = "stop"

@@ -6,16 +6,14 @@
 What was asked is from `protocol`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from specrej.search.choosing import ranked
 from specrej.server.protocol import CompletionRequest
-from specrej.types import Candidate, Detokenizer, Prompt, Result
-
-Detokenizers = Callable[[Prompt], Detokenizer]
-"""What reads an answer to a prompt: `Engine.detokenizer`."""
+from specrej.server.tokens import Detokenizers, chat_logprobs, text_logprobs
+from specrej.types import Candidate, Result
 
 _FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
 
@@ -60,7 +58,9 @@ def to_body(
     """
     answers = best_answers(result, request.num_answers)
     is_text = request.kind == "text"
-    to_choice = _text_choice if is_text else _chat_choice
+    to_choice, to_logprobs = (
+        (_text_choice, text_logprobs) if is_text else (_chat_choice, chat_logprobs)
+    )
     num_prompt = result.usage.prompt_tokens
     num_completion = sum(len(answer.token_ids) for answer in answers)
     return {
@@ -73,7 +73,7 @@ def to_body(
                 "index": position,
                 **to_choice(answer),
                 "finish_reason": _FINISH[answer.finish_reason or "length"],
-                "logprobs": _logprobs(answer, detokenizer(request.prompt))
+                "logprobs": to_logprobs(answer, request, detokenizer)
                 if request.has_logprobs
                 else None,
             }
@@ -94,26 +94,6 @@ def _chat_choice(answer: Candidate) -> dict[str, Any]:
 
 def _text_choice(answer: Candidate) -> dict[str, Any]:
     return {"text": answer.text}
-
-
-def _logprobs(answer: Candidate, detokenizer: Detokenizer) -> dict[str, Any]:
-    """Tokens whose texts make up the answer's text, with their log-probabilities in nats.
-
-    A character that takes several tokens is the text of the last of them. The end token and those
-    behind the answer's text are left out; of a token in which a stop string begins there is what
-    comes before it.
-    """
-    content, read = [], 0
-    # Some engines are told no log-probabilities.
-    for token_id, logprob in zip(answer.token_ids, answer.logprobs, strict=False):
-        if read >= len(answer.text):
-            break
-        text = answer.text[read : read + len(detokenizer.add(token_id).text)]
-        read += len(text)
-        content.append(
-            {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
-        )
-    return {"content": content, "refusal": None}
 
 
 def _own_part(

@@ -27,6 +27,10 @@ SAMPLING = {
     "max_completion_tokens": "max_new_tokens",
     "temperature": "temperature",
     "top_p": "top_p",
+    "frequency_penalty": "frequency_penalty",
+    "presence_penalty": "presence_penalty",
+    "logit_bias": "logit_bias",
+    "top_logprobs": "top_logprobs",
     "seed": "seed",
     "stop": "stop",
     "continue_final_message": "continue_final_message",
@@ -34,8 +38,12 @@ SAMPLING = {
 """OpenAI's own fields that stand for a setting, by the names of bodies."""
 LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 """How bodies call the length limit; the last is that of /v1/responses."""
-CHAT_ONLY = ("max_completion_tokens", "continue_final_message")
+CHAT_ONLY = ("max_completion_tokens", "top_logprobs", "continue_final_message")
 """Those of them that /v1/completions does not have."""
+EITHER = ("top_k", "min_p", "repetition_penalty")
+"""Settings that a body gives as vLLM's clients do, beside OpenAI's fields, or under `specrej`."""
+MOST_LOGPROBS = 20
+"""Of `logprobs` in /v1/completions, where OpenAI has 5."""
 OWN = tuple(
     name for name in options_of(Settings) if name not in {*SAMPLING.values(), "policy", "strict"}
 )
@@ -43,15 +51,13 @@ OWN = tuple(
 names."""
 RETURNABLE = ("rewards", "decisions", "candidates")
 _HONOURED = {
-    "chat": {"model", "messages", "n", "logprobs", "specrej", *SAMPLING},
-    "text": {"model", "prompt", "n", "specrej", *SAMPLING} - {*CHAT_ONLY},
+    "chat": {"model", "messages", "n", "logprobs", "specrej", *SAMPLING, *EITHER},
+    "text": {"model", "prompt", "n", "logprobs", "specrej", *SAMPLING, *EITHER} - {*CHAT_ONLY},
 }
 _LABELS = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
 _NOTHING: dict[str, tuple[Any, ...]] = {
     "stream": (False,),
     "store": (False,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
     "logit_bias": ({},),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
@@ -93,7 +99,8 @@ class CompletionRequest:
         prompt: a conversation ("chat", "response") or a text, as `generate` takes them.
         settings: the defaults with what the body says otherwise.
         num_answers: the best so many are returned, where there are as many.
-        has_logprobs: whether the tokens are returned with their log-probabilities.
+        has_logprobs: whether the tokens are returned with their log-probabilities; with those of
+            how many others is a setting.
         returned: what else is returned, of "rewards", "decisions" and "candidates".
         repeated: fields of the body that a response says again.
     """
@@ -197,20 +204,16 @@ def _parse(
     defaults: Settings,
     beside: Beside,
 ) -> CompletionRequest:
-    model, num_answers, has_logprobs = (
-        given.get("model"),
-        given.get("n", 1),
-        given.get("logprobs", False),
-    )
+    model, num_answers = given.get("model"), given.get("n", 1)
     if not isinstance(model, str) or not model:
         raise UsageError(f"model must be a text, got {reprlib.repr(model)}")
     if type(num_answers) is not int or num_answers < 1:
         raise UsageError(f"n must be a number of at least 1, got {reprlib.repr(num_answers)}")
-    if not isinstance(has_logprobs, bool):
-        raise UsageError(f"logprobs must be true or false, got {reprlib.repr(has_logprobs)}")
     own = _own_options(given.get("specrej", {}), beside)
     returned = _returned(own.pop("return", []))
-    settings = _settings(given, own, defaults.common_to(prompt))
+    has_logprobs, num_top = _logprobs(given, kind)
+    defaults = replace(defaults.common_to(prompt), top_logprobs=num_top)
+    settings = _settings(given, own, defaults)
     settings.check(prompt)
     return CompletionRequest(
         kind=kind,
@@ -223,13 +226,38 @@ def _parse(
     )
 
 
+def _logprobs(given: Mapping[str, Any], kind: Literal["chat", "text"]) -> tuple[bool, int]:
+    """Whether log-probabilities are returned, and of how many tokens in each place; a chat says the
+    number by itself.
+    """
+    wanted = given.get("logprobs")
+    if kind == "chat":
+        if not isinstance(wanted, bool | None):
+            raise UsageError(f"logprobs must be true or false, got {reprlib.repr(wanted)}")
+        if "top_logprobs" in given and not wanted:
+            raise UsageError("top_logprobs needs logprobs, which is not true")
+        return bool(wanted), 0
+    if wanted is not None and (type(wanted) is not int or not 0 <= wanted <= MOST_LOGPROBS):
+        raise UsageError(
+            f"logprobs must be a whole number from 0 to {MOST_LOGPROBS}, got {reprlib.repr(wanted)}"
+        )
+    return wanted is not None, wanted or 0
+
+
 def _settings(given: Mapping[str, Any], own: Mapping[str, Any], defaults: Settings) -> Settings:
     """The defaults with what a body says otherwise; what is wrong with a value is said by the
     body's name for it.
     """
     sampling = _sampling(given)
+    for name in EITHER:
+        if name in sampling and own.get(name, sampling[name]) != sampling[name]:
+            raise UsageError(
+                f"{name} and specrej.{name} are one setting, got {reprlib.repr(sampling[name])} "
+                f"and {reprlib.repr(own[name])}",
+                hint="give one of them",
+            )
     try:
-        return replace(defaults, **sampling, **own)
+        return replace(defaults, **{**sampling, **own})
     except UsageError as error:
         name, rest = re.findall(r"^(\w*)(.*)", str(error), re.DOTALL)[0]
         error.args = (in_words_of(given, f"specrej.{name}{rest}" if name in own else str(error)),)
@@ -248,7 +276,10 @@ def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     options = {option: given[name] for name, option in SAMPLING.items() if name in given}
     if isinstance(options.get("stop"), str):
         options["stop"] = [options["stop"]]
-    return options
+    own = {name: given[name] for name in EITHER if name in given}
+    if own.get("top_k") == -1:  # all, as vLLM's clients say
+        own["top_k"] = 0
+    return options | own
 
 
 def _own_options(own: object, beside: Beside) -> dict[str, Any]:

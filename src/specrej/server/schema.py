@@ -4,7 +4,7 @@ These models document. What a body asks for is decided by `protocol` and `asked`
 say why something is refused; tests hold the two together.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -12,7 +12,14 @@ from pydantic.json_schema import models_json_schema
 
 from specrej.options import About, kinds_of, options_of
 from specrej.server.asked import MOST_STOP_CHARACTERS, MOST_STOPS
-from specrej.server.protocol import CHAT_ONLY, OWN, RETURNABLE, SAMPLING
+from specrej.server.protocol import (
+    CHAT_ONLY,
+    EITHER,
+    MOST_LOGPROBS,
+    OWN,
+    RETURNABLE,
+    SAMPLING,
+)
 from specrej.server.refusals import CODES
 from specrej.settings import Settings
 
@@ -42,6 +49,8 @@ def _json_kind(kind: Any, about: About) -> Any:
         return Annotated[kind, Field(**bounds)]
     if kind is str and about.choices:
         return Literal[about.choices]
+    if get_origin(kind) is Mapping:
+        return dict[str, Annotated[float, Field(ge=-100, le=100)]]
     return _Stops if get_origin(kind) is Sequence else kind
 
 
@@ -77,7 +86,10 @@ class _Named(BaseModel):
     n: Annotated[int | None, Field(ge=1, description="Answers: the n best, best first.")] = None
 
 
-class _Request(_with_settings((name for name in SAMPLING if name not in CHAT_ONLY), _Named)):  # type: ignore[misc]
+_BOTH = (*(name for name in SAMPLING if name not in CHAT_ONLY), *EITHER)
+
+
+class _Request(_with_settings(_BOTH, _Named)):  # type: ignore[misc]
     stream: Annotated[bool | None, Field(description="Server-sent events.")] = None
     stream_options: StreamOptions | None = None
     user: Annotated[Any, Field(description="A label; labels are taken, and change nothing.")] = None
@@ -116,6 +128,10 @@ class TextRequest(_Request):
     """
 
     prompt: Annotated[str, Field(min_length=1)]
+    logprobs: Annotated[
+        int | None,
+        Field(ge=0, le=MOST_LOGPROBS, description="Tokens with their log-probabilities (nats)."),
+    ] = None
 
 
 class _Response(BaseModel):
@@ -137,13 +153,18 @@ class ErrorBody(_Response):
     error: Error
 
 
-class Token(_Response):
-    """A token of the answer; `logprob` in nats."""
+class Likely(_Response):
+    """A token that could be in its place; `logprob` in nats."""
 
     token: str
     logprob: float
     bytes: list[int]
-    top_logprobs: list[Any]
+
+
+class Token(Likely):
+    """A token of the answer, and the likeliest in its place."""
+
+    top_logprobs: list[Likely]
 
 
 class Logprobs(_Response):
@@ -151,6 +172,15 @@ class Logprobs(_Response):
 
     content: list[Token]
     refusal: None
+
+
+class TextLogprobs(_Response):
+    """Of the tokens of an answer, by place; `top_logprobs` by the tokens' texts."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
 
 
 class Answer(_Response):
@@ -164,19 +194,20 @@ class Answer(_Response):
 class _Choice(_Response):
     index: int
     finish_reason: Literal["stop", "length"]
-    logprobs: Logprobs | None
 
 
 class ChatChoice(_Choice):
     """One of the answers."""
 
     message: Answer
+    logprobs: Logprobs | None
 
 
 class TextChoice(_Choice):
     """One of the answers."""
 
     text: str
+    logprobs: TextLogprobs | None
 
 
 class Usage(_Response):

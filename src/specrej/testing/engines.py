@@ -11,7 +11,9 @@ are counted, and few are let pass.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +21,7 @@ import pytest
 
 import specrej
 from specrej.engines.base import Engine, Token
-from specrej.errors import BudgetError, PromptError, SpecrejError, UsageError
+from specrej.errors import BudgetError, PromptError, SamplingError, SpecrejError, UsageError
 from specrej.search.events import Decided, Event, Step
 from specrej.testing.held import held
 from specrej.testing.subject import LENGTH, Subject, by_hash, ids
@@ -150,6 +152,80 @@ class EngineSuite:
                 for candidate in result.candidates
                 for logprob in candidate.logprobs
             )
+
+    def test_a_bias_forces_and_forbids_tokens_or_is_refused(self, subject: Subject) -> None:
+        options: dict[str, Any] = {"algorithm": "best_of_n", "n": 4, "max_new_tokens": 8}
+        free = ids(subject.generate(temperature=0, **options))[0]
+        forbidden = {free[0]: -100, free[-1]: -100}
+        for temperature in (0, 1.0):
+            with _honoured_or_refused("logit_bias"):
+                given = subject.generate(temperature=temperature, logit_bias=forbidden, **options)
+                assert not any(forbidden.keys() & set(tokens) for tokens in ids(given))
+                given = subject.generate(
+                    temperature=temperature, logit_bias={free[0]: 100}, **options
+                )
+                assert all(set(tokens) == {free[0]} for tokens in ids(given))
+
+    def test_a_bias_for_a_token_that_is_none_is_told(self, subject: Subject) -> None:
+        with pytest.raises(SamplingError, match="logit_bias"):
+            subject.generate(logit_bias={2**31 - 1: 1})
+
+    def test_the_likeliest_tokens_are_given_or_refused(self, subject: Subject) -> None:
+        with _honoured_or_refused("top_logprobs"):
+            result = subject.generate(top_logprobs=4, decide="every:6", max_new_tokens=16)
+            for candidate in result.candidates:
+                places = zip(
+                    candidate.token_ids, candidate.logprobs, candidate.top_logprobs, strict=True
+                )
+                for token_id, logprob, top in places:
+                    numbers = [number for _, number in top]
+                    assert len(dict(top)) == 4
+                    assert numbers == sorted(numbers, reverse=True)
+                    if token_id in dict(top):
+                        assert dict(top)[token_id] == pytest.approx(logprob, abs=1e-5)
+                    else:
+                        assert logprob <= numbers[-1] + 1e-5
+
+    @pytest.mark.parametrize(
+        "penalties",
+        [
+            {"frequency_penalty": 1.5},
+            {"presence_penalty": 2.0},
+            {"frequency_penalty": 0.5, "presence_penalty": 1.0},
+        ],
+    )
+    def test_penalties_take_from_what_the_answer_has_or_are_refused(
+        self, subject: Subject, penalties: dict[str, Any]
+    ) -> None:
+        """A greedy answer, by the log-probabilities that are reported beside it."""
+        options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 24}
+        with _honoured_or_refused("penalty", "top_logprobs"):
+            result = subject.generate(top_logprobs=20, **options, **penalties)
+            counts: Counter[int] = Counter()
+            for token_id, top in zip(result.best.token_ids, result.best.top_logprobs, strict=True):
+                scores = {
+                    one: logprob
+                    - penalties.get("frequency_penalty", 0.0) * counts[one]
+                    - penalties.get("presence_penalty", 0.0) * (counts[one] > 0)
+                    for one, logprob in top
+                }
+                # Beyond those reported nobody can be likelier than the last of them.
+                if max(scores.values()) > top[-1][1]:
+                    assert scores[token_id] >= max(scores.values()) - 1e-3
+                counts[token_id] += 1
+
+    def test_p1_p2_hold_under_penalties(self, subject: Subject) -> None:
+        options: dict[str, Any] = {
+            "frequency_penalty": 0.7,
+            "presence_penalty": -0.5,
+            "logit_bias": {5: 3},
+        }
+        with _honoured_or_refused("penalty"):
+            expected = subject.generate(algorithm="best_of_n", **options)
+            halved = subject.generate(decide="every:6", **options)
+            subject.compare(zip(ids(halved), ids(expected), strict=True))
+            same = subject.generate(alpha=0.0, decide="every:5", **options)
+            subject.compare(zip(ids(same), ids(expected), strict=True))
 
     def test_answers_end_by_themselves_while_others_go_on(self, subject: Subject) -> None:
         memory = subject.room(8, prompt=subject.ending)
@@ -286,6 +362,15 @@ class EngineSuite:
         engine.shutdown()
         engine.shutdown()
         assert held() <= before
+
+
+@contextmanager
+def _honoured_or_refused(*names: str) -> Iterator[None]:
+    """What is in the block is honoured, or the engine says by name which of these it lacks."""
+    try:
+        yield
+    except SamplingError as error:
+        assert any(name in str(error) for name in names), error  # noqa: PT017  one of two ends
 
 
 def _decode(

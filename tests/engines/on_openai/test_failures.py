@@ -18,7 +18,7 @@ from completions_server import CompletionsServer, playing
 from fakes import FakeReward
 from servers import record_waits
 from specrej.engines.openai import OpenAIEngine
-from specrej.errors import EngineError, UsageError
+from specrej.errors import EngineError, SamplingError, UsageError
 from specrej.types import Result, SamplingParams
 from tiny import EOS_ID, save_model
 
@@ -269,6 +269,43 @@ def test_options_that_a_server_refuses_are_named(model: str, server: Completions
     with pytest.raises(UsageError, match="ignore_eos"):
         engine.open(engine.encode(PROMPT), SamplingParams(top_k=0, ignore_eos=True), 2**30)
     assert ids(run(engine, top_k=0))  # what failed has left nothing behind
+
+
+def test_penalties_need_answers_of_one_chunk(model: str, server: CompletionsServer) -> None:
+    penalties: dict[str, Any] = {"frequency_penalty": 0.5, "presence_penalty": -0.5, "top_k": 0}
+    with pytest.raises(SamplingError, match="frequency_penalty cannot be honoured by") as caught:
+        run(open_engine(model, server), **penalties)
+    assert "chunk_tokens" in str(caught.value.hint)
+    engine = open_engine(model, server, chunk_tokens=LENGTH)
+    with pytest.raises(SamplingError, match="does not take"):
+        run(engine, **penalties)
+    server.takes_penalties = True
+    before = len(server.parts)
+    result = run(engine, **penalties, logit_bias={7: -1.5})
+    assert {len(candidate.token_ids) for candidate in result.candidates} == {LENGTH}
+    for request in server.parts[before:]:
+        assert request["max_tokens"] == LENGTH
+        assert request["logit_bias"] == {"7": -1.5}
+        assert (request["frequency_penalty"], request["presence_penalty"]) == (0.5, -0.5)
+    answer = server.complete
+    server.answer = lambda request: answer({**request, "max_tokens": min(request["max_tokens"], 4)})
+    with pytest.raises(EngineError, match="would count its tokens anew"):
+        run(engine, **penalties)
+
+
+def test_likeliest_tokens_need_a_server_that_names_them(
+    model: str, server: CompletionsServer
+) -> None:
+    result = run(open_engine(model, server), top_k=0, top_logprobs=3)
+    assert {request["logprobs"] for request in server.parts} == {3}
+    for candidate in result.candidates:
+        assert [len(top) for top in candidate.top_logprobs] == [3] * len(candidate.token_ids)
+    server.names_ids = False
+    with pytest.raises(SamplingError, match="does not name the likeliest tokens by id"):
+        run(open_engine(model, server), top_k=0, top_logprobs=3)
+    server.gives_logprobs = False
+    with pytest.raises(SamplingError, match="top_logprobs cannot be honoured"):
+        run(open_engine(model, server), top_k=0, top_logprobs=3)
 
 
 def test_options_that_are_off_are_said_to_be_off(model: str, server: CompletionsServer) -> None:

@@ -12,11 +12,13 @@ import transformers
 from torch import Tensor
 
 from specrej.attention import groups
+from specrej.engines.base import Token
+from specrej.engines.streams import uniforms
 from specrej.engines.torch import engine as engine_module
 from specrej.engines.torch.engine import TorchEngine
 from specrej.engines.torch.loading import load_engine, wrap
-from specrej.engines.torch.sampling import sample
-from specrej.errors import UsageError
+from specrej.engines.torch.sampling import History, sample
+from specrej.errors import SamplingError, UsageError
 from specrej.hub import defaults
 from specrej.types import SamplingParams
 from tiny import (
@@ -344,6 +346,66 @@ def test_a_repetition_penalty_counts_prompt_and_answer() -> None:
     for ids in answers.of(prompt).values():
         assert len(set(ids)) == len(ids)
         assert not set(ids) & set(prompt_ids)
+
+
+PENALTIES: dict[str, Any] = {
+    "frequency_penalty": 0.9,
+    "presence_penalty": 0.6,
+    "logit_bias": ((3, 2.5), (17, -100), (40, 1.5)),
+    "top_logprobs": 3,
+}
+
+
+@pytest.mark.parametrize("more", [{}, {"temperature": 0}, {"repetition_penalty": 1.2}])
+def test_penalties_count_the_answer_alone_whoever_leaves(more: dict[str, Any]) -> None:
+    """Every token again from transformers' own forward pass, with penalties counted by hand."""
+    model = make_model("llama", dtype=torch.float64)
+    exact, engine, prompt_ids = reference(model), make_engine(model), make_ids(24)
+    sampling = SamplingParams(max_new_tokens=30, top_k=20, ignore_eos=True, **PENALTIES, **more)
+    prompt = engine.open(prompt_ids, sampling, BUDGET)
+    engine.add(prompt, range(5))
+    answers: dict[int, list[Token]] = {}
+    for step in range(30):
+        if step == 11:
+            engine.drop(prompt, [0, 3])
+        for token in engine.step():
+            answers.setdefault(token.candidate, []).append(token)
+    assert sorted(map(len, answers.values())) == [11, 11, 30, 30, 30]
+    plain = SamplingParams(top_k=20, temperature=sampling.temperature)
+    for index, tokens in answers.items():
+        ids = [token.token_id for token in tokens]
+        logits = full_logits(exact, [*prompt_ids, *ids])[len(prompt_ids) - 1 : -1].clone()
+        for place, (token, row) in enumerate(zip(tokens, logits, strict=True)):
+            scores = row.clone()
+            for token_id, bias in sampling.logit_bias:
+                scores[token_id] += bias
+            for token_id in {*prompt_ids, *ids[:place]}:
+                penalty = sampling.repetition_penalty
+                scores[token_id] *= penalty if scores[token_id] < 0 else 1 / penalty
+            for token_id in set(ids[:place]):
+                scores[token_id] -= 0.6 + 0.9 * ids[:place].count(token_id)
+            numbers = torch.from_numpy(uniforms(sampling.seed, [index], place))
+            assert sample(scores[None], plain, numbers)[0].tolist() == [token.token_id]
+            logprobs = row.log_softmax(-1)
+            values, likely = logprobs.topk(3)
+            top = token.top_logprobs or ()
+            assert [one for one, _ in top] == likely.tolist()
+            assert [number for _, number in top] == pytest.approx(values.tolist(), abs=1e-5)
+            assert token.logprob == pytest.approx(logprobs[token.token_id].item(), abs=1e-5)
+
+
+def test_a_bias_for_a_token_beyond_the_vocabulary_is_refused() -> None:
+    engine = make_engine(make_model("llama"))
+    with pytest.raises(SamplingError, match=f"below {VOCABULARY}, got {VOCABULARY}"):
+        engine.open(make_ids(4), SamplingParams(logit_bias=((1, 1), (VOCABULARY, 1))), BUDGET)
+
+
+def test_what_is_off_costs_nothing() -> None:
+    engine = make_engine(make_model("llama"))
+    prompt = engine.open(make_ids(4), SamplingParams(), BUDGET)
+    engine.add(prompt, range(3))
+    assert all(token.top_logprobs is None for token in engine.step())
+    assert engine._runs[prompt].history == History()
 
 
 def test_default_budget_of_a_cpu_holds_eight_answers() -> None:

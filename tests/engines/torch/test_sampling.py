@@ -18,7 +18,17 @@ from torch import Tensor
 
 from extremes import EXTREME
 from specrej.engines.streams import uniforms
-from specrej.engines.torch.sampling import LOST, candidates_of, largest, penalize, sample
+from specrej.engines.torch.sampling import (
+    LOST,
+    History,
+    adjusted,
+    begin_history,
+    candidates_of,
+    largest,
+    likeliest,
+    penalize,
+    sample,
+)
 from specrej.types import SamplingParams
 from tiny import make_model
 
@@ -111,7 +121,7 @@ def test_the_unit_interval_is_shared_out_by_these_probabilities(seed: int) -> No
     ids = torch.randint(width, (1, 12), generator=generator)
     expected = processed(logits, ids, params)[0]
     grid = (torch.arange(num_points, dtype=torch.float64) + 0.5) / num_points
-    tokens, _ = sample(logits, params, grid, seen_of(ids, width, params))
+    tokens, _ = sample(logits, params, grid, History(seen=seen_of(ids, width, params)))
     counts = torch.bincount(tokens, minlength=width)
     assert (counts - expected * num_points).abs().max() < 1.01
     assert counts[expected == 0].sum() == 0
@@ -149,7 +159,7 @@ def test_draws_follow_the_probabilities(params: SamplingParams) -> None:
     expected = processed(logits, ids, params)[0].double().numpy()
 
     numbers = torch.from_numpy(uniforms(seed=11, candidates=range(num_draws), position=4))
-    tokens, _ = sample(logits, params, numbers, seen_of(ids, width, params))
+    tokens, _ = sample(logits, params, numbers, History(seen=seen_of(ids, width, params)))
     counts = torch.bincount(tokens, minlength=width).numpy()
     assert counts[expected == 0].sum() == 0
     # Cells of fewer than five expected draws are put together.
@@ -214,7 +224,7 @@ def test_logprobs_are_those_of_all_tokens_at_temperature_one(rows: int) -> None:
     numbers = torch.rand(rows, generator=generator, dtype=torch.float64)
     seen = torch.rand(rows, 5000, generator=generator) < 0.1
     params = SamplingParams(temperature=0.5, top_k=9, top_p=0.9, repetition_penalty=1.4)
-    tokens, logprobs = sample(logits, params, numbers, seen)
+    tokens, logprobs = sample(logits, params, numbers, History(seen=seen))
     expected = logits.double().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
     assert logprobs.dtype == torch.float32
     assert (logprobs.double() - expected).abs().max() < 1e-5
@@ -276,7 +286,7 @@ def drawn(logits: Sequence[float], params: SamplingParams, *, seen: Sequence[int
     mask = torch.zeros_like(row, dtype=torch.bool)
     mask[0, list(seen)] = True
     grid = torch.linspace(0, BELOW_ONE, 1001, dtype=torch.float64)
-    return set(sample(row, params, grid, mask if seen else None)[0].tolist())
+    return set(sample(row, params, grid, History(seen=mask if seen else None))[0].tolist())
 
 
 def test_filters_by_hand() -> None:
@@ -312,7 +322,12 @@ def test_greedy_tokens_are_those_of_transformers_under_a_penalty_as_well() -> No
     params = SamplingParams(temperature=0, repetition_penalty=1.8)
     expected = transformers.RepetitionPenaltyLogitsProcessor(1.8)(ids, logits.clone()).argmax(-1)
     assert torch.equal(
-        sample(logits, params, torch.zeros(5, dtype=torch.float64), seen_of(ids, 200, params))[0],
+        sample(
+            logits,
+            params,
+            torch.zeros(5, dtype=torch.float64),
+            History(seen=seen_of(ids, 200, params)),
+        )[0],
         expected,
     )
     assert not torch.equal(logits.argmax(-1), expected)
@@ -356,7 +371,7 @@ def test_whatever_the_parameters_a_row_is_sampled_from_its_finite_logits(
     logits[:, ::7] = -torch.inf  # tokens that the model itself masks
     seen = torch.rand(4, 261, generator=generator) < 0.1 if params.repetition_penalty != 1 else None
     numbers = torch.tensor([0.0, BELOW_ONE, 0.5, 0.9], dtype=torch.float64)
-    tokens, logprobs = sample(logits, params, numbers, seen)
+    tokens, logprobs = sample(logits, params, numbers, History(seen=seen))
     assert logprobs.isfinite().all()
     assert logits.gather(1, tokens[:, None]).isfinite().all(), (
         "a token that the model rules out, or none"
@@ -387,11 +402,14 @@ def test_a_row_that_is_not_finite_is_lost_and_the_others_do_not_notice(
         broken[row] = unsound(logits[row], kind)
     seen = torch.zeros(5, width, dtype=torch.bool) if params.repetition_penalty != 1 else None
     numbers = torch.tensor([BELOW_ONE, 0.0, 0.3, BELOW_ONE, 0.7], dtype=torch.float64)
-    expected, actual = sample(logits, params, numbers, seen), sample(broken, params, numbers, seen)
+    expected, actual = (
+        sample(logits, params, numbers, History(seen=seen)),
+        sample(broken, params, numbers, History(seen=seen)),
+    )
     assert [token == LOST for token in actual[0].tolist()] == [True, False, False, True, False]
     for one, other in zip(expected, actual, strict=True):
         assert torch.equal(one[[1, 2, 4]], other[[1, 2, 4]])
-    shared = sample(broken[:1], params, numbers, None if seen is None else seen[:1])
+    shared = sample(broken[:1], params, numbers, History(seen=None if seen is None else seen[:1]))
     assert shared[0].tolist() == [LOST] * 5
 
 
@@ -401,6 +419,85 @@ def test_a_penalty_that_overflows_loses_its_row_alone() -> None:
     seen = torch.tensor([[True, False, False]] * 2)
     for temperature in (0, 0.5, 1.0):
         one = dataclasses.replace(params, temperature=temperature)
-        assert sample(logits, one, torch.full((2,), 0.5, dtype=torch.float64), seen)[
+        assert sample(logits, one, torch.full((2,), 0.5, dtype=torch.float64), History(seen=seen))[
             0
         ].tolist() == [LOST, 0]
+
+
+@st.composite
+def penalties(draw: st.DrawFn) -> dict[str, Any]:
+    ids = draw(st.lists(st.integers(0, 6), unique=True))
+    return {
+        "frequency_penalty": draw(st.sampled_from([0.0, -2.0, 0.3, 2.0])),
+        "presence_penalty": draw(st.sampled_from([0.0, -1.5, 0.4, 2.0])),
+        "logit_bias": tuple(
+            (one, draw(st.sampled_from([-100, -1.5, 2, 100]))) for one in sorted(ids)
+        ),
+    }
+
+
+def penalized(logits: Tensor, prompt: Tensor, answers: Tensor, params: SamplingParams) -> Tensor:
+    """Bias and repetition penalty by transformers' own processors, the others token by token."""
+    scores, ids = logits.clone(), torch.cat([prompt.expand(len(answers), -1), answers], 1)
+    if params.logit_bias:
+        biases: Any = {(token_id,): float(bias) for token_id, bias in params.logit_bias}
+        scores = transformers.SequenceBiasLogitsProcessor(biases)(ids, scores)
+    if params.repetition_penalty != 1.0:
+        make: Any = transformers.RepetitionPenaltyLogitsProcessor
+        scores = make(params.repetition_penalty)(ids, scores)
+    for row, answer in enumerate(answers.tolist()):
+        for token_id in set(answer):
+            scores[row, token_id] -= params.frequency_penalty * answer.count(token_id)
+            scores[row, token_id] -= params.presence_penalty
+    return scores
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    params=sampling_params(),
+    more=penalties(),
+    seed=st.integers(0, 10**6),
+    width=st.sampled_from(WIDTHS),
+    num_drawn=st.integers(0, 12),
+)
+def test_bias_and_penalties_come_before_the_filters(
+    params: SamplingParams, more: dict[str, Any], seed: int, width: int, num_drawn: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    params = dataclasses.replace(params, **more)
+    logits = torch.randn(4, width, generator=generator) * 3
+    prompt = torch.randint(width, (1, 5), generator=generator)
+    answers = torch.randint(min(width, 9), (4, num_drawn), generator=generator)
+    scores = penalized(logits, prompt, answers, params)
+    history = begin_history(params, prompt[0].tolist(), 4, width, logits.device)
+    for place in range(num_drawn):
+        history.add(answers[:, place : place + 1])
+    assert (adjusted(logits, params, history) - scores).abs().max() < 1e-4
+    order = [3, 1]
+    left = adjusted(logits[order], params, history.of_rows(order))
+    assert (left - scores[order]).abs().max() < 1e-4
+    greedy = dataclasses.replace(params, temperature=0)
+    numbers = torch.full((4,), 0.5, dtype=torch.float64)
+    tokens, logprobs = sample(logits, greedy, numbers, history)
+    gap = scores.amax(-1) - scores.gather(1, tokens[:, None])[:, 0]
+    assert gap.abs().max() < 1e-4
+    # What is reported is the model's.
+    model = logits.log_softmax(-1)
+    assert (model.gather(1, tokens[:, None])[:, 0] - logprobs).abs().max() < 1e-5
+
+
+def test_bias_and_penalties_that_are_off_hold_nothing() -> None:
+    history = begin_history(SamplingParams(), [1, 2], 3, 9, torch.device("cpu"))
+    assert history == History(None, None, None)
+    logits = torch.randn(3, 9)
+    assert adjusted(logits, SamplingParams(), history) is logits
+
+
+@pytest.mark.parametrize("width", [3, 261, 12_800])
+def test_the_likeliest_tokens_are_those_of_a_softmax(width: int) -> None:
+    logits = torch.randn(4, width, generator=torch.Generator().manual_seed(1)) * 3
+    values, ids = torch.topk(logits.double().log_softmax(-1), min(5, width), -1)
+    found = likeliest(logits, 5)
+    assert [[one for one, _ in row] for row in found] == ids.tolist()
+    numbers = torch.tensor([[number for _, number in row] for row in found])
+    assert (numbers - values).abs().max() < 1e-5

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specrej.engines.openai.replies import Chunk
-from specrej.types import FinishReason
+from specrej.types import FinishReason, TopLogprobs
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _ANCHORS = ("\n", "a", ".")
@@ -74,7 +74,7 @@ class PartialAnswer:
 
     Attributes:
         index: of the candidate.
-        ids, logprobs: one a token.
+        ids, logprobs, top_logprobs: one a token.
         text: of all of them, as the server wrote it.
         finish: why it ends behind the last of them; None where it goes on.
         lost: why nothing more will come; empty where it may.
@@ -85,6 +85,7 @@ class PartialAnswer:
     index: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float | None] = field(default_factory=list)
+    top_logprobs: list[TopLogprobs] = field(default_factory=list)
     text: str = ""
     finish: FinishReason | None = None
     lost: str = ""
@@ -153,13 +154,15 @@ class PartialAnswer:
             chunk.logprobs if len(chunk.logprobs) == len(chunk.ids or ids) and not is_ours else []
         )
         self.ids += ids
+        top = chunk.top_logprobs if logprobs else []
         self.logprobs += [*logprobs, *[None] * (len(ids) - len(logprobs))]
+        self.top_logprobs += [*top, *[()] * (len(ids) - len(top))]
         self.text += piece
 
     def cut(self, length: int) -> int:
         """Leave out what exceeds a length; the number of tokens that did."""
         surplus = max(len(self.ids) - length, 0)
         if surplus:
-            del self.ids[length:], self.logprobs[length:]
+            del self.ids[length:], self.logprobs[length:], self.top_logprobs[length:]
             self.finish = None
         return surplus

@@ -24,6 +24,7 @@ from specrej.engines.base import (
     Memory,
     Overhead,
     Token,
+    check_bias,
     refuse_hidden_states,
 )
 from specrej.engines.openai.answers import PartialAnswer, Vocabulary
@@ -32,7 +33,7 @@ from specrej.engines.openai.replies import Chunk, UnreadableReplyError
 from specrej.engines.openai.server import CompletionsServer
 from specrej.engines.openai.shape import Shape
 from specrej.engines.streams import seeds
-from specrej.errors import EngineError, UsageError
+from specrej.errors import EngineError, SamplingError, SpecrejError, UsageError
 from specrej.hub.tokenizers import TextCodec
 from specrej.remote.client import Remote, RemoteError
 from specrej.types import Detokenizer, Prompt, SamplingParams
@@ -150,6 +151,8 @@ class OpenAIEngine:
         return wanted if self.capacity_bytes is None else min(wanted, self.capacity_bytes)
 
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
+        check_bias(sampling, self._vocabulary.size)
+        self._server.check(sampling, self._shape.chunk_tokens)
         handle, ids = next(self._handles), list(prompt_ids)
         prompt = OpenPrompt(
             ids, sampling, ids if self._server.gives_ids else self._vocabulary.prompt_text(ids)
@@ -230,6 +233,9 @@ class OpenAIEngine:
         missing = prompt.target - len(answer.ids)
         if answer.is_done or missing <= 0:
             return
+        if answer.ids and (prompt.sampling.frequency_penalty or prompt.sampling.presence_penalty):
+            answer.lost = "the server gave a part of the answer, and would count its tokens anew"
+            return
         sent = (
             prompt.sent + answer.text if isinstance(prompt.sent, str) else prompt.sent + answer.ids
         )
@@ -282,6 +288,16 @@ class OpenAIEngine:
         except (RemoteError, UnreadableReplyError) as error:
             self._fail(prompt, answer, error)
             return
+        if prompt.sampling.top_logprobs and not all(chunk.top_logprobs or [()]):
+            self._lose(
+                prompt,
+                answer,
+                SamplingError(
+                    f"{self._server.place.shown} does not name the likeliest tokens by id",
+                    hint="leave out top_logprobs, or give --engine torch or vllm",
+                ),
+            )
+            return
         if answer is None:
             prompt.is_read = True
             prompt.num_shared = chunk.num_cached or 0
@@ -304,9 +320,7 @@ class OpenAIEngine:
         answer: PartialAnswer | None,
         error: RemoteError | UnreadableReplyError,
     ) -> None:
-        """Take note of a request that failed: a candidate is lost, or all of a prompt that could
-        not be read.
-        """
+        """Take note of a request that failed."""
         if isinstance(error, RemoteError):
             failure = self._server.failure(error, prompt.sampling)
             if error.is_common:
@@ -316,6 +330,11 @@ class OpenAIEngine:
                 f"{self._server.place.shown} replied what cannot be read: {error}"
             )
         failure.__cause__ = error
+        self._lose(prompt, answer, failure)
+
+    @staticmethod
+    def _lose(prompt: OpenPrompt, answer: PartialAnswer | None, failure: SpecrejError) -> None:
+        """A candidate is lost, or all of a prompt that could not be read."""
         if answer is None:
             prompt.is_read, prompt.failure = True, failure
         else:

@@ -63,9 +63,10 @@ class OpenPrompt:
             reason: FinishReason | None = answer.finish if is_last else None
             if reason is None and place == self.sampling.max_new_tokens - 1:
                 reason = "length"
-            tokens.append(
-                Token(handle, answer.index, answer.ids[place], answer.logprobs[place], reason)
-            )
+            most = self.sampling.top_logprobs
+            top = answer.top_logprobs[place][:most] if most else None
+            logprob = answer.logprobs[place]
+            tokens.append(Token(handle, answer.index, answer.ids[place], logprob, reason, "", top))
             if reason is not None:
                 del self.live[answer.index]
         self.position += 1

@@ -8,12 +8,15 @@ capacity = read_capacity(metrics)    # tokens, or None
 import json
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
+
+from specrej.types import TopLogprobs
 
 End = Literal["stop", "length"]
 
 _VLLM_CACHE = re.compile(r"^vllm:cache_config_info\{(.*)\} ", re.MULTILINE)
+_TOKEN_ID = re.compile(r"token_id:([0-9]{1,9})")
 _SAMPLE = r"^{name}(?:\{{.*\}})? ([0-9.e+-]+)$"
 
 
@@ -34,6 +37,8 @@ class Chunk:
         num_tokens: completion tokens, as the server counts them.
         num_read, num_cached: tokens of the prompt, and how many of them a cache held; None where it
             is not said.
+        top_logprobs: for each of `logprobs` the likeliest tokens in its place, likeliest first;
+            empty where the server names none by id.
     """
 
     text: str
@@ -44,6 +49,7 @@ class Chunk:
     num_tokens: int | None
     num_read: int | None
     num_cached: int | None
+    top_logprobs: list[TopLogprobs] = field(default_factory=list)
 
 
 class Capacity(NamedTuple):
@@ -85,6 +91,7 @@ def read_completion(text: str) -> Chunk:
         ),  # half a character is none
         ids=ids,
         logprobs=logprobs,
+        top_logprobs=_top_logprobs(choice, len(logprobs)),
         end=end,
         matched=next(
             (_count(choice[key]) for key in ("stop_reason", "matched_stop") if key in choice), None
@@ -117,6 +124,36 @@ def _tokens(
         case _:
             return None, logprobs
     return ids, logprobs
+
+
+def _top_logprobs(choice: dict[str, Any], num_tokens: int) -> list[TopLogprobs]:
+    """One a token that has a log-probability, by ids as vLLM ("token_id:7") or llama.cpp write
+    them; empty where there are none.
+    """
+    match choice.get("logprobs"):
+        case {"content": [*entries]}:
+            given = [entry.get("top_logprobs") for entry in entries if isinstance(entry, dict)]
+        case {"top_logprobs": [*given]}:
+            pass
+        case _:
+            given = []
+    found = [_likeliest(one) for one in given]
+    return found if any(found) and len(found) == num_tokens else []
+
+
+def _likeliest(given: Any) -> TopLogprobs:
+    pairs: list[tuple[Any, Any]] = []
+    match given:
+        case {}:
+            named = [(_TOKEN_ID.fullmatch(name), number) for name, number in given.items()]
+            pairs = [(int(name[1]), number) for name, number in named if name]
+        case [*entries]:
+            pairs = [
+                (one.get("id"), one.get("logprob")) for one in entries if isinstance(one, dict)
+            ]
+    known = [(_count(one), _logprob(number)) for one, number in pairs]
+    sound = [(one, number) for one, number in known if one is not None and number is not None]
+    return tuple(sorted(sound, key=lambda pair: -pair[1]))
 
 
 def _id(given: Any) -> int:

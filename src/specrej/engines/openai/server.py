@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from specrej.engines.base import refuse_ways
 from specrej.engines.openai.replies import (
     Capacity,
     Chunk,
@@ -25,7 +26,7 @@ from specrej.engines.openai.replies import (
     read_completion,
     read_models,
 )
-from specrej.errors import EngineError, ModelError, SpecrejError, UsageError
+from specrej.errors import EngineError, ModelError, SamplingError, SpecrejError, UsageError
 from specrej.remote.client import Connections, Remote, RemoteError
 from specrej.remote.services import RemoteService, ServiceOptions, without_secrets
 from specrej.types import SamplingParams
@@ -36,6 +37,10 @@ _LEAVE_OUT = {
     "min_p": "give --min-p 0",
     "repetition_penalty": "give --repetition-penalty 1",
     "repeat_penalty": "give --repetition-penalty 1",
+    "frequency_penalty": "give --frequency-penalty 0",
+    "presence_penalty": "give --presence-penalty 0",
+    "logit_bias": "leave out logit_bias",
+    "return_tokens_as_token_ids": "leave out top_logprobs, or give --engine torch or vllm",
     "ignore_eos": "do not ask for ignore_eos",
 }
 _FEATURES = {
@@ -182,7 +187,7 @@ class CompletionsServer:
         if sampling is not None and error.status in _REFUSED:
             for field in self.extras(sampling):
                 if field in str(error):
-                    return UsageError(
+                    return SamplingError(
                         f"{where} does not take {field}: {error}", hint=_LEAVE_OUT[field]
                     )
         return EngineError(
@@ -190,7 +195,7 @@ class CompletionsServer:
         )
 
     def extras(self, sampling: SamplingParams) -> dict[str, Any]:
-        """The sampling options that OpenAI's API lacks, by the names that vLLM, SGLang and
+        """The sampling options that a server may lack, by the names that vLLM, SGLang and
         llama.cpp have for them.
 
         Those that are off are sent where the server takes them all the same: it may have defaults
@@ -210,7 +215,15 @@ class CompletionsServer:
             for name, (value, off) in wanted.items()
             if "extensions" in self.takes or not off
         }
-        return {**sent, "ignore_eos": True} if sampling.ignore_eos else sent
+        asked = {
+            "frequency_penalty": sampling.frequency_penalty,
+            "presence_penalty": sampling.presence_penalty,
+            "logit_bias": {str(one): bias for one, bias in sampling.logit_bias},
+            # The likeliest tokens stand in the reply by their texts else, which are not unique.
+            "return_tokens_as_token_ids": bool(sampling.top_logprobs),
+            "ignore_eos": sampling.ignore_eos,
+        }
+        return sent | {name: value for name, value in asked.items() if value}
 
     async def ask(
         self,
@@ -235,13 +248,35 @@ class CompletionsServer:
             "top_p": sampling.top_p,
             **self.extras(sampling),
         }
-        features: Mapping[str, Any] = {"return_token_ids": True, "logprobs": 1, "seed": seed}
+        features: Mapping[str, Any] = {
+            "return_token_ids": True,
+            "logprobs": max(sampling.top_logprobs, 1),
+            "seed": seed,
+        }
         body |= {name: value for name, value in features.items() if name in self.takes}
         reply = await remote.post(body)
         try:
             return read_completion(reply.text)
         except UnreadableReplyError as error:
             raise UnreadableReplyError(f"{error}: {remote.quote(reply.text)}") from None
+
+    def check(self, sampling: SamplingParams, chunk_tokens: int) -> None:
+        """See that answers in chunks can be drawn like this: penalties count the answer's tokens,
+        and a server takes those of earlier chunks for the prompt's.
+
+        Raises:
+            SamplingError: they cannot.
+        """
+        if not self.gives_ids or sampling.max_new_tokens > chunk_tokens:
+            hint = (
+                "a server counts the tokens of one request: give --engine-args "
+                f"'{{\"chunk_tokens\": {sampling.max_new_tokens}}}'"
+                if self.gives_ids
+                else "a server that gives token ids can"
+            )
+            refuse_ways("openai", sampling, ("frequency_penalty", "presence_penalty"), hint)
+        if not (self.gives_ids and self.gives_logprobs):
+            refuse_ways("openai", sampling, ("top_logprobs",))
 
     def capacity(self) -> Capacity | None:
         """Its KV cache as it is now; None where it does not say."""

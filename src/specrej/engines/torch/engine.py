@@ -12,7 +12,7 @@ Knows tokens, rows and bytes; not rewards and not why a candidate is dropped.
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -26,13 +26,20 @@ from specrej.attention.attention import DecodePass, Pass, PrefillPass
 from specrej.attention.groups import Group
 from specrej.attention.layout import PREFILL_CHUNK, Demand, KvLayout
 from specrej.attention.prefixes import PromptPart
-from specrej.engines.base import PROMPTS_IN_TOTAL, Memory, Overhead, Token
+from specrej.engines.base import PROMPTS_IN_TOTAL, Memory, Overhead, Token, check_bias
 from specrej.engines.streams import uniforms
-from specrej.engines.torch.sampling import LOST, logsumexp, sample
+from specrej.engines.torch.sampling import (
+    LOST,
+    History,
+    begin_history,
+    likeliest,
+    logsumexp,
+    sample,
+)
 from specrej.errors import DeviceMemoryError, EngineError, PromptError, UsageError
 from specrej.flops import ModelFlops
 from specrej.hub.tokenizers import TextCodec
-from specrej.types import Detokenizer, FinishReason, Prompt, SamplingParams
+from specrej.types import Detokenizer, FinishReason, Prompt, SamplingParams, TopLogprobs
 
 _NOT_FINITE = "the model's logits are not finite (NaN or infinity)"
 _NOT_FINITE_HINT = (
@@ -58,8 +65,10 @@ class _Run:
     """The candidates that took part in the latest step."""
     hidden: Tensor | None = None
     """`[drawn, hidden]` what their tokens were drawn from."""
-    seen: Tensor | None = None
-    """`[rows, vocabulary]` tokens in prompt or answer; held only under a repetition penalty."""
+    history: History = field(default_factory=History)
+    """What bias and penalties go by; held only where they are on."""
+    top: list[TopLogprobs | None] = field(default_factory=list)
+    """Of each row of the latest step, where the likeliest tokens are asked for."""
 
 
 class TorchEngine:
@@ -163,6 +172,7 @@ class TorchEngine:
         # Found here, before another prompt can share KV that holds NaN.
         if not logsumexp(logits).isfinite().all():
             raise EngineError(f"after the prompt {_NOT_FINITE}", hint=_NOT_FINITE_HINT)
+        check_bias(sampling, logits.shape[-1])
         handle = next(self._handles)
         newest = torch.empty(0, 1, dtype=torch.long, device=self._device)
         self._runs[handle] = _Run(group, sampling, logits, hidden, newest)
@@ -193,11 +203,13 @@ class TorchEngine:
         run.group.indices = list(indices)
         run.newest = run.newest.new_empty(len(indices), 1)
         run.num_tokens = 0
-        if run.sampling.repetition_penalty != 1.0:
-            run.seen = torch.zeros(
-                len(indices), run.logits.shape[-1], dtype=torch.bool, device=self._device
-            )
-            run.seen[:, run.group.prompt_ids] = True
+        run.history = begin_history(
+            run.sampling,
+            run.group.prompt_ids,
+            len(indices),
+            run.logits.shape[-1],
+            self._device,
+        )
 
     @torch.inference_mode()
     def step(self, limits: Mapping[int, int] | None = None) -> list[Token]:
@@ -241,7 +253,10 @@ class TorchEngine:
     def _draw(self, run: _Run, logits: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         run.drawn, run.hidden = tuple(run.group.indices), hidden
         numbers = uniforms(run.sampling.seed, run.group.indices, run.num_tokens)
-        return sample(logits, run.sampling, torch.from_numpy(numbers).to(self._device), run.seen)
+        if run.sampling.top_logprobs:
+            top = likeliest(logits, run.sampling.top_logprobs)
+            run.top = [*top] * (len(run.drawn) // len(top))  # all first tokens come from one row
+        return sample(logits, run.sampling, torch.from_numpy(numbers).to(self._device), run.history)
 
     def _advance(self, handle: int, run: _Run, ids: Tensor, logprobs: Tensor) -> list[Token]:
         """Write one drawn token a row; rows that ended leave the group."""
@@ -250,14 +265,16 @@ class TorchEngine:
             group.length += 1
         run.num_tokens += 1
         run.newest = ids[:, None]
-        if run.seen is not None:
-            run.seen.scatter_(1, run.newest.clamp(min=0), True)  # rows that are lost leave below
+        run.history.add(run.newest)  # rows that are lost leave below
+        tops = run.top or [None] * group.num_rows
         tokens = [
             Token(handle, index, LOST, None, "lost", _NOT_FINITE)
             if token_id == LOST
-            else Token(handle, index, token_id, logprob, self._finish_reason(run, token_id))
-            for index, token_id, logprob in zip(
-                group.indices, ids.tolist(), logprobs.tolist(), strict=True
+            else Token(
+                handle, index, token_id, logprob, self._finish_reason(run, token_id), "", top
+            )
+            for index, token_id, logprob, top in zip(
+                group.indices, ids.tolist(), logprobs.tolist(), tops, strict=True
             )
         ]
         self._remove(run, [row for row, token in enumerate(tokens) if token.finish_reason])
@@ -272,7 +289,7 @@ class TorchEngine:
         if rows:
             order = run.group.remove(rows)
             run.newest = run.newest[order]
-            run.seen = None if run.seen is None else run.seen[order]
+            run.history = run.history.of_rows(order)
 
     def hidden_states(self, prompt: int) -> Mapping[int, NDArray[np.float32]]:
         run = self._runs[prompt]

@@ -1,13 +1,16 @@
-"""From logits to tokens: filters in transformers' order, then one uniform number a candidate
-(inverse CDF).
+"""From logits to tokens: bias and penalties in vLLM's order, filters in transformers', then one
+uniform number a candidate (inverse CDF).
 
 Knows rows, not candidates: the caller brings the uniforms that belong to each row.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from specrej.types import SamplingParams
+from specrej.types import SamplingParams, TopLogprobs
 
 LOST = -1
 """The id of a row that no token can be drawn from."""
@@ -20,17 +23,67 @@ _SEGMENT = 128
 """Width of the pieces whose maxima are compared first when the k largest logits are looked for."""
 
 
+class History(NamedTuple):
+    """What bias and penalties go by; None where one is off. Vocabulary in the last dimension."""
+
+    bias: Tensor | None = None
+    """`[1, vocabulary]` float32, added to the logits."""
+    seen: Tensor | None = None
+    """`[rows, vocabulary]` bool, tokens that the repetition penalty applies to."""
+    counts: Tensor | None = None
+    """`[rows, vocabulary]` int32, how often each answer has each token."""
+
+    def add(self, ids: Tensor) -> None:
+        """Take note of one more token a row, `[rows, 1]`; ids of lost rows may be anything."""
+        ids = ids.clamp(min=0)
+        if self.seen is not None:
+            self.seen.scatter_(1, ids, True)
+        if self.counts is not None:
+            self.counts.scatter_add_(1, ids, torch.ones_like(ids, dtype=self.counts.dtype))
+
+    def of_rows(self, order: Sequence[int]) -> "History":
+        """That of these rows."""
+        return History(
+            self.bias,
+            None if self.seen is None else self.seen[order],
+            None if self.counts is None else self.counts[order],
+        )
+
+
+def begin_history(
+    params: SamplingParams,
+    prompt_ids: Sequence[int],
+    num_rows: int,
+    width: int,
+    device: torch.device,
+) -> History:
+    """That of answers without a token yet."""
+    bias = seen = counts = None
+    if params.logit_bias:
+        bias = torch.zeros(1, width, device=device)
+        for token_id, added in params.logit_bias:
+            bias[0, token_id] = added
+    if params.repetition_penalty != 1.0:
+        seen = torch.zeros(num_rows, width, dtype=torch.bool, device=device)
+        seen[:, list(prompt_ids)] = True
+    if params.frequency_penalty or params.presence_penalty:
+        counts = torch.zeros(num_rows, width, dtype=torch.int32, device=device)
+    return History(bias, seen, counts)
+
+
+_NONE = History()
+
+
 def sample(
-    logits: Tensor, params: SamplingParams, uniforms: Tensor, seen: Tensor | None = None
+    logits: Tensor, params: SamplingParams, uniforms: Tensor, history: History = _NONE
 ) -> tuple[Tensor, Tensor]:
     """Draw one token a row.
 
     Args:
         logits: `[rows, vocabulary]`, or `[1, vocabulary]` when all rows share them.
-        params: temperature, top_k, top_p, min_p, repetition_penalty.
+        params: temperature, top_k, top_p, min_p, the penalties.
         uniforms: `[rows]` float64 in [0, 1).
-        seen: `[rows, vocabulary]` bool, tokens that the repetition penalty applies to; None when it
-            is off.
+        history: of the rows.
 
     Returns:
         Token ids `[rows]` and their log-probabilities `[rows]` (nats, float32, finite) under the
@@ -39,7 +92,7 @@ def sample(
         the penalty: no other row is touched, and no index is ever out of bounds.
     """
     normalizer = logsumexp(logits)
-    scores = logits if seen is None else penalize(logits, seen, params.repetition_penalty)
+    scores = adjusted(logits, params, history)
     tokens, weight = _likeliest(scores) if params.is_greedy else _draw(scores, params, uniforms)
     tokens = tokens.expand(len(uniforms), -1)
     logprobs = logits.expand(len(uniforms), -1).gather(1, tokens).float() - normalizer
@@ -77,6 +130,32 @@ def _draw(scores: Tensor, params: SamplingParams, uniforms: Tensor) -> tuple[Ten
         max=cumulative.shape[-1] - 1
     )
     return choice if ids is None else ids.expand(len(uniforms), -1).gather(1, choice), total
+
+
+def likeliest(logits: Tensor, k: int) -> list[TopLogprobs]:
+    """The k likeliest tokens of each row under the unfiltered distribution, likeliest first.
+
+    Args:
+        logits: `[rows, vocabulary]`.
+        k: at least 1; all tokens where there are fewer.
+    """
+    values, ids = largest(logits, min(k, logits.shape[-1]))
+    logprobs = values.float() - logsumexp(logits)
+    logprobs = logprobs.clamp(min=torch.finfo(logprobs.dtype).min)
+    rows = zip(ids.tolist(), logprobs.tolist(), strict=True)
+    return [tuple(zip(*row, strict=True)) for row in rows]
+
+
+def adjusted(logits: Tensor, params: SamplingParams, history: History) -> Tensor:
+    """Logits under bias and penalties: those of transformers and vLLM, in vLLM's order."""
+    scores = logits if history.bias is None else logits + history.bias
+    if history.seen is not None:
+        scores = penalize(scores, history.seen, params.repetition_penalty)
+    if history.counts is not None:
+        # In float32 or more, whatever the logits are in.
+        taken = history.counts * params.frequency_penalty
+        scores = scores - (taken + (history.counts > 0) * params.presence_penalty)
+    return scores
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
