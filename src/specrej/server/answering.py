@@ -11,8 +11,9 @@ from dataclasses import asdict
 from typing import Any
 
 from specrej.search.choosing import ranked
+from specrej.server.calling import with_calls
 from specrej.server.protocol import CompletionRequest
-from specrej.types import Candidate, Detokenizer, Prompt, Result
+from specrej.types import Candidate, Conversation, Detokenizer, Prompt, Result
 
 Detokenizers = Callable[[Prompt], Detokenizer]
 """What reads an answer to a prompt: `Engine.detokenizer`."""
@@ -59,6 +60,22 @@ def to_body(
     """
     answers = best_answers(result, request.num_answers)
     to_choice = _chat_choice if request.kind == "chat" else _text_choice
+    choices = [
+        {
+            "index": position,
+            **to_choice(answer),
+            "finish_reason": _FINISH[answer.finish_reason or "length"],
+            "logprobs": _logprobs(answer, detokenizer(request.prompt))
+            if request.has_logprobs
+            else None,
+        }
+        for position, answer in enumerate(answers)
+    ]
+    if isinstance(request.prompt, Conversation):
+        choices = [
+            with_calls(choice, request, answer, detokenizer(request.prompt), completion_id)
+            for choice, answer in zip(choices, answers, strict=True)
+        ]
     num_prompt = result.usage.prompt_tokens
     num_completion = sum(len(answer.token_ids) for answer in answers)
     return {
@@ -66,17 +83,7 @@ def to_body(
         "object": "chat.completion" if request.kind == "chat" else "text_completion",
         "created": created,
         "model": model,
-        "choices": [
-            {
-                "index": position,
-                **to_choice(answer),
-                "finish_reason": _FINISH[answer.finish_reason or "length"],
-                "logprobs": _logprobs(answer, detokenizer(request.prompt))
-                if request.has_logprobs
-                else None,
-            }
-            for position, answer in enumerate(answers)
-        ],
+        "choices": choices,
         "usage": {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_completion,

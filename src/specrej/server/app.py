@@ -24,12 +24,13 @@ from starlette.exceptions import HTTPException
 from specrej.api import prepare
 from specrej.errors import DeadlineError, PromptError, ServingError, SpecrejError, UsageError
 from specrej.memory import format_bytes
-from specrej.messages import as_messages
+from specrej.messages import prompt_bytes
 from specrej.search.events import Ended, Text
 from specrej.search.pool import Pool
 from specrej.server import schema
 from specrej.server.answering import to_body
 from specrej.server.asked import Asked, Limits, parse_json, read_request
+from specrej.server.calling import form_in
 from specrej.server.connection import EventStream, declared_bytes, read_body, unless_gone
 from specrej.server.endpoints import add_models, add_operations, add_pages, document
 from specrej.server.guard import LOOPBACK, Entry, Gate, Guard
@@ -155,6 +156,7 @@ class _Desk:
             id=f"{'chatcmpl' if asked.request.kind == 'chat' else 'cmpl'}-{secrets.token_hex(12)}",
             created=int(time.time()),
             model=self._model,
+            tool_form=form_in(self._service.engine.detokenizer(asked.request.prompt)),
         )
 
         async def finish(result: Result, is_late: bool) -> dict[str, Any]:
@@ -224,12 +226,12 @@ class _Desk:
             message = f"there is no model {request.model!r} here; there is {self._model!r}"
             raise RefusalError("model_not_found", message, param="model")
         # A prompt that cannot fit is not tokenized: that takes its time.
-        num_bytes = sum(len(message["content"].encode()) for message in as_messages(request.prompt))
+        size = prompt_bytes(request.prompt)
         context, token_bytes = service.engine.context_tokens, service.engine.token_bytes
         tokens = context if most is None else min(most, context)
-        if num_bytes > tokens * token_bytes:
+        if size > tokens * token_bytes:
             raise PromptError(
-                f"the prompt has {num_bytes:,} bytes; what there is of the model's context holds "
+                f"the prompt has {size:,} bytes; what there is of the model's context holds "
                 f"{tokens:,} tokens, "
                 f"each of at most {token_bytes} bytes"
             )
@@ -309,7 +311,8 @@ class _Desk:
             "seed": settings.seed,
         }
         if self._logs_prompts:
-            entry.fields["prompt"] = asked.request.prompt
+            prompt = asked.request.prompt
+            entry.fields["prompt"] = prompt if isinstance(prompt, str) else [*prompt]
 
     def _note_ended(self, entry: Entry, ended: Ended) -> None:
         if isinstance(ended.outcome, SpecrejError):

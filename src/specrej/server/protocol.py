@@ -19,6 +19,7 @@ from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.messages import as_messages
 from specrej.options import options_of
 from specrej.registry import is_name, names
+from specrej.server import conversing
 from specrej.settings import Settings
 from specrej.types import Continuation, Prompt
 
@@ -41,7 +42,7 @@ OWN = tuple(
 names."""
 RETURNABLE = ("rewards", "decisions", "candidates")
 _HONOURED = {
-    "chat": {"model", "messages", "n", "logprobs", "specrej", *SAMPLING},
+    "chat": {"model", "messages", "n", "logprobs", "specrej", *SAMPLING, *conversing.FIELDS},
     "text": {"model", "prompt", "n", "specrej", *SAMPLING} - {*CHAT_ONLY},
 }
 _LABELS = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
@@ -93,6 +94,7 @@ class CompletionRequest:
         num_answers: the best so many are returned, where there are as many.
         has_logprobs: whether the tokens are returned with their log-probabilities.
         returned: what else is returned, of "rewards", "decisions" and "candidates".
+        calls_one: whether an answer may call one function at most.
     """
 
     kind: Literal["chat", "text"]
@@ -102,6 +104,7 @@ class CompletionRequest:
     num_answers: int
     has_logprobs: bool
     returned: tuple[str, ...]
+    calls_one: bool = False
 
 
 def parse_chat(
@@ -120,7 +123,7 @@ def parse_chat(
     messages = given.get("messages")
     if not isinstance(messages, list):
         raise PromptError(f"messages must be a list of messages, got {reprlib.repr(messages)}")
-    return _parse(given, "chat", as_messages(messages), defaults, beside)
+    return _parse(given, "chat", conversing.prompt_of(messages, given), defaults, beside)
 
 
 def parse_text(
@@ -169,7 +172,7 @@ def _checked(body: object, kind: Literal["chat", "text"], beside: Beside) -> dic
     # Servers that continue messages want to hear as well that nothing is put before the answer.
     nothing = {
         **_NOTHING,
-        "add_generation_prompt": (given.get("continue_final_message") is not True,),
+        "add_generation_prompt": (not conversing.is_begun(given),),
     }
     asked = {
         name: value
@@ -183,7 +186,7 @@ def _checked(body: object, kind: Literal["chat", "text"], beside: Beside) -> dic
                 f"{name} cannot be honoured, got {reprlib.repr(value)}",
                 hint=f"leave it out; honoured are {', '.join(honoured)}",
             )
-    return asked
+    return given
 
 
 def _parse(
@@ -216,6 +219,7 @@ def _parse(
         has_logprobs=has_logprobs,
         returned=returned,
         settings=settings,
+        calls_one=conversing.calls_one(prompt, given),
     )
 
 

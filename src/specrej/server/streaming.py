@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from specrej.errors import SpecrejError
+from specrej.hub.tool_formats import ToolForm
 from specrej.search.events import Decided, Ended, Queued, Started, Step, Text, payload_of
 from specrej.server.asked import Asked
+from specrej.server.calling import CertainText
 from specrej.server.refusals import internal_error, refusal_of
 from specrej.server.service import StreamEvent
 from specrej.types import Result
@@ -38,12 +40,14 @@ class Head:
     Attributes:
         asked: the request.
         id, created, model: as in the body of an answer that is not streamed.
+        tool_form: how calls stand in the answer, where functions may be called.
     """
 
     asked: Asked
     id: str
     created: int
     model: str
+    tool_form: ToolForm | None = None
 
     def block(self, kind: str, fields: Mapping[str, Any]) -> bytes:
         return _data(
@@ -113,7 +117,7 @@ async def _blocks(
 ) -> AsyncIterator[bytes]:
     for block in head.opening(0):
         yield block
-    sent: list[str] = []
+    text = CertainText(head.tool_form)
     async for event in _with_pauses(events):
         match event:
             case None:
@@ -121,13 +125,13 @@ async def _blocks(
             case Queued() | Started() | Step() | Decided():
                 yield head.progress(payload_of(event))
             case Text(delta):
-                sent.append(delta)
-                yield head.chunk(0, {"content": delta})
+                if certain := text.add(delta):
+                    yield head.chunk(0, {"content": certain})
             case Ended(SpecrejError() as error):
                 yield _data(refusal_of(error, {}).body)
             case Ended(Result() as result, is_late):
                 # Made as a whole: an error is not to come behind an end.
-                for block in list(_ending(head, await finish(result, is_late), "".join(sent))):
+                for block in list(_ending(head, await finish(result, is_late), text.sent)):
                     yield block
 
 
@@ -135,7 +139,8 @@ def _ending(head: Head, body: Mapping[str, Any], sent: str) -> Iterator[bytes]:
     """What is left of the answer when it is complete, the other answers, usage, and the end."""
     choices = body["choices"]
     for position, choice in enumerate(choices):
-        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        message = choice.get("message", {})
+        text = choice["text"] if "text" in choice else message["content"] or ""
         if position:
             yield from head.opening(position)
         else:
@@ -144,6 +149,9 @@ def _ending(head: Head, body: Mapping[str, Any], sent: str) -> Iterator[bytes]:
             text = text[len(sent) :]
         if text:
             yield head.chunk(position, {"content": text})
+        if calls := message.get("tool_calls"):
+            numbered = [{"index": number, **call} for number, call in enumerate(calls)]
+            yield head.chunk(position, {"tool_calls": numbered})
         own = {"specrej": body["specrej"]} if position == len(choices) - 1 else {}
         ending = {"finish_reason": choice["finish_reason"], "logprobs": choice["logprobs"]}
         yield head.chunk(position, {}, **ending, **own)
