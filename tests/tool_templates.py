@@ -1,7 +1,7 @@
 """Chat formats with tools, in the marks of real families, written by hand in small.
 
-    form = TOOL_FORMATS["hermes"]()
-    form.tokenizer.apply_chat_template(messages, tools=tools)
+form = TOOL_FORMATS["hermes"]()
+form.tokenizer.apply_chat_template(messages, tools=tools)
 """
 
 from collections.abc import Callable
@@ -68,7 +68,7 @@ MISTRAL = (
     '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}, '
     '"id": "{{ c.id }}"}{{ ", " if not loop.last }}{% endfor %}]{{ eos_token }}'
     "{% elif m.role == 'tool' %}[TOOL_RESULTS]{\"content\": {{ m.content | tojson }}, "
-    "\"call_id\": \"{{ m.tool_call_id }}\"}[/TOOL_RESULTS]{% else %}{{ m.content + eos_token }}"
+    '"call_id": "{{ m.tool_call_id }}"}[/TOOL_RESULTS]{% else %}{{ m.content + eos_token }}'
     "{% endif %}{% endfor %}"
 )
 

@@ -82,7 +82,7 @@ def as_conversation(prompt: Prompt) -> Conversation:
         )
     check_characters(arguments, "template_arguments")
     return Conversation(
-        messages=messages, tools=as_tools(prompt.tools), template_arguments=dict(arguments)
+        messages=messages, tools=tuple(as_tools(prompt.tools)), template_arguments=dict(arguments)
     )
 
 

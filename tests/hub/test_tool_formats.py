@@ -28,7 +28,8 @@ values = st.recursive(
     max_leaves=5,
 )
 calls = st.tuples(
-    st.from_regex(r"[A-Za-z0-9_-]{1,12}", fullmatch=True), st.dictionaries(texts, values, max_size=3)
+    st.from_regex(r"[A-Za-z0-9_-]{1,12}", fullmatch=True),
+    st.dictionaries(texts, values, max_size=3),
 )
 
 

@@ -29,7 +29,7 @@ def prompt_of(messages: list[Any], body: Mapping[str, Any]) -> Prompt:
     asked = as_conversation(
         Conversation(
             messages=messages,
-            tools=body.get("tools") or (),
+            tools=body.get("tools", ()),
             template_arguments=_template_arguments(body),
         )
     )
