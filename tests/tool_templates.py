@@ -14,6 +14,7 @@ _HERMES_TOOLS = (
     "{% endfor %}In tags: <tool_call>name and arguments</tool_call><|im_end|>\n{% endif %}"
 )
 _RESULT = (
+    "{% if not m.name %}{{ raise_exception('a result without a name') }}{% endif %}"
     "{{ '<|im_start|>user\n<tool_response>\n' + m.content + '\n</tool_response><|im_end|>\n' }}"
 )
 _BEGIN = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

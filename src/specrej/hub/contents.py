@@ -118,7 +118,7 @@ class ChatTokenizer:
                 special tokens.
             Exception: whatever the template raises.
         """
-        turns = [_for_template(message) for message in messages]
+        turns = _for_template(messages)
         plain = self._render(turns, tools, arguments, how)
         hidden = [{**self._values(turn), "role": turn["role"]} for turn in turns]
         hidden_tools, values = [self._hidden(tool) for tool in tools], self._values(arguments)
@@ -308,16 +308,22 @@ class ChatTokenizer:
         return core, names, own, {one: pieces for one, pieces in texts.items() if one not in pieces}
 
 
-def _for_template(message: Message) -> dict[str, Any]:
-    """A message as chat templates read it: the arguments of its calls are objects."""
-    turn = dict(message)
-    if "tool_calls" in turn:
-        turn["tool_calls"] = [
-            {**call, "function": {**called, "arguments": json.loads(called["arguments"])}}
-            for call in turn["tool_calls"]
-            for called in (call["function"],)
-        ]
-    return turn
+def _for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as chat templates read them: the arguments of calls are objects, and results have
+    the names of what was called.
+    """
+    turns, names = [dict(message) for message in messages], dict[str, str]()
+    for turn in turns:
+        if "tool_calls" in turn:
+            turn["tool_calls"] = [
+                {**call, "function": {**called, "arguments": json.loads(called["arguments"])}}
+                for call in turn["tool_calls"]
+                for called in (call["function"],)
+            ]
+            names |= {call.get("id"): call["function"]["name"] for call in turn["tool_calls"]}
+        elif turn["role"] == "tool" and turn.get("tool_call_id") in names:
+            turn.setdefault("name", names[turn["tool_call_id"]])
+    return turns
 
 
 def _refusal() -> PromptError:

@@ -92,8 +92,6 @@ def _marked(message: Message, name: str, mark: Any) -> dict[str, Any]:
     if turn["role"] == "tool":
         turn["content"] = mark(f"{name}.content")
     if "tool_calls" in turn:
-        if turn["content"]:
-            turn["content"] = mark(f"{name}.content")
         turn["tool_calls"] = [
             {**call, "function": _marked_call(f"{name}.tool_calls[{number}].function", mark)}
             for number, call in enumerate(turn["tool_calls"])
