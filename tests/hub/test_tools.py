@@ -160,6 +160,17 @@ def test_tools_for_a_family_that_is_not_known_are_refused(make: Any) -> None:
     assert "hermes" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_where_answers_come_as_text_calls_behind_special_tokens_are_refused(name: str) -> None:
+    codec = TextCodec(made(name).tokenizer, has_ids=False)
+    asked = Conversation(messages=[USER], tools=[tool()])
+    if name in ("mistral", "hermes_special"):
+        with pytest.raises(PromptError, match=r"^tools cannot be honoured: special tokens mark"):
+            codec.encode(asked)
+    else:
+        assert codec.encode(asked) == codec_of(name).encode(asked)
+
+
 def test_a_template_that_refuses_calls_says_why() -> None:
     both = {"role": "assistant", "content": "", "tool_calls": [call({}), call({}, "b")]}
     with pytest.raises(PromptError, match="one call at a time"):

@@ -24,10 +24,12 @@ class TextCodec:
         tokenizer: of transformers.
         special_tokens: what becomes of contents of messages that spell special tokens: see
             `ChatTokenizer`.
+        has_ids: whether answers come as the ids that the model gave, special tokens included.
     """
 
     tokenizer: Any
     special_tokens: str = "text"
+    has_ids: bool = True
 
     def __post_init__(self) -> None:
         _ = self._chat  # says at once what it cannot do
@@ -61,11 +63,8 @@ class TextCodec:
                 )
             return self._continued(prompt)
         check_arguments(self.tokenizer, asked)
-        if asked.tools and self.tool_form is None:
-            raise PromptError(
-                "tools cannot be honoured: how this model writes calls is not known",
-                hint=f"known are chat templates in the form of {', '.join(FORMS)}",
-            )
+        if asked.tools:
+            self._check_calls()
         is_begun = asked.messages[-1]["role"] == "assistant"
         how = {"continue_final_message": True} if is_begun else {"add_generation_prompt": True}
         try:
@@ -85,6 +84,20 @@ class TextCodec:
                 hint="take a model whose chat template takes tools",
             )
         return self._chat.ids(written)
+
+    def _check_calls(self) -> None:
+        """See that calls in an answer can be told from text."""
+        if self.tool_form is None:
+            raise PromptError(
+                "tools cannot be honoured: how this model writes calls is not known",
+                hint=f"known are chat templates in the form of {', '.join(FORMS)}",
+            )
+        if self.tool_form.is_hidden and not self.has_ids:
+            raise PromptError(
+                "tools cannot be honoured: special tokens mark this model's calls, and its answers "
+                "come as text",
+                hint="take a server that gives token ids",
+            )
 
     def readable(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The messages as the model's chat template takes them; see `template_parts.readable`."""

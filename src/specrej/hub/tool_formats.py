@@ -67,6 +67,7 @@ class ToolForm:
         is_whole: whether calls are the whole of an answer, with no text before them.
         read: the calls of an answer, marks included; None where it holds none. Raises ValueError
             for what is malformed.
+        is_hidden: whether a call cannot be told without special tokens, which no text shows.
     """
 
     name: str
@@ -75,6 +76,7 @@ class ToolForm:
     openings: tuple[str, ...]
     is_whole: bool
     read: Callable[[str], tuple[str, list[Any]] | None]
+    is_hidden: bool = False
 
     def parse(self, spelled: str, offered: Collection[str]) -> Calls | None:
         """The calls in an answer, `marks` included; None where the answer is text.
@@ -218,15 +220,22 @@ def form_of(tokenizer: Any) -> ToolForm | None:
     forms = [form for form in FORMS.values() if form.in_template in template]
     written = _written_call(tokenizer) if forms else ""
     special = {one.content for one in tokenizer.added_tokens_decoder.values() if one.special}
+    probe = Calls("", [Call("probe", '{"a": "b"}')])
     for form in forms:
-        spelled = written
-        for token in special.difference(form.marks):
-            spelled = spelled.replace(token, "")
-        if form.parse(spelled, {"probe"}) == Calls("", [Call("probe", '{"a": "b"}')]):
-            # Of a tag that is a special token, what stands behind it is shown.
-            is_hidden = form.marks[0] in special and not form.is_whole
-            return replace(form, openings=("{",)) if is_hidden else form
+        spelled = _without(special.difference(form.marks), written)
+        if form.parse(spelled, {"probe"}) == probe:
+            if form.parse(_without(special, written), {"probe"}) == probe:
+                return form
+            # What stands behind a hidden tag is shown.
+            openings = form.openings if form.is_whole else ("{",)
+            return replace(form, is_hidden=True, openings=openings)
     return None
+
+
+def _without(tokens: Collection[str], text: str) -> str:
+    for token in tokens:
+        text = text.replace(token, "")
+    return text
 
 
 def _written_call(tokenizer: Any) -> str:
