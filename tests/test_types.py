@@ -39,14 +39,14 @@ def test_an_empty_prompt_is_an_error(prompt: Prompt) -> None:
         ({"role": "user"}, r"messages\[1\].content must be a text or a list of parts, got None"),
         (
             {"content": "Hello"},
-            r"messages\[1\].role must be one of system, developer, user, assistant, got None",
+            r"messages\[1\].role must be one of system, developer, user, assistant, tool, got None",
         ),
         ({"role": 1, "content": "Hello"}, r"messages\[1\].role must be one of .*, got 1"),
         (
             {"role": "human", "content": "Hello"},
             r"messages\[1\].role must be one of .*, got 'human'",
         ),
-        ({**USER, "name": "Ann"}, r"messages\[1\].name cannot be honoured, got 'Ann'"),
+        ({**USER, "name": 1}, r"messages\[1\].name must be a text, got 1"),
         ({**USER, "type": "image"}, r"messages\[1\].type cannot be honoured"),
         (
             {"role": "user", "content": [{"type": "text", "text": "a"}, "b"]},

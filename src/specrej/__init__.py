@@ -31,6 +31,7 @@ from specrej.settings import Settings
 from specrej.types import (
     Candidate,
     Continuation,
+    Conversation,
     Decision,
     Policy,
     Result,
@@ -44,6 +45,7 @@ __all__ = [
     "BudgetError",
     "Candidate",
     "Continuation",
+    "Conversation",
     "DeadlineError",
     "Decided",
     "Decision",

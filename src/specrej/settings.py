@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.files.reading import check_characters
 from specrej.memory import parse_bytes
-from specrej.messages import as_messages
+from specrej.messages import as_conversation, as_messages
 from specrej.options import check, option, options_of, same_as
 from specrej.registry import is_name, names
 from specrej.types import Policy, Prompt, SamplingParams
@@ -211,7 +211,7 @@ class Settings:
             PromptError: see `as_messages`; or it ends in an assistant's message that nobody asked
                 to continue, or is nothing else; or in another message that was to be continued.
         """
-        messages = as_messages(prompt)
+        messages = as_conversation(prompt).messages
         if (last := messages[-1]["role"]) != "assistant":
             if self.continue_final_message:
                 raise PromptError(
@@ -220,10 +220,15 @@ class Settings:
                     hint="leave it out, or put the beginning of the answer behind the conversation",
                 )
             return
-        if not self.continue_final_message:
+        if not (self.continue_final_message or "prefix" in messages[-1]):
             raise PromptError(
                 "the conversation ends in an assistant's message",
                 hint="end it in a user's, or have this one continued: continue_final_message",
+            )
+        if "tool_calls" in messages[-1]:
+            raise PromptError(
+                f"messages[{len(messages) - 1}].tool_calls cannot be continued",
+                hint="give what the calls came to behind them, as messages of the role tool",
             )
         if len(messages) == 1:
             raise PromptError(

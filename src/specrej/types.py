@@ -17,10 +17,35 @@ from specrej.policy import Rule as Rule
 from specrej.policy import Schedule as Schedule
 from specrej.policy import Standing as Standing
 
-Message = Mapping[str, str]
-"""One turn of a conversation: `{"role": "system" | "user" | "assistant", "content": text}`."""
+Message = Mapping[str, Any]
+"""One turn of a conversation: `{"role": "system" | "user" | "assistant" | "tool", "content":
+text}`, and for some `name`, `tool_calls`, `tool_call_id` or `prefix`; see `as_messages`."""
 
-Prompt = str | Sequence[Mapping[str, Any]]
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conversation(Sequence[Message]):
+    """A conversation with what its chat template is given beside it. As a sequence: its messages.
+
+    Attributes:
+        messages: as `as_messages` takes them.
+        tools: functions that the model may call, as OpenAI's bodies give them: `{"type":
+            "function", "function": {"name", "description", "parameters"}}`.
+        template_arguments: by the names that the model's chat template gives them, values of
+            JSON's types, such as `{"enable_thinking": False}`.
+    """
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] = ()
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.messages[place]
+
+
+Prompt = str | Sequence[Mapping[str, Any]] | Conversation
 """A text (sent as one user message where the model has a chat template) or a conversation, see
 `as_messages`."""
 
@@ -206,7 +231,11 @@ class Piece(NamedTuple):
 
 
 class Detokenizer(Protocol):
-    """Reads one answer, token by token. What it has given stays the beginning of the text."""
+    """Reads one answer, token by token. What it has given stays the beginning of the text.
+
+    One that reads the answer to a prompt with tools says in `tool_form` how calls stand in it (a
+    `specrej.hub.tool_formats.ToolForm`). Without it, answers are text.
+    """
 
     def add(self, token_id: int) -> Piece:
         """Read the next token."""

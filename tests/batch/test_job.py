@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import specrej
+from calling import END, TOOL, CallingEngine
 from fakes import FakeEngine, FakeReward, by_hash
 from jobs import (
     SETTINGS,
@@ -44,7 +45,7 @@ from specrej.files.journal import read_rows
 from specrej.rewards import as_reward
 from specrej.search.pool import Pool
 from specrej.settings import Settings
-from specrej.types import Result
+from specrej.types import Piece, Result
 
 BROKEN: list[Any] = [
     "{broken",
@@ -73,6 +74,48 @@ def _no_disk() -> Iterator[None]:
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
     return write_requests(tmp_path / "in.jsonl", MIXED)
+
+
+@pytest.mark.parametrize("num_done", [0, 1, 3])
+def test_rows_with_tools_are_resumed_as_they_would_have_been(tmp_path: Path, num_done: int) -> None:
+    """Their calls have the ids that an uninterrupted job gives them."""
+    script: list[Any] = [Piece("", "[TOOL_CALLS]"), '[{"name": "weather", "arguments": {"a": 1}}]']
+    result = {"role": "tool", "content": "rain"}
+    asked = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    user = {"role": "user", "content": "Why?"}
+    given: dict[str, Any] = {"tools": [TOOL], "stop": END, "max_tokens": 60}
+    source = write_requests(
+        tmp_path / "in.jsonl",
+        [
+            openai(0, **given),
+            openai(1, **given, chat_template_kwargs={"thinking": True}),
+            openai(2, **given, parallel_tool_calls=False, messages=[user, asked, result]),
+            openai(3, stop=END, max_tokens=60, n=2),
+        ],
+    )
+
+    def run(output: Path, resume: bool = False) -> list[str]:
+        run_job(source, output, resume=resume, engine=CallingEngine("mistral", script))
+        return rows_in(output)
+
+    whole = run(tmp_path / "whole.jsonl")
+    bodies = [json.loads(row)["response"]["body"] for row in whole]
+    calls = [body["choices"][0]["message"].get("tool_calls") for body in bodies]
+    assert [call and call[0]["function"] for call in calls] == [
+        *[{"name": "weather", "arguments": '{"a": 1}'}] * 3,
+        None,
+    ]
+    assert len({call[0]["id"] for call in calls if call}) == 3
+    output = tmp_path / "out.jsonl"
+    run(output)
+    lines = output.read_bytes().splitlines(keepends=True)
+    output.write_bytes(b"".join(lines[:num_done]))
+    assert run(output, resume=True) == whole
+    # A job that offers other functions is another one.
+    changed = source.read_text().replace("Tells it.", "Tells all.")
+    source.write_text(changed)
+    with pytest.raises(UsageError):
+        run(output, resume=True)
 
 
 def test_each_row_is_what_generate_gives(tmp_path: Path) -> None:
@@ -382,7 +425,7 @@ def test_figures_are_of_the_whole_output_and_cost_is_of_one_sitting(
         summary = summarize(there.tally, whole, output="out", seconds=2.0, pool=pool, job=job)
     json.dumps(summary, allow_nan=False)
     assert (summary["num_rows"], summary["num_failed"]) == (len(MIXED), 6)
-    assert summary["failures"] == {"prompt_error": 3, "usage_error": 3}
+    assert summary["failures"] == {"prompt_error": 4, "usage_error": 2}
     assert summary["reward"] == {"mean": pytest.approx(sum(rewards) / 10), "n": 10}
     assert summary["tokens"] == summary["this_run"]["tokens"]
     generated = sum(

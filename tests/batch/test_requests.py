@@ -205,7 +205,7 @@ def test_a_row_in_openais_form_says_its_own(read: Read) -> None:
         ),
         (openai("b", url=["/v1/completions"]), "b", "openai", "url must be"),
         (openai("b", body=None), "b", "openai", "a body must be an object"),
-        (openai("b", body={**BODY, "tools": [1]}), "b", "openai", "tools cannot be honoured"),
+        (openai("b", body={**BODY, "tools": [1]}), "b", "openai", "tools[0] must be"),
         (
             openai("b", body={**BODY, "temperature": -1}),
             "b",

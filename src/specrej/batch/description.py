@@ -6,6 +6,7 @@ info = describe_job(requests, settings, 1, model="smollm2", reward="relevance")
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -14,6 +15,7 @@ from specrej.batch.requests import BrokenRequest, Request
 from specrej.engines.opening import installed_versions
 from specrej.search.calibrated import fingerprints
 from specrej.settings import Settings
+from specrej.types import Conversation
 from specrej.version import __version__
 
 
@@ -103,4 +105,9 @@ def _asked(request: Request | BrokenRequest, common: dict[str, Any]) -> list[Any
     }
     wanted = request.completion
     shown = wanted and [wanted.kind, wanted.num_answers, wanted.has_logprobs, *wanted.returned]
-    return [request.id, request.prompt, own, shown]
+    if shown and wanted and wanted.calls_one:
+        shown.append("calls one")
+    prompt: Any = request.prompt
+    if isinstance(prompt, Conversation):
+        prompt = asdict(prompt)
+    return [request.id, prompt, own, shown]

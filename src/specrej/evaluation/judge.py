@@ -28,6 +28,7 @@ from typing import Literal, TypedDict, cast
 from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation.rows import BenchRow
 from specrej.files.journal import Journal, read_rows, write_json
+from specrej.messages import as_texts
 from specrej.remote.client import Remote, RemoteError
 from specrej.remote.services import RemoteService, without_secrets
 from specrej.rewards.judge import (
@@ -255,7 +256,8 @@ def _messages(row: BenchRow, other: BenchRow) -> list[dict[str, str]]:
     `other`.
     """
     question = row["turns"][0]["messages"]
-    shown = {"question": question, "A": _answers(row), "B": _answers(other)}
+    said = {"question": question, "A": _answers(row), "B": _answers(other)}
+    shown = {name: as_texts(messages) for name, messages in said.items()}
     mark = mark_of(shown)
     parts = [
         between(name, "\n".join(between(m["role"], m["content"], mark) for m in messages), mark)

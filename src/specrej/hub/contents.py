@@ -15,11 +15,12 @@ special tokens by these names alone.
 """
 
 import copy
+import json
 import logging
 import re
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +31,7 @@ _LOG = logging.getLogger("specrej")
 
 SPECIAL_TOKENS = ("text", "allow")
 _NO_CHARACTER = "\U0010ffff"
+_NONE: Mapping[str, Any] = {}
 
 # Planes 0 and 1 are hidden in planes 12 and 13, which have no characters.
 # Where a content holds such code points itself, five hidden digits stand for them.
@@ -90,27 +92,40 @@ class ChatTokenizer:
         hidden = self._marks.sub(_hide, _UNASSIGNED.sub(_hide, text))
         normalizer = self.tokenizer.backend_tokenizer.normalizer
         if normalizer is not None and self._marks.search(normalizer.normalize_str(hidden)):
-            # It would make marks of other characters, such as the wide ones of East Asia.
-            hidden = re.sub(r"\S", _hide, text)
+            # It would make marks of other characters, such as the wide ones of East Asia. What JSON
+            # escapes is seen by templates that write it.
+            hidden = re.sub(r"[^\s\"\\]", _hide, text)
         return hidden
 
-    def write(self, messages: Sequence[Message], **how: Any) -> str:
-        """The conversation by the chat template; `how` is what `apply_chat_template` takes.
+    def write(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        arguments: Mapping[str, Any] = _NONE,
+        **how: bool,
+    ) -> str:
+        """The conversation by the chat template.
+
+        Args:
+            messages: checked; see `specrej.messages`.
+            tools: see `Conversation`. Whatever texts they hold are contents.
+            arguments: the same for its `template_arguments`.
+            how: what `apply_chat_template` takes beside them.
 
         Raises:
             PromptError: the template makes what cannot be told from its own of contents that spell
                 special tokens.
             Exception: whatever the template raises.
         """
-        plain = self._render(messages, **how)
-        turns = [{**message, "content": self.content(message["content"])} for message in messages]
-        if all(
-            turn["content"] == message["content"]
-            for turn, message in zip(turns, messages, strict=True)
-        ):
+        turns = _for_template(messages)
+        plain = self._render(turns, tools, arguments, how)
+        hidden = [{**self._values(turn), "role": turn["role"]} for turn in turns]
+        hidden_tools, values = [self._hidden(tool) for tool in tools], self._values(arguments)
+        if (hidden, hidden_tools, values) == (turns, list(tools), arguments):
             return plain
         try:
-            written = self._render(turns, **how)
+            written = self._render(hidden, hidden_tools, values, how)
         except Exception as error:
             raise ValueError(_shown(str(error))) from error
         shown = _shown(written)
@@ -150,8 +165,29 @@ class ChatTokenizer:
                     columns["token_type_ids"][row] = [0] * len(ids)
         return columns
 
-    def _render(self, messages: Sequence[Any], **how: Any) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **how))
+    def _hidden(self, value: Any) -> Any:
+        """A value of JSON's types with all its texts as contents, those that are names included."""
+        if isinstance(value, str):
+            return self.content(value)
+        if isinstance(value, Mapping):
+            return {self.content(name): self._hidden(one) for name, one in value.items()}
+        return [self._hidden(one) for one in value] if isinstance(value, list | tuple) else value
+
+    def _values(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments by the names that the template knows, with their values hidden."""
+        return {name: self._hidden(value) for name, value in arguments.items()}
+
+    def _render(
+        self,
+        messages: Sequence[Any],
+        tools: Sequence[Any],
+        arguments: Mapping[str, Any],
+        how: Mapping[str, bool],
+    ) -> str:
+        written = self.tokenizer.apply_chat_template(
+            messages, tools=list(tools) or None, tokenize=False, **arguments, **how
+        )
+        return str(written)
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -270,6 +306,24 @@ class ChatTokenizer:
             if text != self.tokenizer.unk_token
         }
         return core, names, own, {one: pieces for one, pieces in texts.items() if one not in pieces}
+
+
+def _for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as chat templates read them: the arguments of calls are objects, and results have
+    the names of what was called.
+    """
+    turns, names = [dict(message) for message in messages], dict[str, str]()
+    for turn in turns:
+        if "tool_calls" in turn:
+            turn["tool_calls"] = [
+                {**call, "function": {**called, "arguments": json.loads(called["arguments"])}}
+                for call in turn["tool_calls"]
+                for called in (call["function"],)
+            ]
+            names |= {call.get("id"): call["function"]["name"] for call in turn["tool_calls"]}
+        elif turn["role"] == "tool" and turn.get("tool_call_id") in names:
+            turn.setdefault("name", names[turn["tool_call_id"]])
+    return turns
 
 
 def _refusal() -> PromptError:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
+from specrej.hub.tool_formats import ToolForm
 from specrej.types import Piece
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -101,9 +102,13 @@ class StreamDecoder:
         pieces: of the tokenizer.
         continues: whether the answer goes on from a text. Its first space is kept then, which some
             tokenizers leave out at the beginning of a text.
+        tool_form: how calls stand in the answer, where functions may be called.
     """
 
-    def __init__(self, pieces: Pieces, *, continues: bool) -> None:
+    def __init__(
+        self, pieces: Pieces, *, continues: bool, tool_form: ToolForm | None = None
+    ) -> None:
+        self.tool_form = tool_form
         self._pieces = pieces
         self._context = pieces.anchor if continues else None
         """The token before; None at the beginning of a text."""

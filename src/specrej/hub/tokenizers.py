@@ -8,8 +8,10 @@ from typing import Any
 from specrej.errors import PromptError
 from specrej.hub.contents import ChatTokenizer
 from specrej.hub.decoding import Pieces, StreamDecoder
-from specrej.messages import as_messages
-from specrej.types import Continuation, Prompt
+from specrej.hub.template_parts import check_arguments, left_out, readable
+from specrej.hub.tool_formats import FORMS, ToolForm, form_of
+from specrej.messages import as_conversation
+from specrej.types import Continuation, Conversation, Message, Prompt
 
 _PROBE = "a"
 
@@ -22,10 +24,12 @@ class TextCodec:
         tokenizer: of transformers.
         special_tokens: what becomes of contents of messages that spell special tokens: see
             `ChatTokenizer`.
+        has_ids: whether answers come as the ids that the model gave, special tokens included.
     """
 
     tokenizer: Any
     special_tokens: str = "text"
+    has_ids: bool = True
 
     def __post_init__(self) -> None:
         _ = self._chat  # says at once what it cannot do
@@ -47,9 +51,10 @@ class TextCodec:
 
         Raises:
             PromptError: the prompt is empty, a conversation meets a model without a chat template,
-                the template refuses it, or special tokens cannot be kept out of its contents.
+                the template refuses it or leaves out a part of it, or special tokens cannot be kept
+                out of its contents.
         """
-        messages = as_messages(prompt)
+        asked = as_conversation(prompt)
         if self.tokenizer.chat_template is None or isinstance(prompt, Continuation):
             if not isinstance(prompt, str):
                 raise PromptError(
@@ -57,17 +62,51 @@ class TextCodec:
                     hint="give the prompt as a text",
                 )
             return self._continued(prompt)
-        is_begun = messages[-1]["role"] == "assistant"
+        check_arguments(self.tokenizer, asked)
+        if asked.tools:
+            self._check_calls()
+        is_begun = asked.messages[-1]["role"] == "assistant"
         how = {"continue_final_message": True} if is_begun else {"add_generation_prompt": True}
         try:
-            written = self._chat.write(messages, **how)
+            written = self._chat.write(
+                asked.messages, tools=asked.tools, arguments=asked.template_arguments, **how
+            )
+            name = left_out(self._chat, asked, how)
         except PromptError:
             raise
         except Exception as error:
             raise PromptError(
                 f"the model's chat template refuses this conversation: {error}"
             ) from error
+        if name is not None:
+            raise PromptError(
+                f"{name} cannot be honoured: this model's chat template leaves it out",
+                hint="take a model whose chat template takes tools",
+            )
         return self._chat.ids(written)
+
+    def _check_calls(self) -> None:
+        """See that calls in an answer can be told from text."""
+        if self.tool_form is None:
+            raise PromptError(
+                "tools cannot be honoured: how this model writes calls is not known",
+                hint=f"known are chat templates in the form of {', '.join(FORMS)}",
+            )
+        if self.tool_form.is_hidden and not self.has_ids:
+            raise PromptError(
+                "tools cannot be honoured: special tokens mark this model's calls, and its answers "
+                "come as text",
+                hint="take a server that gives token ids",
+            )
+
+    def readable(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages as the model's chat template takes them; see `template_parts.readable`."""
+        return readable(self._chat, messages)
+
+    @cached_property
+    def tool_form(self) -> ToolForm | None:
+        """How the model writes calls of functions; None where it is not known."""
+        return form_of(self.tokenizer)
 
     def encode_content(self, text: str) -> list[int]:
         """Token ids of a text by itself, such as an answer: nothing is put around it, and it
@@ -106,7 +145,9 @@ class TextCodec:
             continues = isinstance(prompt, Continuation) or self.tokenizer.chat_template is None
         else:
             continues = prompt[-1]["role"] == "assistant"
-        return StreamDecoder(self._pieces, continues=continues)
+        has_tools = isinstance(prompt, Conversation) and bool(prompt.tools)
+        form = self.tool_form if has_tools else None
+        return StreamDecoder(self._pieces, continues=continues, tool_form=form)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a whole answer to a text. Bytes of a last character that is not all there

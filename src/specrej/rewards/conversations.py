@@ -20,6 +20,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 from specrej.errors import PromptError, RewardError, UnknownNameError, UsageError
 from specrej.hub.contents import ChatTokenizer, warn_of_parsed
+from specrej.hub.template_parts import readable
 from specrej.rewards.function import last_question
 from specrej.rewards.spec import check_sizes
 from specrej.types import Candidate, Message
@@ -144,6 +145,7 @@ class ConversationReader:
                     verbose=False,
                 )
             )
+        messages = readable(self._chat, messages)
         rendered = [self._render(messages, text) for text in texts]
         if self.partial == "open":
             ending = self._ending(messages)

@@ -21,8 +21,8 @@ ScoreFunction = Callable[[str, list[str]], Iterable[Any]]
 
 def last_question(messages: Sequence[Message]) -> str:
     """Content of the last user message; of the last message where no user speaks."""
-    questions = [message["content"] for message in messages if message["role"] == "user"]
-    return questions[-1] if questions else messages[-1]["content"]
+    questions = [message for message in messages if message["role"] == "user"]
+    return str((questions or messages)[-1]["content"])
 
 
 class FunctionReward:

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 from specrej.errors import UsageError
+from specrej.messages import as_texts
 from specrej.remote.client import Connections, Remote, RemoteError, Reply
 from specrej.remote.services import RemoteService, ServiceOptions
 from specrej.rewards.asking import (
@@ -254,7 +255,7 @@ def rubric(
     messages: Sequence[Message], text: str, criteria: str, *, is_complete: bool
 ) -> list[dict[str, str]]:
     """What the judge reads."""
-    turns = [dict(message) for message in messages]
+    turns = as_texts(messages)
     mark = mark_of([turns, text])
     conversation = "\n".join(between(turn["role"], turn["content"], mark) for turn in turns)
     instruction = _INSTRUCTION.format(

@@ -30,6 +30,7 @@ from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.flops import linear_flops
 from specrej.hub.contents import ChatTokenizer
 from specrej.hub.pretrained import LoadedModel
+from specrej.hub.template_parts import readable
 from specrej.rewards.base import StatelessSession
 from specrej.rewards.function import last_question
 from specrej.rewards.labels import choose_output
@@ -161,7 +162,7 @@ class ProcessReward:
             bos = self._tokenizer.bos_token_id
             return [*([] if bos is None else [bos]), *self._tokenize(last_question(messages))]
         try:
-            written = self._chat.write(messages, add_generation_prompt=True)
+            written = self._chat.write(readable(self._chat, messages), add_generation_prompt=True)
         except Exception as error:
             raise PromptError(
                 f"the chat template of reward {self.name!r} refuses the prompt: {error}"

@@ -108,7 +108,9 @@ class ReferenceReward:
                 refuses it, or a model without one meets a conversation.
         """
         is_single = len(messages) == 1 and messages[0]["role"] == "user"
-        prompt_ids = self._codec.encode(messages[0]["content"] if is_single else messages)
+        prompt_ids = self._codec.encode(
+            messages[0]["content"] if is_single else self._codec.readable(messages)
+        )
         if not prompt_ids or (self.max_tokens is not None and len(prompt_ids) >= self.max_tokens):
             raise PromptError(
                 f"the prompt takes {len(prompt_ids)} tokens of the reward {self.name!r}, which "

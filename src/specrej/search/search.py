@@ -12,7 +12,7 @@ from typing import Any
 from specrej.attention.layout import Demand
 from specrej.engines.base import Engine, Memory, Token
 from specrej.errors import contained
-from specrej.messages import as_messages
+from specrej.messages import as_conversation
 from specrej.rewards.base import Reward, Scores
 from specrej.search.budget import Budget, Total
 from specrej.search.checks import check_start, check_tokens, checked_fates, engine_at_work
@@ -64,8 +64,8 @@ class Search:
         settings: Mapping[str, Any],
         total: Total | None = None,
     ) -> None:
-        messages = as_messages(prompt)
-        self._prompt = prompt if isinstance(prompt, str) else tuple(messages)
+        asked = as_conversation(prompt)
+        self._prompt = prompt if isinstance(prompt, str) else asked
         with engine_at_work():
             self.prompt_ids = engine.encode(self._prompt)
         self.sampling = sampling
@@ -80,7 +80,7 @@ class Search:
         self.usage = Usage(prompt_tokens=len(self.prompt_ids))
         self.clock = Clock(self.usage)
         self._engine = engine
-        self._reward = PromptReward(reward, messages, self.usage, self.clock)
+        self._reward = PromptReward(reward, asked.messages, self.usage, self.clock)
         noted = {"note": GREEDY_NOTE} if sampling.is_greedy else {}
         self._settings = {**settings, **noted, "memory_bytes": self.budget_bytes}
         self._handle: int | None = None

@@ -11,9 +11,10 @@ from dataclasses import asdict
 from typing import Any
 
 from specrej.search.choosing import ranked
+from specrej.server.calling import with_calls
 from specrej.server.protocol import CompletionRequest
 from specrej.server.tokens import Detokenizers, chat_logprobs, text_logprobs
-from specrej.types import Candidate, Result
+from specrej.types import Candidate, Conversation, Result
 
 _FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
 
@@ -61,6 +62,20 @@ def to_body(
     to_choice, to_logprobs = (
         (_text_choice, text_logprobs) if is_text else (_chat_choice, chat_logprobs)
     )
+    choices = [
+        {
+            "index": position,
+            **to_choice(answer),
+            "finish_reason": _FINISH[answer.finish_reason or "length"],
+            "logprobs": to_logprobs(answer, request, detokenizer) if request.has_logprobs else None,
+        }
+        for position, answer in enumerate(answers)
+    ]
+    if isinstance(request.prompt, Conversation):
+        choices = [
+            with_calls(choice, request, answer, detokenizer(request.prompt), completion_id)
+            for choice, answer in zip(choices, answers, strict=True)
+        ]
     num_prompt = result.usage.prompt_tokens
     num_completion = sum(len(answer.token_ids) for answer in answers)
     return {
@@ -68,17 +83,7 @@ def to_body(
         "object": "text_completion" if is_text else "chat.completion",
         "created": created,
         "model": model,
-        "choices": [
-            {
-                "index": position,
-                **to_choice(answer),
-                "finish_reason": _FINISH[answer.finish_reason or "length"],
-                "logprobs": to_logprobs(answer, request, detokenizer)
-                if request.has_logprobs
-                else None,
-            }
-            for position, answer in enumerate(answers)
-        ],
+        "choices": choices,
         "usage": {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_completion,

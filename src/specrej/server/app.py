@@ -23,13 +23,14 @@ from starlette.exceptions import HTTPException
 from specrej.api import prepare
 from specrej.errors import DeadlineError, ServingError, SpecrejError, UsageError
 from specrej.memory import format_bytes
-from specrej.messages import as_messages
+from specrej.messages import prompt_bytes
 from specrej.search.budget import Total
 from specrej.search.events import Ended, Text
 from specrej.search.pool import Pool
 from specrej.server import schema
 from specrej.server.answering import to_body
 from specrej.server.asked import READERS, Asked, Limits, parse_json, read_request
+from specrej.server.calling import form_in
 from specrej.server.connection import EventStream, body_of, unless_gone
 from specrej.server.endpoints import add_answering, add_models, add_operations, add_pages, document
 from specrej.server.guard import LOOPBACK, Entry, Gate, Guard
@@ -181,8 +182,9 @@ class _Desk:
             log_failure(error, entry.request_id)
 
         if asked.is_streamed:
+            form = form_in(self._service.engine.detokenizer(asked.request.prompt))
             return EventStream(
-                blocks(self._noted(ticket, entry), head, finish, note), at_end=ticket.cancel
+                blocks(self._noted(ticket, entry), head, finish, note, form), at_end=ticket.cancel
             )
         try:
             ended = await unless_gone(request.receive, _last(ticket))
@@ -234,8 +236,7 @@ class _Desk:
         service, request, most = self._service, asked.request, self._limits.prompt_tokens
         check_model(request.model, self._model)
         # A prompt that cannot fit is not tokenized: that takes its time.
-        texts = [message["content"] for message in as_messages(request.prompt)]
-        check_bytes("the prompt", texts, service.engine, most)
+        check_bytes("the prompt", prompt_bytes(request.prompt), service.engine, most)
         search, _ = prepare(
             service.engine,
             service.reward,
@@ -315,7 +316,8 @@ class _Desk:
             "seed": settings.seed,
         }
         if self._logs_prompts:
-            entry.fields["prompt"] = asked.request.prompt
+            prompt = asked.request.prompt
+            entry.fields["prompt"] = prompt if isinstance(prompt, str) else [*prompt]
 
     def _note_ended(self, entry: Entry, ended: Ended) -> None:
         if isinstance(ended.outcome, SpecrejError):

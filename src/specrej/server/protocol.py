@@ -19,6 +19,7 @@ from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.messages import as_messages
 from specrej.options import options_of
 from specrej.registry import is_name, names
+from specrej.server import conversing
 from specrej.settings import Settings
 from specrej.types import Continuation, Prompt
 
@@ -51,7 +52,8 @@ OWN = tuple(
 names."""
 RETURNABLE = ("rewards", "decisions", "candidates")
 _HONOURED = {
-    "chat": {"model", "messages", "n", "logprobs", "specrej", *SAMPLING, *EITHER},
+    "chat": {"model", "messages", "n", "logprobs", "specrej"}
+    | {*SAMPLING, *EITHER, *conversing.FIELDS},
     "text": {"model", "prompt", "n", "logprobs", "specrej", *SAMPLING, *EITHER} - {*CHAT_ONLY},
 }
 _LABELS = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
@@ -102,6 +104,7 @@ class CompletionRequest:
         has_logprobs: whether the tokens are returned with their log-probabilities; with those of
             how many others is a setting.
         returned: what else is returned, of "rewards", "decisions" and "candidates".
+        calls_one: whether an answer may call one function at most.
         repeated: fields of the body that a response says again.
     """
 
@@ -112,6 +115,7 @@ class CompletionRequest:
     num_answers: int
     has_logprobs: bool
     returned: tuple[str, ...]
+    calls_one: bool = False
     repeated: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -131,7 +135,7 @@ def parse_chat(
     messages = given.get("messages")
     if not isinstance(messages, list):
         raise PromptError(f"messages must be a list of messages, got {reprlib.repr(messages)}")
-    return _parse(given, "chat", as_messages(messages), defaults, beside)
+    return _parse(given, "chat", conversing.prompt_of(messages, given), defaults, beside)
 
 
 def parse_text(
@@ -180,7 +184,7 @@ def _checked(body: object, kind: Literal["chat", "text"], beside: Beside) -> dic
     # Servers that continue messages want to hear as well that nothing is put before the answer.
     nothing = {
         **_NOTHING,
-        "add_generation_prompt": (given.get("continue_final_message") is not True,),
+        "add_generation_prompt": (not conversing.is_begun(given),),
     }
     asked = {
         name: value
@@ -194,7 +198,7 @@ def _checked(body: object, kind: Literal["chat", "text"], beside: Beside) -> dic
                 f"{name} cannot be honoured, got {reprlib.repr(value)}",
                 hint=f"leave it out; honoured are {', '.join(honoured)}",
             )
-    return asked
+    return given
 
 
 def _parse(
@@ -223,6 +227,7 @@ def _parse(
         has_logprobs=has_logprobs,
         returned=returned,
         settings=settings,
+        calls_one=conversing.calls_one(prompt, given),
     )
 
 

@@ -147,6 +147,9 @@ def _param(error: UsageError, body: Mapping[str, Any]) -> str | None:
     name, own = "".join(re.findall(r"^[\w.]{1,100}", str(error))), body.get("specrej")
     if "." in name and name.partition(".")[0] in body:
         return name
+    arguments = body.get("chat_template_kwargs")
+    if name not in body and isinstance(arguments, Mapping) and name in arguments:
+        return f"chat_template_kwargs.{name}"
     if isinstance(error, PromptError) and name not in body:
         return next((field for field in ("messages", "input") if field in body), "prompt")
     is_length = any(field in str(error) for field in ("max_new_tokens", *LENGTHS))

@@ -104,11 +104,53 @@ class TextPart(BaseModel):
     text: str
 
 
+class Called(BaseModel):
+    """The function that a call is of."""
+
+    name: str
+    arguments: Annotated[str, Field(description="The text of a JSON object.")]
+
+
+class ToolCall(BaseModel):
+    """The call of a function."""
+
+    id: str
+    type: Literal["function"]
+    function: Called
+
+
 class Message(BaseModel):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[
+        str | list[TextPart] | None, Field(description="May be null beside tool_calls.")
+    ] = None
+    name: Annotated[str | None, Field(description="Given to the chat template.")] = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: Annotated[str | None, Field(description="Of the role tool: the call's id.")] = (
+        None
+    )
+    prefix: Annotated[
+        bool | None, Field(description="Of the last message, an assistant's: it is continued.")
+    ] = None
+
+
+class Function(BaseModel):
+    """A function that the model may call."""
+
+    name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
+    description: str | None = None
+    parameters: Annotated[
+        dict[str, Any] | None, Field(description="JSON schema of the arguments.")
+    ] = None
+
+
+class Tool(BaseModel):
+    """What the model may use; others than functions are refused."""
+
+    type: Literal["function"]
+    function: Function
 
 
 class ChatRequest(_with_settings(CHAT_ONLY, _Request)):  # type: ignore[misc]
@@ -119,6 +161,22 @@ class ChatRequest(_with_settings(CHAT_ONLY, _Request)):  # type: ignore[misc]
     messages: Annotated[list[Message], Field(min_length=1)]
     logprobs: Annotated[
         bool | None, Field(description="Tokens with their log-probabilities (nats).")
+    ] = None
+    tools: Annotated[
+        list[Tool] | None,
+        Field(description="Where it is known how the model's family writes calls."),
+    ] = None
+    tool_choice: Annotated[
+        Literal["auto", "none"] | None, Field(description="none: as if there were no tools.")
+    ] = None
+    parallel_tool_calls: Annotated[
+        bool | None, Field(description="false: the first call of an answer alone is returned.")
+    ] = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None, Field(description="Arguments that the chat template names.")
+    ] = None
+    reasoning_effort: Annotated[
+        str | None, Field(description="One of these arguments, where the template names it.")
     ] = None
 
 
@@ -187,13 +245,14 @@ class Answer(_Response):
     """The message that answers."""
 
     role: Literal["assistant"]
-    content: str
+    content: Annotated[str | None, Field(description="null where there are calls alone.")]
     refusal: None
+    tool_calls: list[ToolCall] | None = None
 
 
 class _Choice(_Response):
     index: int
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class ChatChoice(_Choice):

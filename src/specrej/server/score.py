@@ -11,7 +11,7 @@ import math
 import reprlib
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse, Response
 from specrej.engines.base import Engine
 from specrej.errors import DeadlineError, PromptError, UsageError
 from specrej.files.reading import check_characters
-from specrej.messages import as_messages
+from specrej.messages import as_messages, prompt_bytes
 from specrej.server.asked import Limits, parse_json
 from specrej.server.connection import body_of, unless_gone
 from specrej.server.given import GivenRewards
@@ -112,19 +112,18 @@ def check_model(asked: str, served: str) -> None:
         raise RefusalError("model_not_found", message, param="model")
 
 
-def check_bytes(what: str, texts: Sequence[str], engine: Engine, most_tokens: int | None) -> None:
+def check_bytes(what: str, num_bytes: int, engine: Engine, most_tokens: int | None) -> None:
     """See that texts may fit in the context together, before a tokenizer takes its time with them.
 
     Args:
         what: they are, in the words that the error begins with.
-        texts: of a prompt, or one answer.
+        num_bytes: of a prompt, or of one answer.
         engine: whose context it is.
         most_tokens: that there may be; None leaves it to the context.
 
     Raises:
         PromptError: they have more bytes than its tokens could stand for.
     """
-    num_bytes = sum(len(text.encode()) for text in texts)
     context, token_bytes = engine.context_tokens, engine.token_bytes
     tokens = context if most_tokens is None else min(most_tokens, context)
     if num_bytes > tokens * token_bytes:
@@ -177,10 +176,9 @@ class ScoreDesk:
             asked = parse_score(body, self._limits.candidates)
             check_model(asked.model, self._model)
             engine, limits = self._service.engine, self._limits
-            texts = [message["content"] for message in asked.messages]
-            check_bytes("the prompt", texts, engine, limits.prompt_tokens)
+            check_bytes("the prompt", prompt_bytes(asked.messages), engine, limits.prompt_tokens)
             for number, answer in enumerate(asked.answers):
-                check_bytes(f"answers[{number}]", [answer], engine, limits.new_tokens)
+                check_bytes(f"answers[{number}]", len(answer.encode()), engine, limits.new_tokens)
             return asked
 
         try:

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from specrej.errors import SpecrejError
+from specrej.hub.tool_formats import ToolForm
 from specrej.search.events import Decided, Ended, Queued, Started, Step, Text, payload_of
 from specrej.server.asked import Asked
+from specrej.server.calling import CertainText
 from specrej.server.refusals import RefusalError, internal_error, refusal_of
 from specrej.server.service import StreamEvent
 from specrej.types import Result
@@ -76,6 +78,7 @@ class Head:
     Attributes:
         asked: the request.
         id, created, model: as in the body of an answer that is not streamed.
+        tool_form: how calls stand in the answer, where functions may be called.
     """
 
     asked: Asked
@@ -133,6 +136,9 @@ class Head:
                 text = text[len(sent) :]
             if text:
                 yield self.chunk(position, {"content": text})
+            if calls := choice.get("message", {}).get("tool_calls"):
+                numbered = [{"index": number, **call} for number, call in enumerate(calls)]
+                yield self.chunk(position, {"tool_calls": numbered})
             own = {"specrej": completion["specrej"]} if position == len(choices) - 1 else {}
             ending = {"finish_reason": choice["finish_reason"], "logprobs": choice["logprobs"]}
             yield self.chunk(position, {}, **ending, **own)
@@ -157,6 +163,7 @@ async def blocks(
     head: Writer,
     finish: Finish,
     note: Callable[[Exception], None],
+    form: ToolForm | None = None,
 ) -> AsyncIterator[bytes]:
     """What is sent for the events of a request.
 
@@ -168,9 +175,10 @@ async def blocks(
         head: writes the answer.
         finish: makes the completion that the answer is made of without a stream.
         note: is told of what should not have happened.
+        form: how calls of functions stand in the answer; None where there are none.
     """
     try:
-        async for block in _blocks(events, head, finish):
+        async for block in _blocks(events, head, finish, form):
             yield block
     except Exception as error:
         note(error)
@@ -178,11 +186,14 @@ async def blocks(
 
 
 async def _blocks(
-    events: AsyncIterator[StreamEvent], head: Writer, finish: Finish
+    events: AsyncIterator[StreamEvent],
+    head: Writer,
+    finish: Finish,
+    form: ToolForm | None,
 ) -> AsyncIterator[bytes]:
     for block in head.begin():
         yield block
-    sent: list[str] = []
+    text = CertainText(form)
     async for event in _with_pauses(events):
         match event:
             case None:
@@ -190,17 +201,17 @@ async def _blocks(
             case Queued() | Started() | Step() | Decided():
                 yield head.progress(payload_of(event))
             case Text(delta):
-                sent.append(delta)
-                for block in head.text(delta):
-                    yield block
+                if certain := text.add(delta):
+                    for block in head.text(certain):
+                        yield block
             case Ended(SpecrejError() as error):
                 yield head.failure(refusal_of(error, {}))
             case Ended(Result() as result, is_late):
-                completion, said = await finish(result, is_late), "".join(sent)
-                if not _text_of(completion["choices"][0]).startswith(said):
+                completion = await finish(result, is_late)
+                if not _text_of(completion["choices"][0]).startswith(text.sent):
                     raise RuntimeError("what was streamed is not how the answer begins")
                 # Made as a whole: an error is not to come behind an end.
-                for block in list(head.end(completion, said)):
+                for block in list(head.end(completion, text.sent)):
                     yield block
 
 
@@ -210,7 +221,7 @@ def comment(payload: Mapping[str, Any]) -> bytes:
 
 
 def _text_of(choice: Mapping[str, Any]) -> str:
-    text: str = choice["message"]["content"] if "message" in choice else choice["text"]
+    text: str = (choice["message"]["content"] or "") if "message" in choice else choice["text"]
     return text
 
 

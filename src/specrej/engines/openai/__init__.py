@@ -16,6 +16,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,8 @@ def _open(
         capacity=server.capacity(),
         kv_tokens=arguments["kv_tokens"],
     )
+    if not server.gives_ids:
+        codec = replace(codec, has_ids=False)
     return OpenAIEngine(server, codec, vocabulary, shape, server.version())
 
 

@@ -55,7 +55,15 @@ class OpenPrompt:
         for answer in list(self.live.values()):
             if place == len(answer.ids):
                 tokens.append(
-                    Token(handle, answer.index, -1, None, "lost", answer.lost, answer.cause)
+                    Token(
+                        handle,
+                        answer.index,
+                        -1,
+                        None,
+                        "lost",
+                        answer.lost,
+                        cause=answer.cause,
+                    )
                 )
                 del self.live[answer.index]
                 continue

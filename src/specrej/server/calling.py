@@ -1,0 +1,85 @@
+"""Calls of functions in OpenAI's bodies that answer, parsed from what a model wrote.
+
+choice = with_calls(choice, request, answer, detokenizer, "c-1")    # message.tool_calls
+certain = CertainText(form_in(detokenizer))
+certain.add(text)                # what of a stream's text is no call, whatever comes behind it
+"""
+
+import hashlib
+from typing import Any
+
+from specrej.hub.tool_formats import Call, ToolForm
+from specrej.server.protocol import CompletionRequest
+from specrej.types import Candidate, Conversation, Detokenizer
+
+
+def form_in(detokenizer: Detokenizer) -> ToolForm | None:
+    """How calls stand in the answer that a detokenizer reads; None where it is text."""
+    form: ToolForm | None = getattr(detokenizer, "tool_form", None)
+    return form
+
+
+def with_calls(
+    choice: dict[str, Any],
+    request: CompletionRequest,
+    answer: Candidate,
+    detokenizer: Detokenizer,
+    completion_id: str,
+) -> dict[str, Any]:
+    """A chat's choice, with the functions that its answer calls.
+
+    Args:
+        choice: of an answer that is text.
+        request: what was asked.
+        answer: the candidate.
+        detokenizer: reads it.
+        completion_id: the body's `id`; with the choice's number it decides the ids of calls.
+    """
+    form = form_in(detokenizer)
+    if not isinstance(request.prompt, Conversation) or form is None:
+        return choice
+    spelled = form.spelled(answer.text, answer.token_ids, detokenizer)
+    found = form.parse(spelled, {tool["function"]["name"] for tool in request.prompt.tools})
+    if found is None:
+        return choice
+    calls = found.calls[:1] if request.calls_one else found.calls
+    name = f"{completion_id}/{choice['index']}"
+    called = {
+        "content": found.text or None,
+        "tool_calls": [_body_of(call, f"{name}/{number}") for number, call in enumerate(calls)],
+    }
+    is_cut = choice["finish_reason"] == "length"
+    return choice | {
+        "message": choice["message"] | called,
+        "finish_reason": "length" if is_cut else "tool_calls",
+    }
+
+
+def _body_of(call: Call, name: str) -> dict[str, Any]:
+    """A call in OpenAI's form. Its id has nine characters, as Mistral's chat templates want it."""
+    return {
+        "id": hashlib.sha256(name.encode()).hexdigest()[:9],
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
+
+
+class CertainText:
+    """What of a streamed answer may be sent as text, while it may turn out to be a call.
+
+    Args:
+        form: how calls stand in it; None where there are none.
+    """
+
+    def __init__(self, form: ToolForm | None) -> None:
+        self.sent = ""
+        self._form = form
+        self._text = ""
+
+    def add(self, text: str) -> str:
+        """What can be sent now that this has come."""
+        self._text += text
+        certain = self._text if self._form is None else self._form.certain(self._text)
+        new = certain[len(self.sent) :]
+        self.sent += new
+        return new
