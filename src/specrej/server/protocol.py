@@ -239,7 +239,7 @@ def _logprobs(given: Mapping[str, Any], kind: Literal["chat", "text"]) -> tuple[
     if kind == "chat":
         if not isinstance(wanted, bool | None):
             raise UsageError(f"logprobs must be true or false, got {reprlib.repr(wanted)}")
-        if "top_logprobs" in given and not wanted:
+        if given.get("top_logprobs") and not wanted:
             raise UsageError("top_logprobs needs logprobs, which is not true")
         return bool(wanted), 0
     if wanted is not None and (type(wanted) is not int or not 0 <= wanted <= MOST_LOGPROBS):
