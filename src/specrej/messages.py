@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from specrej.errors import PromptError
 from specrej.files.reading import check_characters
-from specrej.types import Message, Prompt
+from specrej.types import Continuation, Message, Prompt
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """What a message's role may be, and what it is called from there on: "developer" is the newer
@@ -36,7 +36,8 @@ def as_messages(prompt: Prompt) -> list[dict[str, str]]:
         messages = [
             _as_message(message, f"messages[{number}]") for number, message in enumerate(prompt)
         ]
-    if not messages or not messages[-1]["content"].strip():
+    has_ids = isinstance(prompt, Continuation) and prompt.token_ids
+    if not messages or not (messages[-1]["content"].strip() or has_ids):
         raise PromptError(
             "the prompt is empty", hint="give a text of at least one character that is no space"
         )

@@ -8,7 +8,9 @@ from typing import Any
 from specrej.errors import PromptError
 from specrej.hub.contents import ChatTokenizer
 from specrej.hub.decoding import Pieces, StreamDecoder
+from specrej.hub.infilling import fill_in
 from specrej.messages import as_messages
+from specrej.options import shown
 from specrej.types import Continuation, Prompt
 
 _PROBE = "a"
@@ -43,11 +45,12 @@ class TextCodec:
         With a chat template, a text is one user message, and the template alone decides on BOS. An
         assistant's message at the end is continued. Without a template, and as a `Continuation`, a
         text is continued as it stands: special tokens that it spells are tokens, behind the BOS
-        that the tokenizer adds, once.
+        that the tokenizer adds, once. Token ids of a `Continuation` are these ids.
 
         Raises:
             PromptError: the prompt is empty, a conversation meets a model without a chat template,
-                the template refuses it, or special tokens cannot be kept out of its contents.
+                the template refuses it, special tokens cannot be kept out of its contents, a token
+                id is none, or a suffix meets a tokenizer that cannot fill in the middle.
         """
         messages = as_messages(prompt)
         if self.tokenizer.chat_template is None or isinstance(prompt, Continuation):
@@ -56,7 +59,7 @@ class TextCodec:
                     "this model has no chat template, so it cannot take a conversation",
                     hint="give the prompt as a text",
                 )
-            return self._continued(prompt)
+            return self._as_it_stands(prompt)
         is_begun = messages[-1]["role"] == "assistant"
         how = {"continue_final_message": True} if is_begun else {"add_generation_prompt": True}
         try:
@@ -74,6 +77,33 @@ class TextCodec:
         holds no special token.
         """
         return self._chat.ids(self._chat.content(text))
+
+    def _as_it_stands(self, prompt: str) -> list[int]:
+        """A text or token ids to be continued, or what a text is to be filled in between."""
+        if not isinstance(prompt, Continuation):
+            return self._continued(prompt)
+        if prompt.token_ids:
+            return self._known(prompt.token_ids)
+        if prompt.suffix:
+            before, _ = self._added
+            return [*before, *fill_in(self.tokenizer, prompt, prompt.suffix)]
+        return self._continued(prompt)
+
+    def _known(self, token_ids: Sequence[int]) -> list[int]:
+        """These, each of which is the id of a token."""
+        unknown = [one for one in token_ids if not 0 <= one < self._num_ids]
+        if unknown:
+            raise PromptError(
+                f"the prompt has the token id {shown(unknown[0])}, this model's are from 0 to "
+                f"{self._num_ids - 1}",
+                hint="tokenize with this model's own tokenizer",
+            )
+        return list(token_ids)
+
+    @cached_property
+    def _num_ids(self) -> int:
+        largest: int = max(self.tokenizer.get_vocab().values())
+        return largest + 1
 
     def _continued(self, text: str) -> list[int]:
         """A text with what the tokenizer puts before it, which may be written out, and without

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from specrej.search.choosing import ranked
+from specrej.server.legacy_logprobs import answer_entries, legacy_logprobs
 from specrej.server.protocol import CompletionRequest
 from specrej.types import Candidate, Detokenizer, Prompt, Result
 
@@ -59,6 +60,7 @@ def to_body(
     """
     answers = best_answers(result, request.num_answers)
     to_choice = _chat_choice if request.kind == "chat" else _text_choice
+    to_logprobs = _logprobs if request.kind == "chat" else _text_logprobs
     num_prompt = result.usage.prompt_tokens
     num_completion = sum(len(answer.token_ids) for answer in answers)
     return {
@@ -71,7 +73,7 @@ def to_body(
                 "index": position,
                 **to_choice(answer),
                 "finish_reason": _FINISH[answer.finish_reason or "length"],
-                "logprobs": _logprobs(answer, detokenizer(request.prompt))
+                "logprobs": to_logprobs(answer, detokenizer(request.prompt))
                 if request.has_logprobs
                 else None,
             }
@@ -92,6 +94,10 @@ def _chat_choice(answer: Candidate) -> dict[str, Any]:
 
 def _text_choice(answer: Candidate) -> dict[str, Any]:
     return {"text": answer.text}
+
+
+def _text_logprobs(answer: Candidate, detokenizer: Detokenizer) -> dict[str, Any]:
+    return legacy_logprobs(answer_entries(answer, detokenizer))
 
 
 def _logprobs(answer: Candidate, detokenizer: Detokenizer) -> dict[str, Any]:

@@ -10,13 +10,14 @@ comments or as events of its own.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from specrej.errors import SpecrejError
 from specrej.search.events import Decided, Ended, Queued, Started, Step, Text, payload_of
 from specrej.server.asked import Asked
+from specrej.server.echoing import united
 from specrej.server.refusals import internal_error, refusal_of
 from specrej.server.service import StreamEvent
 from specrej.types import Result
@@ -27,8 +28,9 @@ KEEP_ALIVE_S = 15.0
 _KEEP_ALIVE = b": keep-alive\n\n"
 _DONE = b"data: [DONE]\n\n"
 
-Finish = Callable[[Result, bool], Awaitable[dict[str, Any]]]
-"""The body of an answer that is not streamed, from its result and whether it is late."""
+Finish = Callable[[Result, bool, int], Awaitable[dict[str, Any]]]
+"""The body of an answer that is not streamed, from its result, whether it is late, and which prompt
+it is of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,12 +40,14 @@ class Head:
     Attributes:
         asked: the request.
         id, created, model: as in the body of an answer that is not streamed.
+        echoes: what the answers to each prompt begin with.
     """
 
     asked: Asked
     id: str
     created: int
     model: str
+    echoes: Sequence[str] = ("",)
 
     def block(self, kind: str, fields: Mapping[str, Any]) -> bytes:
         return _data(
@@ -65,7 +69,10 @@ class Head:
         if self.asked.request.kind == "chat":
             yield self.chunk(index, {"role": "assistant", "content": ""})
 
-    def progress(self, payload: Mapping[str, Any]) -> bytes:
+    def progress(self, event: Queued | Started | Step | Decided) -> bytes:
+        payload = payload_of(event)
+        if len(self.echoes) > 1 and not isinstance(event, Queued):
+            payload["prompt"] = event.prompt
         if not self.asked.has_progress:
             return f": progress {json.dumps(payload)}\n\n".encode()
         # Clients of OpenAI's look for choices in whatever comes.
@@ -73,6 +80,10 @@ class Head:
 
     def usage(self, usage: Mapping[str, Any]) -> bytes:
         return self.block(self._kind, {"choices": [], "usage": usage})
+
+    def first_of(self, place: int) -> int:
+        """The index of the best answer to a prompt."""
+        return place * self.asked.request.num_answers
 
     @property
     def _kind(self) -> str:
@@ -113,43 +124,63 @@ async def _blocks(
 ) -> AsyncIterator[bytes]:
     for block in head.opening(0):
         yield block
-    sent: list[str] = []
+    sent, bodies = list(head.echoes), dict[int, Mapping[str, Any]]()
+    for place, echo in enumerate(sent):
+        if echo:
+            yield head.chunk(head.first_of(place), {"content": echo})
     async for event in _with_pauses(events):
         match event:
             case None:
                 yield _KEEP_ALIVE
             case Queued() | Started() | Step() | Decided():
-                yield head.progress(payload_of(event))
-            case Text(delta):
-                sent.append(delta)
-                yield head.chunk(0, {"content": delta})
+                yield head.progress(event)
+            case Text(delta, place):
+                sent[place] += delta
+                yield head.chunk(head.first_of(place), {"content": delta})
             case Ended(SpecrejError() as error):
                 yield _data(refusal_of(error, {}).body)
-            case Ended(Result() as result, is_late):
+                return
+            case Ended(Result() as result, is_late, place):
+                bodies[place] = await finish(result, is_late, place)
+                whole = None
+                if len(bodies) == len(sent):
+                    whole = united([bodies[number] for number in sorted(bodies)])
                 # Made as a whole: an error is not to come behind an end.
-                for block in list(_ending(head, await finish(result, is_late), "".join(sent))):
+                for block in list(_ending(head, bodies[place], sent[place], whole)):
                     yield block
 
 
-def _ending(head: Head, body: Mapping[str, Any], sent: str) -> Iterator[bytes]:
-    """What is left of the answer when it is complete, the other answers, usage, and the end."""
+async def at_once(head: Head, body: Mapping[str, Any]) -> AsyncIterator[bytes]:
+    """What is sent where the whole body is there before anything is sent."""
+    for block in _ending(head, body, "", body):
+        yield block
+
+
+def _ending(
+    head: Head, body: Mapping[str, Any], sent: str, whole: Mapping[str, Any] | None
+) -> Iterator[bytes]:
+    """What is left of a prompt's answer when it is complete, and the other answers. With the whole,
+    where no other prompt is left: usage, and the end.
+    """
     choices = body["choices"]
     for position, choice in enumerate(choices):
         text = choice["message"]["content"] if "message" in choice else choice["text"]
         if position:
-            yield from head.opening(position)
+            yield from head.opening(choice["index"])
         else:
             if not text.startswith(sent):
                 raise RuntimeError("what was streamed is not how the answer begins")
             text = text[len(sent) :]
         if text:
-            yield head.chunk(position, {"content": text})
-        own = {"specrej": body["specrej"]} if position == len(choices) - 1 else {}
+            yield head.chunk(choice["index"], {"content": text})
+        is_last = position == len(choices) - 1
+        own = {"specrej": whole["specrej"]} if whole is not None and is_last else {}
         ending = {"finish_reason": choice["finish_reason"], "logprobs": choice["logprobs"]}
-        yield head.chunk(position, {}, **ending, **own)
-    if head.asked.has_usage:
-        yield head.usage(body["usage"])
-    yield _DONE
+        yield head.chunk(choice["index"], {}, **ending, **own)
+    if whole is not None:
+        if head.asked.has_usage:
+            yield head.usage(whole["usage"])
+        yield _DONE
 
 
 async def _with_pauses(events: AsyncIterator[StreamEvent]) -> AsyncIterator[StreamEvent | None]:
