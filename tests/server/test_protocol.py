@@ -416,25 +416,25 @@ def test_a_prompt_is_a_text_or_token_ids_or_a_list_of_either(prompt: object, rea
 
 def test_a_list_of_texts_or_of_lists_of_ids_is_as_many_prompts() -> None:
     assert text(prompt=["a", "b", "a"]).prompts == ("a", "b", "a")
-    ids = [prompt.token_ids for prompt in text(prompt=[[5, 6], [7]]).prompts]
-    assert ids == [(5, 6), (7,)]
-    for one in ([5, 6], [[5, 6]]):
-        (prompt,) = text(prompt=one).prompts
-        assert (prompt.token_ids, prompt) == ((5, 6), "")
+    for one, ids in (([[5, 6], [7]], [(5, 6), (7,)]), ([5, 6], [(5, 6)]), ([[5, 6]], [(5, 6)])):
+        prompts: Any = text(prompt=one).prompts
+        assert [prompt.token_ids for prompt in prompts] == ids
+        assert set(prompts) == {""}
 
 
 def test_best_of_is_the_number_of_candidates() -> None:
     assert text(best_of=6, n=2).settings.n == 6
     assert text(best_of=6, specrej={"n": 6}).settings.n == 6
     assert text(best_of=1, n=2).settings.n == DEFAULTS.n  # OpenAI's default: asks for nothing
-    for fields in (
+    wrong: list[dict[str, Any]] = [
         {"best_of": 2, "n": 3},
         {"best_of": 4, "specrej": {"n": 5}},
         {"best_of": 4, "specrej": {"n": "auto"}},
         {"best_of": 2.0},
         {"best_of": "2"},
         {"best_of": 0},
-    ):
+    ]
+    for fields in wrong:
         with pytest.raises(UsageError, match=r"^best_of "):
             text(**fields)
 
@@ -447,7 +447,7 @@ def test_an_echo_may_stand_alone() -> None:
         *(True, False, True),
         2,
     )
-    for fields, reason in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
         ({"max_tokens": 0, "echo": False}, "max_tokens must be at least 1"),
         ({"max_tokens": 0, "echo": True, "n": 2}, "n must be 1 where max_tokens is 0"),
@@ -457,7 +457,8 @@ def test_an_echo_may_stand_alone() -> None:
         ({"suffix": 5}, "suffix must be a text"),
         ({"logprobs": 6}, "logprobs must be a number from 0 to 5"),
         ({"logprobs": True}, "logprobs must be a number from 0 to 5"),
-    ):
+    ]
+    for fields, reason in wrong:
         with pytest.raises(UsageError, match=f"^{reason}"):
             text(**fields)
 
