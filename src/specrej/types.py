@@ -24,15 +24,14 @@ Prompt = str | Sequence[Mapping[str, Any]]
 class Continuation(str):
     """A prompt that is gone on from as it stands, whether or not the model has a chat template.
 
-    Args:
-        text: what is gone on from.
+    Two are equal where their texts are.
+
+    Attributes:
         token_ids: where given, what the model reads instead: these exactly, without a BOS that is
-            not among them. The text is then for the reward alone; an empty one becomes what they
+            not among them. The text is then for the reward alone. An empty one becomes what they
             spell.
         suffix: where given, the answer is what stands between the text and this, for a tokenizer
             that has tokens for it. The reward reads the text.
-
-    Two are equal where their texts are.
     """
 
     __slots__ = ("suffix", "token_ids")

@@ -32,7 +32,8 @@ class ReadsPrompts(Protocol):
         """Of each token but the first, under the model, before temperature and filters.
 
         Called between two steps, with prompts open or not, which it leaves as they are. While it
-        runs, the prompt's KV is held: `kv_bytes(len(prompt_ids), 1, 1)` at most.
+        runs, the prompt's KV is held: at most what `kv_bytes` says of it with one candidate of one
+        token.
 
         Raises:
             SamplingError: the engine is not told.

@@ -49,8 +49,8 @@ class TextCodec:
 
         Raises:
             PromptError: the prompt is empty, a conversation meets a model without a chat template,
-                the template refuses it, special tokens cannot be kept out of its contents, a token
-                id is none, or a suffix meets a tokenizer that cannot fill in the middle.
+                the template refuses it, or special tokens cannot be kept out of its contents. A
+                token id is none, or a suffix meets a tokenizer without tokens to fill in.
         """
         messages = as_messages(prompt)
         if self.tokenizer.chat_template is None or isinstance(prompt, Continuation):
