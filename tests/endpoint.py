@@ -71,11 +71,18 @@ class Scripted:
     has_failed: bool = False
     num_active: int = 2
     num_waiting: int = 3
+    max_queue: int = 64
     kv_bytes: int = 100
     total_bytes: int = 30_000
 
     def submit(
-        self, prompt: Prompt, settings: Settings, *, deadline_s: float, is_watched: bool
+        self,
+        prompt: Prompt,
+        settings: Settings,
+        *,
+        deadline_s: float,
+        is_watched: bool,
+        place: int = 0,
     ) -> ScriptedTicket:
         self.asked.append((prompt, settings, deadline_s, is_watched))
         if self.error is not None:

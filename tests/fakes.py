@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from specrej.api import run_one, unobserved
 from specrej.attention.layout import Demand, KvLayout
 from specrej.engines.base import Engine, Memory, Overhead, Token, refuse_ways
+from specrej.engines.reading import Likelihood
 from specrej.engines.streams import uniforms
-from specrej.errors import DeviceMemoryError
+from specrej.errors import DeviceMemoryError, PromptError
 from specrej.flops import AttentionFlops, ModelFlops
 from specrej.messages import as_messages
 from specrej.rewards import as_reward
@@ -32,6 +33,7 @@ from specrej.search.search import Search
 from specrej.settings import Settings
 from specrej.types import (
     Candidate,
+    Continuation,
     FinishReason,
     Message,
     Piece,
@@ -164,6 +166,7 @@ class FakeEngine:
         self.context_tokens = context_tokens
         self.groups: dict[int, Group] = {}
         self.num_prefills = self.num_steps = self.num_drawn = self.num_read = 0
+        self.num_readings = 0
         self.peaks: list[int] = []
         self.is_shut = False
         self._eos = eos
@@ -178,7 +181,25 @@ class FakeEngine:
         return {"fake": "1"}
 
     def encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, Continuation) and prompt.token_ids:
+            if not all(0 <= one <= EOS for one in prompt.token_ids):
+                raise PromptError("the prompt has a token id that is none")
+            return list(prompt.token_ids)
+        if isinstance(prompt, Continuation) and prompt.suffix:
+            raise PromptError("suffix cannot be honoured: bytes have no tokens for it")
         return [BOS, *"\n".join(message["content"] for message in as_messages(prompt)).encode()]
+
+    def prompt_logprobs(self, prompt_ids: Sequence[int], num_top: int) -> list[Likelihood]:
+        """By a hash of the tokens up to each; the likeliest are the next `num_top` letters."""
+        self.num_readings += 1
+        texts = [",".join(map(str, prompt_ids[:end])) for end in range(2, len(prompt_ids) + 1)]
+        return [
+            Likelihood(
+                -1.0 - zlib.crc32(text.encode()) % 1000 / 128,
+                tuple((letter, -0.5 - place) for place, letter in enumerate(LETTERS[:num_top])),
+            )
+            for text in texts
+        ]
 
     def detokenizer(self, prompt: Prompt) -> "ByteReader":
         return ByteReader(prompt, self._note_read)

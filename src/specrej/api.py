@@ -23,6 +23,7 @@ from specrej.arguments import (
     read_options,
 )
 from specrej.engines.base import Engine
+from specrej.engines.reading import with_text
 from specrej.errors import BudgetError, SpecrejError, UsageError, contained
 from specrej.memory import format_bytes, parse_bytes
 from specrej.rewards.base import Reward
@@ -325,6 +326,7 @@ def prepare(
         PromptError: the prompt is none, or is not to be answered as it ends.
     """
     settings.check(prompt)
+    prompt = with_text(engine, prompt)
     with contained("the policy"):
         policy = policy_of(settings)
     num_candidates = policy.n if settings.n == "auto" else settings.num_candidates

@@ -12,7 +12,7 @@ from typing import Any
 
 from specrej.errors import PromptError
 from specrej.files.reading import check_characters
-from specrej.types import Conversation, Message, Prompt
+from specrej.types import Continuation, Conversation, Message, Prompt
 
 ROLES = {
     "system": "system",
@@ -54,7 +54,8 @@ def as_messages(prompt: Prompt) -> list[dict[str, Any]]:
         messages = [
             _as_message(message, f"messages[{number}]") for number, message in enumerate(prompt)
         ]
-    if not messages or not _says_something(messages[-1]):
+    has_ids = isinstance(prompt, Continuation) and prompt.token_ids
+    if not messages or not (_says_something(messages[-1]) or has_ids):
         raise PromptError(
             "the prompt is empty", hint="give a text of at least one character that is no space"
         )

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 from specrej.errors import UsageError
 from specrej.options import check, option, shown
@@ -51,9 +51,27 @@ Prompt = str | Sequence[Mapping[str, Any]] | Conversation
 
 
 class Continuation(str):
-    """A prompt that is gone on from as it stands, whether or not the model has a chat template."""
+    """A prompt that is gone on from as it stands, whether or not the model has a chat template.
 
-    __slots__ = ()
+    Two are equal where their texts are.
+
+    Attributes:
+        token_ids: where given, what the model reads instead: these exactly, without a BOS that is
+            not among them. The text is then for the reward alone. An empty one becomes what they
+            spell.
+        suffix: where given, the answer is what stands between the text and this, for a tokenizer
+            that has tokens for it. The reward reads the text.
+    """
+
+    __slots__ = ("suffix", "token_ids")
+
+    token_ids: tuple[int, ...]
+    suffix: str
+
+    def __new__(cls, text: str = "", token_ids: Sequence[int] = (), suffix: str = "") -> Self:
+        self = super().__new__(cls, text)
+        self.token_ids, self.suffix = tuple(token_ids), suffix
+        return self
 
 
 State = Literal["live", "complete", "rejected"]

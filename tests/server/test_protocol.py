@@ -144,7 +144,7 @@ def test_every_way_to_ask_for_nothing_is_taken(
 ) -> None:
     for value in values:
         assert parse(**{field: value}) == parse()
-    with pytest.raises(UsageError, match=f"{field} cannot be honoured"):
+    with pytest.raises(UsageError, match=f"{field} (cannot be honoured|must be a text)"):
         parse(**{field: ["something"]})
 
 
@@ -159,9 +159,6 @@ def test_a_list_of_one_prompt_is_that_prompt() -> None:
         ("stream_options", {"include_usage": True}),
         ("store", True),
         ("response_format", {"type": "json_object"}),
-        ("best_of", 4),
-        ("echo", True),
-        ("suffix", "."),
         ("top_a", 5),
         ("temprature", 1.0),
     ],
@@ -175,7 +172,10 @@ def test_what_cannot_be_honoured_is_refused_by_name(parse: Any, field: str, valu
 
 @pytest.mark.parametrize(
     ("parse", "field"),
-    [(chat, "prompt"), (text, "messages"), (text, "top_logprobs"), (text, "max_completion_tokens")],
+    [
+        *((chat, field) for field in ("prompt", "suffix", "echo", "best_of")),
+        *((text, field) for field in ("messages", "top_logprobs", "max_completion_tokens")),
+    ],
 )
 def test_a_field_of_the_other_endpoint_is_refused(parse: Any, field: str) -> None:
     with pytest.raises(UsageError, match=f"^{field} cannot be honoured"):
@@ -391,10 +391,81 @@ def test_a_default_to_continue_is_for_those_that_end_so() -> None:
     assert not asked.settings.continue_final_message
 
 
-@pytest.mark.parametrize("prompt", [None, [], ["a", "b"], [5], [1, 2], [[1, 2]], 5, "", " \n"])
-def test_a_prompt_is_one_text(prompt: object) -> None:
-    with pytest.raises(PromptError, match=r"prompt must be a text|the prompt is empty"):
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        (None, "prompt must be a text or token ids, got None"),
+        ([], "prompt must be a text, token ids"),
+        (5, "prompt must be a text or token ids, got 5"),
+        ([None], "prompt must be a text or token ids, got None"),
+        ([[]], r"prompt must be a text or token ids, got \[\]"),
+        ([[[1]]], "prompt must be a text or token ids"),
+        ([1.0], "prompt must be a text or token ids, got 1.0"),
+        ([True], "prompt must be a text or token ids, got True"),
+        ([-1], "prompt must be a text or token ids, got -1"),
+        ([[1], [2**31]], r"prompt\[1\] must be a text or token ids"),
+        ([1, -1], r"prompt\[0\] must be a text or token ids, got 1"),
+        (["a", [1]], "prompt must be a list of one kind"),
+        (["a", None], "prompt must be a list of one kind"),
+        ([1, "a"], "prompt must be a list of one kind"),
+        ("", "the prompt is empty"),
+        (" \n", "the prompt is empty"),
+        (["a", " "], r"prompt\[1\]: the prompt is empty"),
+        ([""], "the prompt is empty"),
+    ],
+)
+def test_a_prompt_is_a_text_or_token_ids_or_a_list_of_either(prompt: object, reason: str) -> None:
+    with pytest.raises(PromptError, match=f"^{reason}"):
         text(prompt=prompt)
+
+
+def test_a_list_of_texts_or_of_lists_of_ids_is_as_many_prompts() -> None:
+    assert text(prompt=["a", "b", "a"]).prompts == ("a", "b", "a")
+    for one, ids in (([[5, 6], [7]], [(5, 6), (7,)]), ([5, 6], [(5, 6)]), ([[5, 6]], [(5, 6)])):
+        prompts: Any = text(prompt=one).prompts
+        assert [prompt.token_ids for prompt in prompts] == ids
+        assert set(prompts) == {""}
+
+
+def test_best_of_is_the_number_of_candidates() -> None:
+    assert text(best_of=6, n=2).settings.n == 6
+    assert text(best_of=6, specrej={"n": 6}).settings.n == 6
+    assert text(best_of=1, n=2).settings.n == DEFAULTS.n  # OpenAI's default: asks for nothing
+    wrong: list[dict[str, Any]] = [
+        {"best_of": 2, "n": 3},
+        {"best_of": 4, "specrej": {"n": 5}},
+        {"best_of": 4, "specrej": {"n": "auto"}},
+        {"best_of": 2.0},
+        {"best_of": "2"},
+        {"best_of": 0},
+    ]
+    for fields in wrong:
+        with pytest.raises(UsageError, match=r"^best_of "):
+            text(**fields)
+
+
+def test_an_echo_may_stand_alone() -> None:
+    assert not text().has_echo
+    assert text(echo=True).decodes
+    alone = text(echo=True, max_tokens=0, logprobs=2)
+    assert (alone.has_echo, alone.decodes, alone.has_logprobs, alone.num_top) == (
+        *(True, False, True),
+        2,
+    )
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"max_tokens": 0, "echo": False}, "max_tokens must be at least 1"),
+        ({"max_tokens": 0, "echo": True, "n": 2}, "n must be 1 where max_tokens is 0"),
+        ({"echo": 1}, "echo must be true or false"),
+        ({"echo": True, "suffix": "."}, "echo cannot be honoured beside suffix"),
+        ({"prompt": [1, 2], "suffix": "."}, "suffix cannot be honoured beside token ids"),
+        ({"suffix": 5}, "suffix must be a text"),
+        ({"logprobs": 6}, "logprobs must be a number from 0 to 5"),
+        ({"logprobs": True}, "logprobs must be a number from 0 to 5"),
+    ]
+    for fields, reason in wrong:
+        with pytest.raises(UsageError, match=f"^{reason}"):
+            text(**fields)
 
 
 def test_answers_are_the_complete_ones_that_were_not_rejected_best_first() -> None:

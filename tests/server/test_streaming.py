@@ -43,7 +43,7 @@ def head_of(body: dict[str, Any], path: str = "/v1/chat/completions") -> Head:
 async def stream(
     events: AsyncIterator[StreamEvent], head: Head, notes: list[Exception] | None = None
 ) -> list[bytes]:
-    async def finish(result: Result, is_late: bool) -> dict[str, Any]:
+    async def finish(result: Result, is_late: bool, place: int) -> dict[str, Any]:
         request = head.asked.request
         body = to_body(
             request, result, completion_id="c-1", created=17, model="bytes", detokenizer=ByteReader

@@ -211,6 +211,12 @@ def _parse_openai(row: Mapping[str, Any], settings: Settings, line: int) -> Requ
     if not isinstance(url, str) or url not in ENDPOINTS:
         raise UsageError(f"url must be {' or '.join(ENDPOINTS)}, got {reprlib.repr(url)}")
     completion = ENDPOINTS[url](row.get("body"), settings)
+    if completion.others or completion.has_echo:
+        name = "echo" if completion.has_echo else "a list of prompts"
+        raise UsageError(
+            f"{name} cannot be honoured in a batch",
+            hint="give each prompt a row of its own, and leave out echo; a server takes both",
+        )
     return Request(
         id=row["custom_id"],
         prompt=completion.prompt,

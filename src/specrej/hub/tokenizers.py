@@ -8,9 +8,11 @@ from typing import Any
 from specrej.errors import PromptError
 from specrej.hub.contents import ChatTokenizer
 from specrej.hub.decoding import Pieces, StreamDecoder
+from specrej.hub.infilling import fill_in
 from specrej.hub.template_parts import check_arguments, left_out, readable
 from specrej.hub.tool_formats import FORMS, ToolForm, form_of
 from specrej.messages import as_conversation
+from specrej.options import shown
 from specrej.types import Continuation, Conversation, Message, Prompt
 
 _PROBE = "a"
@@ -47,12 +49,13 @@ class TextCodec:
         With a chat template, a text is one user message, and the template alone decides on BOS. An
         assistant's message at the end is continued. Without a template, and as a `Continuation`, a
         text is continued as it stands: special tokens that it spells are tokens, behind the BOS
-        that the tokenizer adds, once.
+        that the tokenizer adds, once. Token ids of a `Continuation` are these ids.
 
         Raises:
             PromptError: the prompt is empty, a conversation meets a model without a chat template,
                 the template refuses it or leaves out a part of it, or special tokens cannot be kept
-                out of its contents.
+                out of its contents. A token id is none, or a suffix meets a tokenizer without
+                tokens to fill in.
         """
         asked = as_conversation(prompt)
         if self.tokenizer.chat_template is None or isinstance(prompt, Continuation):
@@ -61,7 +64,7 @@ class TextCodec:
                     "this model has no chat template, so it cannot take a conversation",
                     hint="give the prompt as a text",
                 )
-            return self._continued(prompt)
+            return self._as_it_stands(prompt)
         check_arguments(self.tokenizer, asked)
         if asked.tools:
             self._check_calls()
@@ -113,6 +116,33 @@ class TextCodec:
         holds no special token.
         """
         return self._chat.ids(self._chat.content(text))
+
+    def _as_it_stands(self, prompt: str) -> list[int]:
+        """A text or token ids to be continued, or what a text is to be filled in between."""
+        if not isinstance(prompt, Continuation):
+            return self._continued(prompt)
+        if prompt.token_ids:
+            return self._known(prompt.token_ids)
+        if prompt.suffix:
+            before, _ = self._added
+            return [*before, *fill_in(self.tokenizer, prompt, prompt.suffix)]
+        return self._continued(prompt)
+
+    def _known(self, token_ids: Sequence[int]) -> list[int]:
+        """These, each of which is the id of a token."""
+        unknown = [one for one in token_ids if not 0 <= one < self._num_ids]
+        if unknown:
+            raise PromptError(
+                f"the prompt has the token id {shown(unknown[0])}, this model's are from 0 to "
+                f"{self._num_ids - 1}",
+                hint="tokenize with this model's own tokenizer",
+            )
+        return list(token_ids)
+
+    @cached_property
+    def _num_ids(self) -> int:
+        largest: int = max(self.tokenizer.get_vocab().values())
+        return largest + 1
 
     def _continued(self, text: str) -> list[int]:
         """A text with what the tokenizer puts before it, which may be written out, and without

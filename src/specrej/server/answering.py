@@ -12,8 +12,9 @@ from typing import Any
 
 from specrej.search.choosing import ranked
 from specrej.server.calling import with_calls
+from specrej.server.legacy_logprobs import answer_entries, legacy_logprobs
 from specrej.server.protocol import CompletionRequest
-from specrej.server.tokens import Detokenizers, chat_logprobs, text_logprobs
+from specrej.server.tokens import Detokenizers, chat_logprobs
 from specrej.types import Candidate, Conversation, Result
 
 _FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
@@ -60,7 +61,7 @@ def to_body(
     answers = best_answers(result, request.num_answers)
     is_text = request.kind == "text"
     to_choice, to_logprobs = (
-        (_text_choice, text_logprobs) if is_text else (_chat_choice, chat_logprobs)
+        (_text_choice, _text_logprobs) if is_text else (_chat_choice, chat_logprobs)
     )
     choices = [
         {
@@ -99,6 +100,12 @@ def _chat_choice(answer: Candidate) -> dict[str, Any]:
 
 def _text_choice(answer: Candidate) -> dict[str, Any]:
     return {"text": answer.text}
+
+
+def _text_logprobs(
+    answer: Candidate, request: CompletionRequest, detokenizer: Detokenizers
+) -> dict[str, Any]:
+    return legacy_logprobs(answer_entries(answer, request, detokenizer))
 
 
 def _own_part(

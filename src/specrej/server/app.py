@@ -20,34 +20,30 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from specrej.api import prepare
 from specrej.errors import DeadlineError, ServingError, SpecrejError, UsageError
 from specrej.memory import format_bytes
-from specrej.messages import prompt_bytes
-from specrej.search.budget import Total
 from specrej.search.events import Ended, Text
-from specrej.search.pool import Pool
 from specrej.server import schema
-from specrej.server.answering import to_body
 from specrej.server.asked import READERS, Asked, Limits, parse_json, read_request
 from specrej.server.calling import form_in
 from specrej.server.connection import EventStream, body_of, unless_gone
+from specrej.server.echoing import Echo, answer_to, echo_alone, read_echoes, united
 from specrej.server.endpoints import add_answering, add_models, add_operations, add_pages, document
+from specrej.server.fitting import Fitted, check_model, fit
 from specrej.server.guard import LOOPBACK, Entry, Gate, Guard
 from specrej.server.lanes import Lane, Lanes
 from specrej.server.logs import log_failure
 from specrej.server.metrics import Meters
 from specrej.server.refusals import RefusalError, internal_error, refusal_of, refusal_of_body
 from specrej.server.responding import ResponseWriter
-from specrej.server.score import ScoreDesk, check_bytes, check_model
-from specrej.server.service import Service, StreamEvent, Ticket
-from specrej.server.streaming import Head, Writer, blocks
+from specrej.server.score import ScoreDesk
+from specrej.server.service import Service
+from specrej.server.streaming import Head, Writer, at_once, blocks
+from specrej.server.tickets import StreamEvent, Ticket, ended_of, told
 from specrej.settings import Settings
-from specrej.types import Result
+from specrej.types import Prompt, Result
 from specrej.version import __version__
 
-_PROMPTS = {"chat": "messages", "text": "prompt", "response": "input"}
-"""How bodies call the prompt."""
 _WRITERS: dict[str, tuple[str, Callable[..., Writer]]] = {
     "chat": ("chatcmpl-", Head),
     "text": ("cmpl-", Head),
@@ -164,8 +160,8 @@ class _Desk:
             RefusalError: it gets none.
         """
         entry: Entry = request.scope["entry"]
-        names, asked = await self._read(request, entry)
-        ticket = self._submit(asked, entry)
+        names, asked, prompts = await self._read(request, entry)
+        echoes = await unless_gone(request.receive, self._echoes(asked, prompts, names, entry))
         named, writer = _WRITERS[asked.request.kind]
         head = writer(
             asked=asked,
@@ -173,9 +169,16 @@ class _Desk:
             created=int(time.time()),
             model=self._model,
         )
+        if not asked.request.decodes:
+            return self._echoed(head, echoes)
+        tickets = self._submit(asked, entry)
 
-        async def finish(result: Result, is_late: bool) -> dict[str, Any]:
-            return await self._body(head, entry, result, is_late=is_late)
+        def cancel() -> None:
+            for ticket in tickets:
+                ticket.cancel()
+
+        async def finish(result: Result, is_late: bool, place: int) -> dict[str, Any]:
+            return await self._body(head, entry, result, is_late, place, echoes[place])
 
         def note(error: Exception) -> None:
             entry.fields["error"] = internal_error().code
@@ -184,19 +187,61 @@ class _Desk:
         if asked.is_streamed:
             form = form_in(self._service.engine.detokenizer(asked.request.prompt))
             return EventStream(
-                blocks(self._noted(ticket, entry), head, finish, note, form), at_end=ticket.cancel
+                blocks(
+                    self._noted(tickets, entry),
+                    head,
+                    finish,
+                    note,
+                    form,
+                    [echo.text for echo in echoes],
+                ),
+                at_end=cancel,
             )
         try:
-            ended = await unless_gone(request.receive, _last(ticket))
+            ended = await unless_gone(request.receive, ended_of(tickets))
         finally:
-            ticket.cancel()
-        self._note_ended(entry, ended)
-        if isinstance(ended.outcome, SpecrejError):
-            raise refusal_of(ended.outcome, names)
-        return JSONResponse(head.whole(await finish(ended.outcome, ended.is_late)))
+            cancel()
+        bodies = []
+        for one in ended:
+            self._note_ended(entry, one)
+            if isinstance(one.outcome, SpecrejError):
+                raise refusal_of(one.outcome, names)
+            bodies.append(await finish(one.outcome, one.is_late, one.prompt))
+        return JSONResponse(head.whole(united(bodies)))
 
-    async def _read(self, request: Request, entry: Entry) -> tuple[Mapping[str, Any], Asked]:
-        """A body without its texts, and what it asks for, which fits.
+    async def _echoes(
+        self, asked: Asked, prompts: Sequence[Fitted], names: Mapping[str, Any], entry: Entry
+    ) -> list[Echo]:
+        """What the answers to each prompt begin with.
+
+        Raises:
+            RefusalError: the prompts could not be read.
+        """
+        try:
+            async with asyncio.timeout(asked.deadline_s - entry.seconds):
+                echoes = await read_echoes(self._service, asked.request, prompts)
+        except TimeoutError:
+            raise _late(entry) from None
+        except SpecrejError as error:
+            self._note_ended(entry, Ended(error))
+            raise refusal_of(error, names) from error
+        if echoes[0].logprobs is not None:
+            self._meters.count_reading(sum(echo.num_tokens for echo in echoes))
+        return echoes
+
+    def _echoed(self, head: Writer, echoes: Sequence[Echo]) -> Response:
+        """The response to a request that nothing is decoded for."""
+        made = {"id": head.id, "created": head.created, "model": head.model}
+        request = head.asked.request
+        body = united([echo_alone(request, at, echo, **made) for at, echo in enumerate(echoes)])
+        if not head.asked.is_streamed:
+            return JSONResponse(body)
+        return EventStream(at_once(head, body), at_end=lambda: None)
+
+    async def _read(
+        self, request: Request, entry: Entry
+    ) -> tuple[Mapping[str, Any], Asked, Sequence[Fitted]]:
+        """A body without its texts, what it asks for, and its prompts, which fit.
 
         Raises:
             RefusalError: it cannot be honoured, or there is no room or no time to see whether it
@@ -210,7 +255,7 @@ class _Desk:
 
     async def _understand(
         self, lane: Lane, raw: bytes, path: str, entry: Entry
-    ) -> tuple[Mapping[str, Any], Asked]:
+    ) -> tuple[Mapping[str, Any], Asked, Sequence[Fitted]]:
         num_bytes, body = len(raw), dict[str, Any]()
 
         def parse() -> Asked:
@@ -222,53 +267,45 @@ class _Desk:
             asked = await lane.parsing.do(num_bytes, parse)
             self._note_asked(entry, asked)
             async with asyncio.timeout(asked.deadline_s - entry.seconds):
-                await lane.tokenizing.do(num_bytes, lambda: self._check_fits(asked))
+                prompts = await lane.tokenizing.do(num_bytes, lambda: self._fit(asked))
         except UsageError as error:
             raise refusal_of_body(error, body) from error
         except TimeoutError:
             raise _late(entry) from None
-        return {name: value if name == "specrej" else None for name, value in body.items()}, asked
+        names = {name: value if name == "specrej" else None for name, value in body.items()}
+        return names, asked, prompts
 
-    def _check_fits(self, asked: Asked) -> None:
-        """See that the prompt, its answer and one candidate fit, while the client can still be
-        told by a status.
-        """
-        service, request, most = self._service, asked.request, self._limits.prompt_tokens
-        check_model(request.model, self._model)
-        # A prompt that cannot fit is not tokenized: that takes its time.
-        check_bytes("the prompt", prompt_bytes(request.prompt), service.engine, most)
-        search, _ = prepare(
-            service.engine,
-            service.reward,
-            request.prompt,
-            request.settings,
-            Total(service.total_bytes),
-        )
-        Pool(service.total_bytes).check(search)
-        if most is not None and len(search.prompt_ids) > most:
-            raise UsageError(
-                f"{_PROMPTS[request.kind]} must have at most {most} tokens on this server, got "
-                f"{len(search.prompt_ids)}"
-            )
+    def _fit(self, asked: Asked) -> list[Fitted]:
+        """See that the prompts fit, while the client can still be told by a status."""
+        check_model(asked.request.model, self._model)
+        return fit(self._service, asked.request, self._limits.prompt_tokens)
 
-    def _submit(self, asked: Asked, entry: Entry) -> Ticket:
+    def _submit(self, asked: Asked, entry: Entry) -> list[Ticket]:
+        """A ticket for each prompt; of one that is not taken, for none."""
         deadline_s = asked.deadline_s - entry.seconds
         if deadline_s <= 0:
             raise _late(entry)
+        tickets: list[Ticket] = []
         try:
-            return self._service.submit(
-                asked.request.prompt,
-                asked.request.settings,
-                deadline_s=deadline_s,
-                is_watched=asked.is_streamed,
-            )
+            for place, prompt in enumerate(asked.request.prompts):
+                ticket = self._service.submit(
+                    prompt,
+                    asked.request.settings,
+                    deadline_s=deadline_s,
+                    is_watched=asked.is_streamed,
+                    place=place,
+                )
+                tickets.append(ticket)
         except ServingError as error:
+            for ticket in tickets:
+                ticket.cancel()
             raise refusal_of(error, {}) from error
+        return tickets
 
-    async def _noted(self, ticket: Ticket, entry: Entry) -> AsyncIterator[StreamEvent]:
+    async def _noted(self, tickets: Sequence[Ticket], entry: Entry) -> AsyncIterator[StreamEvent]:
         """The events of a stream; its first text and its end are noted."""
         has_text = False
-        async for event in ticket:
+        async for event in told(tickets):
             if isinstance(event, Ended):
                 self._note_ended(entry, event)
             is_text = isinstance(event, Text) or (
@@ -280,15 +317,17 @@ class _Desk:
             yield event
 
     async def _body(
-        self, head: Writer, entry: Entry, result: Result, *, is_late: bool
+        self, head: Writer, entry: Entry, result: Result, is_late: bool, place: int, echo: Echo
     ) -> dict[str, Any]:
-        """The body of an answer; made aside, since log-probabilities of a long one take their
-        time.
+        """The body of an answer to one prompt; made aside, since log-probabilities of a long one
+        take their time.
         """
         body = await asyncio.to_thread(
-            to_body,
+            answer_to,
             head.asked.request,
             result,
+            place,
+            echo,
             completion_id=head.id,
             created=head.created,
             model=head.model,
@@ -297,15 +336,19 @@ class _Desk:
         body["specrej"]["is_late"] = is_late
         num_answer = body["usage"]["completion_tokens"]
         self._meters.count_answer(result, num_answer, is_late=is_late)
-        entry.fields |= {
+        counts = {
             "prompt_tokens": result.usage.prompt_tokens,
             "answer_tokens": num_answer,
             "generated_tokens": result.usage.generated_tokens,
             "num_candidates": len(result.candidates),
-            "is_late": is_late,
         }
+        entry.fields |= {
+            name: entry.fields.get(name, 0) + number for name, number in counts.items()
+        }
+        entry.fields["is_late"] = is_late or entry.fields.get("is_late", False)
         if self._logs_prompts:
-            entry.fields["answer"] = result.text
+            several = [*entry.fields.get("answer", []), result.text]
+            entry.fields["answer"] = several if head.asked.request.others else result.text
         return body
 
     def _note_asked(self, entry: Entry, asked: Asked) -> None:
@@ -316,8 +359,8 @@ class _Desk:
             "seed": settings.seed,
         }
         if self._logs_prompts:
-            prompt = asked.request.prompt
-            entry.fields["prompt"] = prompt if isinstance(prompt, str) else [*prompt]
+            several = [_loggable(one) for one in asked.request.prompts]
+            entry.fields["prompt"] = several if asked.request.others else several[0]
 
     def _note_ended(self, entry: Entry, ended: Ended) -> None:
         if isinstance(ended.outcome, SpecrejError):
@@ -339,11 +382,11 @@ async def _refuse_failure(request: Request, error: Exception) -> Response:
     return refusal_of(failure, {}).response()
 
 
-async def _last(ticket: Ticket) -> Ended:
-    async for event in ticket:
-        if isinstance(event, Ended):
-            return event
-    raise AssertionError("a ticket ended without its last event")
+def _loggable(prompt: Prompt) -> Any:
+    """A prompt as the log has it: its token ids, its text, or its messages."""
+    if isinstance(prompt, str):
+        return getattr(prompt, "token_ids", ()) or prompt
+    return [*prompt]
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

@@ -128,7 +128,7 @@ def read_request(path: str, body: Mapping[str, Any], defaults: Settings, limits:
             hint="without a stream nothing tells of it",
         )
     request = READERS[path](body, defaults, _OURS)
-    _check_limits(request, limits)
+    _check_limits(request, limits, "specrej.n" if own.get("n") is not None else "best_of")
     return Asked(
         request=request,
         is_streamed=is_streamed,
@@ -188,12 +188,13 @@ def _check_lengths(own: Mapping[str, Any]) -> None:
             raise UsageError(f"specrej.{name[:40]} must have at most {_MOST_CHARACTERS} characters")
 
 
-def _check_limits(request: CompletionRequest, limits: Limits) -> None:
+def _check_limits(request: CompletionRequest, limits: Limits, candidates: str) -> None:
+    """See that it asks for no more; `candidates` is the field that gives their number."""
     settings = request.settings
     limited = {
         "max_new_tokens": (settings.max_new_tokens, limits.new_tokens),
         "n": (request.num_answers, limits.candidates),
-        "specrej.n": (settings.num_candidates or 0, limits.candidates),
+        candidates: (settings.num_candidates or 0, limits.candidates),
     }
     for name, (value, most) in limited.items():
         if most is not None and value > most:

@@ -73,6 +73,10 @@ class Meters:
         self._requests.labels(path, str(status)).inc()
         self._request_s.labels(path).observe(seconds)
 
+    def count_reading(self, num_tokens: int) -> None:
+        """Count tokens of prompts that were read for how likely they are."""
+        self._prompt_tokens.inc(num_tokens)
+
     def count_first_text(self, seconds: float) -> None:
         self._first_text_s.observe(seconds)
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from specrej.errors import PromptError, UnknownNameError, UsageError
-from specrej.messages import as_messages
 from specrej.options import options_of
 from specrej.registry import is_name, names
 from specrej.server import conversing
+from specrej.server.texts import text_prompts
 from specrej.settings import Settings
-from specrej.types import Continuation, Prompt
+from specrej.types import Prompt
 
 SAMPLING = {
     "max_tokens": "max_new_tokens",
@@ -45,6 +45,8 @@ EITHER = ("top_k", "min_p", "repetition_penalty")
 """Settings that a body gives as vLLM's clients do, beside OpenAI's fields, or under `specrej`."""
 MOST_LOGPROBS = 20
 """Of `logprobs` in /v1/completions, where OpenAI has 5."""
+TEXT_ONLY = ("prompt", "suffix", "echo", "best_of")
+"""Those of /v1/completions that stand for no setting."""
 OWN = tuple(
     name for name in options_of(Settings) if name not in {*SAMPLING.values(), "policy", "strict"}
 )
@@ -54,7 +56,7 @@ RETURNABLE = ("rewards", "decisions", "candidates")
 _HONOURED = {
     "chat": {"model", "messages", "n", "logprobs", "specrej"}
     | {*SAMPLING, *EITHER, *conversing.FIELDS},
-    "text": {"model", "prompt", "n", "logprobs", "specrej", *SAMPLING, *EITHER} - {*CHAT_ONLY},
+    "text": {"model", "n", "logprobs", "specrej", *TEXT_ONLY, *SAMPLING, *EITHER} - {*CHAT_ONLY},
 }
 _LABELS = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
 _NOTHING: dict[str, tuple[Any, ...]] = {
@@ -99,6 +101,7 @@ class CompletionRequest:
         model: as the body names it; whether that model is the one opened is for the caller to
             judge.
         prompt: a conversation ("chat", "response") or a text, as `generate` takes them.
+        others: more prompts, each answered by itself, in the same way.
         settings: the defaults with what the body says otherwise.
         num_answers: the best so many are returned, where there are as many.
         has_logprobs: whether the tokens are returned with their log-probabilities; with those of
@@ -106,6 +109,8 @@ class CompletionRequest:
         returned: what else is returned, of "rewards", "decisions" and "candidates".
         calls_one: whether an answer may call one function at most.
         repeated: fields of the body that a response says again.
+        has_echo: whether answers begin with the prompt.
+        decodes: whether there are to be answers. Without there is only the prompt's echo.
     """
 
     kind: Literal["chat", "text", "response"]
@@ -117,6 +122,14 @@ class CompletionRequest:
     returned: tuple[str, ...]
     calls_one: bool = False
     repeated: Mapping[str, Any] = field(default_factory=dict)
+    others: tuple[Prompt, ...] = ()
+    has_echo: bool = False
+    decodes: bool = True
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """All of them, in the order in which they are answered."""
+        return (self.prompt, *self.others)
 
 
 def parse_chat(
@@ -143,27 +156,75 @@ def parse_text(
 ) -> CompletionRequest:
     """What a body for /v1/completions asks for.
 
-    The prompt is continued as it stands, by a model with a chat template as well.
+    The prompt is continued as it stands, by a model with a chat template as well. It is a text or
+    token ids, or a list of texts or of lists of token ids: then each is a prompt of its own.
 
     Raises:
         UsageError: a field that cannot be honoured, or a value outside its range; names it.
-        PromptError: the prompt is empty or no text.
+        PromptError: a prompt is empty, or neither a text nor token ids.
     """
     given = _checked(body, "text", beside)
-    prompt = given.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1:
-        [prompt] = prompt
-    if not isinstance(prompt, str):
-        raise PromptError(
-            f"prompt must be a text, got {reprlib.repr(prompt)}",
-            hint="several prompts, or token ids, are several requests, each with one text",
-        )
-    as_messages(prompt)
-    return _parse(given, "text", Continuation(prompt), defaults, beside)
+    echo, is_echo_alone = _echo(given)
+    if is_echo_alone:  # what is not decoded needs no length
+        del given["max_tokens"]
+    prompts = text_prompts(given.get("prompt"), _suffix(given))
+    asked = _parse(given, "text", prompts[0], defaults, beside)
+    return replace(
+        asked,
+        others=prompts[1:],
+        has_echo=echo,
+        decodes=not is_echo_alone,
+        settings=_with_best_of(given, asked),
+    )
 
 
 ENDPOINTS = {"/v1/chat/completions": parse_chat, "/v1/completions": parse_text}
 """What reads the body of a request, by its path."""
+
+
+def _echo(given: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether the prompt is echoed, and whether nothing is asked for beside it."""
+    echo = given.get("echo", False)
+    if not isinstance(echo, bool):
+        raise UsageError(f"echo must be true or false, got {reprlib.repr(echo)}")
+    if not echo:
+        return False, False
+    if given.get("suffix"):
+        raise UsageError(
+            "echo cannot be honoured beside suffix", hint="the answer stands between two texts"
+        )
+    is_alone = type(given.get("max_tokens")) is int and given["max_tokens"] == 0
+    if is_alone and given.get("n", 1) != 1:
+        raise UsageError(
+            f"n must be 1 where max_tokens is 0, got {reprlib.repr(given['n'])}",
+            hint="without an answer there is the prompt's echo, once",
+        )
+    return True, is_alone
+
+
+def _suffix(given: Mapping[str, Any]) -> str:
+    suffix = given.get("suffix", "")
+    if not isinstance(suffix, str):
+        raise UsageError(f"suffix must be a text, got {reprlib.repr(suffix)}")
+    return suffix
+
+
+def _with_best_of(given: Mapping[str, Any], asked: CompletionRequest) -> Settings:
+    """The settings, with `best_of` as the number of candidates, which OpenAI calls so."""
+    best_of, own = given.get("best_of"), given.get("specrej", {}).get("n")
+    if best_of is None:
+        return asked.settings
+    if type(best_of) is not int or best_of < asked.num_answers:
+        raise UsageError(
+            f"best_of must be a number of at least n, which is {asked.num_answers}, got "
+            f"{reprlib.repr(best_of)}"
+        )
+    if own not in (None, best_of):
+        raise UsageError(
+            f"best_of and specrej.n are one number, got {best_of} and {reprlib.repr(own)}",
+            hint="give one of them",
+        )
+    return replace(asked.settings, n=best_of)
 
 
 def in_words_of(body: Mapping[str, Any], message: str) -> str:

@@ -69,19 +69,21 @@ class ResponseWriter:
             return comment(payload)
         return self._event("specrej.progress", progress=payload)
 
-    def text(self, delta: str) -> Iterator[bytes]:
+    def text(self, delta: str, place: int) -> Iterator[bytes]:
         """A piece of the answer; before the first, what it is a piece of."""
         yield from self._opening()
         yield self._event("response.output_text.delta", **self._place, delta=delta, logprobs=[])
 
-    def end(self, completion: Mapping[str, Any], sent: str) -> Iterator[bytes]:
+    def end(
+        self, completion: Mapping[str, Any], sent: str, whole: Mapping[str, Any] | None
+    ) -> Iterator[bytes]:
         """What is left of the answer, and each thing that it is a part of, whole."""
         response = self.whole(completion)
         [message] = response["output"]
         [part] = message["content"]
         yield from self._opening()
         if rest := part["text"].removeprefix(sent):
-            yield from self.text(rest)
+            yield from self.text(rest, 0)
         said = {"text": part["text"], "logprobs": part["logprobs"]}
         yield self._event("response.output_text.done", **self._place, **said)
         yield self._event("response.content_part.done", **self._place, part=part)

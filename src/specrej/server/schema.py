@@ -180,15 +180,42 @@ class ChatRequest(_with_settings(CHAT_ONLY, _Request)):  # type: ignore[misc]
     ] = None
 
 
+_Text = Annotated[str, Field(min_length=1)]
+_Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+_MANY = Field(min_length=1)
+
+
 class TextRequest(_Request):
     """Body of /v1/completions. Any other field gets a 400 that names it, unless it asks for
     nothing.
     """
 
-    prompt: Annotated[str, Field(min_length=1)]
+    prompt: Annotated[
+        _Text | _Ids | Annotated[list[_Text], _MANY] | Annotated[list[_Ids], _MANY],
+        Field(
+            description="A text or token ids, or a list of either: then each is a prompt of its "
+            "own."
+        ),
+    ]
+    suffix: Annotated[
+        str | None,
+        Field(description="Comes behind the answer; for models that can fill in the middle."),
+    ] = None
+    echo: Annotated[
+        bool | None,
+        Field(description="Answers begin with the prompt. With `max_tokens` 0 nothing is decoded."),
+    ] = None
+    best_of: Annotated[
+        int | None,
+        Field(ge=1, description="Candidates, as `specrej.n`; at least `n`. 1 asks for nothing."),
+    ] = None
     logprobs: Annotated[
         int | None,
-        Field(ge=0, le=MOST_LOGPROBS, description="Tokens with their log-probabilities (nats)."),
+        Field(
+            ge=0,
+            le=MOST_LOGPROBS,
+            description="Tokens with their log-probabilities (nats), and so many of the likeliest.",
+        ),
     ] = None
 
 
@@ -233,12 +260,12 @@ class Logprobs(_Response):
 
 
 class TextLogprobs(_Response):
-    """Of the tokens of an answer, by place; `top_logprobs` by the tokens' texts."""
+    """Of the tokens of a text, in nats; null at a prompt's first token."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
-    text_offset: list[int]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: Annotated[list[int], Field(description="Where each begins, in characters.")]
 
 
 class Answer(_Response):
@@ -306,12 +333,12 @@ class _Completion(_Response):
     created: int
     model: str
     usage: Usage
-    specrej: OwnPart
 
 
 class ChatCompletion(_Completion):
     """The answer to a chat request."""
 
+    specrej: OwnPart
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
 
@@ -319,6 +346,12 @@ class ChatCompletion(_Completion):
 class TextCompletion(_Completion):
     """The answer to a text request."""
 
+    specrej: (
+        OwnPart
+        | Annotated[
+            list[OwnPart], Field(description="One for each of several prompts, in their order.")
+        ]
+    )
     object: Literal["text_completion"]
     choices: list[TextChoice]
 

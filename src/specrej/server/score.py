@@ -18,17 +18,17 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from specrej.engines.base import Engine
 from specrej.errors import DeadlineError, PromptError, UsageError
 from specrej.files.reading import check_characters
 from specrej.messages import as_messages, prompt_bytes
 from specrej.server.asked import Limits, parse_json
 from specrej.server.connection import body_of, unless_gone
+from specrej.server.fitting import check_bytes, check_model
 from specrej.server.given import GivenRewards
 from specrej.server.guard import Entry
 from specrej.server.lanes import Lane, Lanes
 from specrej.server.metrics import Meters
-from specrej.server.refusals import RefusalError, refusal_of_body
+from specrej.server.refusals import refusal_of_body
 from specrej.server.service import Service
 
 FORMS = (("messages", "answers"), ("prompt", "answers"), ("text_1", "text_2"))
@@ -99,38 +99,6 @@ def _answers(name: str, given: object, most: int) -> list[str]:
     if not 1 <= len(answers) <= most:
         raise UsageError(f"{name} must be 1 to {most} texts on this server, got {len(answers)}")
     return answers
-
-
-def check_model(asked: str, served: str) -> None:
-    """See that a body names the model that there is.
-
-    Raises:
-        RefusalError: another.
-    """
-    if asked != served:
-        message = f"there is no model {asked!r} here; there is {served!r}"
-        raise RefusalError("model_not_found", message, param="model")
-
-
-def check_bytes(what: str, num_bytes: int, engine: Engine, most_tokens: int | None) -> None:
-    """See that texts may fit in the context together, before a tokenizer takes its time with them.
-
-    Args:
-        what: they are, in the words that the error begins with.
-        num_bytes: of a prompt, or of one answer.
-        engine: whose context it is.
-        most_tokens: that there may be; None leaves it to the context.
-
-    Raises:
-        PromptError: they have more bytes than its tokens could stand for.
-    """
-    context, token_bytes = engine.context_tokens, engine.token_bytes
-    tokens = context if most_tokens is None else min(most_tokens, context)
-    if num_bytes > tokens * token_bytes:
-        raise PromptError(
-            f"{what} has {num_bytes:,} bytes; what there is of the model's context holds "
-            f"{tokens:,} tokens, each of at most {token_bytes} bytes"
-        )
 
 
 class ScoreDesk:

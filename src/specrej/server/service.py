@@ -22,13 +22,14 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 
 from specrej.api import IN_FLIGHT, prepare
 from specrej.engines.base import Engine
+from specrej.engines.reading import Likelihood
 from specrej.errors import (
     DeadlineError,
     EngineError,
@@ -40,12 +41,15 @@ from specrej.rewards.base import Reward
 from specrej.search.algorithms import Steps
 from specrej.search.budget import Total
 from specrej.search.checks import engine_failed
-from specrej.search.events import Ended, Event, Queued, Reporter
+from specrej.search.events import Ended, Reporter
 from specrej.search.pool import Pool
 from specrej.search.scheduler import Outcome, Scheduler
 from specrej.search.search import Search
 from specrej.server.given import GivenAnswers
+from specrej.server.reading import Readings
 from specrej.server.scorer import TimedScorer
+from specrej.server.tickets import StreamEvent as StreamEvent
+from specrej.server.tickets import Ticket as Ticket
 from specrej.settings import Settings
 from specrej.types import Prompt, Result
 
@@ -61,45 +65,8 @@ _LAST_WORDS_S = 10.0
 """For the thread to end, once it was asked to."""
 
 
-StreamEvent = Queued | Event
-"""What a ticket tells: of a run, and of the time before it."""
-
 _STEP_S = 0.1
 """Least seconds between two reports of steps."""
-
-
-class Ticket:
-    """One request, as its submitter follows it."""
-
-    def __init__(
-        self, service: "Service", number: int, num_ahead: int, *, is_watched: bool
-    ) -> None:
-        self.number = number
-        self.num_ahead = num_ahead
-        self.is_watched = is_watched
-        self._service = service
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
-
-    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        if self.is_watched:
-            yield Queued(num_ahead=self.num_ahead)
-        while True:
-            event = await self._events.get()
-            yield event
-            if isinstance(event, Ended):
-                return
-
-    def cancel(self) -> None:
-        """Nobody waits for the answer: the request's memory is free within a step, and no event
-        follows.
-        """
-        self._service.cancel(self.number)
-
-    def tell(self, event: StreamEvent) -> None:
-        """From the service's thread."""
-        with contextlib.suppress(RuntimeError):  # the event loop has ended
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
 
 @dataclass(eq=False)
@@ -108,7 +75,7 @@ class _Request:
     submitted_s: float
     deadline_s: float
     """When it comes, on the monotonic clock."""
-    reporter: Reporter = field(default_factory=lambda: Reporter(step_s=_STEP_S))
+    reporter: Reporter
     search: Search | None = None
     """From when it is made."""
     has_begun: bool = False
@@ -141,8 +108,9 @@ class Service:
         self.reward = reward
         self.is_stopping = False
         self.has_failed = False
+        self.readings = Readings(engine, pool)
+        self.max_queue = max_queue
         self._pool = pool
-        self._max_queue = max_queue
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._scorer = TimedScorer(reward_timeout_s)
         self.given = GivenAnswers(reward, self._scorer, self._calls.put, max_queue)
@@ -171,7 +139,7 @@ class Service:
     @property
     def num_waiting(self) -> int:
         """Requests that have not begun."""
-        return max(len(self._open) - self.num_active, 0)
+        return max(len(self._open) - self.num_active, 0) + len(self.readings)
 
     @property
     def kv_bytes(self) -> int:
@@ -193,7 +161,13 @@ class Service:
         self._thread.start()
 
     def submit(
-        self, prompt: Prompt, settings: Settings, *, deadline_s: float, is_watched: bool
+        self,
+        prompt: Prompt,
+        settings: Settings,
+        *,
+        deadline_s: float,
+        is_watched: bool,
+        place: int = 0,
     ) -> Ticket:
         """Take a request; to be called on an event loop.
 
@@ -202,29 +176,50 @@ class Service:
             settings: how to answer it.
             deadline_s: seconds from now that it may take, its waiting included.
             is_watched: whether events before the last are wanted.
+            place: of the prompt among those that are asked for together.
 
         Raises:
             QueueFullError: too many wait already.
             ShutdownError: the service is being stopped.
         """
+        with self._lock:
+            num_waiting = self._check_room(1)
+            number = next(self._numbering)
+            ticket = self._open[number] = Ticket(
+                self.cancel, number, num_waiting, is_watched=is_watched, place=place
+            )
+        now_s = time.monotonic()
+        request = _Request(ticket, now_s, now_s + deadline_s, Reporter(place, _STEP_S))
+        self._calls.put(lambda: self._take(request, prompt, settings))
+        return ticket
+
+    def read(
+        self, prompts: Sequence[Sequence[int]], num_top: int
+    ) -> list[asyncio.Future[list[Likelihood]]]:
+        """Have prompts read for how likely their tokens are, all or none; on an event loop.
+
+        Raises:
+            QueueFullError, ShutdownError: as `submit` does.
+        """
+        with self._lock:
+            self._check_room(len(prompts))
+            futures = [self.readings.add(ids, num_top) for ids in prompts]
+        self._calls.put(lambda: None)  # a thread that has nothing to do looks up
+        return futures
+
+    def _check_room(self, num_more: int) -> int:
+        """See that so many more may wait; how many do."""
         if self.is_stopping or self.has_failed:
             raise ShutdownError(
                 "the server is being stopped", hint="send the request to another one, or later"
             )
-        with self._lock:
-            num_waiting = self.num_waiting
-            if num_waiting >= self._max_queue:
-                retry_after_s = math.ceil(self._mean_s * num_waiting / max(self.num_active, 1))
-                raise QueueFullError(
-                    f"{num_waiting} requests are waiting already",
-                    retry_after_s=max(retry_after_s, 1),
-                )
-            number = next(self._numbering)
-            ticket = self._open[number] = Ticket(self, number, num_waiting, is_watched=is_watched)
-        now_s = time.monotonic()
-        request = _Request(ticket, now_s, now_s + deadline_s)
-        self._calls.put(lambda: self._take(request, prompt, settings))
-        return ticket
+        num_waiting = self.num_waiting
+        if num_waiting + num_more > self.max_queue:
+            retry_after_s = math.ceil(self._mean_s * num_waiting / max(self.num_active, 1))
+            raise QueueFullError(
+                f"{num_waiting} requests are waiting already", retry_after_s=max(retry_after_s, 1)
+            )
+        return num_waiting
 
     def cancel(self, number: int) -> None:
         """Drop a request that nobody waits for."""
@@ -234,7 +229,7 @@ class Service:
         """Take nothing more, let what runs end for so long, tell the others, and end the thread."""
         self.is_stopping = self.given.is_stopping = True
         until_s = time.monotonic() + grace_s
-        while (self._open or self.given.num_open) and time.monotonic() < until_s:
+        while (self._open or self.given.num_open or self.readings) and time.monotonic() < until_s:
             if self.has_failed:
                 break
             await asyncio.sleep(0.02)
@@ -258,8 +253,9 @@ class Service:
             tickets, self._open = list(self._open.values()), {}
         error = SpecrejError(f"the thread that decodes has failed: {reason}")
         for ticket in tickets:
-            ticket.tell(Ended(error))
+            ticket.tell(Ended(error, prompt=ticket.place))
         self.given.end_all(error)
+        self.readings.end_all(error)
 
     # What the thread does
 
@@ -272,7 +268,7 @@ class Service:
             self.fail(type(error).__name__)
 
     def _go_round(self) -> None:
-        for work in (self._make_calls, self._meet_deadlines, self._tick):
+        for work in (self._make_calls, self._meet_deadlines, self.readings.do_next, self._tick):
             try:
                 work()
             except (
@@ -298,7 +294,7 @@ class Service:
 
     def _make_calls(self) -> None:
         """What was asked for since the last step; with nothing to run, wait for it."""
-        is_idle = not self._requests
+        is_idle = not self._requests and not self.readings
         with contextlib.suppress(Empty):
             while True:
                 self._beat_s = math.inf if is_idle else time.monotonic()
@@ -329,7 +325,7 @@ class Service:
     def _end(self, number: int, outcome: Outcome, *, is_late: bool = False) -> None:
         request = self._forget(number)
         self._mean_s += _RECENT * (time.monotonic() - request.submitted_s - self._mean_s)
-        request.ticket.tell(Ended(outcome, is_late))
+        request.ticket.tell(Ended(outcome, is_late, request.ticket.place))
 
     def _forget(self, number: int) -> _Request:
         request = self._requests.pop(number)
@@ -391,4 +387,5 @@ class Service:
             self._free(number)
             self._end(number, error)
         self.given.end_all(error)
+        self.readings.end_all(error)
         self._has_ended = True

@@ -10,7 +10,15 @@ comments or as events of its own.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +27,7 @@ from specrej.hub.tool_formats import ToolForm
 from specrej.search.events import Decided, Ended, Queued, Started, Step, Text, payload_of
 from specrej.server.asked import Asked
 from specrej.server.calling import CertainText
+from specrej.server.echoing import united
 from specrej.server.refusals import RefusalError, internal_error, refusal_of
 from specrej.server.service import StreamEvent
 from specrej.types import Result
@@ -29,8 +38,9 @@ KEEP_ALIVE_S = 15.0
 _KEEP_ALIVE = b": keep-alive\n\n"
 _DONE = b"data: [DONE]\n\n"
 
-Finish = Callable[[Result, bool], Awaitable[dict[str, Any]]]
-"""The body of an answer that is not streamed, from its result and whether it is late."""
+Finish = Callable[[Result, bool, int], Awaitable[dict[str, Any]]]
+"""The body of an answer that is not streamed, from its result, whether it is late, and which prompt
+it is of."""
 
 
 class Writer(Protocol):
@@ -61,11 +71,15 @@ class Writer(Protocol):
     def progress(self, payload: Mapping[str, Any]) -> bytes:
         """How the request stands."""
 
-    def text(self, delta: str) -> Iterable[bytes]:
-        """A piece of the answer."""
+    def text(self, delta: str, place: int) -> Iterable[bytes]:
+        """A piece of the answer to the prompt with this place among several."""
 
-    def end(self, completion: Mapping[str, Any], sent: str) -> Iterable[bytes]:
-        """What is left when the answer is complete, of which this was sent."""
+    def end(
+        self, completion: Mapping[str, Any], sent: str, whole: Mapping[str, Any] | None
+    ) -> Iterable[bytes]:
+        """What is left when a prompt's answer is complete, of which this was sent. With the whole,
+        where no other prompt is left, also what comes last.
+        """
 
     def failure(self, refusal: RefusalError) -> bytes:
         """Why there is no answer; nothing follows."""
@@ -78,7 +92,6 @@ class Head:
     Attributes:
         asked: the request.
         id, created, model: as in the body of an answer that is not streamed.
-        tool_form: how calls stand in the answer, where functions may be called.
     """
 
     asked: Asked
@@ -113,8 +126,8 @@ class Head:
     def begin(self) -> Iterator[bytes]:
         return self.opening(0)
 
-    def text(self, delta: str) -> Iterator[bytes]:
-        yield self.chunk(0, {"content": delta})
+    def text(self, delta: str, place: int) -> Iterator[bytes]:
+        yield self.chunk(place * self.asked.request.num_answers, {"content": delta})
 
     def progress(self, payload: Mapping[str, Any]) -> bytes:
         if not self.asked.has_progress:
@@ -125,26 +138,30 @@ class Head:
     def usage(self, usage: Mapping[str, Any]) -> bytes:
         return self.block(self._kind, {"choices": [], "usage": usage})
 
-    def end(self, completion: Mapping[str, Any], sent: str) -> Iterator[bytes]:
+    def end(
+        self, completion: Mapping[str, Any], sent: str, whole: Mapping[str, Any] | None
+    ) -> Iterator[bytes]:
         """The rest of the best answer, the other answers, usage, and the end."""
         choices = completion["choices"]
         for position, choice in enumerate(choices):
-            text = _text_of(choice)
+            index, text = choice["index"], _text_of(choice)
             if position:
-                yield from self.opening(position)
+                yield from self.opening(index)
             else:
                 text = text[len(sent) :]
             if text:
-                yield self.chunk(position, {"content": text})
+                yield self.chunk(index, {"content": text})
             if calls := choice.get("message", {}).get("tool_calls"):
                 numbered = [{"index": number, **call} for number, call in enumerate(calls)]
-                yield self.chunk(position, {"tool_calls": numbered})
-            own = {"specrej": completion["specrej"]} if position == len(choices) - 1 else {}
+                yield self.chunk(index, {"tool_calls": numbered})
+            is_last = whole is not None and position == len(choices) - 1
+            own = {"specrej": whole["specrej"]} if whole is not None and is_last else {}
             ending = {"finish_reason": choice["finish_reason"], "logprobs": choice["logprobs"]}
-            yield self.chunk(position, {}, **ending, **own)
-        if self.asked.has_usage:
-            yield self.usage(completion["usage"])
-        yield _DONE
+            yield self.chunk(index, {}, **ending, **own)
+        if whole is not None:
+            if self.asked.has_usage:
+                yield self.usage(whole["usage"])
+            yield _DONE
 
     def failure(self, refusal: RefusalError) -> bytes:
         return _data(refusal.body)
@@ -164,6 +181,7 @@ async def blocks(
     finish: Finish,
     note: Callable[[Exception], None],
     form: ToolForm | None = None,
+    echoes: Sequence[str] = ("",),
 ) -> AsyncIterator[bytes]:
     """What is sent for the events of a request.
 
@@ -176,9 +194,10 @@ async def blocks(
         finish: makes the completion that the answer is made of without a stream.
         note: is told of what should not have happened.
         form: how calls of functions stand in the answer; None where there are none.
+        echoes: what the answers to each prompt begin with.
     """
     try:
-        async for block in _blocks(events, head, finish, form):
+        async for block in _blocks(events, head, finish, form, echoes):
             yield block
     except Exception as error:
         note(error)
@@ -190,34 +209,58 @@ async def _blocks(
     head: Writer,
     finish: Finish,
     form: ToolForm | None,
+    echoes: Sequence[str],
 ) -> AsyncIterator[bytes]:
     for block in head.begin():
         yield block
-    text = CertainText(form)
+    texts, bodies = [CertainText(form) for _ in echoes], dict[int, Mapping[str, Any]]()
+    for place, echo in enumerate(echoes):
+        if certain := texts[place].add(echo):
+            for block in head.text(certain, place):
+                yield block
     async for event in _with_pauses(events):
         match event:
             case None:
                 yield _KEEP_ALIVE
             case Queued() | Started() | Step() | Decided():
-                yield head.progress(payload_of(event))
-            case Text(delta):
-                if certain := text.add(delta):
-                    for block in head.text(certain):
+                yield head.progress(_payload(event, len(echoes)))
+            case Text(delta, place):
+                if certain := texts[place].add(delta):
+                    for block in head.text(certain, place):
                         yield block
             case Ended(SpecrejError() as error):
                 yield head.failure(refusal_of(error, {}))
-            case Ended(Result() as result, is_late):
-                completion = await finish(result, is_late)
-                if not _text_of(completion["choices"][0]).startswith(text.sent):
+                return
+            case Ended(Result() as result, is_late, place):
+                completion, sent = await finish(result, is_late, place), texts[place].sent
+                if not _text_of(completion["choices"][0]).startswith(sent):
                     raise RuntimeError("what was streamed is not how the answer begins")
+                bodies[place] = completion
+                whole = None
+                if len(bodies) == len(echoes):
+                    whole = united([bodies[number] for number in sorted(bodies)])
                 # Made as a whole: an error is not to come behind an end.
-                for block in list(head.end(completion, text.sent)):
+                for block in list(head.end(completion, sent, whole)):
                     yield block
+
+
+async def at_once(head: Writer, body: Mapping[str, Any]) -> AsyncIterator[bytes]:
+    """What is sent where the whole body is there before anything is sent."""
+    for block in head.end(body, "", body):
+        yield block
 
 
 def comment(payload: Mapping[str, Any]) -> bytes:
     """Progress as every client skips it."""
     return f": progress {json.dumps(payload)}\n\n".encode()
+
+
+def _payload(event: Queued | Started | Step | Decided, num_prompts: int) -> dict[str, Any]:
+    """How one of several prompts stands says which it is."""
+    payload = payload_of(event)
+    if num_prompts > 1 and not isinstance(event, Queued):
+        payload["prompt"] = event.prompt
+    return payload
 
 
 def _text_of(choice: Mapping[str, Any]) -> str:

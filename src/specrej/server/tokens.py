@@ -1,13 +1,11 @@
-"""The tokens of an answer with their log-probabilities, as OpenAI's two endpoints write them.
+"""The tokens of an answer with their log-probabilities, as OpenAI's chat endpoint writes them.
 
     chat_logprobs(answer, request, engine.detokenizer)  # {"content": [...], "refusal": None}
-    text_logprobs(answer, request, engine.detokenizer)  # {"tokens": [...], "token_logprobs": ...}
 
 Log-probabilities are in nats, under the model, before all that a request's settings do to them.
 """
 
 from collections.abc import Callable, Iterator
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 from specrej.server.protocol import CompletionRequest
@@ -42,10 +40,10 @@ def _places(
             return
         text = answer.text[read : read + len(reader.add(token_id).text)]
         read += len(text)
-        yield _Place(text, logprob, [(_alone(one, detokenizer), number) for one, number in top])
+        yield _Place(text, logprob, [(alone(one, detokenizer), number) for one, number in top])
 
 
-def _alone(token_id: int, detokenizer: Detokenizers) -> str:
+def alone(token_id: int, detokenizer: Detokenizers) -> str:
     """A token's text by itself, or how it is spelled if it is a special one; empty where it is a
     part of a character.
     """
@@ -69,27 +67,3 @@ def chat_logprobs(
 
 def _entry(text: str, logprob: float) -> dict[str, Any]:
     return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
-
-
-def text_logprobs(
-    answer: Candidate, request: CompletionRequest, detokenizer: Detokenizers
-) -> dict[str, Any]:
-    """Of an answer to /v1/completions.
-
-    `top_logprobs` holds log-probabilities by text, of texts that are alike the highest. The token
-    that was drawn is always among them. `text_offset` counts characters from the answer's start.
-    """
-    places = list(_places(answer, request, detokenizer))
-    starts = accumulate((len(place.text) for place in places), initial=0)
-    tops = []
-    for place in places:
-        top: dict[str, float] = {}
-        for text, logprob in (*place.likeliest, (place.text, place.logprob)):
-            top[text] = max(logprob, top.get(text, logprob))
-        tops.append(top)
-    return {
-        "tokens": [place.text for place in places],
-        "token_logprobs": [place.logprob for place in places],
-        "top_logprobs": tops,
-        "text_offset": [start for start, _ in zip(starts, places, strict=False)],
-    }

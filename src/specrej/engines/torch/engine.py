@@ -27,7 +27,9 @@ from specrej.attention.groups import Group
 from specrej.attention.layout import PREFILL_CHUNK, Demand, KvLayout
 from specrej.attention.prefixes import PromptPart
 from specrej.engines.base import PROMPTS_IN_TOTAL, Memory, Overhead, Token, check_bias
+from specrej.engines.reading import Likelihood
 from specrej.engines.streams import uniforms
+from specrej.engines.torch.reading import read
 from specrej.engines.torch.sampling import (
     LOST,
     History,
@@ -154,8 +156,13 @@ class TorchEngine:
             return int(free * 0.8)
         return self.default_budget(1024, max_new_tokens) * PROMPTS_IN_TOTAL
 
-    @torch.inference_mode()
-    def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
+    def prompt_logprobs(self, prompt_ids: Sequence[int], num_top: int) -> list[Likelihood]:
+        self._check_known(prompt_ids)
+        group = Group(list(prompt_ids), 0, self.layout, 1)
+        with _memory_errors():
+            return read(self.model, group, self._device, num_top)
+
+    def _check_known(self, prompt_ids: Sequence[int]) -> None:
         num_known = len(self.model.get_input_embeddings().weight)
         if max(prompt_ids) >= num_known:  # looked up on a GPU, it would end the process
             raise PromptError(
@@ -163,6 +170,10 @@ class TorchEngine:
                 f"{num_known}",
                 hint="the tokenizer does not fit the model",
             )
+
+    @torch.inference_mode()
+    def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
+        self._check_known(prompt_ids)
         group = Group(
             list(prompt_ids), budget_bytes, self.layout, max(sampling.max_new_tokens - 1, 1)
         )
