@@ -7,7 +7,7 @@ import specrej
 
 ROOT = Path(specrej.__file__).parent
 LAYERS = [
-    {"version", "errors", "memory", "registry", "options", "policy"},
+    {"version", "errors", "memory", "registry", "options", "policy", "prompt"},
     {"types", "messages", "settings", "flops"},
     {"files", "remote", "threads"},
     {"attention", "hub"},

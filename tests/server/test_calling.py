@@ -13,7 +13,7 @@ from calling import END, TOOL, CallingEngine
 from endpoint import DEFAULTS, Scripted, client, fake_service, lines_of, live
 from fakes import FakeReward
 from specrej.errors import PromptError, UsageError
-from specrej.server import schema
+from specrej.server import replies
 from specrej.server.protocol import parse_chat
 from specrej.types import Conversation, Piece
 
@@ -59,7 +59,7 @@ def test_a_call_is_a_call_and_can_be_replayed(name: str) -> None:
         replayed = [USER, choice.message.model_dump(), result]
         assert create(**{**given, "messages": replayed}).choices[0].finish_reason == "tool_calls"
         assert create(**given, tool_choice="none").choices[0].finish_reason == "stop"
-        schema.ChatCompletion.model_validate(
+        replies.ChatCompletion.model_validate(
             httpx.post(f"{url}/v1/chat/completions", json=given).json()
         )
 

@@ -448,7 +448,7 @@ def test_an_echo_may_stand_alone() -> None:
     assert not text().has_echo
     assert text(echo=True).decodes
     alone = text(echo=True, max_tokens=0, logprobs=2)
-    assert (alone.has_echo, alone.decodes, alone.has_logprobs, alone.num_top) == (
+    assert (alone.has_echo, alone.decodes, alone.has_logprobs, alone.settings.top_logprobs) == (
         *(True, False, True),
         2,
     )

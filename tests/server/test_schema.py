@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from endpoint import fake_service, live
-from specrej.server import bodies, responses, schema
+from specrej.server import bodies, replies, responses, schema
 from specrej.server.asked import READERS
 from specrej.server.protocol import _HONOURED, _LABELS, ENDPOINTS
 
@@ -67,17 +67,17 @@ def test_answers_are_as_documented(url: str) -> None:
         "logprobs": True,
         "specrej": {"return": ["rewards", "decisions", "candidates"]},
     }
-    schema.ChatCompletion.model_validate(
+    replies.ChatCompletion.model_validate(
         httpx.post(f"{url}/v1/chat/completions", json={**CHAT, **everything}).json()
     )
-    schema.TextCompletion.model_validate(httpx.post(f"{url}/v1/completions", json=TEXT).json())
+    replies.TextCompletion.model_validate(httpx.post(f"{url}/v1/completions", json=TEXT).json())
     included = {"include": ["message.output_text.logprobs"], "metadata": {"job": "1"}}
     bodies.Response.model_validate(
         httpx.post(f"{url}/v1/responses", json={**RESPONSE, **included}).json()
     )
     bodies.ScoreList.model_validate(httpx.post(f"{url}/v1/score", json=SCORE).json())
-    schema.ErrorBody.model_validate(httpx.post(f"{url}/v1/completions", json={}).json())
-    schema.ModelList.model_validate(httpx.get(f"{url}/v1/models").json())
+    replies.ErrorBody.model_validate(httpx.post(f"{url}/v1/completions", json={}).json())
+    replies.ModelList.model_validate(httpx.get(f"{url}/v1/models").json())
 
 
 def test_the_document_is_whole_and_the_docs_need_no_script(url: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, Field
 
-from specrej.server import schema
+from specrej.server import replies, schema
 from specrej.server.responses import RESPONSE_SAMPLING
 
 _Label: TypeAlias = Annotated[Any, Field(description="A label; the answer repeats it.")]
@@ -74,16 +74,16 @@ class ResponseRequest(schema._with_settings(RESPONSE_SAMPLING)):  # type: ignore
     specrej: schema.Own | None = None
 
 
-class OutputText(schema._Response):
+class OutputText(replies.Replied):
     """The text of the answer."""
 
     type: Literal["output_text"]
     text: str
     annotations: list[Any]
-    logprobs: list[schema.Token]
+    logprobs: list[replies.Token]
 
 
-class OutputMessage(schema._Response):
+class OutputMessage(replies.Replied):
     """The message that answers."""
 
     id: str
@@ -93,13 +93,13 @@ class OutputMessage(schema._Response):
     content: list[OutputText]
 
 
-class IncompleteDetails(schema._Response):
+class IncompleteDetails(replies.Replied):
     """Why an answer is not complete."""
 
     reason: Literal["max_output_tokens"]
 
 
-class ResponseUsage(schema._Response):
+class ResponseUsage(replies.Replied):
     """Tokens of the prompt and of the answer."""
 
     input_tokens: int
@@ -109,7 +109,7 @@ class ResponseUsage(schema._Response):
     total_tokens: int
 
 
-class Response(schema._Response):
+class Response(replies.Replied):
     """The answer to a request for a response."""
 
     id: str
@@ -139,7 +139,7 @@ class Response(schema._Response):
     truncation: Literal["disabled"]
     usage: ResponseUsage | None
     user: Any
-    specrej: schema.OwnPart
+    specrej: replies.OwnPart
 
 
 _Answers: TypeAlias = Annotated[list[str], Field(min_length=1)]
@@ -161,7 +161,7 @@ class ScoreRequest(BaseModel):
     user: Annotated[Any, Field(description="A label; it changes nothing.")] = None
 
 
-class ScoredAnswer(schema._Response):
+class ScoredAnswer(replies.Replied):
     """The reward of one answer."""
 
     index: Annotated[int, Field(description="Of the answer, as they were given.")]
@@ -171,7 +171,7 @@ class ScoredAnswer(schema._Response):
     ]
 
 
-class ScoreUsage(schema._Response):
+class ScoreUsage(replies.Replied):
     """What scoring took."""
 
     prompt_tokens: Annotated[int, Field(description="Read by the reward.")]
@@ -180,7 +180,7 @@ class ScoreUsage(schema._Response):
     seconds: Annotated[float, Field(description="Of the reward's work, without its waiting.")]
 
 
-class ScoreList(schema._Response):
+class ScoreList(replies.Replied):
     """The rewards of the answers, in their order."""
 
     id: str
@@ -192,8 +192,8 @@ class ScoreList(schema._Response):
 
 
 BODIES: dict[str, tuple[type[BaseModel], type[BaseModel]]] = {
-    "/v1/chat/completions": (schema.ChatRequest, schema.ChatCompletion),
-    "/v1/completions": (schema.TextRequest, schema.TextCompletion),
+    "/v1/chat/completions": (schema.ChatRequest, replies.ChatCompletion),
+    "/v1/completions": (schema.TextRequest, replies.TextCompletion),
     "/v1/responses": (ResponseRequest, Response),
     "/v1/score": (ScoreRequest, ScoreList),
 }

@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
 
-from specrej.server import schema
+from specrej.server import replies, schema
 from specrej.server.bodies import BODIES
 from specrej.server.metrics import CONTENT_TYPE, Meters
 from specrej.server.pages import docs_page, page_files
@@ -27,19 +27,19 @@ _NEVER = {"/v1/score": ("out_of_memory", "engine_failed")}
 """What a path never says though it reads a body: nothing is decoded for it."""
 
 
-def add_models(app: FastAPI, model: schema.Model) -> None:
+def add_models(app: FastAPI, model: replies.Model) -> None:
     """The list of models, which has one, and that one."""
 
     @app.get("/v1/models", responses=schema.errors(*_ANYWHERE, "invalid_api_key"))
-    async def list_models() -> schema.ModelList:
+    async def list_models() -> replies.ModelList:
         """The model that is served."""
-        return schema.ModelList(data=[model])
+        return replies.ModelList(data=[model])
 
     @app.get(
         "/v1/models/{name:path}",
         responses=schema.errors(*_ANYWHERE, "invalid_api_key", "model_not_found"),
     )
-    async def show_model(name: str) -> schema.Model:
+    async def show_model(name: str) -> replies.Model:
         """The model with this name."""
         if name != model.id:
             raise RefusalError(
@@ -74,7 +74,7 @@ def add_answering(
 def add_operations(app: FastAPI, service: Service, meters: Meters) -> None:
     """Health and metrics."""
 
-    @app.get("/health", responses={503: {"model": schema.Health}, **schema.errors(*_ANYWHERE)})
+    @app.get("/health", responses={503: {"model": replies.Health}, **schema.errors(*_ANYWHERE)})
     async def health() -> Response:
         """Whether the server takes requests."""
         if service.has_failed:

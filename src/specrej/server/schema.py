@@ -7,10 +7,11 @@ say why something is refused; tests hold the two together.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, Field, create_model
 from pydantic.json_schema import models_json_schema
 
 from specrej.options import About, kinds_of, options_of
+from specrej.server import replies
 from specrej.server.asked import MOST_STOP_CHARACTERS, MOST_STOPS
 from specrej.server.protocol import (
     CHAT_ONLY,
@@ -104,21 +105,6 @@ class TextPart(BaseModel):
     text: str
 
 
-class Called(BaseModel):
-    """The function that a call is of."""
-
-    name: str
-    arguments: Annotated[str, Field(description="The text of a JSON object.")]
-
-
-class ToolCall(BaseModel):
-    """The call of a function."""
-
-    id: str
-    type: Literal["function"]
-    function: Called
-
-
 class Message(BaseModel):
     """One turn of a conversation."""
 
@@ -127,7 +113,7 @@ class Message(BaseModel):
         str | list[TextPart] | None, Field(description="May be null beside tool_calls.")
     ] = None
     name: Annotated[str | None, Field(description="Given to the chat template.")] = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[replies.ToolCall] | None = None
     tool_call_id: Annotated[str | None, Field(description="Of the role tool: the call's id.")] = (
         None
     )
@@ -219,178 +205,6 @@ class TextRequest(_Request):
     ] = None
 
 
-class _Response(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Error(_Response):
-    """What was wrong, and with which field."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class ErrorBody(_Response):
-    """What every request gets that is not answered."""
-
-    error: Error
-
-
-class Likely(_Response):
-    """A token that could be in its place; `logprob` in nats."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class Token(Likely):
-    """A token of the answer, and the likeliest in its place."""
-
-    top_logprobs: list[Likely]
-
-
-class Logprobs(_Response):
-    """Of the tokens of an answer."""
-
-    content: list[Token]
-    refusal: None
-
-
-class TextLogprobs(_Response):
-    """Of the tokens of a text, in nats; null at a prompt's first token."""
-
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
-    text_offset: Annotated[list[int], Field(description="Where each begins, in characters.")]
-
-
-class Answer(_Response):
-    """The message that answers."""
-
-    role: Literal["assistant"]
-    content: Annotated[str | None, Field(description="null where there are calls alone.")]
-    refusal: None
-    tool_calls: list[ToolCall] | None = None
-
-
-class _Choice(_Response):
-    index: int
-    finish_reason: Literal["stop", "length", "tool_calls"]
-
-
-class ChatChoice(_Choice):
-    """One of the answers."""
-
-    message: Answer
-    logprobs: Logprobs | None
-
-
-class TextChoice(_Choice):
-    """One of the answers."""
-
-    text: str
-    logprobs: TextLogprobs | None
-
-
-class Usage(_Response):
-    """Tokens of the prompt and of the answers returned."""
-
-    prompt_tokens: int
-    completion_tokens: Annotated[int, Field(description="Tokens of the answers returned.")]
-    total_tokens: int
-
-
-class OwnPart(_Response):
-    """What the answers are worth, and what all candidates took."""
-
-    rewards: Annotated[list[float | None], Field(description="Of the answers, best first.")]
-    num_answers: int
-    num_candidates: int
-    generated_tokens: Annotated[
-        int, Field(description="Of all candidates, rejected ones included.")
-    ]
-    reward_tokens: Annotated[int, Field(description="Read by the reward.")]
-    seconds: float
-    peak_kv_bytes: int
-    seed: Annotated[int, Field(description="With it the request gets the same answer again.")]
-    note: Annotated[
-        str | None, Field(description="What is to be known of how the answer came about.")
-    ] = None
-    is_late: Annotated[
-        bool, Field(description="The deadline came; the answer is the best complete one by then.")
-    ]
-    candidate_rewards: list[float | None] | None = None
-    decisions: list[dict[str, Any]] | None = None
-    candidates: list[dict[str, Any]] | None = None
-
-
-class _Completion(_Response):
-    id: str
-    created: int
-    model: str
-    usage: Usage
-
-
-class ChatCompletion(_Completion):
-    """The answer to a chat request."""
-
-    specrej: OwnPart
-    object: Literal["chat.completion"]
-    choices: list[ChatChoice]
-
-
-class TextCompletion(_Completion):
-    """The answer to a text request."""
-
-    specrej: (
-        OwnPart
-        | Annotated[
-            list[OwnPart], Field(description="One for each of several prompts, in their order.")
-        ]
-    )
-    object: Literal["text_completion"]
-    choices: list[TextChoice]
-
-
-class Serving(_Response):
-    """What a request gets that does not say otherwise."""
-
-    reward: Annotated[
-        str,
-        Field(description="The kind of the reward; what comes behind it may be nobody's business."),
-    ]
-    defaults: Annotated[
-        dict[str, Any], Field(description="By the names of `specrej generate`'s options.")
-    ]
-
-
-class Model(_Response):
-    """A model that is served."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: Annotated[int, Field(description="When the server began, in seconds since 1970.")]
-    owned_by: Literal["specrej"] = "specrej"
-    specrej: Serving
-
-
-class ModelList(_Response):
-    """All models that are served."""
-
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
-class Health(_Response):
-    """Whether requests are taken."""
-
-    status: Literal["ok", "stopping", "failed"]
-
-
 def errors(*codes: str) -> dict[int | str, dict[str, Any]]:
     """What an endpoint documents beside its success: the refusals with these codes, by status."""
     meanings: dict[int, list[str]] = {}
@@ -398,7 +212,7 @@ def errors(*codes: str) -> dict[int | str, dict[str, Any]]:
         if code in codes:
             meanings.setdefault(status, []).append(meaning)
     return {
-        status: {"model": ErrorBody, "description": " ".join(meanings[status])}
+        status: {"model": replies.ErrorBody, "description": " ".join(meanings[status])}
         for status in sorted(meanings)
     }
 
