@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from specrej.api import run_one, unobserved
 from specrej.attention.layout import Demand, KvLayout
 from specrej.engines.base import Engine, Memory, Overhead, Token
+from specrej.engines.constraints import refuse_constraint
 from specrej.engines.streams import uniforms
 from specrej.errors import DeviceMemoryError
 from specrej.flops import AttentionFlops, ModelFlops
@@ -195,6 +196,9 @@ class FakeEngine:
 
     def default_total(self, max_new_tokens: int) -> int:
         return 4 * self.default_budget(20, max_new_tokens)
+
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        refuse_constraint(sampling, self.name, "it draws bytes from a hash")
 
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
         handle = self.num_prefills

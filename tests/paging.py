@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fakes import BOS, EOS, FLOPS, ByteReader, next_token, text_of
-from specrej.engines.paged import Drawn, PagedEngine
+from specrej.engines.backend import Drawn
+from specrej.engines.constraints import refuse_constraint
+from specrej.engines.paged import PagedEngine
 from specrej.engines.streams import uniforms
 from specrej.messages import as_messages
 from specrej.types import Prompt, SamplingParams
@@ -39,7 +41,7 @@ class Request:
 
 
 class FakeBackend:
-    """Implements `specrej.engines.paged.Backend`.
+    """Implements `specrej.engines.backend.Backend`.
 
     Attributes:
         submitted: (prompt, seed) of every request so far.
@@ -76,6 +78,9 @@ class FakeBackend:
 
     def versions(self) -> Mapping[str, str]:
         return {"fake": "1"}
+
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        refuse_constraint(sampling, self.name, "it draws bytes from a hash")
 
     def submit(
         self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int

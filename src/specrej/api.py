@@ -321,6 +321,7 @@ def prepare(
 
     Raises:
         PromptError: the prompt is none, or is not to be answered as it ends.
+        SamplingError: the engine cannot draw tokens as the settings say.
     """
     settings.check(prompt)
     with contained("the policy"):
@@ -328,6 +329,7 @@ def prepare(
     num_candidates = policy.n if settings.n == "auto" else settings.num_candidates
     asked = settings.to_dict()
     here = {**asked, "n": num_candidates, **engine.describe(), "reward": reward.name}
+    engine.check_sampling(settings.sampling)
     search = Search(
         engine,
         reward,

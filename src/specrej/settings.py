@@ -4,10 +4,11 @@ on construction.
 Settings(algorithm="best_of_n", n=16, memory="64MiB", seed=1)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypedDict
 
+from specrej.constraint import Constraint, constraint_of, schema_of
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.files.reading import check_characters
 from specrej.memory import parse_bytes
@@ -42,6 +43,9 @@ class Options(TypedDict, total=False):
     stop: Sequence[str]
     seed: int
     continue_final_message: bool
+    json_schema: Mapping[str, Any] | str | None
+    regex: str | None
+    grammar: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,9 +71,15 @@ class Settings:
         `SamplingParams`.
         continue_final_message: a conversation that ends in an assistant's message is continued
             inside that message; else it is refused.
+        json_schema: what all answers obey, a mapping or JSON text; `{"type": "object"}` is any JSON
+            object.
+        regex: a regular expression that all answers match as a whole, in Rust's syntax without
+            look-around.
+        grammar: a grammar that all answers obey, in Lark's form as llguidance takes it.
 
     Raises:
-        UsageError: a value outside its range; says which.
+        UsageError: a value outside its range; says which. At most one of json_schema, regex and
+            grammar may be given.
     """
 
     algorithm: str | Callable[..., Any] = option(
@@ -142,6 +152,21 @@ class Settings:
     continue_final_message: bool = option(
         False, "Continue the assistant's message that a conversation ends in; else it is refused."
     )
+    json_schema: Mapping[str, Any] | str | None = option(
+        None,
+        'A JSON schema that every answer obeys; {"type": "object"} is any JSON object.',
+        metavar="FILE|JSON",
+        unset="off",
+    )
+    regex: str | None = option(
+        None,
+        "A regular expression that every answer matches as a whole.",
+        metavar="REGEX",
+        unset="off",
+    )
+    grammar: str | None = option(
+        None, "A Lark grammar that every answer obeys.", metavar="FILE|LARK", unset="off"
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -189,7 +214,12 @@ class Settings:
         mine = {
             name: getattr(self, name) for name in options_of(SamplingParams) if hasattr(self, name)
         }
-        return SamplingParams(**mine | {"stop": tuple(self.stop)})
+        return SamplingParams(**mine | {"stop": tuple(self.stop), "constraint": self.constraint})
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What all answers obey."""
+        return constraint_of(json_schema=self.json_schema, regex=self.regex, grammar=self.grammar)
 
     def check(self, prompt: Prompt) -> None:
         """See that a prompt is one, and is to be answered as it ends.
@@ -233,6 +263,8 @@ class Settings:
             values["algorithm"] = _name_of(self.algorithm)
         if isinstance(self.policy, Policy):
             values["policy"] = self.policy.name
+        if self.json_schema is not None:
+            values["json_schema"] = schema_of(self.json_schema)
         return values | {"stop": list(self.stop)}
 
 

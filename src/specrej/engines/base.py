@@ -138,6 +138,13 @@ class Engine(Protocol):
         the budget of one.
         """
 
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        """See that tokens can be drawn like this, before anything is decoded. From any thread.
+
+        Raises:
+            SamplingError: they cannot be by this engine, or what answers must obey means nothing.
+        """
+
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
         """Prefill a prompt; its KV and that of its candidates stay within the budget. Returns
         its handle.

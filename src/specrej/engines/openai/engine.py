@@ -26,6 +26,7 @@ from specrej.engines.base import (
     Token,
     refuse_hidden_states,
 )
+from specrej.engines.constraints import refuse_constraint
 from specrej.engines.openai.answers import PartialAnswer, Vocabulary
 from specrej.engines.openai.prompts import OpenPrompt
 from specrej.engines.openai.replies import Chunk, UnreadableReplyError
@@ -148,6 +149,11 @@ class OpenAIEngine:
             )
         wanted = num_tokens * self.layout.bytes_per_token
         return wanted if self.capacity_bytes is None else min(wanted, self.capacity_bytes)
+
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        refuse_constraint(
+            sampling, self.name, "it asks for an answer in chunks, and a server begins each anew"
+        )
 
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
         handle, ids = next(self._handles), list(prompt_ids)

@@ -28,6 +28,7 @@ from specrej.attention.layout import PREFILL_CHUNK, Demand, KvLayout
 from specrej.attention.prefixes import PromptPart
 from specrej.engines.base import PROMPTS_IN_TOTAL, Memory, Overhead, Token
 from specrej.engines.streams import uniforms
+from specrej.engines.torch.constraints import Grammars, Rows
 from specrej.engines.torch.sampling import LOST, logsumexp, sample
 from specrej.errors import DeviceMemoryError, EngineError, PromptError, UsageError
 from specrej.flops import ModelFlops
@@ -60,6 +61,8 @@ class _Run:
     """`[drawn, hidden]` what their tokens were drawn from."""
     seen: Tensor | None = None
     """`[rows, vocabulary]` tokens in prompt or answer; held only under a repetition penalty."""
+    obeying: Rows | None = None
+    """Where the rows stand in the constraint that answers obey, where there is one."""
 
 
 class TorchEngine:
@@ -94,6 +97,8 @@ class TorchEngine:
         self._device = model.device
         self._runs: dict[int, _Run] = {}
         self._handles = count()
+        num_logits = model.config.get_text_config().vocab_size
+        self._grammars = Grammars(codec.tokenizer, num_logits, eos_ids)
 
     def describe(self) -> Mapping[str, str]:
         return self._description
@@ -144,6 +149,10 @@ class TorchEngine:
             free, _ = torch.cuda.mem_get_info(self._device)
             return int(free * 0.8)
         return self.default_budget(1024, max_new_tokens) * PROMPTS_IN_TOTAL
+
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        if sampling.constraint is not None:
+            self._grammars.compile(sampling.constraint)
 
     @torch.inference_mode()
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
@@ -198,6 +207,8 @@ class TorchEngine:
                 len(indices), run.logits.shape[-1], dtype=torch.bool, device=self._device
             )
             run.seen[:, run.group.prompt_ids] = True
+        if (constraint := run.sampling.constraint) is not None:
+            run.obeying = self._grammars.start(constraint, len(indices), self._device)
 
     @torch.inference_mode()
     def step(self, limits: Mapping[int, int] | None = None) -> list[Token]:
@@ -241,7 +252,10 @@ class TorchEngine:
     def _draw(self, run: _Run, logits: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         run.drawn, run.hidden = tuple(run.group.indices), hidden
         numbers = uniforms(run.sampling.seed, run.group.indices, run.num_tokens)
-        return sample(logits, run.sampling, torch.from_numpy(numbers).to(self._device), run.seen)
+        allowed = None if run.obeying is None else run.obeying.allowed()
+        return sample(
+            logits, run.sampling, torch.from_numpy(numbers).to(self._device), run.seen, allowed
+        )
 
     def _advance(self, handle: int, run: _Run, ids: Tensor, logprobs: Tensor) -> list[Token]:
         """Write one drawn token a row; rows that ended leave the group."""
@@ -252,12 +266,15 @@ class TorchEngine:
         run.newest = ids[:, None]
         if run.seen is not None:
             run.seen.scatter_(1, run.newest.clamp(min=0), True)  # rows that are lost leave below
+        drawn = ids.tolist()
+        if run.obeying is not None:
+            run.obeying.take(drawn)
         tokens = [
-            Token(handle, index, LOST, None, "lost", _NOT_FINITE)
+            Token(handle, index, LOST, None, "lost", _why_lost(run, row))
             if token_id == LOST
             else Token(handle, index, token_id, logprob, self._finish_reason(run, token_id))
-            for index, token_id, logprob in zip(
-                group.indices, ids.tolist(), logprobs.tolist(), strict=True
+            for row, (index, token_id, logprob) in enumerate(
+                zip(group.indices, drawn, logprobs.tolist(), strict=True)
             )
         ]
         self._remove(run, [row for row, token in enumerate(tokens) if token.finish_reason])
@@ -273,6 +290,8 @@ class TorchEngine:
             order = run.group.remove(rows)
             run.newest = run.newest[order]
             run.seen = None if run.seen is None else run.seen[order]
+            if run.obeying is not None:
+                run.obeying.reorder(order)
 
     def hidden_states(self, prompt: int) -> Mapping[int, NDArray[np.float32]]:
         run = self._runs[prompt]
@@ -316,6 +335,11 @@ class TorchEngine:
         self.model = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _why_lost(run: _Run, row: int) -> str:
+    """Why no token could be drawn for a row."""
+    return (run.obeying.failure(row) if run.obeying else "") or _NOT_FINITE
 
 
 @torch.inference_mode()

@@ -21,7 +21,11 @@ _SEGMENT = 128
 
 
 def sample(
-    logits: Tensor, params: SamplingParams, uniforms: Tensor, seen: Tensor | None = None
+    logits: Tensor,
+    params: SamplingParams,
+    uniforms: Tensor,
+    seen: Tensor | None = None,
+    allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw one token a row.
 
@@ -31,6 +35,8 @@ def sample(
         uniforms: `[rows]` float64 in [0, 1).
         seen: `[rows, vocabulary]` bool, tokens that the repetition penalty applies to; None when it
             is off.
+        allowed: `[rows, vocabulary]` bool, or `[1, vocabulary]` for all rows: tokens that may come;
+            None where all may.
 
     Returns:
         Token ids `[rows]` and their log-probabilities `[rows]` (nats, float32, finite) under the
@@ -40,6 +46,8 @@ def sample(
     """
     normalizer = logsumexp(logits)
     scores = logits if seen is None else penalize(logits, seen, params.repetition_penalty)
+    if allowed is not None:
+        scores = scores.where(allowed, -torch.inf)
     tokens, weight = _likeliest(scores) if params.is_greedy else _draw(scores, params, uniforms)
     tokens = tokens.expand(len(uniforms), -1)
     logprobs = logits.expand(len(uniforms), -1).gather(1, tokens).float() - normalizer
