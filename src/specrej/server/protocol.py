@@ -39,10 +39,12 @@ OWN = tuple(
 )
 """The settings that a body gives under `specrej`. A policy may be code, which a request never
 names."""
+CONSTRAINTS = ("json_schema", "regex", "grammar")
+"""Settings of which one at most is given: what answers obey."""
 RETURNABLE = ("rewards", "decisions", "candidates")
 _HONOURED = {
-    "chat": {"model", "messages", "n", "logprobs", "specrej", *SAMPLING},
-    "text": {"model", "prompt", "n", "specrej", *SAMPLING} - {*CHAT_ONLY},
+    "chat": {"model", "messages", "n", "logprobs", "response_format", "specrej", *SAMPLING},
+    "text": {"model", "prompt", "n", "response_format", "specrej", *SAMPLING} - {*CHAT_ONLY},
 }
 _LABELS = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
 _NOTHING: dict[str, tuple[Any, ...]] = {
@@ -223,9 +225,9 @@ def _settings(given: Mapping[str, Any], own: Mapping[str, Any], defaults: Settin
     """The defaults with what a body says otherwise; what is wrong with a value is said by the
     body's name for it.
     """
-    sampling = _sampling(given)
+    asked = {**_sampling(given), **own, **_constraint(given, own)}
     try:
-        return replace(defaults, **sampling, **own)
+        return replace(defaults, **asked)
     except UsageError as error:
         name, rest = re.findall(r"^(\w*)(.*)", str(error), re.DOTALL)[0]
         error.args = (in_words_of(given, f"specrej.{name}{rest}" if name in own else str(error)),)
@@ -245,6 +247,42 @@ def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(options.get("stop"), str):
         options["stop"] = [options["stop"]]
     return options
+
+
+def _constraint(given: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """What answers obey, by the names of `Settings`: in place of what they do by default."""
+    wanted = {name: own[name] for name in CONSTRAINTS if name in own}
+    if "response_format" in given:
+        if wanted:
+            raise UsageError(
+                f"response_format must be left out beside specrej.{next(iter(wanted))}",
+                hint="answers obey one thing",
+            )
+        wanted = {"json_schema": _schema_of(given["response_format"])}
+    return dict.fromkeys(CONSTRAINTS) | wanted if wanted else {}
+
+
+def _schema_of(response_format: Any) -> dict[str, Any]:
+    """The schema that a `response_format` asks for. Answers obey it whether it is strict or not."""
+    match response_format:
+        case {"type": "json_object", **others} if not others:
+            return {"type": "object"}
+        case {"type": "json_schema", "json_schema": {"schema": Mapping() as schema, **labels}}:
+            if response_format.keys() == {"type", "json_schema"} and _are_labels(labels):
+                return dict(schema)
+    raise UsageError(
+        f"response_format cannot be honoured, got {reprlib.repr(response_format)}",
+        hint="give text, json_object or json_schema, such as "
+        '{"type": "json_schema", "json_schema": {"name": "a", "schema": {...}}}',
+    )
+
+
+def _are_labels(given: Mapping[Any, Any]) -> bool:
+    """Whether these are the fields that OpenAI has beside a schema."""
+    kinds = {"name": str, "description": str, "strict": bool}
+    return all(
+        name in kinds and isinstance(value, kinds[name] | None) for name, value in given.items()
+    )
 
 
 def _own_options(own: object, beside: Beside) -> dict[str, Any]:
