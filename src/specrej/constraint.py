@@ -73,7 +73,7 @@ def schema_of(given: Mapping[str, Any] | str) -> dict[str, Any]:
         raise UsageError(f"json_schema must be JSON: {error}") from error
     if not isinstance(schema, dict):
         raise UsageError(
-            f"json_schema must be a JSON object, got {text[:80]}",
+            f"json_schema must be a JSON object, got {given!r:.80}",
             hint='for example {"type": "object"}',
         )
     return schema

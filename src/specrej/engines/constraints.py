@@ -17,8 +17,8 @@ from specrej.types import SamplingParams
 
 _SPACING = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 _HINT = (
-    "docs/structured.md says what is taken: JSON Schema, Rust's regular expressions without "
-    "look-around, Lark's grammars"
+    "taken is what llguidance takes: JSON Schema, Rust's regular expressions without look-around, "
+    "Lark's grammars"
 )
 
 

@@ -272,7 +272,7 @@ def _schema_of(response_format: Any) -> dict[str, Any]:
                 return dict(schema)
     raise UsageError(
         f"response_format cannot be honoured, got {reprlib.repr(response_format)}",
-        hint="give text, json_object or json_schema, such as "
+        hint="leave it out, or give text, json_object or json_schema, such as "
         '{"type": "json_schema", "json_schema": {"name": "a", "schema": {...}}}',
     )
 
