@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from specrej.api import run_one, unobserved
 from specrej.attention.layout import Demand, KvLayout
 from specrej.engines.base import Engine, Memory, Overhead, Token, refuse_ways
+from specrej.engines.constraints import refuse_constraint
 from specrej.engines.reading import Likelihood
 from specrej.engines.streams import uniforms
 from specrej.errors import DeviceMemoryError, PromptError
@@ -221,8 +222,11 @@ class FakeEngine:
     def default_total(self, max_new_tokens: int) -> int:
         return 4 * self.default_budget(20, max_new_tokens)
 
-    def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
+    def check_sampling(self, sampling: SamplingParams) -> None:
         refuse_ways(self.name, sampling, LACKING)
+        refuse_constraint(sampling, self.name, "it draws bytes from a hash")
+
+    def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
         handle = self.num_prefills
         self.num_prefills += 1
         self.groups[handle] = Group(list(prompt_ids), sampling, budget_bytes)

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fakes import BOS, EOS, FLOPS, LACKING, ByteReader, next_token, text_of
+from specrej.engines.backend import Drawn
 from specrej.engines.base import refuse_ways
-from specrej.engines.paged import Drawn, PagedEngine
+from specrej.engines.constraints import refuse_constraint
+from specrej.engines.paged import PagedEngine
 from specrej.engines.streams import uniforms
 from specrej.messages import as_messages
 from specrej.types import Prompt, SamplingParams
@@ -40,7 +42,7 @@ class Request:
 
 
 class FakeBackend:
-    """Implements `specrej.engines.paged.Backend`.
+    """Implements `specrej.engines.backend.Backend`.
 
     Attributes:
         submitted: (prompt, seed) of every request so far.
@@ -78,11 +80,14 @@ class FakeBackend:
     def versions(self) -> Mapping[str, str]:
         return {"fake": "1"}
 
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        refuse_ways(self.name, sampling, LACKING)
+        refuse_constraint(sampling, self.name, "it draws bytes from a hash")
+
     def submit(
         self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int
     ) -> None:
         assert key not in self.requests, "submitted twice"
-        refuse_ways(self.name, sampling, LACKING)
         self.requests[key] = Request(list(prompt_ids), sampling, seed)
         self.submitted.append((list(prompt_ids), seed))
 

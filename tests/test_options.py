@@ -53,6 +53,9 @@ ANOTHER: dict[str, Any] = {
     "stop": ["a", "b"],
     "seed": 9,
     "continue_final_message": True,
+    "json_schema": {"type": "object"},
+    "regex": "[ab]+",
+    "grammar": 'start: "a"',
 }
 """A value of each setting that a body can name, other than the default."""
 

@@ -324,6 +324,7 @@ def prepare(
 
     Raises:
         PromptError: the prompt is none, or is not to be answered as it ends.
+        SamplingError: the engine cannot draw tokens as the settings say.
     """
     settings.check(prompt)
     prompt = with_text(engine, prompt)
@@ -331,6 +332,7 @@ def prepare(
         policy = policy_of(settings)
     num_candidates = policy.n if settings.n == "auto" else settings.num_candidates
     note = _note_of(policy, num_candidates, engine, reward, settings)
+    engine.check_sampling(settings.sampling)
     search = Search(
         engine,
         reward,

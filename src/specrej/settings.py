@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypedDict
 
+from specrej.constraint import Constraint, constraint_of, schema_of
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.files.reading import check_characters
 from specrej.memory import parse_bytes
@@ -47,6 +48,9 @@ class Options(TypedDict, total=False):
     stop: Sequence[str]
     seed: int
     continue_final_message: bool
+    json_schema: Mapping[str, Any] | str | None
+    regex: str | None
+    grammar: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,9 +79,15 @@ class Settings:
         top_logprobs, stop, seed: see `SamplingParams`.
         continue_final_message: a conversation that ends in an assistant's message is continued
             inside that message; else it is refused.
+        json_schema: what all answers obey, a mapping or JSON text; `{"type": "object"}` is any JSON
+            object.
+        regex: a regular expression that all answers match as a whole, in Rust's syntax without
+            look-around.
+        grammar: a grammar that all answers obey, in Lark's form as llguidance takes it.
 
     Raises:
-        UsageError: a value outside its range; says which.
+        UsageError: a value outside its range; says which. At most one of json_schema, regex and
+            grammar may be given.
     """
 
     algorithm: str | Callable[..., Any] = option(
@@ -154,6 +164,21 @@ class Settings:
     continue_final_message: bool = option(
         False, "Continue the assistant's message that a conversation ends in; else it is refused."
     )
+    json_schema: Mapping[str, Any] | str | None = option(
+        None,
+        'A JSON schema that every answer obeys; {"type": "object"} is any JSON object.',
+        metavar="FILE|JSON",
+        unset="off",
+    )
+    regex: str | None = option(
+        None,
+        "A regular expression that every answer matches as a whole.",
+        metavar="REGEX",
+        unset="off",
+    )
+    grammar: str | None = option(
+        None, "A Lark grammar that every answer obeys.", metavar="FILE|LARK", unset="off"
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -202,7 +227,13 @@ class Settings:
             name: getattr(self, name) for name in options_of(SamplingParams) if hasattr(self, name)
         }
         bias = _bias_of({} if self.logit_bias is None else self.logit_bias)
-        return SamplingParams(**mine | {"stop": tuple(self.stop), "logit_bias": bias})
+        own = {"stop": tuple(self.stop), "logit_bias": bias, "constraint": self.constraint}
+        return SamplingParams(**mine | own)
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What all answers obey."""
+        return constraint_of(json_schema=self.json_schema, regex=self.regex, grammar=self.grammar)
 
     def check(self, prompt: Prompt) -> None:
         """See that a prompt is one, and is to be answered as it ends.
@@ -253,6 +284,8 @@ class Settings:
             values["policy"] = self.policy.name
         if self.logit_bias is not None:
             values["logit_bias"] = {str(one): bias for one, bias in self.logit_bias.items()}
+        if self.json_schema is not None:
+            values["json_schema"] = schema_of(self.json_schema)
         return values | {"stop": list(self.stop)}
 
 

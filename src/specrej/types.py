@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
+from specrej.constraint import Constraint
 from specrej.errors import UsageError
 from specrej.options import check, option, shown
 from specrej.policy import Policy as Policy
@@ -147,9 +148,17 @@ class SamplingParams:
         ge=0,
         lt=2**64,
     )
+    constraint: Constraint | None = None
+    """What every answer obeys; None leaves them free. Until an engine says that an answer is
+    whole, it cannot end, so `ignore_eos` is refused beside it."""
 
     def __post_init__(self) -> None:
         check(self)
+        if self.constraint is not None and self.ignore_eos:
+            raise UsageError(
+                f"ignore_eos must be off where answers obey a {self.constraint.kind}, which says "
+                "where they end"
+            )
         if not all(isinstance(stop, str) and stop for stop in self.stop):
             raise UsageError(f"stop must be made of strings that are not empty, got {self.stop!r}")
         for token_id, bias in self.logit_bias:

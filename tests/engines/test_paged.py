@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import specrej
 from fakes import FakeEngine, FakeReward, watched
 from paging import PAGE, FakeBackend, paged_engine
-from specrej.engines.paged import Drawn
+from specrej.engines.backend import Drawn
 from specrej.errors import EngineError, UsageError
 from specrej.search.search import Search
 from specrej.testing.subject import ids

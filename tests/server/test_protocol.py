@@ -158,7 +158,6 @@ def test_a_list_of_one_prompt_is_that_prompt() -> None:
         ("stream", True),
         ("stream_options", {"include_usage": True}),
         ("store", True),
-        ("response_format", {"type": "json_object"}),
         ("top_a", 5),
         ("temprature", 1.0),
     ],
@@ -651,3 +650,32 @@ def test_bodies_of_real_runs_hold_what_the_run_found(seed: int, n: int, stop: st
             b"".join(bytes(token["bytes"]) for token in tokens).decode()
             == choice["message"]["content"]
         )
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "json_object",
+        {"type": "json"},
+        {"type": "json_object", "schema": {}},
+        {"type": "json_schema"},
+        {"type": "json_schema", "json_schema": {"schema": [], "name": "a"}},
+        {"type": "json_schema", "json_schema": {"schema": {}, "names": "a"}},
+        {"type": "json_schema", "json_schema": {"schema": {}, "strict": "yes"}},
+    ],
+)
+@pytest.mark.parametrize("parse", [chat, text])
+def test_a_response_format_of_another_form_is_refused(parse: Any, value: object) -> None:
+    with pytest.raises(UsageError, match=r"^response_format cannot be honoured, got"):
+        parse(response_format=value)
+
+
+@pytest.mark.parametrize("parse", [chat, text])
+def test_a_response_format_is_a_schema_that_replaces_another_constraint(parse: Any) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    whole = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema, "strict": True}}
+    assert parse(response_format=whole).settings.json_schema == schema
+    free = parse(response_format={"type": "json_object"})
+    assert free.settings.json_schema == {"type": "object"}
+    with pytest.raises(UsageError, match=r"^response_format must be left out beside specrej.regex"):
+        parse(response_format=whole, specrej={"regex": "a"})

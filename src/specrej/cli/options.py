@@ -22,6 +22,7 @@ from specrej import arguments
 from specrej.api import policy_note
 from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UsageError
+from specrej.files.reading import read_text
 from specrej.memory import parse_bytes
 from specrej.opening import Opening
 from specrej.options import About, kinds_of, options_of
@@ -57,6 +58,29 @@ def _json_object(words: str | dict[str, Any]) -> dict[str, Any]:
     return given
 
 
+def _file_or_text(words: str) -> str:
+    """The content of the file that these words name, or the words where they name none."""
+    try:
+        is_file = Path(words).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a zero byte
+        is_file = False
+    return read_text(Path(words)) if is_file else words
+
+
+def _schema(words: str | dict[str, Any]) -> dict[str, Any]:
+    """A JSON schema, itself or the name of its file."""
+    if isinstance(words, dict) or words.lstrip().startswith("{"):
+        return _json_object(words)
+    text = _file_or_text(words)
+    if text == words:
+        raise typer.BadParameter(f"neither a JSON object nor a file: {words!r}")
+    return _json_object(text)
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {"json_schema": _schema, "grammar": _file_or_text}
+"""Of options that may name a file."""
+
+
 def _annotated(field: dataclasses.Field[Any], about: About, panel: str) -> Any:
     """What typer is told of an option. Bounds are for the dataclass to judge: its words are
     better.
@@ -82,6 +106,8 @@ def _read_as(
     """The type that typer reads words as, or the parser that does; where a text will do, the
     words are it.
     """
+    if field.name in _READERS:
+        return Any, _READERS[field.name]
     kinds = kinds_of(field)
     origins = {get_origin(kind) for kind in kinds}
     if Mapping in origins:

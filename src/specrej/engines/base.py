@@ -144,13 +144,17 @@ class Engine(Protocol):
         the budget of one.
         """
 
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        """See that tokens can be drawn like this, before anything is decoded. From any thread.
+
+        Raises:
+            SamplingError: the engine lacks a way of drawing that is asked for (see `refuse_ways`
+                and `check_bias`), or what answers must obey means nothing.
+        """
+
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
         """Prefill a prompt; its KV and that of its candidates stay within the budget. Returns
         its handle.
-
-        Raises:
-            SamplingError: the engine does not have a way of drawing that is asked for; see
-                `refuse_ways` and `check_bias`.
         """
 
     def num_shared(self, prompt: int) -> int:

@@ -28,9 +28,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from specrej.engines.backend import Drawn
 from specrej.engines.base import refuse_ways
+from specrej.engines.constraints import refuse_constraint
 from specrej.engines.openvino_prompts import KnownPrompts
-from specrej.engines.paged import Drawn
 from specrej.engines.streams import seeds
 from specrej.errors import EngineError
 from specrej.types import FinishReason, SamplingParams
@@ -100,8 +101,8 @@ class _Candidate:
 
 
 class OpenVinoBackend:
-    """Implements `specrej.engines.paged.Backend` with a `ContinuousBatchingPipeline`, which belongs
-    to it from here on.
+    """Implements `specrej.engines.backend.Backend` with a `ContinuousBatchingPipeline`, which
+    belongs to it from here on.
 
     Args:
         pipeline: with prefix caching, and with steps that hold every prompt whole: a page of a
@@ -163,10 +164,17 @@ class OpenVinoBackend:
     def versions(self) -> Mapping[str, str]:
         return self._versions
 
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        refuse_ways("openvino", sampling, _LACKING)
+        refuse_constraint(
+            sampling,
+            self.name,
+            "a candidate is a chain of requests, and OpenVINO begins a constraint anew with each",
+        )
+
     def submit(
         self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int
     ) -> None:
-        refuse_ways("openvino", sampling, _LACKING)
         self._candidates[key] = _Candidate(tuple(prompt_ids), sampling, seed)
         self._waiting[key] = None
 
@@ -261,7 +269,7 @@ class OpenVinoBackend:
             )
 
     def abort(self, keys: Sequence[int]) -> None:
-        """See `specrej.engines.paged.Backend`. Pages of who is dropped within one are free after
+        """See `specrej.engines.backend.Backend`. Pages of who is dropped within one are free after
         the next step.
         """
         for key in keys:

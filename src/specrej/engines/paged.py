@@ -20,9 +20,10 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
 from specrej.attention.layout import Demand, KvLayout
+from specrej.engines.backend import Backend, Drawn
 from specrej.engines.base import (
     PROMPTS_IN_TOTAL,
     Memory,
@@ -34,75 +35,13 @@ from specrej.engines.streams import seeds
 from specrej.errors import UsageError
 from specrej.flops import ModelFlops
 from specrej.hub.tokenizers import TextCodec
-from specrej.types import Detokenizer, FinishReason, Prompt, SamplingParams, TopLogprobs
+from specrej.types import Detokenizer, Prompt, SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 _CANDIDATES_ON_A_CPU = 8
-
-
-class Drawn(NamedTuple):
-    """A token that a backend has made for a request."""
-
-    key: int
-    token_id: int
-    logprob: float | None
-    finish_reason: FinishReason | None
-    num_cached: int = 0
-    """Tokens of the prompt that were found in the prefix cache when the request began; counts
-    with the first token."""
-    top_logprobs: TopLogprobs | None = None
-    """See `specrej.engines.base.Token`."""
-
-
-class Backend(Protocol):
-    """What schedules requests over a paged KV cache."""
-
-    name: str
-    page_tokens: int
-    """Tokens of a page."""
-    num_pages: int
-    """Pages for all requests together."""
-    most_requests: int
-    """Most requests that are computed side by side; others wait."""
-    is_on_cpu: bool
-    seed_bits: int
-
-    def describe(self) -> Mapping[str, str]:
-        """What a figure depends on beside the settings."""
-
-    def versions(self) -> Mapping[str, str]:
-        """Versions of what computes."""
-
-    def submit(
-        self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int
-    ) -> None:
-        """Queue a request of its own random stream; nothing is computed yet. May raise
-        SamplingError.
-        """
-
-    def step(self) -> Iterable[Drawn]:
-        """Let every request have its next token, those that find no room wait; may give none for
-        some.
-
-        Raises:
-            EngineError: it failed.
-        """
-
-    def abort(self, keys: Sequence[int]) -> None:
-        """End requests; their pages are free, and nothing more comes of them."""
-
-    def shutdown(self) -> None:
-        """End all requests, and free the model and what computes it. May be called twice."""
-
-    def pages_in_use(self) -> int:
-        """As the backend measures it, after its last step."""
-
-    @property
-    def num_preemptions(self) -> int:
-        """Times that it took pages away from a request, so far."""
 
 
 @dataclass
@@ -222,6 +161,9 @@ class PagedEngine:
         """The whole cache."""
         return self.capacity_bytes
 
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        self.backend.check_sampling(sampling)
+
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
         handle = next(self._handles)
         before = self.backend.num_preemptions
@@ -242,7 +184,7 @@ class PagedEngine:
         """Queue the request that brings a prompt's full pages into the prefix cache."""
         prompt.is_read = False
         prompt.reading_key = next(self._keys)
-        sampling = replace(prompt.sampling, max_new_tokens=1, ignore_eos=True)
+        sampling = replace(prompt.sampling, max_new_tokens=1, ignore_eos=True, constraint=None)
         self.backend.submit(prompt.reading_key, prompt.ids, sampling, seed=0)
         self._owners[prompt.reading_key] = handle
 

@@ -12,9 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from specrej.constraint import Constraint
+from specrej.engines.backend import Drawn
 from specrej.engines.base import check_bias
+from specrej.engines.constraints import checked, spaced
 from specrej.engines.opening import EngineOptions
-from specrej.engines.paged import Drawn, PagedEngine
+from specrej.engines.paged import PagedEngine
 from specrej.engines.vllm_process import (
     check_arguments,
     defaults,
@@ -36,6 +39,7 @@ _OURS = {
     "async_scheduling": "it would decode beyond a decision",
     "disable_log_stats": "KV use and preemptions are read from the statistics",
     "logprobs_mode": "log-probabilities are the model's, before temperature and filters",
+    "structured_outputs_config": "what answers obey means the same on all engines",
     "runner": "an engine generates; a reward model is given as the reward",
 }
 _CPU_KV_BYTES = 2**31
@@ -74,7 +78,7 @@ def open_as_asked(model: str | Path, options: EngineOptions) -> PagedEngine:
 
 
 class VllmBackend:
-    """Implements `specrej.engines.paged.Backend` with an `LLMEngine`.
+    """Implements `specrej.engines.backend.Backend` with an `LLMEngine`.
 
     Args:
         source: a directory or an id.
@@ -110,6 +114,7 @@ class VllmBackend:
             "enable_prefix_caching": True,
             "async_scheduling": False,
             "disable_log_stats": False,
+            "structured_outputs_config": {"backend": "guidance"},
         }
         try:
             with quiet():
@@ -147,10 +152,14 @@ class VllmBackend:
     def versions(self) -> Mapping[str, str]:
         return self._versions
 
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        check_bias(sampling, self.config.model_config.get_vocab_size())
+        if sampling.constraint is not None:
+            checked(sampling.constraint)
+
     def submit(
         self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int
     ) -> None:
-        check_bias(sampling, self.config.model_config.get_vocab_size())
         try:
             params = _sampling_params(sampling, seed)
         except ValueError as error:  # it takes no temperature above 2
@@ -229,6 +238,7 @@ def _sampling_params(sampling: SamplingParams, seed: int) -> Any:
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.top_logprobs,
         detokenize=False,
+        structured_outputs=_structured(sampling.constraint),
         output_kind=RequestOutputKind.DELTA,
     )
 
@@ -237,6 +247,18 @@ def _likeliest(given: Mapping[int, Any], k: int) -> TopLogprobs:
     """Of what vLLM says of a place, which also holds the token that was drawn, by id."""
     pairs = [(token_id, float(one.logprob)) for token_id, one in given.items()]
     return tuple(sorted(pairs, key=lambda pair: -pair[1])[:k])
+
+
+def _structured(constraint: Constraint | None) -> Any:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    match constraint:
+        case None:
+            return None
+        case Constraint("json_schema", text):
+            return StructuredOutputsParams(json=spaced(text))
+        case Constraint(kind, text):
+            return StructuredOutputsParams(**{kind: text})
 
 
 def _make_gauge() -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 
 from specrej.errors import UsageError
 from specrej.files.reading import check_characters
+from specrej.server.constraining import CONSTRAINTS
 from specrej.server.protocol import ENDPOINTS, Beside, CompletionRequest
 from specrej.server.responses import parse_response
 from specrej.settings import Settings
@@ -24,6 +25,8 @@ from specrej.settings import Settings
 READERS = {**ENDPOINTS, "/v1/responses": parse_response}
 """What reads the body of a request, by its path."""
 MOST_STOPS, MOST_STOP_CHARACTERS = 16, 128
+MOST_CONSTRAINT_CHARACTERS = 32_768
+"""Of what answers obey: it compiles in half a second at most, before the queue."""
 _OURS = Beside(fields=("stream", "stream_options"), own=("progress", "deadline_s"))
 _MOST_CHARACTERS = 256
 """Of a text under `specrej`; no schedule or amount of memory is longer."""
@@ -182,9 +185,8 @@ def _check_lengths(own: Mapping[str, Any]) -> None:
     square of it.
     """
     for name, value in own.items():
-        if len(name) > _MOST_CHARACTERS or (
-            isinstance(value, str) and len(value) > _MOST_CHARACTERS
-        ):
+        is_long = isinstance(value, str) and len(value) > _MOST_CHARACTERS
+        if len(name) > _MOST_CHARACTERS or (is_long and name not in CONSTRAINTS):
             raise UsageError(f"specrej.{name[:40]} must have at most {_MOST_CHARACTERS} characters")
 
 
@@ -199,6 +201,11 @@ def _check_limits(request: CompletionRequest, limits: Limits, candidates: str) -
     for name, (value, most) in limited.items():
         if most is not None and value > most:
             raise UsageError(f"{name} must be at most {most} on this server, got {value}")
+    if (obeyed := settings.constraint) and len(obeyed.text) > MOST_CONSTRAINT_CHARACTERS:
+        raise UsageError(
+            f"{obeyed.kind} must have at most {MOST_CONSTRAINT_CHARACTERS:,} characters on this "
+            f"server, got {len(obeyed.text):,}"
+        )
     if len(settings.stop) > MOST_STOPS or any(
         len(stop) > MOST_STOP_CHARACTERS for stop in settings.stop
     ):

@@ -19,6 +19,7 @@ from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.options import options_of
 from specrej.registry import is_name, names
 from specrej.server import conversing
+from specrej.server.constraining import constraint_in
 from specrej.server.texts import text_prompts
 from specrej.settings import Settings
 from specrej.types import Prompt
@@ -54,9 +55,10 @@ OWN = tuple(
 names."""
 RETURNABLE = ("rewards", "decisions", "candidates")
 _HONOURED = {
-    "chat": {"model", "messages", "n", "logprobs", "specrej"}
+    "chat": {"model", "messages", "n", "logprobs", "response_format", "specrej"}
     | {*SAMPLING, *EITHER, *conversing.FIELDS},
-    "text": {"model", "n", "logprobs", "specrej", *TEXT_ONLY, *SAMPLING, *EITHER} - {*CHAT_ONLY},
+    "text": {"model", "n", "logprobs", "response_format", "specrej"}
+    | {*TEXT_ONLY, *SAMPLING, *EITHER} - {*CHAT_ONLY},
 }
 _LABELS = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
 _NOTHING: dict[str, tuple[Any, ...]] = {
@@ -322,8 +324,9 @@ def _settings(given: Mapping[str, Any], own: Mapping[str, Any], defaults: Settin
                 f"and {reprlib.repr(own[name])}",
                 hint="give one of them",
             )
+    asked = {**sampling, **own, **constraint_in(given, own)}
     try:
-        return replace(defaults, **{**sampling, **own})
+        return replace(defaults, **asked)
     except UsageError as error:
         name, rest = re.findall(r"^(\w*)(.*)", str(error), re.DOTALL)[0]
         error.args = (in_words_of(given, f"specrej.{name}{rest}" if name in own else str(error)),)

@@ -157,6 +157,8 @@ def _param(error: UsageError, body: Mapping[str, Any]) -> str | None:
     for field in names:
         if field in body:
             return field
+    if name == "json_schema" and "response_format" in body:
+        return "response_format"
     if isinstance(own, Mapping) and name in own:
         return f"specrej.{name}"
     return "specrej" if isinstance(error, UnknownNameError) else None

@@ -82,6 +82,22 @@ class StreamOptions(BaseModel):
     include_usage: Annotated[bool | None, Field(description="A last event with the usage.")] = None
 
 
+class JsonSchema(BaseModel):
+    """What answers obey; the other fields are labels."""
+
+    schema_: Annotated[dict[str, Any], Field(alias="schema", description="A JSON schema.")]
+    name: str | None = None
+    description: str | None = None
+    strict: Annotated[bool | None, Field(description="Answers obey it, strict or not.")] = None
+
+
+class ResponseFormat(BaseModel):
+    """What answers are."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
 class _Named(BaseModel):
     model: Annotated[str, Field(description="As /v1/models names it.", min_length=1)]
     n: Annotated[int | None, Field(ge=1, description="Answers: the n best, best first.")] = None
@@ -93,6 +109,7 @@ _BOTH = (*(name for name in SAMPLING if name not in CHAT_ONLY), *EITHER)
 class _Request(_with_settings(_BOTH, _Named)):  # type: ignore[misc]
     stream: Annotated[bool | None, Field(description="Server-sent events.")] = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
     user: Annotated[Any, Field(description="A label; labels are taken, and change nothing.")] = None
     metadata: Annotated[Any, Field(description="A label.")] = None
     specrej: Own | None = None

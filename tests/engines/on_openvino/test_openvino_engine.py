@@ -14,8 +14,9 @@ from hypothesis import given
 import specrej
 from extremes import EXTREME
 from fakes import FakeReward
+from specrej.engines.backend import Drawn
 from specrej.engines.openvino_requests import _Candidate, _generation_config
-from specrej.engines.paged import Drawn, PagedEngine
+from specrej.engines.paged import PagedEngine
 from specrej.errors import EngineError
 from specrej.testing import EngineSuite, Subject
 from specrej.types import SamplingParams

@@ -24,7 +24,6 @@ from specrej.engines.base import (
     Memory,
     Overhead,
     Token,
-    check_bias,
     refuse_hidden_states,
 )
 from specrej.engines.openai.answers import PartialAnswer, Vocabulary
@@ -150,9 +149,10 @@ class OpenAIEngine:
         wanted = num_tokens * self.layout.bytes_per_token
         return wanted if self.capacity_bytes is None else min(wanted, self.capacity_bytes)
 
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        self._server.check(sampling, self._shape.chunk_tokens, self._vocabulary.size)
+
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
-        check_bias(sampling, self._vocabulary.size)
-        self._server.check(sampling, self._shape.chunk_tokens)
         handle, ids = next(self._handles), list(prompt_ids)
         prompt = OpenPrompt(
             ids, sampling, ids if self._server.gives_ids else self._vocabulary.prompt_text(ids)

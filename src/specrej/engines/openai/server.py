@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from specrej.engines.base import refuse_ways
+from specrej.engines.base import check_bias, refuse_ways
+from specrej.engines.constraints import refuse_constraint
 from specrej.engines.openai.replies import (
     Capacity,
     Chunk,
@@ -260,13 +261,17 @@ class CompletionsServer:
         except UnreadableReplyError as error:
             raise UnreadableReplyError(f"{error}: {remote.quote(reply.text)}") from None
 
-    def check(self, sampling: SamplingParams, chunk_tokens: int) -> None:
+    def check(self, sampling: SamplingParams, chunk_tokens: int, num_known: int) -> None:
         """See that answers in chunks can be drawn like this: penalties count the answer's tokens,
         and a server takes those of earlier chunks for the prompt's.
 
         Raises:
             SamplingError: they cannot.
         """
+        check_bias(sampling, num_known)
+        refuse_constraint(
+            sampling, "openai", "it asks for an answer in chunks, and a server begins each anew"
+        )
         if not self.gives_ids or sampling.max_new_tokens > chunk_tokens:
             hint = (
                 "a server counts the tokens of one request: give --engine-args "

@@ -11,7 +11,7 @@ Knows tokens, rows and bytes; not rewards and not why a candidate is dropped.
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -22,13 +22,15 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
-from specrej.attention.attention import DecodePass, Pass, PrefillPass
+from specrej.attention.attention import DecodePass
 from specrej.attention.groups import Group
-from specrej.attention.layout import PREFILL_CHUNK, Demand, KvLayout
+from specrej.attention.layout import Demand, KvLayout
 from specrej.attention.prefixes import PromptPart
 from specrej.engines.base import PROMPTS_IN_TOTAL, Memory, Overhead, Token, check_bias
 from specrej.engines.reading import Likelihood
 from specrej.engines.streams import uniforms
+from specrej.engines.torch.constraints import Grammars, Rows
+from specrej.engines.torch.passes import forward, memory_errors, prefill
 from specrej.engines.torch.reading import read
 from specrej.engines.torch.sampling import (
     LOST,
@@ -71,6 +73,8 @@ class _Run:
     """What bias and penalties go by; held only where they are on."""
     top: list[TopLogprobs | None] = field(default_factory=list)
     """Of each row of the latest step, where the likeliest tokens are asked for."""
+    obeying: Rows | None = None
+    """Where the rows stand in the constraint that answers obey, where there is one."""
 
 
 class TorchEngine:
@@ -105,6 +109,9 @@ class TorchEngine:
         self._device = model.device
         self._runs: dict[int, _Run] = {}
         self._handles = count()
+        num_logits = model.config.get_text_config().vocab_size
+        self._num_logits = num_logits
+        self._grammars = Grammars(codec.tokenizer, num_logits, eos_ids)
 
     def describe(self) -> Mapping[str, str]:
         return self._description
@@ -156,10 +163,15 @@ class TorchEngine:
             return int(free * 0.8)
         return self.default_budget(1024, max_new_tokens) * PROMPTS_IN_TOTAL
 
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        check_bias(sampling, self._num_logits)
+        if sampling.constraint is not None:
+            self._grammars.compile(sampling.constraint)
+
     def prompt_logprobs(self, prompt_ids: Sequence[int], num_top: int) -> list[Likelihood]:
         self._check_known(prompt_ids)
         group = Group(list(prompt_ids), 0, self.layout, 1)
-        with _memory_errors():
+        with memory_errors():
             return read(self.model, group, self._device, num_top)
 
     def _check_known(self, prompt_ids: Sequence[int]) -> None:
@@ -177,13 +189,12 @@ class TorchEngine:
         group = Group(
             list(prompt_ids), budget_bytes, self.layout, max(sampling.max_new_tokens - 1, 1)
         )
-        with _memory_errors():
+        with memory_errors():
             group.share(run.group for run in self._runs.values())
             logits, hidden = prefill(self.model, group, self._device)
         # Found here, before another prompt can share KV that holds NaN.
         if not logsumexp(logits).isfinite().all():
             raise EngineError(f"after the prompt {_NOT_FINITE}", hint=_NOT_FINITE_HINT)
-        check_bias(sampling, logits.shape[-1])
         handle = next(self._handles)
         newest = torch.empty(0, 1, dtype=torch.long, device=self._device)
         self._runs[handle] = _Run(group, sampling, logits, hidden, newest)
@@ -221,12 +232,14 @@ class TorchEngine:
             run.logits.shape[-1],
             self._device,
         )
+        if (constraint := run.sampling.constraint) is not None:
+            run.obeying = self._grammars.start(constraint, len(indices), self._device)
 
     @torch.inference_mode()
     def step(self, limits: Mapping[int, int] | None = None) -> list[Token]:
         runs = {handle: self._runs[handle] for handle in (self._runs if limits is None else limits)}
         live = {handle: run for handle, run in runs.items() if run.group.num_rows}
-        with _memory_errors():
+        with memory_errors():
             begun = {handle: run for handle, run in live.items() if run.num_tokens}
             for handle, run in begun.items():
                 run.group.reserve(None if limits is None else limits[handle])
@@ -252,7 +265,7 @@ class TorchEngine:
         positions = [
             len(run.group.prompt_ids) + run.group.length for run in runs for _ in run.group.indices
         ]
-        logits, hidden = _forward(
+        logits, hidden = forward(
             self.model,
             ids,
             torch.tensor(positions, device=self._device)[:, None],
@@ -267,7 +280,9 @@ class TorchEngine:
         if run.sampling.top_logprobs:
             top = likeliest(logits, run.sampling.top_logprobs)
             run.top = [*top] * (len(run.drawn) // len(top))  # all first tokens come from one row
-        return sample(logits, run.sampling, torch.from_numpy(numbers).to(self._device), run.history)
+        allowed = None if run.obeying is None else run.obeying.allowed()
+        drawn_by = torch.from_numpy(numbers).to(self._device)
+        return sample(logits, run.sampling, drawn_by, run.history, allowed)
 
     def _advance(self, handle: int, run: _Run, ids: Tensor, logprobs: Tensor) -> list[Token]:
         """Write one drawn token a row; rows that ended leave the group."""
@@ -278,14 +293,17 @@ class TorchEngine:
         run.newest = ids[:, None]
         run.history.add(run.newest)  # rows that are lost leave below
         tops = run.top or [None] * group.num_rows
+        drawn = ids.tolist()
+        if run.obeying is not None:
+            run.obeying.take(drawn)
         tokens = [
-            Token(handle, index, LOST, None, "lost", _NOT_FINITE)
+            Token(handle, index, LOST, None, "lost", _why_lost(run, row))
             if token_id == LOST
             else Token(
                 handle, index, token_id, logprob, self._finish_reason(run, token_id), "", top
             )
-            for index, token_id, logprob, top in zip(
-                group.indices, ids.tolist(), logprobs.tolist(), tops, strict=True
+            for row, (index, token_id, logprob, top) in enumerate(
+                zip(group.indices, drawn, logprobs.tolist(), tops, strict=True)
             )
         ]
         self._remove(run, [row for row, token in enumerate(tokens) if token.finish_reason])
@@ -301,6 +319,8 @@ class TorchEngine:
             order = run.group.remove(rows)
             run.newest = run.newest[order]
             run.history = run.history.of_rows(order)
+            if run.obeying is not None:
+                run.obeying.reorder(order)
 
     def hidden_states(self, prompt: int) -> Mapping[int, NDArray[np.float32]]:
         run = self._runs[prompt]
@@ -329,7 +349,7 @@ class TorchEngine:
         run, gone = self._runs[prompt], set(indices)
         self._remove(run, [row for row, index in enumerate(run.group.indices) if index in gone])
         # Where there is no room for the copy, the block stays as it is until it grows.
-        with suppress(DeviceMemoryError), _memory_errors():
+        with suppress(DeviceMemoryError), memory_errors():
             run.group.fit()
 
     def close(self, prompt: int) -> None:
@@ -346,45 +366,6 @@ class TorchEngine:
             torch.cuda.empty_cache()
 
 
-@torch.inference_mode()
-def prefill(model: Any, group: Group, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Run what a group's prompt does not share through the model, its KV into the group.
-
-    Returns the logits `[1, vocabulary]` and the last hidden state `[1, hidden]` at the prompt's
-    last position.
-    """
-    for start in range(group.start, len(group.prompt_ids), PREFILL_CHUNK):
-        ids = torch.tensor([group.prompt_ids[start : start + PREFILL_CHUNK]], device=device)
-        positions = torch.arange(start, start + ids.shape[1], device=device)[None]
-        logits, hidden = _forward(model, ids, positions, PrefillPass(group, start))
-    return logits, hidden.clone()  # a view would hold the states of the whole chunk
-
-
-def _forward(model: Any, ids: Tensor, positions: Tensor, kv: Pass) -> tuple[Tensor, Tensor]:
-    """Logits `[rows, vocabulary]` and last hidden states `[rows, hidden]` of the last position
-    of each row.
-    """
-    head_inputs: list[Tensor] = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(
-        lambda _, given: head_inputs.append(given[0])
-    )
-    try:
-        output = model(
-            input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1, kv=kv
-        )
-    finally:
-        hook.remove()
-    return output.logits[:, -1], head_inputs[0][:, -1]
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Name the ways in which torch says that memory is out."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceMemoryError(str(error), hint="give a smaller --memory") from error
-    except RuntimeError as error:
-        if "not enough memory" not in str(error):  # what the CPU's allocator says
-            raise
-        raise DeviceMemoryError(str(error), hint="give a smaller --memory") from error
+def _why_lost(run: _Run, row: int) -> str:
+    """Why no token could be drawn for a row."""
+    return (run.obeying.failure(row) if run.obeying else "") or _NOT_FINITE

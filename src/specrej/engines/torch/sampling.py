@@ -75,7 +75,11 @@ _NONE = History()
 
 
 def sample(
-    logits: Tensor, params: SamplingParams, uniforms: Tensor, history: History = _NONE
+    logits: Tensor,
+    params: SamplingParams,
+    uniforms: Tensor,
+    history: History = _NONE,
+    allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw one token a row.
 
@@ -84,6 +88,8 @@ def sample(
         params: temperature, top_k, top_p, min_p, the penalties.
         uniforms: `[rows]` float64 in [0, 1).
         history: of the rows.
+        allowed: `[rows, vocabulary]` bool, or `[1, vocabulary]` for all rows: tokens that may come;
+            None where all may.
 
     Returns:
         Token ids `[rows]` and their log-probabilities `[rows]` (nats, float32, finite) under the
@@ -93,6 +99,8 @@ def sample(
     """
     normalizer = logsumexp(logits)
     scores = adjusted(logits, params, history)
+    if allowed is not None:
+        scores = scores.where(allowed, -torch.inf)
     tokens, weight = _likeliest(scores) if params.is_greedy else _draw(scores, params, uniforms)
     tokens = tokens.expand(len(uniforms), -1)
     logprobs = logits.expand(len(uniforms), -1).gather(1, tokens).float() - normalizer
