@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import openai
 import pytest
 from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_model
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
@@ -75,6 +78,30 @@ def test_continuations_are_scored(texts: Any, how: Any) -> None:
     for sample in samples:
         for [[logprob, _]] in sample["resps"]:
             assert -math.inf < float(logprob) < 0
+
+
+def test_the_greedy_continuation_is_the_likeliest(texts: Any) -> None:
+    """What is decoded and what is scored stand at the same place."""
+    with openai.OpenAI(
+        base_url=texts["base_url"].removesuffix("/completions"), api_key="-"
+    ) as asking:
+        contexts = [f"The letter {letter}" for letter in "ABCDEFGH"]
+        answer = asking.completions.create(
+            model="tiny", prompt=contexts, temperature=0, max_tokens=1
+        )
+    likeliest = [choice.text for choice in answer.choices]
+    pairs = [pair for pair in zip(contexts, likeliest, strict=True) if "!" < pair[1] < "~"]
+    assert pairs
+    scored = get_model("local-completions")(**texts).loglikelihood(
+        [
+            Instance("loglikelihood", {}, (context, text), 0)
+            for context, next_one in pairs
+            for text in (next_one, "~")
+        ]
+    )
+    assert [is_greedy for _, is_greedy in scored] == [True, False] * len(pairs)
+    for likelier, other in zip(scored[::2], scored[1::2], strict=True):
+        assert other[0] < likelier[0] < 0
 
 
 def test_texts_are_continued(texts: Any) -> None:
