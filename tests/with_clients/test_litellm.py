@@ -41,8 +41,3 @@ def test_text_completion(there: Any) -> None:
     there = there | {"model": "text-completion-openai/tiny"}
     assert litellm.text_completion(prompt="Hello", **there).choices[0].text
     assert len(litellm.text_completion(prompt=["Hello", "Well,"], **there).choices) == 2
-
-
-def test_responses(there: Any) -> None:
-    response = litellm.responses(input="Hello", **there)
-    assert response.output[0].content[0].text
