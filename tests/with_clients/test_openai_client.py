@@ -13,7 +13,12 @@ from with_clients.pet import ASK, Pet
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "server.md"
 HELLO: Any = [{"role": "user", "content": "Hello"}]
-TOOL: Any = openai.pydantic_function_tool(Pet)
+STRICT: Any = openai.pydantic_function_tool(Pet)
+TOOL: Any = {
+    "type": "function",
+    "function": {"name": "Pet", "parameters": Pet.model_json_schema()},
+}
+FORCED: Any = {"type": "function", "function": {"name": "Pet"}}
 
 
 @pytest.fixture(scope="module")
@@ -125,13 +130,21 @@ def test_tools_may_be_called_or_not(create: Any) -> None:
 
 def test_a_tool_that_must_be_called_is(client: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": ASK}]
-    choice: Any = {"type": "function", "function": {"name": "Pet"}}
     answer = client.chat.completions.parse(
-        model="tiny", messages=messages, tools=[TOOL], tool_choice=choice
+        model="tiny", messages=messages, tools=[STRICT], tool_choice=FORCED
     )
     [call] = answer.choices[0].message.tool_calls or []
     assert call.function.name == "Pet"
     assert isinstance(call.function.parsed_arguments, Pet)
+
+
+@pytest.mark.parametrize("choice", [FORCED, "required"])
+def test_a_call_is_streamed(create: Any, choice: Any) -> None:
+    chunks = list(create(tools=[TOOL], tool_choice=choice, stream=True))
+    calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
+    assert [call.function.name for call in calls if call.function.name] == ["Pet"]
+    assert Pet.model_validate_json("".join(call.function.arguments or "" for call in calls))
+    assert not any(chunk.choices[0].delta.content for chunk in chunks)
 
 
 def test_a_turn_is_replayed_as_the_client_has_it(create: Any) -> None:
