@@ -17,7 +17,19 @@ if importlib.util.find_spec("instructor") is None:
 ROOT = Path(__file__).parents[2]
 PYTHON = os.environ.get("SPECREJ_PYTHON", str(ROOT / ".venv" / "bin" / "python"))
 """Of the environment that has specrej."""
-OPTIONS = ["--reward", "logprob", "--n", "4", "--max-new-tokens", "96", "--port", "0"]
+OPTIONS = [
+    "--reward",
+    "logprob",
+    "--n",
+    "4",
+    "--max-new-tokens",
+    "96",
+    "--seed",
+    "1",
+    "--port",
+    "0",
+]
+"""With a seed, since some answers of a random model are empty."""
 WAIT_S = 120
 
 # A client that counts or prices tokens would look for its tables on the network, again and again.
