@@ -2,6 +2,8 @@
 VENV ?= .venv
 # vLLM has an environment of its own: it comes with versions of its own, and takes 3.5 GB.
 VENV_VLLM ?= .venv-vllm
+# The clients of the server have one too: some need an older openai. It has no torch, and takes 0.9 GB.
+VENV_CLIENTS ?= .venv-clients
 PYTHON ?= python3
 # Pinned so that figures can be compared; any torch of pyproject.toml's range works.
 TORCH ?= torch==2.13.0
@@ -10,7 +12,7 @@ PROMPT ?= Give three tips for staying healthy.
 # Else every process that a test starts would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check test-rest test-engines test-torch test-vllm bench clean
+.PHONY: demo test check test-rest test-engines test-torch test-vllm test-clients bench clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/specrej models pull
@@ -19,7 +21,7 @@ demo: $(VENV)/.ready
 # Two at a time: one alone leaves a core idle, since tests wait for processes, signals and servers.
 test: $(VENV)/.ready
 	$(VENV)/bin/specrej models pull
-	$(MAKE) --jobs=2 --keep-going test-rest test-vllm check test-engines test-torch
+	$(MAKE) --jobs=2 --keep-going test-rest test-vllm test-clients check test-engines test-torch
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
@@ -41,6 +43,11 @@ test-vllm:
 	$(VENV_VLLM)/bin/specrej models pull
 	$(VENV_VLLM)/bin/pytest tests/with_vllm
 
+# The server that the clients ask is a process of the other environment.
+test-clients: $(VENV)/.ready
+	$(MAKE) $(VENV_CLIENTS)/.ready
+	SPECREJ_PYTHON=$(abspath $(VENV)/bin/python) $(VENV_CLIENTS)/bin/pytest tests/with_clients
+
 bench: $(VENV)/.ready
 	$(VENV)/bin/python benchmarks/engine.py
 
@@ -59,5 +66,13 @@ $(VENV_VLLM)/.ready: pyproject.toml
 	$(VENV_VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+# The packages of the extra alone, without specrej and what that needs.
+CLIENTS = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["clients"], sep="\n")
+$(VENV_CLIENTS)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV_CLIENTS)
+	$(VENV_CLIENTS)/bin/python -c '$(CLIENTS)' >$(VENV_CLIENTS)/requirements.txt
+	$(VENV_CLIENTS)/bin/pip install --quiet --no-compile --requirement $(VENV_CLIENTS)/requirements.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV_VLLM)
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_CLIENTS)

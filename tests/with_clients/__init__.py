@@ -1,0 +1,1 @@
+"""Real clients at their defaults against a live server, each a module."""
