@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from synthetic import make_bench, write_bench
 
@@ -200,6 +200,7 @@ def test_usual_text_stays_as_it_is() -> None:
 
 
 @given(texts=st.lists(st.text(), min_size=1, max_size=4))
+@example(texts=["\r", "a\r=1+1\n", '"', ","])
 def test_a_table_holds_texts_whole(texts: list[str]) -> None:
     items = [
         Item(number, [{"role": "user", "content": text}], text[::-1])
@@ -230,10 +231,10 @@ def test_figures_are_those_of_numpy(bench: Path, tmp_path: Path) -> None:
     [key] = read_keys(bench).values()
     rng = np.random.default_rng(5)
     scores = rng.integers(1, 11, size=(3, len(key["items"])))
-    files = [
-        fill(tmp_path / "sheet.csv", tmp_path / f"{name}.csv", lambda n, r=r: scores[r, n - 1])
-        for r, name in enumerate(("anna", "ben"))
-    ]
+    files: list[Path] = []
+    for name, own_scores in zip(("anna", "ben"), scores.tolist(), strict=False):
+        by_item = dict(enumerate(own_scores, 1))
+        files.append(fill(tmp_path / "sheet.csv", tmp_path / f"{name}.csv", by_item.__getitem__))
     third = {n: int(scores[2, n - 1]) for n in range(1, 13)}
     files.append(tmp_path / "ratings.json")
     files[-1].write_text(lines_of(key["sheet"], "carl", dict(third)))
@@ -385,5 +386,5 @@ def test_a_text_beyond_the_readers_usual_limit_is_read(tmp_path: Path) -> None:
     export_sheet(tmp_path / "out", [tmp_path / "sheet.csv"])
     csv.field_size_limit(2**17)
     table = (tmp_path / "sheet.csv").read_text(encoding="utf-8-sig")
-    (tmp_path / "anna.csv").write_text(re.sub(r",$", ",4", table, flags=re.MULTILINE))
+    (tmp_path / "anna.csv").write_text(re.sub(r',""$', ",4", table, flags=re.MULTILINE))
     assert import_ratings(tmp_path / "out", [tmp_path / "anna.csv"])["num_ratings"] == 2

@@ -41,7 +41,8 @@ def to_csv(sheet: str, scale: tuple[int, int], items: Sequence[Item]) -> str:
         items: in the sheet's order.
     """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    # All is quoted: the writer does not see that a lone \r ends a row elsewhere.
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(COLUMNS)
     for one in items:
         writer.writerow([sheet, one.item, harmless(_question(one)), harmless(one.answer), ""])

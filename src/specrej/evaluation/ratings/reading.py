@@ -55,9 +55,8 @@ def read_ratings(
         paths: the raters' files, in any order.
 
     Raises:
-        UsageError: the folder has no sheet, a file cannot be read, an item is in no sheet of the
-            folder, a score is none of the scale, a rater has rated an answer twice, sheets have
-            different scales, or there is no rating. Names each fault by file and line.
+        UsageError: the folder has no sheet, there is no rating, or a file or line cannot be used.
+            Names each fault by file and line.
     """
     keys = read_keys(directory)
     reader = _Reader(Path(directory), keys)
