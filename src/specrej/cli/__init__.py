@@ -19,6 +19,7 @@ import typer
 
 from specrej.cli import answer, batch, calibrate, evaluate, relabel, serve
 from specrej.cli.pull import models_app
+from specrej.cli.ratings import ratings_app
 from specrej.threads import spin_only_briefly
 from specrej.version import __version__
 
@@ -44,6 +45,7 @@ for _command in (
     evaluate.export,
 ):
     app.command(rich_help_panel="Measuring")(_command)
+app.add_typer(ratings_app, name="ratings", rich_help_panel="Measuring")
 app.add_typer(models_app, name="models")
 
 

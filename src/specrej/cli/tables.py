@@ -1,4 +1,4 @@
-"""The tables that bench and replay print on stdout. Nothing is computed here.
+"""The tables that bench, replay and ratings print on stdout. Nothing is computed here.
 
 print_bench(summarize(rows, baseline="best_of_n:8"))
 """
@@ -12,6 +12,7 @@ from specrej.cli.display import make_table, number, plain
 from specrej.evaluation.intervals import Estimate
 from specrej.evaluation.metrics import MethodSummary, Summary
 from specrej.evaluation.policy_words import policy_words
+from specrej.evaluation.ratings.summary import RatingsSummary
 from specrej.evaluation.replay_summary import PolicyRow, ReplaySummary
 from specrej.evaluation.speedup import Speedup
 
@@ -153,6 +154,44 @@ def print_replay(summary: ReplaySummary) -> None:
         )
         worth.add_row(str(at["num_tokens"]), *coefficients, _interval(lost[at["num_tokens"]]))
     console.print(worth)
+
+
+def print_ratings(summary: RatingsSummary) -> None:
+    """What raters gave to each method, overall and where they differ most, and whether they
+    agree.
+    """
+    disputed = summary["high_disagreement"]
+    table = make_table(
+        ("method", "left"),
+        "score",
+        "prompts",
+        "ratings",
+        "disputed",
+        "prompts",
+        "ratings",
+        "failed",
+    )
+    for method, figures in summary["methods"].items():
+        cells = []
+        for part in (figures, disputed["methods"][method]):
+            cells += [_interval(part["score"]), str(part["num_prompts"]), str(part["num_ratings"])]
+        table.add_row(plain(method), *cells, str(len(summary["failed"][method])))
+    console = _wide_console()
+    console.print(table)
+    low, high = summary["scale"]
+    console.print(
+        Text(
+            f"scores from {low} to {high}; {summary['num_ratings']} ratings by "
+            f"{len(summary['raters'])} raters of {summary['num_rated']} of {summary['num_items']} "
+            f"items; [95% interval over prompts]\n"
+            f"Krippendorff's alpha (interval) {_interval(summary['agreement'])} on "
+            f"{summary['num_comparable']} ratings of items with two or more\n"
+            "disputed: the fifth of these whose raters differ most, "
+            f"{len(disputed['items'])} items with {disputed['num_ratings']} ratings; "
+            f"{disputed['num_as_disputed']} items as disputed as its last are left out",
+            style="dim",
+        )
+    )
 
 
 def _policy_cells(row: PolicyRow) -> list[str]:

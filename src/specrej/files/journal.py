@@ -114,6 +114,16 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file whole or not at all. Its folder is made.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    with _written_whole(Path(path)) as file:
+        file.write(text)
+
+
 @contextlib.contextmanager
 def _written_whole(path: Path) -> Iterator[TextIO]:
     """A file to write, which has its name when the block has ended well."""
