@@ -92,7 +92,10 @@ def named_by(node: ast.stmt) -> str:
 def test_a_type_has_a_name_of_its_own() -> None:
     """But for OpenAI's words, which the server's schemas take over."""
     found: dict[str, list[str]] = {}
-    for module in sorted(MODULES.keys() - {"specrej.server.schema", "specrej.server.replies", "specrej.server.bodies"}):
+    for module in sorted(
+        MODULES.keys()
+        - {"specrej.server.schema", "specrej.server.replies", "specrej.server.bodies"}
+    ):
         for node in ast.parse(MODULES[module].read_text()).body:
             if (name := named_by(node)) and not name.startswith("_"):
                 found.setdefault(name, []).append(module)

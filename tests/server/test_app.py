@@ -183,7 +183,7 @@ def test_a_model_with_a_slash_in_its_name_is_found() -> None:
     ("fields", "param", "reason"),
     [
         ({"tools": [{"type": "function"}]}, "tools", r"tools\[0\] must be a function"),
-        ({"tool_choice": "required"}, "tool_choice", "tool_choice cannot be honoured"),
+        ({"tool_choice": "any"}, "tool_choice", "tool_choice cannot be honoured"),
         ({"presence_penalty": 3}, "presence_penalty", "presence_penalty must be in"),
         ({"temprature": 1}, "temprature", "temprature cannot be honoured"),
         ({"temperature": -1}, "temperature", r"temperature must be 0 \(greedy\) or above"),

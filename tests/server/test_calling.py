@@ -163,7 +163,7 @@ def function(**changes: Any) -> list[Any]:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ({"tool_choice": "required"}, "tool_choice cannot be honoured, got 'required'"),
+        ({"tool_choice": "any"}, "tool_choice cannot be honoured, got 'any'"),
         ({"tool_choice": {"type": "function"}}, "tool_choice cannot be honoured"),
         ({"parallel_tool_calls": 2}, "parallel_tool_calls cannot be honoured"),
         ({"tools": {}}, "tools must be a list"),

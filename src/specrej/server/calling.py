@@ -1,7 +1,7 @@
 """Calls of functions in OpenAI's bodies that answer, parsed from what a model wrote.
 
 choice = with_calls(choice, request, answer, detokenizer, "c-1")    # message.tool_calls
-certain = CertainText(form_in(detokenizer))
+certain = CertainText(form_of(request, detokenizer))
 certain.add(text)                # what of a stream's text is no call, whatever comes behind it
 """
 
@@ -9,12 +9,15 @@ import hashlib
 from typing import Any
 
 from specrej.hub.tool_formats import Call, ToolForm
+from specrej.server.forcing import FORM
 from specrej.server.protocol import CompletionRequest
 from specrej.types import Candidate, Conversation, Detokenizer
 
 
-def form_in(detokenizer: Detokenizer) -> ToolForm | None:
-    """How calls stand in the answer that a detokenizer reads; None where it is text."""
+def form_of(request: CompletionRequest, detokenizer: Detokenizer) -> ToolForm | None:
+    """How calls stand in an answer, which a detokenizer reads; None where it is text."""
+    if request.must_call:
+        return FORM
     form: ToolForm | None = getattr(detokenizer, "tool_form", None)
     return form
 
@@ -35,7 +38,7 @@ def with_calls(
         detokenizer: reads it.
         completion_id: the body's `id`; with the choice's number it decides the ids of calls.
     """
-    form = form_in(detokenizer)
+    form = form_of(request, detokenizer)
     if not isinstance(request.prompt, Conversation) or form is None:
         return choice
     spelled = form.spelled(answer.text, answer.token_ids, detokenizer)

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from specrej.errors import UsageError
+from specrej.server.forcing import forced, schema_of_calls
 
+_TEXT = {"type": "text"}
 CONSTRAINTS = ("json_schema", "regex", "grammar")
 """Settings of which one at most is given: what answers obey."""
 
@@ -16,13 +18,17 @@ CONSTRAINTS = ("json_schema", "regex", "grammar")
 def constraint_in(given: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """What answers obey, by the names of `Settings`: in place of what they do by default."""
     wanted = {name: own[name] for name in CONSTRAINTS if name in own}
-    if "response_format" in given:
-        if wanted:
-            raise UsageError(
-                f"response_format must be left out beside specrej.{next(iter(wanted))}",
-                hint="answers obey one thing",
-            )
+    names = [f"specrej.{name}" for name in wanted][:1]
+    if given.get("response_format", _TEXT) != _TEXT:
         wanted = {"json_schema": _schema_of(given["response_format"])}
+        names.append("response_format")
+    if tools := forced(given):
+        wanted = {"json_schema": schema_of_calls(tools)}
+        names.append("tool_choice")
+    if len(names) > 1:
+        raise UsageError(
+            f"{names[-1]} must be left out beside {names[0]}", hint="answers obey one thing"
+        )
     return dict.fromkeys(CONSTRAINTS) | wanted if wanted else {}
 
 

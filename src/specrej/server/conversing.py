@@ -2,7 +2,7 @@
 
     prompt = prompt_of(messages, body)
 
-Nothing makes a model call a function: `tool_choice` is "auto" or "none".
+What a `tool_choice` other than "auto" and "none" has called is in `forcing`.
 """
 
 import reprlib
@@ -12,6 +12,7 @@ from typing import Any
 
 from specrej.errors import UsageError
 from specrej.messages import as_conversation
+from specrej.server.forcing import forced, without_strict
 from specrej.types import Conversation, Prompt
 
 FIELDS = ("tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs", "reasoning_effort")
@@ -26,20 +27,17 @@ def prompt_of(messages: list[Any], body: Mapping[str, Any]) -> Prompt:
         UsageError: a field that cannot be honoured; names it.
         PromptError: see `as_conversation`.
     """
+    choice, is_parallel = body.get("tool_choice"), body.get("parallel_tool_calls")
+    tools = body.get("tools", ())
+    if choice == "none" or forced(body):
+        tools = without_strict(tools)
     asked = as_conversation(
         Conversation(
             messages=messages,
-            tools=body.get("tools", ()),
+            tools=tools,
             template_arguments=_template_arguments(body),
         )
     )
-    choice, is_parallel = body.get("tool_choice"), body.get("parallel_tool_calls")
-    if choice not in (None, "auto", "none"):
-        raise UsageError(
-            f"tool_choice cannot be honoured, got {reprlib.repr(choice)}",
-            hint="leave it out: the model decides whether it calls a function; none keeps it from "
-            "knowing of any",
-        )
     if not isinstance(is_parallel, bool | None):
         raise UsageError(
             f"parallel_tool_calls cannot be honoured, got {reprlib.repr(is_parallel)}",

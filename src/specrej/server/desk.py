@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse, Response
 from specrej.errors import DeadlineError, ServingError, SpecrejError, UsageError
 from specrej.search.events import Ended, Text
 from specrej.server.asked import Asked, Limits, parse_json, read_request
-from specrej.server.calling import form_in
+from specrej.server.calling import form_of
 from specrej.server.connection import EventStream, body_of, unless_gone
 from specrej.server.echoing import Echo, answer_to, echo_alone, read_echoes, united
 from specrej.server.fitting import Fitted, check_model, fit
@@ -98,7 +98,8 @@ class Desk:
             log_failure(error, entry.request_id)
 
         if asked.is_streamed:
-            form = form_in(self._service.engine.detokenizer(asked.request.prompt))
+            reader = self._service.engine.detokenizer(asked.request.prompt)
+            form = form_of(asked.request, reader)
             return EventStream(
                 blocks(
                     self._noted(tickets, entry),

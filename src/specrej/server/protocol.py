@@ -20,6 +20,7 @@ from specrej.options import options_of
 from specrej.registry import is_name, names
 from specrej.server import conversing
 from specrej.server.constraining import constraint_in
+from specrej.server.forcing import forced
 from specrej.server.texts import text_prompts
 from specrej.settings import Settings
 from specrej.types import Prompt
@@ -110,6 +111,7 @@ class CompletionRequest:
             how many others is a setting.
         returned: what else is returned, of "rewards", "decisions" and "candidates".
         calls_one: whether an answer may call one function at most.
+        must_call: whether it is the call of a function, and nothing else.
         repeated: fields of the body that a response says again.
         has_echo: whether answers begin with the prompt.
         decodes: whether there are to be answers. Without there is only the prompt's echo.
@@ -123,6 +125,7 @@ class CompletionRequest:
     has_logprobs: bool
     returned: tuple[str, ...]
     calls_one: bool = False
+    must_call: bool = False
     repeated: Mapping[str, Any] = field(default_factory=dict)
     others: tuple[Prompt, ...] = ()
     has_echo: bool = False
@@ -291,6 +294,7 @@ def _parse(
         returned=returned,
         settings=settings,
         calls_one=conversing.calls_one(prompt, given),
+        must_call=kind == "chat" and bool(forced(given)),
     )
 
 

@@ -147,6 +147,9 @@ class Function(BaseModel):
     parameters: Annotated[
         dict[str, Any] | None, Field(description="JSON schema of the arguments.")
     ] = None
+    strict: Annotated[
+        bool | None, Field(description="true: where tool_choice has a function called, or none.")
+    ] = None
 
 
 class Tool(BaseModel):
@@ -154,6 +157,19 @@ class Tool(BaseModel):
 
     type: Literal["function"]
     function: Function
+
+
+class Chosen(BaseModel):
+    """A function's name."""
+
+    name: str
+
+
+class ToolChoice(BaseModel):
+    """The function that is called."""
+
+    type: Literal["function"]
+    function: Chosen
 
 
 class ChatRequest(_with_settings(CHAT_ONLY, _Request)):  # type: ignore[misc]
@@ -170,7 +186,8 @@ class ChatRequest(_with_settings(CHAT_ONLY, _Request)):  # type: ignore[misc]
         Field(description="Where it is known how the model's family writes calls."),
     ] = None
     tool_choice: Annotated[
-        Literal["auto", "none"] | None, Field(description="none: as if there were no tools.")
+        Literal["auto", "none", "required"] | ToolChoice | None,
+        Field(description="none: as if there were no tools; required: one of them is called."),
     ] = None
     parallel_tool_calls: Annotated[
         bool | None, Field(description="false: the first call of an answer alone is returned.")
