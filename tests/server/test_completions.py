@@ -5,6 +5,7 @@ prompts, token ids, echo with log-probabilities.
 import asyncio
 import json
 from collections.abc import Coroutine
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from endpoint import fake_service, live
 from fakes import BOS, EOS, FakeEngine
 from specrej.engines.reading import Likelihood
 from specrej.errors import EngineError
+from specrej.types import SamplingParams
 
 PROMPTS = ["Why?", "Once upon a time", "é", "Why?"]
 Done = TypeVar("Done")
@@ -117,12 +119,19 @@ def lm_eval_reads(body: dict[str, Any], lengths: list[int]) -> list[tuple[float,
     return found
 
 
+class Telling(FakeEngine):
+    """Takes `top_logprobs`, and tells of the drawn token alone."""
+
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        super().check_sampling(replace(sampling, top_logprobs=0))
+
+
 @pytest.mark.parametrize("eos", [0.06, 1.0])
 def test_lm_evals_local_completions_reads_likelihoods(eos: float) -> None:
     """Also where the one token that is answered ends the answer, and has no text."""
 
     async def check() -> None:
-        engine = FakeEngine(eos=eos)
+        engine = Telling(eos=eos)
         prompts = [ids_of(one) for one in PROMPTS]
         asked = {"max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0, "seed": 1234}
         async with serving(engine) as served:

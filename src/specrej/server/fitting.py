@@ -43,10 +43,10 @@ def fit(service: Service, request: CompletionRequest, most_tokens: int | None) -
         UsageError: something does not; of several prompts it says which.
     """
     prompts = request.prompts
-    if len(prompts) > service.max_queue:
+    most = max(service.max_queue, 1)
+    if len(prompts) > most:
         raise UsageError(
-            f"prompt must be a list of at most {service.max_queue} prompts on this server, got "
-            f"{len(prompts)}",
+            f"prompt must be a list of at most {most} prompts on this server, got {len(prompts)}",
             hint="send the others in another request",
         )
     if request.has_echo and request.has_logprobs and not tells_prompt_logprobs(service.engine):

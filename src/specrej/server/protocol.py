@@ -264,7 +264,9 @@ def _checked(body: object, kind: Literal["chat", "text"], beside: Beside) -> dic
                 f"{name} cannot be honoured, got {reprlib.repr(value)}",
                 hint=f"leave it out; honoured are {', '.join(honoured)}",
             )
-    return given
+    # What asks for nothing without tools may ask for something with them.
+    about_tools = {name: given[name] for name in conversing.FIELDS if name in given}
+    return {**asked, **about_tools}
 
 
 def _parse(
