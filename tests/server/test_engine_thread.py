@@ -202,12 +202,13 @@ def test_kv_that_cannot_be_freed_ends_the_server_and_all_are_told(
     assert "the thread that decodes has failed" in caplog.text
 
 
-def test_an_engine_that_fails_again_and_again_ends_the_server() -> None:
+@pytest.mark.parametrize("place", ["open", "add", "step"])
+def test_an_engine_that_fails_again_and_again_ends_the_server(place: str) -> None:
     async def ask(client: httpx.AsyncClient) -> list[int]:
         return [(await client.post("/v1/completions", json=BODY)).status_code for _ in range(11)]
 
     async def go() -> list[int]:
-        statuses: list[int] = await Running(Sick("step", RuntimeError, times=99)).go(ask)
+        statuses: list[int] = await Running(Sick(place, RuntimeError, times=99)).go(ask)
         return statuses
 
     assert asyncio.run(go()) == [502] * 10 + [503]

@@ -285,6 +285,11 @@ class Service:
             self._end(number, outcome)
             if isinstance(outcome, Result):
                 self._num_failures = 0
+            elif isinstance(outcome, EngineError) and outcome.__cause__ is not None:
+                # On one prompt; a broken device fails on every one.
+                self._num_failures += not isinstance(outcome.__cause__, SpecrejError)
+                if self._num_failures >= _MOST_FAILURES:
+                    raise outcome
 
     def _meet_deadlines(self) -> None:
         now_s = time.monotonic()
