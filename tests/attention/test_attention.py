@@ -13,7 +13,7 @@ from transformers import BertConfig, BertLMHeadModel
 from specrej.attention import groups
 from specrej.attention.layout import PREFILL_CHUNK
 from specrej.engines.base import Token
-from specrej.engines.torch import engine as engine_module
+from specrej.engines.torch import passes
 from specrej.engines.torch.loading import wrap
 from specrej.errors import ModelError
 from specrej.types import SamplingParams
@@ -39,7 +39,7 @@ EOS_IDS = list(range(0, VOCABULARY, 20))
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts take several chunks, answers several growths of their block."""
-    monkeypatch.setattr(engine_module, "PREFILL_CHUNK", 16)
+    monkeypatch.setattr(passes, "PREFILL_CHUNK", 16)
     monkeypatch.setattr(groups, "GRANULE", 8)
 
 

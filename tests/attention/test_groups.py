@@ -15,7 +15,7 @@ from meter import Meter, storages
 from specrej.attention import groups
 from specrej.attention.groups import Group
 from specrej.attention.layout import KvLayout
-from specrej.engines.torch import engine as engine_module
+from specrej.engines.torch import passes
 from specrej.engines.torch.engine import TorchEngine
 from specrej.errors import DeviceMemoryError
 from specrej.types import SamplingParams
@@ -26,7 +26,7 @@ EOS_IDS = [50, 100, 150]
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "PREFILL_CHUNK", 64)
+    monkeypatch.setattr(passes, "PREFILL_CHUNK", 64)
     monkeypatch.setattr(groups, "GRANULE", 8)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from meter import Meter
 from specrej.attention import groups
 from specrej.attention.prefixes import LEAST_TOKENS, longest_prefix
-from specrej.engines.torch import engine as engine_module
+from specrej.engines.torch import passes
 from specrej.engines.torch.engine import TorchEngine
 from specrej.errors import DeviceMemoryError
 from specrej.types import SamplingParams
@@ -38,7 +38,7 @@ HEAD = make_ids(50, seed=9)
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "PREFILL_CHUNK", 16)
+    monkeypatch.setattr(passes, "PREFILL_CHUNK", 16)
     monkeypatch.setattr(groups, "GRANULE", 8)
 
 

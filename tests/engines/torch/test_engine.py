@@ -15,6 +15,7 @@ from specrej.attention import groups
 from specrej.engines.base import Token
 from specrej.engines.streams import uniforms
 from specrej.engines.torch import engine as engine_module
+from specrej.engines.torch import passes
 from specrej.engines.torch.engine import TorchEngine
 from specrej.engines.torch.loading import load_engine, wrap
 from specrej.engines.torch.sampling import History, sample
@@ -40,7 +41,7 @@ SAMPLING = SamplingParams(max_new_tokens=40, top_k=0, seed=3)
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "PREFILL_CHUNK", 16)
+    monkeypatch.setattr(passes, "PREFILL_CHUNK", 16)
     monkeypatch.setattr(groups, "GRANULE", 8)
 
 
