@@ -150,11 +150,8 @@ def judge_pair(client: JudgeClient, row: BenchRow, other: BenchRow) -> VerdictRo
         error=None,
         calls=total_calls([]),
     )
-    if row["error"] or other["error"]:
-        if not (row["error"] and other["error"]):
-            verdict["verdict"] = "loss" if row["error"] else "win"
-        return verdict
-    if [turn["text"] for turn in row["turns"]] == [turn["text"] for turn in other["turns"]]:
+    if (known := settled(row, other)) is not None:
+        verdict["verdict"] = known
         return verdict
     try:
         first = verdict["first"] = _prefer(client, row, other, verdict["calls"])
@@ -163,6 +160,18 @@ def judge_pair(client: JudgeClient, row: BenchRow, other: BenchRow) -> VerdictRo
     except RemoteError as error:
         verdict["verdict"], verdict["error"] = "failed", str(error)
     return verdict
+
+
+def settled(row: BenchRow, other: BenchRow) -> Preference | None:
+    """The verdict for `row` where nobody need be asked: a failed row loses against one that did not
+    fail, and the same texts tie; None elsewhere.
+    """
+    if row["error"] and other["error"]:
+        return "tie"
+    if row["error"] or other["error"]:
+        return "loss" if row["error"] else "win"
+    same = [turn["text"] for turn in row["turns"]] == [turn["text"] for turn in other["turns"]]
+    return "tie" if same else None
 
 
 def _prefer(client: JudgeClient, row: BenchRow, other: BenchRow, calls: CallsRow) -> Preference:
