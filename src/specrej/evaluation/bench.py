@@ -183,9 +183,8 @@ def run_bench(
 
 def _at_temperature(method: Method, task: Task, temperatures: Mapping[str, float]) -> Method:
     """The method at the temperature of the task's category."""
-    if task.category not in temperatures:
-        return method
-    temperature = temperatures[task.category]
+    usual = method.settings.temperature
+    temperature = temperatures.get(task.category or "", usual)
     return replace(method, settings=replace(method.settings, temperature=temperature))
 
 

@@ -1,0 +1,128 @@
+"""The page of a row: its figures and what they rest on, then the page of its bench.
+
+write_page("out", outcome)                # -> out/NAME.html
+"""
+
+from pathlib import Path
+
+from specrej.evaluation.folder import read_info
+from specrej.evaluation.judge_client import CallsRow
+from specrej.evaluation.metrics import Cost
+from specrej.evaluation.report.bench_sections import bench_page
+from specrej.evaluation.report.headline import estimated, in_brackets, spoken, title_of
+from specrej.evaluation.report.page import (
+    Cell,
+    Page,
+    Section,
+    Table,
+    TableRow,
+    Terms,
+    render,
+)
+from specrej.evaluation.reproduce.protocol import Measured
+from specrej.evaluation.reproduce.running import Outcome
+
+
+def write_page(directory: str | Path, outcome: Outcome) -> Path:
+    """Write DIRECTORY/NAME.html, and the figures of its bench in DIRECTORY/plots.
+
+    Returns:
+        The page's path.
+    """
+    directory = Path(directory)
+    of_bench = bench_page(directory, outcome["baseline"])
+    page = Page(
+        title_of(f"reproduce {outcome['row']}", read_info(directory)),
+        headline(outcome),
+        f"{outcome['title']}. Elsewhere: {outcome['known']}.",
+        [_figures(outcome), _rests_on(outcome), *of_bench.sections],
+    )
+    path = directory / f"{outcome['row']}.html"
+    path.write_text(render(page), encoding="utf-8")
+    return path
+
+
+def headline(outcome: Outcome) -> str:
+    """The row's figure in a sentence, and whether it is the protocol's."""
+    figure = outcome["figures"][0]
+    value = figure["estimate"]
+    digits = digits_of(figure)
+    ends = in_brackets(value["low"], value["high"], digits)
+    number = estimated(value, digits).text
+    is_own = "" if outcome["differences"] else ", by the protocol's own settings"
+    return (
+        f"{spoken(figure['method'])}: {figure['name']} {number}{_unit(figure)}{ends}, over "
+        f"{figure['num']:,}{is_own}."
+    )
+
+
+def digits_of(figure: Measured) -> int:
+    """Decimals that a figure is shown with."""
+    return {"%": 1, "count": 0}.get(figure["unit"], 3)
+
+
+def _unit(figure: Measured) -> str:
+    return "%" if figure["unit"] == "%" else ""
+
+
+def _figures(outcome: Outcome) -> Section:
+    rows = [
+        TableRow(
+            spoken(figure["method"]),
+            [
+                Cell(figure["name"], is_words=True),
+                estimated(figure["estimate"], digits_of(figure)),
+                Cell(figure["unit"], is_words=True),
+                Cell(f"{figure['num']:,}"),
+            ],
+            figure["method"].startswith("speculative_rejection"),
+        )
+        for figure in outcome["figures"]
+    ]
+    table = Table("Figures", ("Method", "Figure", "Value", "Unit", "Over"), rows)
+    prose = (
+        "Below each figure is its 95% interval, by the bootstrap over prompts. Over: the prompts "
+        "or judgements that it rests on."
+    )
+    return Section("row", "The row", prose, tables=[table])
+
+
+def _rests_on(outcome: Outcome) -> Section:
+    run = [
+        ("prompts", f"{outcome['prompts']} ({outcome['num_prompts']:,})"),
+        ("answers that failed", f"{outcome['num_failed']:,}"),
+        ("compared with", outcome["baseline"]),
+    ]
+    groups = [
+        Terms("Run", run),
+        _counted("Other than the protocol", outcome["differences"]),
+        _counted("What the protocol leaves open", outcome["open_points"]),
+        _counted("To be known", outcome["notes"]),
+        Terms("Cost by method", [(name, _cost(cost)) for name, cost in outcome["cost"].items()]),
+        *([_judge(outcome["judge"], outcome["calls"])] if outcome["judge"] else []),
+    ]
+    return Section("basis", "What it rests on", terms=[group for group in groups if group.pairs])
+
+
+def _counted(title: str, lines: list[str]) -> Terms:
+    return Terms(title, [(str(number), line) for number, line in enumerate(lines, 1)])
+
+
+def _cost(cost: Cost) -> str:
+    return (
+        f"{cost['seconds']['total']:,.1f} s, {cost['generated_tokens']:,} tokens generated, "
+        f"{cost['reward_tokens']:,} read by the reward"
+    )
+
+
+def _judge(name: str, calls: CallsRow) -> Terms:
+    return Terms(
+        "Judge",
+        [
+            ("model", name),
+            ("requests", f"{calls['requests']:,}"),
+            ("from the cache", f"{calls['cached']:,}"),
+            ("prompt tokens", f"{calls['prompt_tokens']:,}"),
+            ("completion tokens", f"{calls['completion_tokens']:,}"),
+        ],
+    )
