@@ -240,6 +240,10 @@ HUB_ROWS: dict[str, tuple[dict[str, Any], tuple[str, tuple[Any, ...], str | None
         {"instruction": "Hello", "output": "Hi", "generator": "g", "dataset": "koala"},
         ("1", ("Hello",), "koala"),
     ),
+    "alpaca_eval_2": (
+        {"instruction": "Hello", "output": "Hi", "generator": "g", "dataset": "koala"},
+        ("1", ("Hello",), "koala"),
+    ),
     "gsm8k": ({"question": "1 + 1?", "answer": "#### 2"}, ("1", ("1 + 1?",), None)),
     "hh_rlhf": (
         {"chosen": "\n\nHuman: Hello\n\nAssistant: Hi", "rejected": ""},

@@ -78,6 +78,7 @@ _alike = partial(
     settings=DARC,
     needs_judge=True,
     needs_references=True,
+    single_turn=True,
 )
 ROW = _alike(
     name="alpaca-eval",

@@ -59,6 +59,7 @@ ROW = Protocol(
     chief="speculative_rejection:0.5",
     settings={"temperature": 1.0, "top_k": 50, "top_p": 1.0, "max_new_tokens": 2048},
     needs_judge=True,
+    single_turn=True,
     needs="one H100 for generator and reward model, the paper's 100 AlpacaFarm prompts as a file, "
     "100 requests of one token a method to GPT-4-Turbo, and alpaca_eval",
     open_points=(

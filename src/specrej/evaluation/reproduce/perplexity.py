@@ -65,6 +65,7 @@ ROW = Protocol(
     ),
     chief="speculative_rejection:0.5",
     settings={"temperature": 1.0, "top_k": 50, "top_p": 1.0, "max_new_tokens": 2048},
+    single_turn=True,
     own_reward="likelihood:{model}",
     needs="one H100 for each 120 candidates of Best-of-N, and days where they run one after "
     "another; the paper's 100 AlpacaFarm prompts as a file; no judge",

@@ -109,6 +109,7 @@ class Protocol:
         own_reward: the reward's name with "{model}", where the protocol has one of its own.
         needs_judge: a judge is asked.
         needs_references: the prompts must come with reference answers.
+        single_turn: the prompts must have one turn each.
         needs: what a real reproduction takes.
         open_points: what the protocol does not say, and what is done here.
         questions: to a judge, when all answers are there.
@@ -131,5 +132,6 @@ class Protocol:
     own_reward: str | None = None
     needs_judge: bool = False
     needs_references: bool = False
+    single_turn: bool = False
     questions: Callable[[Answered], list[Question]] = field(default=lambda answered: [])
     notes: Callable[[Answered], list[str]] = field(default=lambda answered: [])

@@ -73,12 +73,18 @@ def check(protocol: Protocol, loaded: Loaded, judge: JudgeServer | None) -> None
     """See to what a row needs, before a model is opened.
 
     Raises:
-        UsageError: it asks a judge and there is none, or compares with references that the prompts
-            do not have.
+        UsageError: it asks a judge and there is none, takes single questions and there are
+            others, or compares with references that the prompts do not have.
     """
     if protocol.needs_judge and judge is None:
         raise UsageError(
             f"the row {protocol.name!r} asks a judge", hint="give its name by --judge MODEL"
+        )
+    longer = [task.id for task in loaded.tasks if len(task.turns) > 1]
+    if protocol.single_turn and longer:
+        raise UsageError(
+            f"the row {protocol.name!r} takes single questions, prompt {longer[0]!r} has several "
+            "turns"
         )
     lacking = [task.id for task in loaded.tasks if not task.references]
     if protocol.needs_references and lacking:
