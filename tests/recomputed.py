@@ -88,21 +88,22 @@ def mean(values: Sequence[float], scale: float = 1.0) -> tuple[Any, Any, Any]:
     return boot(lambda drawn: array[drawn].mean(), len(array))
 
 
+def of_values(statistic: Callable[[Any], Any], values: Any) -> Callable[[Any], Any]:
+    return lambda drawn: statistic(values[drawn])
+
+
 def risk(files: Files, places: Sequence[int], of: str = "") -> Figures:
     found: Figures = {}
     for method in files.methods:
         own = files.rewards(method)[list(places)]
-        worst = max(1, len(own) // 10)
-        statistics = {
-            "mean reward": lambda drawn, own=own: own[drawn].mean(),
-            "standard deviation of the reward": lambda drawn, own=own: own[drawn].std(),
-            "mean - 1 * standard deviation": lambda drawn, own=own: (
-                own[drawn].mean() - own[drawn].std()
-            ),
-            "CVaR10%": lambda drawn, own=own, worst=worst: np.sort(own[drawn])[:worst].mean(),
+        statistics: dict[str, Callable[[Any], Any]] = {
+            "mean reward": lambda drawn: drawn.mean(),
+            "standard deviation of the reward": lambda drawn: drawn.std(),
+            "mean - 1 * standard deviation": lambda drawn: drawn.mean() - drawn.std(),
+            "CVaR10%": lambda drawn: np.sort(drawn)[: max(1, len(drawn) // 10)].mean(),
         }
         for name, statistic in statistics.items():
-            found[name + of, method] = boot(statistic, len(own))
+            found[name + of, method] = boot(of_values(statistic, own), len(own))
     return found
 
 
@@ -124,12 +125,9 @@ def perplexity(files: Files) -> Figures:
                 [spent(files.known[i, name], parts) for name in (files.baseline, method)]
                 for i in files.ids
             ])  # fmt: skip
-            ended = np.array([files.known[i, method]["error"] is None for i in files.ids])
+            pairs[[files.known[i, method]["error"] is not None for i in files.ids]] = 0.0
             found[f"speedup against {files.baseline}, {words}", method] = boot(
-                lambda drawn, pairs=pairs, ended=ended: np.divide(
-                    *pairs[drawn][ended[drawn]].sum(0)
-                ),
-                len(files.ids),
+                of_values(lambda drawn: np.divide(*drawn.sum(0)), pairs), len(files.ids)
             )
     return found
 

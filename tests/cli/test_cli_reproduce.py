@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -40,7 +41,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `single.jsonl`, and `turns.jsonl`, in which one prompt has two turns."""
     folder = tmp_path_factory.mktemp("prompts")
     for name, second in (("single", {}), ("turns", TWO_TURNS)):
-        rows = [dict(row) for row in PROMPTS]
+        rows: list[dict[str, Any]] = [dict(row) for row in PROMPTS]
         if second:
             rows[1] = {"id": "b", "category": "math", **second}
         text = "".join(json.dumps(row) + "\n" for row in rows)

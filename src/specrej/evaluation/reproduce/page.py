@@ -1,6 +1,9 @@
-"""The page of a row: its figures and what they rest on, then the page of its bench.
+"""The page of a row: its figures, what they rest on, and how it was run.
 
-write_page("out", outcome)                # -> out/NAME.html
+    write_page("out", outcome)  # -> out/NAME.html
+
+Curves, races and answers side by side are in the page that `specrej report` makes of the same
+folder.
 """
 
 from pathlib import Path
@@ -8,8 +11,13 @@ from pathlib import Path
 from specrej.evaluation.folder import read_info
 from specrej.evaluation.judge_client import CallsRow
 from specrej.evaluation.metrics import Cost
-from specrej.evaluation.report.bench_sections import bench_page
-from specrej.evaluation.report.headline import estimated, in_brackets, spoken, title_of
+from specrej.evaluation.report.headline import (
+    estimated,
+    in_brackets,
+    provenance,
+    spoken,
+    title_of,
+)
 from specrej.evaluation.report.page import (
     Cell,
     Page,
@@ -24,18 +32,22 @@ from specrej.evaluation.reproduce.running import Outcome
 
 
 def write_page(directory: str | Path, outcome: Outcome) -> Path:
-    """Write DIRECTORY/NAME.html, and the figures of its bench in DIRECTORY/plots.
+    """Write DIRECTORY/NAME.html.
 
     Returns:
         The page's path.
     """
     directory = Path(directory)
-    of_bench = bench_page(directory, outcome["baseline"])
+    info = read_info(directory)
     page = Page(
-        title_of(f"reproduce {outcome['row']}", read_info(directory)),
+        title_of(f"reproduce {outcome['row']}", info),
         headline(outcome),
         f"{outcome['title']}. Elsewhere: {outcome['known']}.",
-        [_figures(outcome), _rests_on(outcome), *of_bench.sections],
+        [
+            _figures(outcome),
+            _rests_on(outcome),
+            Section("run", "How it was run", terms=provenance(info)),
+        ],
     )
     path = directory / f"{outcome['row']}.html"
     path.write_text(render(page), encoding="utf-8")
