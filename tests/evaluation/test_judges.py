@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from servers import Server, completion, record_waits, serving
 from specrej.evaluation import judge_weighted
+from specrej.evaluation import length_controlled as length_module
 from specrej.evaluation.bias import Leaning, judge_bias
 from specrej.evaluation.judge_client import JudgeClient, JudgeServer
 from specrej.evaluation.judge_grade import grade_turn
@@ -274,9 +275,24 @@ def test_leanings_are_those_of_numpy(asked: list[tuple[float, bool, int]]) -> No
 PAIRS = [PreferredPair(place=3, output="long", reference="x", preference=1.75)]
 
 
+@pytest.fixture
+def alpaca_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
+    """Installs an alpaca_eval whose length-controlled rate is what this function says."""
+    (tmp_path / "installed" / "alpaca_eval").mkdir(parents=True)
+    (tmp_path / "installed" / "alpaca_eval" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path / "installed")
+
+    def install(rate: Any) -> None:
+        module = SimpleNamespace(get_length_controlled_winrate=rate)
+        monkeypatch.setitem(sys.modules, "alpaca_eval.metrics.glm_winrate", cast("Any", module))
+
+    yield install
+    sys.modules.pop("alpaca_eval", None)
+
+
 @pytest.mark.parametrize("own_prompts", [True, False])
 def test_the_length_controlled_rate_is_alpaca_evals(
-    monkeypatch: pytest.MonkeyPatch, own_prompts: bool
+    alpaca_eval: Callable[[Any], None], own_prompts: bool
 ) -> None:
     asked: list[Any] = []
 
@@ -284,8 +300,7 @@ def test_the_length_controlled_rate_is_alpaca_evals(
         asked.append((annotations, how))
         return {"length_controlled_winrate": 60.0, "lc_standard_error": 2.0}
 
-    module = SimpleNamespace(get_length_controlled_winrate=rate)
-    monkeypatch.setitem(sys.modules, "alpaca_eval.metrics.glm_winrate", cast("Any", module))
+    alpaca_eval(rate)
     found = length_controlled(PAIRS, own_prompts=own_prompts)
     assert found.rate == {"value": 60.0, "low": pytest.approx(56.08), "high": pytest.approx(63.92)}
     name = "length_controlled_v1" if own_prompts else "length_controlled_minimal"
@@ -304,14 +319,23 @@ def test_the_length_controlled_rate_is_alpaca_evals(
     ]
 
 
-def test_why_there_is_no_length_controlled_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rate_without_an_error_has_no_interval(alpaca_eval: Callable[[Any], None]) -> None:
+    alpaca_eval(lambda _, **how: {"length_controlled_winrate": 60.0, "lc_standard_error": 0.0})
+    found = length_controlled(PAIRS, own_prompts=False)
+    assert found.rate == {"value": 60.0, "low": None, "high": None}
+    assert "no standard error" in found.words
+
+
+def test_why_there_is_no_length_controlled_rate(alpaca_eval: Callable[[Any], None]) -> None:
     def fails(annotations: Any, **how: Any) -> None:
         raise ConnectionError("no hub")
 
-    monkeypatch.setitem(sys.modules, "alpaca_eval.metrics.glm_winrate", None)
-    assert "not installed" in length_controlled(PAIRS, own_prompts=True).words
-    module = SimpleNamespace(get_length_controlled_winrate=fails)
-    monkeypatch.setitem(sys.modules, "alpaca_eval.metrics.glm_winrate", cast("Any", module))
+    alpaca_eval(fails)
     found = length_controlled(PAIRS, own_prompts=True)
     assert found.words == "none: alpaca_eval failed: ConnectionError: no hub"
     assert found.rate["value"] is None
+
+
+def test_it_is_said_that_alpaca_eval_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(length_module, "find_spec", lambda name: None)
+    assert "not installed" in length_controlled(PAIRS, own_prompts=True).words

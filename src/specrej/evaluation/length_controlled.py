@@ -7,11 +7,13 @@
 It is a regression of preferences on the difference in length, read at no difference (Dubois et al.,
 arXiv 2404.04475). alpaca_eval's model has a difficulty of each of its own 805 instructions; on
 other prompts it is the model without it, `length_controlled_minimal`. Either needs a file of the
-hub. The interval is the rate with 1.96 of alpaca_eval's standard errors on both sides.
+hub. The interval is the rate with 1.96 of alpaca_eval's standard errors on both sides: the spread
+of predicted preferences over prompts, without the doubt of the fit.
 """
 
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from specrej.evaluation.intervals import Estimate
@@ -59,17 +61,20 @@ def length_controlled(pairs: Sequence[PreferredPair], *, own_prompts: bool) -> L
         }
         for pair in pairs
     ]
+    if find_spec("alpaca_eval") is None:
+        return LengthControlled(
+            _NONE, "none: alpaca_eval is not installed (pip install alpaca-eval)"
+        )
     try:
         glm = import_module("alpaca_eval.metrics.glm_winrate")
         found = glm.get_length_controlled_winrate(annotations, glm_name=name, save_weights_dir=None)
         rate = float(found["length_controlled_winrate"])
         margin = 1.96 * float(found["lc_standard_error"])
-    except ImportError:
-        return LengthControlled(
-            _NONE, "none: alpaca_eval is not installed (pip install alpaca-eval)"
-        )
     except Exception as error:  # of the hub, pandas or scikit-learn, which have no class in common
         return LengthControlled(_NONE, f"none: alpaca_eval failed: {type(error).__name__}: {error}")
+    if not margin:  # without difficulties all prompts have the same predicted preference
+        words = f"alpaca_eval's {name}, which has no standard error"
+        return LengthControlled({"value": rate, "low": None, "high": None}, words)
     return LengthControlled(
         {"value": rate, "low": rate - margin, "high": rate + margin}, f"alpaca_eval's {name}"
     )
