@@ -252,6 +252,13 @@ def hh_rlhf(files: Files) -> Figures:
                 found[f"{name}{of}", method] = mean([v == name for v in verdicts], 100)
             found[f"win-tie{of}", method] = mean([v in ("win", "tie") for v in verdicts], 100)
         won = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+        for place in ("first", "second"):
+            given = [
+                won[row[place]]
+                for row in files.judged["judgements"]
+                if row["method"] == method and row[place] is not None
+            ]
+            found[f"win rate, shown {place}, both orders", method] = mean(given, 100)
         found |= leanings(
             method,
             [

@@ -240,3 +240,16 @@ def test_what_a_row_lacks_is_said_before_a_model_is_opened(
     done = ask(*[str(named.get(argument, argument)) for argument in arguments])
     assert (done.exit_code, said in done.stderr) == (2, True), done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_default_model_has_a_perplexity(prompts: Path, tmp_path: Path) -> None:
+    """From a fresh clone: the generator is opened a second time, as the reward."""
+    options = ["--prompts", str(prompts / "single.jsonl"), "--limit", "2", "--max-new-tokens", "8"]
+    methods = "best_of_n:4,speculative_rejection:0.5:8"
+    done = ask("perplexity", "--output", str(tmp_path / "out"), "--methods", methods, *options)
+    assert done.exit_code == 0, done.stderr
+    outcome = json.loads((tmp_path / "out" / "perplexity.json").read_text())
+    assert outcome["num_failed"] == 0
+    value = outcome["figures"][0]["estimate"]["value"]
+    assert 1 < value < 200

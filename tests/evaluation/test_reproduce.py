@@ -20,7 +20,7 @@ from specrej.evaluation.prompts import Loaded, Task
 from specrej.evaluation.reproduce import ROWS, find_row
 from specrej.evaluation.reproduce.protocol import Protocol
 from specrej.evaluation.reproduce.running import (
-    Outcome,
+    RowOutcome,
     ask_judge,
     conclude,
     read_answered,
@@ -59,7 +59,7 @@ def made(directory: Path, *, num_turns: int, num_prompts: int = 23) -> Loaded:
     return Loaded(source="prompts.jsonl", tasks=tasks, broken=(), sha256="")
 
 
-def run(protocol: Protocol, directory: Path, loaded: Loaded, server: Server) -> Outcome:
+def run(protocol: Protocol, directory: Path, loaded: Loaded, server: Server) -> RowOutcome:
     judge = JudgeServer(base_url=f"{server.url}/v1", model="some-judge", concurrency=2)
     answered = read_answered(directory, loaded, METHODS[0], judge)
     asked = list(ask_judge(protocol, answered, judge, directory))

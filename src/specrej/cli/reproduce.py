@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from specrej.evaluation.judge_client import JudgeServer
     from specrej.evaluation.prompts import Loaded
     from specrej.evaluation.reproduce.protocol import Answered, Protocol
-    from specrej.evaluation.reproduce.running import Outcome
+    from specrej.evaluation.reproduce.running import RowOutcome
     from specrej.settings import Settings
 
 _Row = Annotated[
@@ -220,7 +220,7 @@ def _judge(
     return read_answered(output, loaded, baseline, server, known)
 
 
-def _end(output: Path, outcome: "Outcome", *, as_json: bool) -> None:
+def _end(output: Path, outcome: "RowOutcome", *, as_json: bool) -> None:
     """Write what the row came to, and say it."""
     from specrej.cli import display, tables
     from specrej.evaluation.reproduce.page import digits_of, headline, write_page

@@ -109,7 +109,7 @@ def judge(
         for prompt_id, row in by_method[method].items()
         if prompt_id in others
     ]
-    return JudgeClient(endpoint, Path(cache)).ask_all(questions)
+    return JudgeClient(endpoint, cache).ask_all(questions)
 
 
 def record(path: str | Path, verdicts: Iterable[VerdictRow]) -> Iterator[VerdictRow]:

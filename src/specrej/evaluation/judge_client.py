@@ -2,7 +2,7 @@
 what they cost.
 
     endpoint = JudgeServer(base_url="http://localhost:8000/v1", model="some-judge", api_key=None)
-    client = JudgeClient(endpoint, Path("out/judge_cache"))
+    client = JudgeClient(endpoint, "out/judge_cache")
     calls = total_calls([])
     # {"letter": "A", "prompt_tokens": 100, ...}
     reply = client.ask(messages, read_letter, calls, as_json=True)
@@ -107,11 +107,11 @@ class JudgeClient:
         endpoint: where the judge is.
     """
 
-    def __init__(self, endpoint: JudgeServer, cache: Path) -> None:
+    def __init__(self, endpoint: JudgeServer, cache: str | Path) -> None:
         self.endpoint = endpoint
         self._remote = Remote(endpoint.service())
         self._chat = JsonChat(endpoint.model)
-        self._cache = cache
+        self._cache = Path(cache)
         self._writing = threading.Lock()
 
     def ask_all(self, questions: Sequence[Callable[["JudgeClient"], Row]]) -> Iterator[Row]:

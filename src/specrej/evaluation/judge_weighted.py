@@ -1,7 +1,7 @@
 """A judge whose preference is a number: the probability that its next token names the one answer or
 the other.
 
-    row = weigh(client, bench_row, instruction, reference, baseline="best_of_n:120")
+    row = weigh(client, bench_row, instruction="Why?", other="Because.", baseline="best_of_n:120")
     row["preference"]                # 1 is the baseline's answer, 2 the method's, 1.5 between
 
 The protocol is that of alpaca_eval's weighted judge (Dubois et al., arXiv 2404.04475): one token is

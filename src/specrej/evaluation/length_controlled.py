@@ -5,8 +5,8 @@
     found.rate, found.words
 
 It is a regression of preferences on the difference in length, read at no difference (Dubois et al.,
-arXiv 2404.04475). alpaca_eval's model has a difficulty of each of its own 805 instructions; on
-other prompts it is the model without it, `length_controlled_minimal`. Either needs a file of the
+arXiv 2404.04475). The model of alpaca_eval has a difficulty of each of its own 805 instructions. On
+other prompts it is the one without them, `length_controlled_minimal`. Either needs a file of the
 hub. The interval is the rate with 1.96 of alpaca_eval's standard errors on both sides: the spread
 of predicted preferences over prompts, without the doubt of the fit.
 """

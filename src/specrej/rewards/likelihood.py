@@ -2,11 +2,11 @@
 reward.
 
     LikelihoodReward("org/model")             # mean log-probability of a token, in nats
-    math.exp(-reward)                         # the perplexity of prompt and answer
 
-As in Speculative Rejection (Sun et al., NeurIPS 2024, arXiv 2410.20290, Table 2): the mean is over
-every token after the first. A base model reads BOS, the prompt and the answer. A model with a chat
-template reads both as one user message, in its template, without the beginning of a reply.
+The perplexity of prompt and answer is exp of minus that. As in Speculative Rejection (Sun et al.,
+NeurIPS 2024, arXiv 2410.20290, Table 2) the mean is over every token after the first. A base model
+reads BOS, the prompt and the answer. A model with a chat template reads both as one user message,
+in its template, without the beginning of a reply.
 
 The reward `logprob` costs nothing and has the answer's tokens alone; this one is a pass of the
 model over prompt and answer at each decision.

@@ -61,6 +61,7 @@ def _figures(answered: Answered) -> list[Measured]:
             *_rates(method, scored, ""),
             *_rates(method, strict, ", both orders"),
             *bias_figures(method, won),
+            *_orders(method, strict),
         ]
     return found
 
@@ -79,6 +80,19 @@ def _rates(method: str, rows: Sequence[Judgement], of: str) -> list[Measured]:
         measured(f"{name}{of}", method, "%", percent(mean_of(share.astype(np.float64))), len(rows))
         for name, share in shares.items()
     ]
+
+
+def _orders(method: str, rows: Sequence[Judgement]) -> list[Measured]:
+    """How often the judge that reads both orders prefers the method in each place, a tie as a
+    half.
+    """
+    found = []
+    for place in ("first", "second"):
+        won = [_WON[row[place]] for row in rows if row[place] is not None]
+        value = percent(mean_of(np.array(won, dtype=np.float64)))
+        name = f"win rate, shown {place}, both orders"
+        found.append(measured(name, method, "%", value, len(won)))
+    return found
 
 
 ROW = Protocol(

@@ -28,10 +28,10 @@ from specrej.evaluation.report.page import (
     render,
 )
 from specrej.evaluation.reproduce.protocol import Measured
-from specrej.evaluation.reproduce.running import Outcome
+from specrej.evaluation.reproduce.running import RowOutcome
 
 
-def write_page(directory: str | Path, outcome: Outcome) -> Path:
+def write_page(directory: str | Path, outcome: RowOutcome) -> Path:
     """Write DIRECTORY/NAME.html.
 
     Returns:
@@ -54,7 +54,7 @@ def write_page(directory: str | Path, outcome: Outcome) -> Path:
     return path
 
 
-def headline(outcome: Outcome) -> str:
+def headline(outcome: RowOutcome) -> str:
     """The row's figure in a sentence, and whether it is the protocol's."""
     figure = outcome["figures"][0]
     value = figure["estimate"]
@@ -77,7 +77,7 @@ def _unit(figure: Measured) -> str:
     return "%" if figure["unit"] == "%" else ""
 
 
-def _figures(outcome: Outcome) -> Section:
+def _figures(outcome: RowOutcome) -> Section:
     rows = [
         TableRow(
             spoken(figure["method"]),
@@ -99,7 +99,7 @@ def _figures(outcome: Outcome) -> Section:
     return Section("row", "The row", prose, tables=[table])
 
 
-def _rests_on(outcome: Outcome) -> Section:
+def _rests_on(outcome: RowOutcome) -> Section:
     run = [
         ("prompts", f"{outcome['prompts']} ({outcome['num_prompts']:,})"),
         ("answers that failed", f"{outcome['num_failed']:,}"),

@@ -43,7 +43,7 @@ _KEY = ("prompt_id", "method", "baseline", "turn", "template", "judge")
 """The fields that tell one judgement in a journal from another, where it has them."""
 
 
-class Outcome(TypedDict):
+class RowOutcome(TypedDict):
     """What a row came to: NAME.json."""
 
     row: str
@@ -207,13 +207,19 @@ def _key(row: Mapping[str, object]) -> tuple[object, ...]:
 
 def conclude(
     protocol: Protocol, answered: Answered, settings: Settings, judge: JudgeServer | None
-) -> Outcome:
+) -> RowOutcome:
     """The row's figures and all that belongs beside them."""
     methods = answered.methods
     chief = protocol.chief if protocol.chief in methods else methods[-1]
     figures = protocol.figures(answered)
-    judged = [row for rows in answered.judgements.values() for row in rows]
-    return Outcome(
+    asked = {(one.file, _key(one.key)) for one in protocol.questions(answered)}
+    judged = [
+        row
+        for file, rows in answered.judgements.items()
+        for row in rows
+        if (file, _key({**row, "judge": None})) in asked
+    ]
+    return RowOutcome(
         row=protocol.name,
         title=protocol.title,
         known=protocol.known,
@@ -258,7 +264,7 @@ def _differences(protocol: Protocol, answered: Answered, settings: Settings) -> 
     return found
 
 
-def write_outcome(directory: str | Path, outcome: Outcome) -> None:
+def write_outcome(directory: str | Path, outcome: RowOutcome) -> None:
     """Write DIRECTORY/NAME.json.
 
     Raises:
