@@ -120,14 +120,16 @@ ROW = Protocol(
     num_prompts=80,
     methods=DARC_METHODS,
     chief=DARC_METHODS[1],
-    settings={"temperature": 0.7, "max_new_tokens": 1024},
+    settings={"temperature": 0.7, "max_new_tokens": 1024, "decide": "every:64"},
     temperatures=_TEMPERATURES,
     needs_judge=True,
     needs="one GPU for generator and reward model, 160 requests a method to GPT-4",
     open_points=(
         "Temperatures are FastChat's: 0.7 for writing and roleplay, 0.1 for stem and humanities. "
         "Where it has 0 (extraction, math, coding, reasoning), Best-of-N would be one answer: "
-        "there it is that of the settings, 0.7.",
+        "there it is that of the settings, 0.7. Top-k is 50, our default: no filter is named.",
+        "Speculative Rejection decides every 64 tokens: 16 candidates would never fill a GPU's "
+        "memory.",
         *_OPEN,
     ),
     questions=lambda answered: _ask_about(answered, _all_ids(answered)),

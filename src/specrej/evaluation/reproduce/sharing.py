@@ -30,12 +30,14 @@ DARC: dict[str, object] = {
     "top_k": 0,
     "top_p": 0.98,
     "max_new_tokens": 320,
+    "decide": "every:64",
 }
-"""The setting of DARC (arXiv 2603.08145), with 16 candidates."""
+"""The setting of DARC (arXiv 2603.08145), with 16 candidates. When to decide is ours."""
 DARC_METHODS = ("best_of_n:16", "speculative_rejection:0.5:16")
 DARC_OPEN = (
     "DARC names temperature, top-p, tokens and K = 16; top-k is off here, for it names none.",
-    "Speculative Rejection begins with the same 16 candidates, at alpha = 0.5.",
+    "Speculative Rejection begins with the same 16 candidates, at alpha = 0.5, and decides every "
+    "64 tokens: so few would never fill a GPU's memory.",
 )
 OPEN_VARIANCE = (
     "What differs most is not defined there: here it is the variance of the rewards of the first "
