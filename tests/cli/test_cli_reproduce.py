@@ -220,6 +220,10 @@ def test_all_rows_are_listed() -> None:
             "has a reward of its own, 'likelihood:smollm2', got 'logprob'",
         ),
         (["reward", "--output", "OUT", "--prompts", "FILE", "--methods", "x:1"], "unknown method"),
+        (
+            ["perplexity", "--output", "OUT", "--prompts", "BARE", "--disagreement", "NUMBERS"],
+            "is over all prompts",
+        ),
     ],
 )
 def test_what_a_row_lacks_is_said_before_a_model_is_opened(
@@ -231,7 +235,9 @@ def test_what_a_row_lacks_is_said_before_a_model_is_opened(
 ) -> None:
     monkeypatch.setattr(Opening, "open", None)
     (tmp_path / "bare.jsonl").write_text('{"id": "a", "prompt": "Why?"}\n')
+    (tmp_path / "numbers.jsonl").write_text('{"id": "a", "disagreement": 1}\n')
     named = {
+        "NUMBERS": tmp_path / "numbers.jsonl",
         "OUT": tmp_path / "out",
         "FILE": prompts / "single.jsonl",
         "TURNS": prompts / "turns.jsonl",

@@ -112,6 +112,16 @@ def test_a_turn_is_graded_in_its_conversation(server: Server, client: JudgeClien
     assert len(server.requests) == 3  # from the cache
 
 
+@pytest.mark.parametrize("references", [(), ("right 0",), ("right 0", "")])
+def test_a_turn_without_a_reference_is_graded_as_others_are(
+    server: Server, client: JudgeClient, references: tuple[str, ...]
+) -> None:
+    server.answer = lambda request: completion("[[5]]")
+    graded = grade_turn(client, row("first", "second"), turn=2, references=references)
+    assert not graded["has_reference"]
+    assert "reference" not in server.requests[0]["messages"][0]["content"]
+
+
 def tops(*pairs: tuple[str, float]) -> bytes:
     top = [{"token": token, "logprob": logprob} for token, logprob in pairs]
     choice = {"message": {"content": "m"}, "logprobs": {"content": [{"top_logprobs": top}]}}

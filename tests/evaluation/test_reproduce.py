@@ -5,6 +5,7 @@ from the files.
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from judging import say
 from recomputed import FIGURES, Files
 from servers import Server, record_waits, serving
 from specrej.errors import UsageError
+from specrej.evaluation import judge_grade
 from specrej.evaluation.judge_client import JudgeServer
 from specrej.evaluation.prompts import Loaded, Task
-from specrej.evaluation.reproduce import ROWS, find_row
+from specrej.evaluation.reproduce import ROWS, find_row, mt_bench
 from specrej.evaluation.reproduce.protocol import Protocol
 from specrej.evaluation.reproduce.running import (
     RowOutcome,
@@ -120,6 +122,22 @@ def test_what_failed_counts(server: Server, tmp_path: Path) -> None:
     ] == [1.0] * 6
 
 
+def test_grades_that_lacked_a_reference_are_counted(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (judge_grade, mt_bench):
+        monkeypatch.setattr(module, "WITH_REFERENCE", ("facts",))
+    loaded = made(tmp_path, num_turns=2, num_prompts=6)
+    tasks = [replace(task, references=task.references[:1]) for task in loaded.tasks]
+    outcome = run(find_row("mt-bench"), tmp_path, replace(loaded, tasks=tuple(tasks)), server)
+    rows = Files(tmp_path, METHODS[0]).judged["grades"]
+    lacking = [row for row in rows if row["category"] == "facts" and not row["has_reference"]]
+    assert {row["turn"] for row in lacking} == {2}
+    assert outcome["notes"] == [
+        f"{len(lacking)} grades of math, reasoning or coding had no reference."
+    ]
+
+
 def test_high_variance_rows_ask_about_their_fifth_alone(server: Server, tmp_path: Path) -> None:
     loaded = made(tmp_path, num_turns=2)
     run(find_row("mt-bench-high-variance"), tmp_path, loaded, server)
@@ -148,7 +166,13 @@ def test_a_run_by_the_protocol_has_no_differences(tmp_path: Path, server: Server
 def test_disagreement_must_be_a_number_for_each_prompt(tmp_path: Path) -> None:
     loaded = made(tmp_path, num_turns=1, num_prompts=3)
     path = tmp_path / "disagreement.jsonl"
-    for last, is_good in (("0.5", True), ("true", False), ('"x"', False), ("null", False)):
+    for last, is_good in (
+        ("0.5", True),
+        ("true", False),
+        ("NaN", False),
+        ('"x"', False),
+        ("null", False),
+    ):
         path.write_text(
             "".join(f'{{"id": "p00{i}", "disagreement": {i}}}\n' for i in range(2))
             + f'{{"id": "p002", "disagreement": {last}}}\n'

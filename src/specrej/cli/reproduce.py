@@ -101,7 +101,7 @@ def reproduce(
         words = methods.split(",") if methods else protocol.methods
         chosen = [word.strip() for word in words if word.strip()]
         known = _disagreement_of(disagreement, loaded)
-        check(protocol, loaded, server)
+        check(protocol, loaded, server, known)
         with stoppable(how_to_resume(output)):
             settings = _generate(protocol, loaded, own, chosen, output, resume=resume)
             answered = _judge(protocol, loaded, chosen[0], server, known, output)

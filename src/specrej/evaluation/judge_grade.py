@@ -71,9 +71,10 @@ def grade_turn(
         row: of a bench.
         turn: counted from 1.
         references: an answer to each turn, or nothing; read for the categories of
-            `WITH_REFERENCE` alone.
+            `WITH_REFERENCE` alone, and where this turn has one.
     """
-    seen = list(references[:turn]) if row["category"] in WITH_REFERENCE else []
+    has_one = row["category"] in WITH_REFERENCE and any(references[turn - 1 : turn])
+    seen = list(references[:turn]) if has_one else []
     graded = GradeRow(
         prompt_id=row["prompt_id"],
         method=row["method"],

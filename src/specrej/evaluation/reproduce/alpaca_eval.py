@@ -98,6 +98,7 @@ HARD_ROW = _alike(
     needs="as alpaca-eval, and 161 requests a method; a finished alpaca-eval folder is taken over "
     "by --resume",
     open_points=(*_OPEN, OPEN_VARIANCE),
+    by_variance=True,
     questions=_hard_questions,
     figures=_hard_figures,
     notes=_hard_notes,

@@ -94,18 +94,12 @@ def mean_grade(rows: Sequence[Judgement]) -> Estimate:
 
 
 def _ungraded(answered: Answered, prompt_ids: Sequence[str]) -> list[str]:
-    """Questions that should have had a reference."""
-    lacking = [
-        name
-        for name in prompt_ids
-        if answered.tasks[name].category in WITH_REFERENCE and not answered.tasks[name].references
-    ]
-    if not lacking:
-        return []
-    return [
-        f"{len(lacking)} questions of math, reasoning or coding had no reference, and were graded "
-        "without one."
-    ]
+    """What should have been graded beside a reference, and was not."""
+    judged = (
+        row for method in answered.methods for row in answered.judged(GRADES, method, prompt_ids)
+    )
+    num = sum(row["category"] in WITH_REFERENCE and not row["has_reference"] for row in judged)
+    return [f"{num} grades of math, reasoning or coding had no reference."] if num else []
 
 
 def _all_ids(answered: Answered) -> list[str]:
@@ -146,6 +140,7 @@ HARD_ROW = Protocol(
     chief=DARC_METHODS[1],
     settings=DARC,
     needs_judge=True,
+    by_variance=True,
     needs="one 80 GB GPU for generator and reward model, 32 requests a method to GPT-4",
     open_points=(
         "The setting is DARC's, which reports a reward: one temperature for all categories, 320 "

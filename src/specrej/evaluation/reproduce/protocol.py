@@ -110,6 +110,7 @@ class Protocol:
         needs_judge: a judge is asked.
         needs_references: the prompts must come with reference answers.
         single_turn: the prompts must have one turn each.
+        by_variance: some figure is of the prompts on which candidates differ most.
         needs: what a real reproduction takes.
         open_points: what the protocol does not say, and what is done here.
         questions: to a judge, when all answers are there.
@@ -133,5 +134,6 @@ class Protocol:
     needs_judge: bool = False
     needs_references: bool = False
     single_turn: bool = False
+    by_variance: bool = False
     questions: Callable[[Answered], list[Question]] = field(default=lambda answered: [])
     notes: Callable[[Answered], list[str]] = field(default=lambda answered: [])

@@ -39,6 +39,7 @@ ROW = Protocol(
         "CVaR10% is the mean over the worst tenth of prompts, rounded down, at least one.",
         OPEN_VARIANCE,
     ),
+    by_variance=True,
     figures=_figures,
     notes=note_variance,
 )

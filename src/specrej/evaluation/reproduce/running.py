@@ -16,10 +16,11 @@ for again.
 """
 
 import json
+import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TypedDict
 
 from specrej.engines.base import Engine
 from specrej.errors import UsageError
@@ -69,13 +70,24 @@ class RowOutcome(TypedDict):
     """Of the judge."""
 
 
-def check(protocol: Protocol, loaded: Loaded, judge: JudgeServer | None) -> None:
+def check(
+    protocol: Protocol,
+    loaded: Loaded,
+    judge: JudgeServer | None,
+    disagreement: Mapping[str, float] | None = None,
+) -> None:
     """See to what a row needs, before a model is opened.
 
     Raises:
         UsageError: it asks a judge and there is none, takes single questions and there are
-            others, or compares with references that the prompts do not have.
+            others, compares with references that the prompts do not have, or has no use for
+            numbers of disagreement.
     """
+    if disagreement is not None and not protocol.by_variance:
+        raise UsageError(
+            f"the row {protocol.name!r} is over all prompts, whatever is disagreed on them",
+            hint="leave --disagreement out",
+        )
     if protocol.needs_judge and judge is None:
         raise UsageError(
             f"the row {protocol.name!r} asks a judge", hint="give its name by --judge MODEL"
@@ -101,16 +113,20 @@ def read_disagreement(path: str | Path, loaded: Loaded) -> dict[str, float]:
     Raises:
         UsageError: the file cannot be read, or lacks a prompt or a number.
     """
-    rows = read_rows(path)
-    known = {str(row.get("id")): row.get("disagreement") for row in rows}
+    known = {
+        str(row.get("id")): float(value)
+        for row in read_rows(path)
+        if isinstance(value := row.get("disagreement"), int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    }
     for task in loaded.tasks:
-        value = known.get(task.id)
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if task.id not in known:
             raise UsageError(
                 f"{path} has no disagreement of the prompt {task.id!r}",
                 hint='expected a line such as {"id": "a", "disagreement": 0.7} for each prompt',
             )
-    return {task.id: float(cast("float", known[task.id])) for task in loaded.tasks}
+    return {task.id: known[task.id] for task in loaded.tasks}
 
 
 def generate(
