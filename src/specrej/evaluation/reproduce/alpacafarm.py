@@ -2,6 +2,8 @@
 paper.
 """
 
+import numpy as np
+
 from specrej.evaluation.comparison import improvements
 from specrej.evaluation.intervals import mean_of
 from specrej.evaluation.reproduce.protocol import Answered, Measured, Protocol, Question
@@ -31,7 +33,9 @@ def _figures(answered: Answered) -> list[Measured]:
     return [
         *preference_figures(answered, others, answered.baseline, list(others)),
         *(
-            measured("improvement score", method, "%", mean_of(score), len(score))
+            measured(
+                "improvement score", method, "%", mean_of(score), int(np.isfinite(score).sum())
+            )
             for method, score in scores.items()
         ),
     ]
