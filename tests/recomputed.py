@@ -98,8 +98,8 @@ def risk(files: Files, places: Sequence[int], of: str = "") -> Figures:
         own = files.rewards(method)[list(places)]
         statistics: dict[str, Callable[[Any], Any]] = {
             "mean reward": lambda drawn: drawn.mean(),
-            "standard deviation of the reward": lambda drawn: drawn.std(),
-            "mean - 1 * standard deviation": lambda drawn: drawn.mean() - drawn.std(),
+            "sigma": lambda drawn: drawn.std(),
+            "mean - 1 * sigma": lambda drawn: drawn.mean() - drawn.std(),
             "CVaR10%": lambda drawn: np.sort(drawn)[: max(1, len(drawn) // 10)].mean(),
         }
         for name, statistic in statistics.items():
@@ -108,9 +108,7 @@ def risk(files: Files, places: Sequence[int], of: str = "") -> Figures:
 
 
 def reward(files: Files) -> Figures:
-    return risk(files, range(len(files.ids))) | risk(
-        files, files.widest(), ", high-variance prompts"
-    )
+    return risk(files, range(len(files.ids))) | risk(files, files.widest(), ", high-variance")
 
 
 def perplexity(files: Files) -> Figures:

@@ -18,7 +18,7 @@ def _figures(answered: Answered) -> list[Measured]:
     everywhere = range(len(answered.comparison.prompt_ids))
     return [
         *risk_figures(answered, everywhere),
-        *risk_figures(answered, high_variance(answered), ", high-variance prompts"),
+        *risk_figures(answered, high_variance(answered), ", high-variance"),
     ]
 
 

@@ -88,8 +88,8 @@ def risk_figures(answered: Answered, places: Sequence[int], of: str = "") -> lis
 def _risk(own: Array) -> dict[str, Estimate]:
     return {
         "mean reward": mean_of(own),
-        "standard deviation of the reward": estimate(lambda drawn: own[drawn].std(-1), len(own)),
-        f"mean - {RISK_AVERSION:g} * standard deviation": mean_minus_sigma(own),
+        "sigma": estimate(lambda drawn: own[drawn].std(-1), len(own)),
+        f"mean - {RISK_AVERSION:g} * sigma": mean_minus_sigma(own),
         "CVaR10%": cvar(own),
     }
 
