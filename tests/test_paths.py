@@ -21,8 +21,9 @@ from specrej.batch.preferences import write_pairs, write_sft
 from specrej.evaluation.bench import parse_methods, run_bench
 from specrej.evaluation.exports import export
 from specrej.evaluation.folder import read_bench
-from specrej.evaluation.judge import JudgeServer, judge, read_verdicts
+from specrej.evaluation.judge import judge, read_verdicts
 from specrej.evaluation.judge import record as record_verdicts
+from specrej.evaluation.judge_client import JudgeServer
 from specrej.evaluation.policy_grid import read_policies
 from specrej.evaluation.prompts import load_prompts
 from specrej.evaluation.recording import record

@@ -31,6 +31,7 @@ REWARDS = {
     "ensemble": "specrej.rewards.ensemble:parse_ensemble",
     "process": "specrej.rewards.process:parse_process",
     "reference": "specrej.rewards.reference:parse_reference",
+    "likelihood": "specrej.rewards.likelihood:parse_likelihood",
     "embedding": "specrej.rewards.embedding:parse_embedding",
     "regex": "specrej.rewards.verifiable:parse_regex",
     "exact_match": "specrej.rewards.verifiable:parse_exact_match",

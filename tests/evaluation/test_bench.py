@@ -305,3 +305,16 @@ def test_candidates_of_the_fake_are_many_enough(loaded: Loaded, tmp_path: Path) 
     ]
     assert any(len(turn["decisions"]) >= 2 for turn in turns)
     assert all(any(c["state"] == "rejected" for c in turn["candidates"]) for turn in turns)
+
+
+def test_a_category_may_have_a_temperature_of_its_own(loaded: Loaded, tmp_path: Path) -> None:
+    """A greedy one shows by its single candidate; a run of other temperatures is another run."""
+    how: dict[str, Any] = {"settings": SETTINGS, "temperatures": {"writing": 0.0}}
+    methods = parse_methods(["best_of_n:3"], SETTINGS)
+    reward = FakeReward()
+    rows = list(run_bench(loaded, methods, FakeEngine(), reward, tmp_path / "out", **how))
+    counts = {row["prompt_id"]: len(row["turns"][0]["candidates"]) for row in rows}
+    assert counts == {"a": 3, "b": 1, "c": 3}
+    how |= {"temperatures": {}, "resume": True}
+    with pytest.raises(UsageError, match="temperatures was"):
+        list(run_bench(loaded, methods, FakeEngine(), reward, tmp_path / "out", **how))

@@ -17,13 +17,12 @@ from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation import judge as judge_module
 from specrej.evaluation.judge import (
     JUDGEMENTS,
-    JudgeServer,
     VerdictRow,
     judge,
     read_verdicts,
     record,
-    total_calls,
 )
+from specrej.evaluation.judge_client import JudgeServer, total_calls
 from specrej.evaluation.rows import BenchRow
 
 KEY = "sk-very-secret"

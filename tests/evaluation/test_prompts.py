@@ -240,6 +240,10 @@ HUB_ROWS: dict[str, tuple[dict[str, Any], tuple[str, tuple[Any, ...], str | None
         {"instruction": "Hello", "output": "Hi", "generator": "g", "dataset": "koala"},
         ("1", ("Hello",), "koala"),
     ),
+    "alpaca_eval_2": (
+        {"instruction": "Hello", "output": "Hi", "generator": "g", "dataset": "koala"},
+        ("1", ("Hello",), "koala"),
+    ),
     "gsm8k": ({"question": "1 + 1?", "answer": "#### 2"}, ("1", ("1 + 1?",), None)),
     "hh_rlhf": (
         {"chosen": "\n\nHuman: Hello\n\nAssistant: Hi", "rejected": ""},
@@ -388,3 +392,26 @@ def test_an_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UsageError, match="no route to host"):
         load_prompts("mt_bench")
     assert (asked, loaded) == ([("lighteval/mt-bench", 10)], [])
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [("Yes.", ("Yes.",)), (["a", "b"], ("a", "b")), ([], ()), (["", ""], ()), (None, ())],
+)
+def test_references_are_kept_beside_what_is_asked(
+    tmp_path: Path, reference: Any, expected: tuple[str, ...]
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "Hello", "reference": reference}))
+    loaded = load_prompts(path)
+    assert loaded.tasks[0].references == expected
+    path.write_text(json.dumps({"prompt": "Hello"}))
+    assert load_prompts(path).sha256 == loaded.sha256
+
+
+@pytest.mark.parametrize("reference", [3, [3], {"a": "b"}, ["\ud83d"]])
+def test_what_is_no_reference(tmp_path: Path, reference: Any) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "Hello", "reference": reference}))
+    with pytest.raises(UsageError, match="reference"):
+        load_prompts(path)

@@ -262,12 +262,12 @@ CODE = (
 
 
 def test_a_package_adds_rewards_by_entry_points(installed: Callable[..., None]) -> None:
-    installed("my_package", CODE, likelihood="make", size="make_function")
-    assert as_reward("likelihood").open(PROMPT).score(ANSWERS) == [-2.0]
-    assert as_reward("likelihood:sum").open(PROMPT).score(ANSWERS) == [-4.0]
+    installed("my_package", CODE, plausible="make", size="make_function")
+    assert as_reward("plausible").open(PROMPT).score(ANSWERS) == [-2.0]
+    assert as_reward("plausible:sum").open(PROMPT).score(ANSWERS) == [-4.0]
     assert as_reward("size:2").open(PROMPT).score(ANSWERS) == [6.0]
     assert as_reward("size:2").name == "size:2"
-    assert as_reward("ensemble:size+likelihood:sum*2").open(PROMPT).score(ANSWERS) == [-5.0]
+    assert as_reward("ensemble:size+plausible:sum*2").open(PROMPT).score(ANSWERS) == [-5.0]
 
 
 def test_a_name_of_the_registry_goes_before_one_of_a_package_and_that_before_a_directory(
@@ -289,14 +289,14 @@ def test_of_two_packages_with_one_name_the_first_on_the_path_is_taken(
 
 
 def test_names_of_packages_are_among_those_that_are_known(installed: Callable[..., None]) -> None:
-    installed("my_package", CODE, likelihood="make")
-    for spec in ("likelihod", "likelihod:sum"):
+    installed("my_package", CODE, plausible="make")
+    for spec in ("plausble", "plausble:sum"):
         with pytest.raises(UnknownNameError, match="unknown reward") as caught:
             as_reward(spec)
-        assert str(caught.value.hint).startswith("did you mean 'likelihood'?")
+        assert str(caught.value.hint).startswith("did you mean 'plausible'?")
     with pytest.raises(UsageError) as refused:
         as_reward(None)
-    assert "likelihood, logprob" in str(refused.value.hint)
+    assert "plausible, process" in str(refused.value.hint)
     assert "else" not in str(refused.value.hint)
 
 

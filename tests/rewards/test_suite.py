@@ -12,6 +12,7 @@ from fakes import FakeReward
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward
 from specrej.rewards.classifier import ClassifierReward
+from specrej.rewards.likelihood import LikelihoodReward
 from specrej.rewards.process import ProcessReward
 from specrej.rewards.reference import ReferenceReward
 from specrej.testing import RewardSuite
@@ -54,13 +55,18 @@ def reference() -> Reward:
     return ReferenceReward((make_model("llama"), make_tokenizer(CHAT_TEMPLATE)))
 
 
+def likelihood() -> Reward:
+    return LikelihoodReward((make_model("llama"), make_tokenizer(CHAT_TEMPLATE)))
+
+
 @cache
 def relevance() -> Reward:
     return as_reward("relevance")
 
 
 @pytest.mark.parametrize(
-    "make", [FakeReward, function, logprob, regex, ensemble, classifier, process, reference]
+    "make",
+    [FakeReward, function, logprob, regex, ensemble, classifier, process, reference, likelihood],
 )
 class TestReward(RewardSuite):
     has_ties = True

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from specrej.cli import answer, batch, calibrate, evaluate, relabel, serve
+from specrej.cli import answer, batch, calibrate, evaluate, relabel, reproduce, serve
 from specrej.cli.pull import models_app
 from specrej.cli.ratings import ratings_app
 from specrej.threads import spin_only_briefly
@@ -43,6 +43,7 @@ for _command in (
     evaluate.report,
     evaluate.judge,
     evaluate.export,
+    reproduce.reproduce,
 ):
     app.command(rich_help_panel="Measuring")(_command)
 app.add_typer(ratings_app, name="ratings", rich_help_panel="Measuring")

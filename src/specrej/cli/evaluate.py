@@ -251,6 +251,7 @@ def judge(
     from specrej.cli.progress import RowProgress
     from specrej.evaluation import judge as judging
     from specrej.evaluation.folder import read_bench
+    from specrej.evaluation.judge_client import JudgeServer
 
     cache = directory / "judge_cache"
     with (
@@ -258,7 +259,7 @@ def judge(
         stoppable(f"the judge's answers are in {cache}: give the same command to go on"),
     ):
         _, rows = read_bench(directory)
-        endpoint = judging.JudgeServer(
+        endpoint = JudgeServer(
             base_url=base_url,
             model=judge_model,
             api_key=os.environ.get(api_key_variable),
@@ -278,7 +279,7 @@ def judge(
 
 def _end_judge(what: str, done: "list[VerdictRow]") -> None:
     """Say what a judge came to."""
-    from specrej.evaluation.judge import total_calls
+    from specrej.evaluation.judge_client import total_calls
 
     counts = Counter(row["verdict"] for row in done)
     shown = ", ".join(f"{counts[word]} {word}" for word in ("win", "tie", "loss", "failed"))

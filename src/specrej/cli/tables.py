@@ -3,6 +3,8 @@
 print_bench(summarize(rows, baseline="best_of_n:8"))
 """
 
+from collections.abc import Callable, Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,12 +16,27 @@ from specrej.evaluation.metrics import MethodSummary, Summary
 from specrej.evaluation.policy_words import policy_words
 from specrej.evaluation.ratings.summary import RatingsSummary
 from specrej.evaluation.replay_summary import PolicyRow, ReplaySummary
+from specrej.evaluation.reproduce.protocol import Measured
 from specrej.evaluation.speedup import Speedup
 
 _LARGE = 1e5
 """From here on digits tell nobody anything: an exponent does."""
 _MOST_POLICIES = 12
 """Rows of a front that are printed; all are in replay.json."""
+
+
+def print_measured(figures: Sequence[Measured], digits_of: Callable[[Measured], int]) -> None:
+    """The figures of a row of a benchmark table; `digits_of` says with how many decimals."""
+    table = make_table(("method", "left"), ("figure", "left"), "value", ("unit", "left"), "over")
+    for figure in figures:
+        table.add_row(
+            figure["method"],
+            figure["name"],
+            _interval(figure["estimate"], decimals=digits_of(figure)),
+            figure["unit"],
+            f"{figure['num']:,}",
+        )
+    _wide_console().print(table)
 
 
 def print_calibration(calibration: Calibration) -> None:

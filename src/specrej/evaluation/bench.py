@@ -12,10 +12,11 @@ prompt, so that a drift of the machine hits all alike. Rows are on the disk when
 """
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, cast
 
 from specrej.api import run_observed, run_one
@@ -36,6 +37,8 @@ from specrej.search.resolving import policy_of
 from specrej.settings import Settings
 from specrej.types import Candidate, Decision, Prompt, Result
 from specrej.version import __version__
+
+NO_TEMPERATURES: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,7 @@ def run_bench(
     settings: Settings,
     resume: bool = False,
     observe: Observer | None = None,
+    temperatures: Mapping[str, float] = NO_TEMPERATURES,
 ) -> Generator[BenchRow, None, None]:
     """Run every method on every prompt; yield each row when it is on the disk.
 
@@ -148,6 +152,7 @@ def run_bench(
         settings: what the methods have in common.
         resume: go on with the run that the directory holds.
         observe: called with the events of each run: see `specrej.search.events`.
+        temperatures: by category of the prompt, in place of that of the settings.
 
     Raises:
         UsageError: the directory holds something else, or cannot be written.
@@ -155,6 +160,8 @@ def run_bench(
     info = describe_run(
         "bench", loaded, engine, reward, settings, [method.name for method in methods]
     )
+    if temperatures:
+        info["temperatures"] = dict(temperatures)
     with open_run(directory, info, resume=resume), Journal(Path(directory) / RESULTS) as journal:
         done = {(row["prompt_id"], row["method"]) for row in journal.rows}
         _warm_up(engine, reward, settings)
@@ -162,9 +169,23 @@ def run_bench(
             first = number % len(methods)
             for place, method in enumerate([*methods[first:], *methods[:first]]):
                 if (task.id, method.name) not in done:
-                    row = _run(task, method, place, engine, reward, observe)
+                    row = _run(
+                        task,
+                        _at_temperature(method, task, temperatures),
+                        place,
+                        engine,
+                        reward,
+                        observe,
+                    )
                     journal.append(row)
                     yield row
+
+
+def _at_temperature(method: Method, task: Task, temperatures: Mapping[str, float]) -> Method:
+    """The method at the temperature of the task's category."""
+    usual = method.settings.temperature
+    temperature = temperatures.get(task.category or "", usual)
+    return replace(method, settings=replace(method.settings, temperature=temperature))
 
 
 def _warm_up(engine: Engine, reward: Reward, settings: Settings) -> None:

@@ -159,9 +159,7 @@ def summarize(
     """
     comparison = align(rows, baseline)
     by_judge = _by_judge(comparison, verdicts)
-    spread = variances(comparison)
-    widest = np.argsort(-spread, kind="stable")[: max(1, len(spread) // 5)]
-    widest = widest[spread[widest] > 0]
+    widest = widest_fifth(variances(comparison))
     return {
         "baseline": baseline,
         "num_prompts": len(comparison.prompt_ids),
@@ -177,6 +175,14 @@ def summarize(
             for method in comparison.rows
         },
     }
+
+
+def widest_fifth(spread: Array) -> NDArray[np.intp]:
+    """Places of the fifth of prompts, rounded down, at least one, whose figure is the highest; none
+    whose figure is zero.
+    """
+    widest = np.argsort(-spread, kind="stable")[: max(1, len(spread) // 5)]
+    return widest[spread[widest] > 0]
 
 
 def _by_judge(
@@ -234,7 +240,7 @@ def _method(
             for name, verdicts in by_judge.items()
         },
         "risk": _risk(own, widest),
-        "cost": _cost([row for row in comparison.rows[method] if row["error"] is None]),
+        "cost": cost_of([row for row in comparison.rows[method] if row["error"] is None]),
     }
 
 
@@ -254,17 +260,28 @@ def _rates(results: Array) -> Rates:
 
 
 def _risk(own: Array, widest: NDArray[np.intp]) -> Risk:
-    worst = max(1, len(own) // 10)
     return {
-        "mean_minus_sigma": estimate(
-            lambda drawn: own[drawn].mean(-1) - RISK_AVERSION * own[drawn].std(-1), len(own)
-        ),
-        "cvar": estimate(lambda drawn: np.sort(own[drawn])[:, :worst].mean(-1), len(own)),
+        "mean_minus_sigma": mean_minus_sigma(own),
+        "cvar": cvar(own),
         "high_variance": mean_of(own[widest]),
     }
 
 
-def _cost(rows: list[BenchRow]) -> Cost:
+def mean_minus_sigma(own: Array) -> Estimate:
+    """Of rewards of prompts; see `Risk`."""
+    return estimate(
+        lambda drawn: own[drawn].mean(-1) - RISK_AVERSION * own[drawn].std(-1), len(own)
+    )
+
+
+def cvar(own: Array) -> Estimate:
+    """Of rewards of prompts; see `Risk`."""
+    worst = max(1, len(own) // 10)
+    return estimate(lambda drawn: np.sort(own[drawn])[:, :worst].mean(-1), len(own))
+
+
+def cost_of(rows: Sequence[BenchRow]) -> Cost:
+    """What the turns of these rows cost."""
     turns: list[TurnRow] = [turn for row in rows for turn in row["turns"]]
     usages = [turn["usage"] for turn in turns]
     flops: dict[str, float | None] = {

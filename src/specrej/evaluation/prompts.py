@@ -9,7 +9,8 @@ name.
         ...                                              # said, and left out; the rest runs
 
 A row holds `prompt` (a text), `messages` (a conversation) or `turns` (a user's texts, asked one
-after the other as in MT-Bench). Nothing is asked of a model here.
+after the other as in MT-Bench). It may hold `reference`, an answer (or one for each turn) that a
+judge is to compare with. Nothing is asked of a model here.
 """
 
 import codecs
@@ -53,12 +54,15 @@ class Task:
                 else.
         category: for example "writing"; None where the source has none.
         line: where it came from, counted from 1: a line of the file, or a row of the set.
+        references: an answer to each turn that a judge compares with; none where the source has
+            none. No part of what is asked.
     """
 
     id: str
     turns: tuple[Prompt, ...]
     category: str | None
     line: int
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +125,16 @@ NAMED_SETS = {
         split="train",
         to_row=lambda row: {"prompt": row["instruction"], "category": row["dataset"]},
     ),
+    "alpaca_eval_2": NamedSet(
+        hub_id="tatsu-lab/alpaca_eval",
+        file="alpaca_eval_gpt4_baseline.json",
+        split="train",
+        to_row=lambda row: {
+            "prompt": row["instruction"],
+            "category": row["dataset"],
+            "reference": row["output"],
+        },
+    ),
     "gsm8k": NamedSet(
         hub_id="openai/gsm8k",
         config="main",
@@ -153,6 +167,7 @@ NAMED_SETS = {
             "id": row["question_id"],
             "turns": row["turns"],
             "category": row["category"],
+            "reference": row.get("reference"),
         },
     ),
     "ultrafeedback": NamedSet(
@@ -300,10 +315,20 @@ def _to_task(row: Any, line: int) -> Task:
     if messages[0][-1]["role"] == "assistant":
         raise PromptError("the conversation ends in an answer, expected a question")
     task_id = read_id(row, line)
+    references = _references(row.get("reference"))
     check_writable(
         {"id": task_id, "category": category, name: list(turns) if name == "turns" else value}
     )
-    return Task(id=task_id, turns=turns, category=category, line=line)
+    return Task(id=task_id, turns=turns, category=category, line=line, references=references)
+
+
+def _references(given: Any) -> tuple[str, ...]:
+    """A text is that of one turn; lists of nothing but empty texts hold none."""
+    listed = [given] if isinstance(given, str) else given or []
+    if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
+        raise PromptError(f"reference must be a text or a list of texts, got {reprlib.repr(given)}")
+    check_characters(listed, "reference")
+    return tuple(listed) if any(listed) else ()
 
 
 def _given(row: Mapping[str, Any]) -> str:

@@ -132,5 +132,7 @@ class RunInfo(TypedDict):
     versions: dict[str, str]
     policy_files: NotRequired[dict[str, str]]
     """See `specrej.search.calibrated.fingerprints`."""
+    temperatures: NotRequired[dict[str, float]]
+    """By category of the prompt, in place of that of the settings."""
     relabelled: NotRequired[RelabelledInfo]
     """Of traces that hold another reward than they were recorded with."""

@@ -38,7 +38,7 @@ def relative_compute(comparison: Comparison, method: str, measure: Compute, to: 
     """Sum of the method's compute by the sum of another's, over the prompts that both came to
     the end of.
     """
-    ratio = _ratio(compute(comparison, method, measure), compute(comparison, to, measure))
+    ratio = sum_ratio(compute(comparison, method, measure), compute(comparison, to, measure))
     return estimate(ratio, len(comparison.prompt_ids))
 
 
@@ -58,7 +58,7 @@ def speedup(comparison: Comparison, method: str, score: Score, measure: Compute)
     kept = np.flatnonzero(~np.isnan(scores[comparison.baseline]))
     base = compute(comparison, comparison.baseline, measure)
     ratios = {
-        name: _ratio(compute(comparison, name, measure)[kept], base[kept])
+        name: sum_ratio(compute(comparison, name, measure)[kept], base[kept])
         for name in comparison.rows
     }
     points = [
@@ -115,7 +115,7 @@ def needed_compute(points: Array, scores: Array, target: Array) -> Array:
     return np.where(target < scores[0], 0.0, needed)
 
 
-def _ratio(costs: Array, others: Array) -> Callable[[NDArray[np.intp]], Array]:
+def sum_ratio(costs: Array, others: Array) -> Callable[[NDArray[np.intp]], Array]:
     """The statistic sum / sum over prompts that have both; NaN where none was drawn."""
     both = ~np.isnan(costs) & ~np.isnan(others)
     costs, others = np.where(both, costs, 0.0), np.where(both, others, 0.0)

@@ -1,0 +1,140 @@
+"""The page of a row: its figures, what they rest on, and how it was run.
+
+    write_page("out", outcome)  # -> out/NAME.html
+
+Curves, races and answers side by side are in the page that `specrej report` makes of the same
+folder.
+"""
+
+from pathlib import Path
+
+from specrej.evaluation.folder import read_info
+from specrej.evaluation.judge_client import CallsRow
+from specrej.evaluation.metrics import Cost
+from specrej.evaluation.report.headline import (
+    estimated,
+    in_brackets,
+    provenance,
+    spoken,
+    title_of,
+)
+from specrej.evaluation.report.page import (
+    Cell,
+    Page,
+    Section,
+    Table,
+    TableRow,
+    Terms,
+    render,
+)
+from specrej.evaluation.reproduce.protocol import Measured
+from specrej.evaluation.reproduce.running import RowOutcome
+
+
+def write_page(directory: str | Path, outcome: RowOutcome) -> Path:
+    """Write DIRECTORY/NAME.html.
+
+    Returns:
+        The page's path.
+    """
+    directory = Path(directory)
+    info = read_info(directory)
+    page = Page(
+        title_of(f"reproduce {outcome['row']}", info),
+        headline(outcome),
+        f"{outcome['title']}. Elsewhere: {outcome['known']}.",
+        [
+            _figures(outcome),
+            _rests_on(outcome),
+            Section("run", "How it was run", terms=provenance(info)),
+        ],
+    )
+    path = directory / f"{outcome['row']}.html"
+    path.write_text(render(page), encoding="utf-8")
+    return path
+
+
+def headline(outcome: RowOutcome) -> str:
+    """The row's figure in a sentence, and whether it is the protocol's."""
+    figure = outcome["figures"][0]
+    value = figure["estimate"]
+    digits = digits_of(figure)
+    ends = in_brackets(value["low"], value["high"], digits)
+    number = estimated(value, digits).text
+    is_own = "" if outcome["differences"] else ", by the protocol's own settings"
+    return (
+        f"{spoken(figure['method'])}: {figure['name']} {number}{_unit(figure)}{ends}, over "
+        f"{figure['num']:,}{is_own}."
+    )
+
+
+def digits_of(figure: Measured) -> int:
+    """Decimals that a figure is shown with."""
+    return {"%": 1, "count": 0}.get(figure["unit"], 3)
+
+
+def _unit(figure: Measured) -> str:
+    return "%" if figure["unit"] == "%" else ""
+
+
+def _figures(outcome: RowOutcome) -> Section:
+    rows = [
+        TableRow(
+            spoken(figure["method"]),
+            [
+                Cell(figure["name"], is_words=True),
+                estimated(figure["estimate"], digits_of(figure)),
+                Cell(figure["unit"], is_words=True),
+                Cell(f"{figure['num']:,}"),
+            ],
+            figure["method"].startswith("speculative_rejection"),
+        )
+        for figure in outcome["figures"]
+    ]
+    table = Table("Figures", ("Method", "Figure", "Value", "Unit", "Over"), rows)
+    prose = (
+        "Below each figure is its 95% interval, by the bootstrap over prompts. Over: the prompts "
+        "or judgements that it rests on."
+    )
+    return Section("row", "The row", prose, tables=[table])
+
+
+def _rests_on(outcome: RowOutcome) -> Section:
+    run = [
+        ("prompts", f"{outcome['prompts']} ({outcome['num_prompts']:,})"),
+        ("answers that failed", f"{outcome['num_failed']:,}"),
+        ("compared with", outcome["baseline"]),
+    ]
+    groups = [
+        Terms("Run", run),
+        _counted("Other than the protocol", outcome["differences"]),
+        _counted("What the protocol leaves open", outcome["open_points"]),
+        _counted("To be known", outcome["notes"]),
+        Terms("Cost by method", [(name, _cost(cost)) for name, cost in outcome["cost"].items()]),
+        *([_judge(outcome["judge"], outcome["calls"])] if outcome["judge"] else []),
+    ]
+    return Section("basis", "What it rests on", terms=[group for group in groups if group.pairs])
+
+
+def _counted(title: str, lines: list[str]) -> Terms:
+    return Terms(title, [(str(number), line) for number, line in enumerate(lines, 1)])
+
+
+def _cost(cost: Cost) -> str:
+    return (
+        f"{cost['seconds']['total']:,.1f} s, {cost['generated_tokens']:,} tokens generated, "
+        f"{cost['reward_tokens']:,} read by the reward"
+    )
+
+
+def _judge(name: str, calls: CallsRow) -> Terms:
+    return Terms(
+        "Judge",
+        [
+            ("model", name),
+            ("requests", f"{calls['requests']:,}"),
+            ("from the cache", f"{calls['cached']:,}"),
+            ("prompt tokens", f"{calls['prompt_tokens']:,}"),
+            ("completion tokens", f"{calls['completion_tokens']:,}"),
+        ],
+    )
