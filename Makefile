@@ -12,7 +12,7 @@ PROMPT ?= Give three tips for staying healthy.
 # Else every process that a test starts would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check test-rest test-engines test-torch test-vllm test-clients bench clean
+.PHONY: demo test check test-rest test-server test-engines test-torch test-vllm test-clients bench clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/specrej models pull
@@ -21,7 +21,7 @@ demo: $(VENV)/.ready
 # Two at a time: one alone leaves a core idle, since tests wait for processes, signals and servers.
 test: $(VENV)/.ready
 	$(VENV)/bin/specrej models pull
-	$(MAKE) --jobs=2 --keep-going test-rest test-vllm test-clients check test-engines test-torch
+	$(MAKE) --jobs=2 --keep-going test-rest test-vllm test-server test-clients test-engines test-torch check
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
@@ -34,8 +34,11 @@ test-engines: $(VENV)/.ready
 test-torch: $(VENV)/.ready
 	$(VENV)/bin/pytest tests/engines/torch
 
+test-server: $(VENV)/.ready
+	$(VENV)/bin/pytest tests/server
+
 test-rest: $(VENV)/.ready
-	$(VENV)/bin/pytest --ignore tests/engines
+	$(VENV)/bin/pytest --ignore tests/engines --ignore tests/server
 
 # As a prerequisite the environment would be one job and these tests another, which would come last.
 test-vllm:

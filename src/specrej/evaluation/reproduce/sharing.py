@@ -132,7 +132,8 @@ def instruction_of(task: Task) -> str:
     """The first turn as a text; roles are named where it is a conversation."""
     messages = as_messages(task.turns[0])
     if len(messages) == 1:
-        return messages[0]["content"]
+        content: str = messages[0]["content"]
+        return content
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
