@@ -398,7 +398,7 @@ def test_penalties_count_the_answer_alone_whoever_leaves(more: dict[str, Any]) -
 def test_a_bias_for_a_token_beyond_the_vocabulary_is_refused() -> None:
     engine = make_engine(make_model("llama"))
     with pytest.raises(SamplingError, match=f"below {VOCABULARY}, got {VOCABULARY}"):
-        engine.open(make_ids(4), SamplingParams(logit_bias=((1, 1), (VOCABULARY, 1))), BUDGET)
+        engine.check_sampling(SamplingParams(logit_bias=((1, 1), (VOCABULARY, 1))))
 
 
 def test_what_is_off_costs_nothing() -> None:
