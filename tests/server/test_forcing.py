@@ -126,3 +126,24 @@ def test_a_function_that_is_not_given_cannot_be_called(choice: Any, given: Any) 
 def test_answers_obey_one_thing(other: Any) -> None:
     with pytest.raises(UsageError, match=r"^tool_choice must be left out beside"):
         parse_chat(body("required", **other), Settings())
+
+
+@pytest.mark.parametrize("parameters", [{"properties": {}}, {"type": ["object", "null"]}])
+def test_arguments_are_an_object_where_parameters_leave_it_open(parameters: Any) -> None:
+    schema = schema_of_calls(forced(body("required", tools({**PET, "parameters": parameters}))))
+    assert obeys(schema, '{"name": "Pet", "arguments": {}}')
+    assert not obeys(schema, '{"name": "Pet", "arguments": null}')
+    assert not obeys(schema, '{"name": "Pet", "arguments": false}')
+
+
+def test_parameters_that_no_object_obeys_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"^tools must have parameters of the type object, got"):
+        parse_chat(body("required", tools({**PET, "parameters": {"type": "array"}})), Settings())
+
+
+def test_parameters_that_are_nested_too_deeply_are_refused() -> None:
+    deep: Any = {}
+    for _ in range(900):
+        deep = [deep]
+    with pytest.raises(UsageError, match=r"^(tools|json_schema) must"):
+        parse_chat(body("required", tools({**PET, "parameters": {"a": deep}})), Settings())

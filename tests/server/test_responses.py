@@ -17,7 +17,9 @@ from endpoint import Scripted, client, fake_service, live
 from fakes import FakeEngine
 from specrej.errors import DeadlineError, EngineError, PromptError, UsageError
 from specrej.search.events import Ended, Queued, Text
+from specrej.server.asked import Limits, read_request
 from specrej.server.protocol import parse_chat
+from specrej.server.responding import ResponseWriter
 from specrej.server.responses import HONOURED, parse_response
 from specrej.settings import Settings
 from specrej.types import Result
@@ -343,3 +345,25 @@ def test_a_request_without_a_seed_has_one_and_says_which(url: str) -> None:
     own = (response.model_extra or {})["specrej"]
     again = client(url).responses.create(**ASKED, extra_body={"seed": own["seed"]})
     assert again.output_text == response.output_text
+
+
+@pytest.mark.parametrize("name", ["metadata", "user", "safety_identifier", "prompt_cache_key"])
+def test_a_label_that_cannot_be_said_again_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"^{name} cannot be said again"):
+        parsed(**{name: {"a": json.loads("1e999")}})
+
+
+def said(**fields: Any) -> dict[str, Any]:
+    """The response before there is an answer."""
+    asked = read_request("/v1/responses", {**ASKED, "stream": True, **fields}, DEFAULTS, Limits())
+    writer = ResponseWriter(asked=asked, id="resp_1", created=0, model="bytes")
+    response: dict[str, Any] = json.loads(next(writer.begin()).partition(b"data: ")[2])["response"]
+    return response
+
+
+def test_a_response_says_again_what_format_and_effort_were_asked_for() -> None:
+    text = {"format": {"type": "json_schema", "name": "a", "schema": {"type": "object"}}}
+    response = said(text={**text, "verbosity": None}, reasoning={"effort": "low"})
+    assert response["text"] == text
+    assert response["reasoning"] == {"effort": "low", "summary": None}
+    assert said()["text"] == said(text={"format": None})["text"] == {"format": {"type": "text"}}

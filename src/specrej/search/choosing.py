@@ -11,7 +11,7 @@ is better.
 from collections.abc import Iterable, Sequence
 
 from specrej.engines.base import Token
-from specrej.errors import EngineError, RewardError, SpecrejError, UsageError
+from specrej.errors import EngineError, RewardError, SamplingError, SpecrejError, UsageError
 from specrej.types import Candidate, Decision, Standing
 
 
@@ -108,6 +108,7 @@ def choose(
     Raises:
         RewardError: the reward's filter left nobody.
         EngineError: the engine lost everybody.
+        SamplingError: it did, since nothing more can obey their constraint.
         UsageError: the policy or the algorithm rejected everybody.
     """
     left = ranked(candidates)
@@ -131,6 +132,8 @@ def _nobody_left(
     lost: Token | None,
 ) -> SpecrejError:
     if lost is not None:
+        if isinstance(lost.cause, SamplingError):  # what was asked for cannot be drawn
+            return lost.cause
         num_lost = sum(candidate.finish_reason == "lost" for candidate in candidates)
         error = EngineError(
             f"no candidate is left: the engine lost {num_lost} of {len(candidates)}, the last one "

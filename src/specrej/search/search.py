@@ -323,6 +323,7 @@ class Search:
         Raises:
             RewardError: the reward's filter left nobody.
             EngineError: the engine lost everybody.
+            SamplingError: it did, since nothing more can obey their constraint.
             UsageError: the policy or the algorithm rejected everybody.
         """
         self._write_texts()

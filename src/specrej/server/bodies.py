@@ -127,7 +127,7 @@ class Response(replies.Replied):
     parallel_tool_calls: bool
     previous_response_id: None
     prompt_cache_key: Any
-    reasoning: dict[str, None]
+    reasoning: dict[str, str | None]
     safety_identifier: Any
     service_tier: Literal["default"]
     store: Literal[False]

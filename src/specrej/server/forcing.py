@@ -61,15 +61,20 @@ def without_strict(tools: Any) -> Any:
 
 
 def schema_of_calls(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A JSON schema of a call of one of some functions."""
+    """A JSON schema of a call of one of some functions. Arguments are an object, which parameters
+    without a type leave open.
+
+    Raises:
+        UsageError: parameters that no object obeys, or that are nested too deeply.
+    """
     return {
         "anyOf": [
             {
                 "type": "object",
                 "properties": {
                     "name": {"const": tool["function"]["name"]},
-                    "arguments": _moved(
-                        tool["function"]["parameters"], f"#/anyOf/{number}/properties/arguments"
+                    "arguments": _arguments(
+                        tool["function"], f"#/anyOf/{number}/properties/arguments"
                     ),
                 },
                 "required": ["name", "arguments"],
@@ -78,6 +83,24 @@ def schema_of_calls(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for number, tool in enumerate(tools)
         ]
     }
+
+
+def _arguments(function: Mapping[str, Any], root: str) -> dict[str, Any]:
+    """What the arguments of a function obey, where they stand at this root."""
+    parameters = function["parameters"]
+    kind = parameters.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise UsageError(
+            f"tools must have parameters of the type object, got {reprlib.repr(kind)} for "
+            f"{function['name']}"
+        )
+    try:
+        moved: dict[str, Any] = _moved(parameters, root)
+    except RecursionError:
+        raise UsageError(
+            f"tools must have parameters that are nested less deeply, {function['name']} has not"
+        ) from None
+    return {**moved, "type": "object"}
 
 
 def _moved(schema: Any, root: str) -> Any:

@@ -147,6 +147,12 @@ def _param(error: UsageError, body: Mapping[str, Any]) -> str | None:
     name, own = "".join(re.findall(r"^[\w.]{1,100}", str(error))), body.get("specrej")
     if "." in name and name.partition(".")[0] in body:
         return name
+    if isinstance(error, BudgetError):
+        return _over_budget(body)
+    if name == "json_schema":
+        return _schema_field(body)
+    if name == "reasoning_effort" and "reasoning" in body:
+        return "reasoning.effort"
     arguments = body.get("chat_template_kwargs")
     if name not in body and isinstance(arguments, Mapping) and name in arguments:
         return f"chat_template_kwargs.{name}"
@@ -157,8 +163,26 @@ def _param(error: UsageError, body: Mapping[str, Any]) -> str | None:
     for field in names:
         if field in body:
             return field
-    if name == "json_schema" and "response_format" in body:
-        return "response_format"
     if isinstance(own, Mapping) and name in own:
         return f"specrej.{name}"
     return "specrej" if isinstance(error, UnknownNameError) else None
+
+
+def _over_budget(body: Mapping[str, Any]) -> str | None:
+    """What makes a candidate too large for its memory: the memory that is asked for, or else the
+    length, or else the prompt.
+    """
+    own = body.get("specrej")
+    if isinstance(own, Mapping) and own.get("memory") is not None:
+        return "specrej.memory"
+    return next((name for name in (*LENGTHS, "messages", "input", "prompt") if name in body), None)
+
+
+def _schema_field(body: Mapping[str, Any]) -> str | None:
+    """What gives the schema that answers obey."""
+    own = body.get("specrej")
+    if isinstance(own, Mapping) and own.get("json_schema") is not None:
+        return "specrej.json_schema"
+    if "text" in body:
+        return "text.format"
+    return next((name for name in ("response_format", "tools") if name in body), None)

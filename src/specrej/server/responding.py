@@ -139,12 +139,12 @@ class ResponseWriter:
             "parallel_tool_calls": True,
             "previous_response_id": None,
             "prompt_cache_key": repeated.get("prompt_cache_key"),
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {"effort": None, "summary": None, **repeated.get("reasoning", {})},
             "safety_identifier": repeated.get("safety_identifier"),
             "service_tier": "default",
             "store": False,
             "temperature": settings.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": _said(repeated.get("text", {})),
             "tool_choice": "auto",
             "tools": [],
             "top_p": settings.top_p,
@@ -152,6 +152,12 @@ class ResponseWriter:
             "usage": None,
             "user": repeated.get("user"),
         }
+
+
+def _said(text: Mapping[str, Any]) -> dict[str, Any]:
+    """What the request says of its text; what is null is as it ever is."""
+    given = {name: value for name, value in text.items() if value is not None}
+    return {"format": {"type": "text"}, **given}
 
 
 def _part(text: str, logprobs: list[Any]) -> dict[str, Any]:

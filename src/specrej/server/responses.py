@@ -8,6 +8,7 @@ alone. So whatever a chat learns, a response can; what is wrong is said by the n
 `responding` writes the answer.
 """
 
+import json
 import re
 import reprlib
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ HONOURED = {
     *RESPONSE_SAMPLING,
 }
 _LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")
-REPEATED = ("instructions", "max_output_tokens", *_LABELS)
+REPEATED = ("instructions", "max_output_tokens", "text", "reasoning", *_LABELS)
 """Fields that a response says again as they were given."""
 _NOTHING: dict[str, tuple[Any, ...]] = {
     "stream": (False,),
@@ -99,7 +100,17 @@ def parse_response(
             error.hint = _honoured(beside)
         raise
     repeated = {name: given[name] for name in REPEATED if name in given}
+    _check_repeated(repeated)
     return replace(request, kind="response", repeated=repeated)
+
+
+def _check_repeated(repeated: Mapping[str, Any]) -> None:
+    """See that what is said again can be: 1e999 is read as a number that JSON has not."""
+    for name, value in repeated.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{name} cannot be said again: {error}") from error
 
 
 _SAME = {"model", "specrej", *RESPONSE_SAMPLING, *_LABELS}

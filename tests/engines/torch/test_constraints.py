@@ -68,3 +68,17 @@ def test_what_does_not_compile_is_refused_with_the_compilers_words(
 ) -> None:
     with pytest.raises(SamplingError, match=f"^{next(iter(wrong))} must be .* llguidance says: "):
         answers(engine, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("json_schema", {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}),
+        ("grammar", 'start: "a" start'),
+    ],
+)
+def test_what_nobody_can_follow_to_its_end_is_the_fault_of_what_was_asked(
+    engine: TorchEngine, name: str, value: Any
+) -> None:
+    with pytest.raises(SamplingError, match=f"^{name} must be one that can be followed"):
+        answers(engine, **{name: value})

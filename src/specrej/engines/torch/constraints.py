@@ -104,7 +104,7 @@ class Grammars:
     def start(self, constraint: Constraint, num_rows: int, device: torch.device) -> "Rows":
         """Rows at the beginning of their answers."""
         compiled = self.compile(constraint)
-        return Rows(self, compiled, num_rows, device)
+        return Rows(self, constraint, compiled, num_rows, device)
 
     def allowed(self, matchers: Sequence[Any]) -> NDArray[np.bool_]:
         """What may come next, `[matchers, vocabulary]`: nothing where a matcher has failed."""
@@ -124,9 +124,15 @@ class Rows:
     """Where the candidates of a group stand in their constraint, in the order of its rows."""
 
     def __init__(
-        self, grammars: Grammars, compiled: _Compiled, num_rows: int, device: torch.device
+        self,
+        grammars: Grammars,
+        constraint: Constraint,
+        compiled: _Compiled,
+        num_rows: int,
+        device: torch.device,
     ) -> None:
         self._grammars, self._device, self._first = grammars, device, compiled.first
+        self._constraint = constraint
         self._matchers = [compiled.matcher.deep_copy() for _ in range(num_rows)]
         self._has_begun = False
 
@@ -144,10 +150,10 @@ class Rows:
             if token_id >= 0:
                 matcher.consume_token(token_id)
 
-    def failure(self, row: int) -> str:
-        """Why nothing may come next in a row; empty where the constraint is not the cause."""
-        said = " ".join(self._matchers[row].get_error().split())
-        return said and f"its constraint cannot be followed any further, llguidance says: {said}"
+    def failure(self, row: int) -> SamplingError | None:
+        """Why nothing may come next in a row; None where the constraint is not the cause."""
+        said = self._matchers[row].get_error()
+        return not_compiled(self._constraint, said) if said else None
 
     def reorder(self, order: Sequence[int]) -> None:
         """Keep these rows, in this order."""

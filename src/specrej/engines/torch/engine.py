@@ -40,7 +40,13 @@ from specrej.engines.torch.sampling import (
     logsumexp,
     sample,
 )
-from specrej.errors import DeviceMemoryError, EngineError, PromptError, UsageError
+from specrej.errors import (
+    DeviceMemoryError,
+    EngineError,
+    PromptError,
+    SamplingError,
+    UsageError,
+)
 from specrej.flops import ModelFlops
 from specrej.hub.tokenizers import TextCodec
 from specrej.types import Detokenizer, FinishReason, Prompt, SamplingParams, TopLogprobs
@@ -297,7 +303,7 @@ class TorchEngine:
         if run.obeying is not None:
             run.obeying.take(drawn)
         tokens = [
-            Token(handle, index, LOST, None, "lost", _why_lost(run, row))
+            _lost(handle, index, run.obeying.failure(row) if run.obeying else None)
             if token_id == LOST
             else Token(
                 handle, index, token_id, logprob, self._finish_reason(run, token_id), "", top
@@ -366,6 +372,7 @@ class TorchEngine:
             torch.cuda.empty_cache()
 
 
-def _why_lost(run: _Run, row: int) -> str:
-    """Why no token could be drawn for a row."""
-    return (run.obeying.failure(row) if run.obeying else "") or _NOT_FINITE
+def _lost(handle: int, index: int, cause: SamplingError | None) -> Token:
+    """In place of a token that could not be drawn; the cause is the candidate's constraint's."""
+    why = f"its constraint cannot be followed any further: {cause}" if cause else _NOT_FINITE
+    return Token(handle, index, LOST, None, "lost", why, cause=cause)
