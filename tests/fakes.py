@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from specrej.api import run_one, unobserved
 from specrej.attention.layout import Demand, KvLayout
-from specrej.engines.base import Engine, Memory, Overhead, Token, refuse_ways
+from specrej.engines.base import EXTRA_WAYS, Engine, Memory, Overhead, Token, refuse_ways
 from specrej.engines.constraints import refuse_constraint
 from specrej.engines.reading import Likelihood
 from specrej.engines.streams import uniforms
@@ -127,7 +127,6 @@ class Group:
         ]
 
 
-LACKING = ("frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs")
 """Ways of drawing that the engines and backends without a model refuse."""
 
 
@@ -223,7 +222,7 @@ class FakeEngine:
         return 4 * self.default_budget(20, max_new_tokens)
 
     def check_sampling(self, sampling: SamplingParams) -> None:
-        refuse_ways(self.name, sampling, LACKING)
+        refuse_ways(self.name, sampling, EXTRA_WAYS)
         refuse_constraint(sampling, self.name, "it draws bytes from a hash")
 
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:

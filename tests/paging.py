@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fakes import BOS, EOS, FLOPS, LACKING, ByteReader, next_token, text_of
+from fakes import BOS, EOS, FLOPS, ByteReader, next_token, text_of
 from specrej.engines.backend import Drawn
-from specrej.engines.base import refuse_ways
+from specrej.engines.base import EXTRA_WAYS, refuse_ways
 from specrej.engines.constraints import refuse_constraint
 from specrej.engines.paged import PagedEngine
 from specrej.engines.streams import uniforms
@@ -81,7 +81,7 @@ class FakeBackend:
         return {"fake": "1"}
 
     def check_sampling(self, sampling: SamplingParams) -> None:
-        refuse_ways(self.name, sampling, LACKING)
+        refuse_ways(self.name, sampling, EXTRA_WAYS)
         refuse_constraint(sampling, self.name, "it draws bytes from a hash")
 
     def submit(

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation import prompts
-from specrej.evaluation.prompts import NAMED_SETS, Loaded, load_prompts, read_dialogue
+from specrej.evaluation.prompt_sets import NAMED_SETS, read_dialogue
+from specrej.evaluation.prompts import Loaded, load_prompts
 
 Load = Callable[..., Loaded]
 SYSTEM = {"role": "system", "content": "Be brief."}

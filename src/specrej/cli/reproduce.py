@@ -37,49 +37,55 @@ _Row = Annotated[
 ]
 
 
+_Output = Annotated[Path | None, typer.Option(help="The run's folder.", show_default=False)]
+_Prompts = Annotated[
+    str | None,
+    typer.Option(
+        help="A JSONL file or a set, in place of the protocol's prompts.", show_default=False
+    ),
+]
+_Methods = Annotated[
+    str | None,
+    typer.Option(
+        help="In place of the protocol's methods, as for bench; the others are compared with the "
+        "first.",
+        show_default=False,
+    ),
+]
+_Judge = Annotated[
+    str | None, typer.Option(help="The judge's name at its endpoint.", metavar="MODEL")
+]
+_JudgeUrl = Annotated[str, typer.Option(help="An OpenAI-compatible endpoint.")]
+_KeyVariable = Annotated[str, typer.Option(help="The environment variable that holds the API key.")]
+_Concurrency = Annotated[int, typer.Option(help="Requests to the judge at a time.")]
+_Disagreement = Annotated[
+    Path | None,
+    typer.Option(
+        help="How much is disagreed on each prompt, in place of the variance of rewards.",
+        metavar="FILE",
+    ),
+]
+_Limit = Annotated[int | None, typer.Option(help="Only the first so many prompts.")]
+_Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run that the folder holds.")
+]
+
+
 @takes_options("algorithm", "n", "alpha", "policy", "continue_final_message")
 def reproduce(
     context: typer.Context,
     name: _Row = None,
     *,
-    output: Annotated[
-        Path | None, typer.Option(help="The run's folder.", show_default=False)
-    ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            help="A JSONL file or a set, in place of the protocol's prompts.", show_default=False
-        ),
-    ] = None,
-    methods: Annotated[
-        str | None,
-        typer.Option(
-            help="In place of the protocol's methods, as for bench; the others are compared with "
-            "the first.",
-            show_default=False,
-        ),
-    ] = None,
-    judge: Annotated[
-        str | None, typer.Option(help="The judge's name at its endpoint.", metavar="MODEL")
-    ] = None,
-    judge_url: Annotated[
-        str, typer.Option(help="An OpenAI-compatible endpoint.")
-    ] = "https://api.openai.com/v1",
-    api_key_variable: Annotated[
-        str, typer.Option(help="The environment variable that holds the API key.")
-    ] = "OPENAI_API_KEY",
-    concurrency: Annotated[int, typer.Option(help="Requests to the judge at a time.")] = 8,
-    disagreement: Annotated[
-        Path | None,
-        typer.Option(
-            help="How much is disagreed on each prompt, in place of the variance of rewards.",
-            metavar="FILE",
-        ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many prompts.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run that the folder holds.")
-    ] = False,
+    output: _Output = None,
+    prompts: _Prompts = None,
+    methods: _Methods = None,
+    judge: _Judge = None,
+    judge_url: _JudgeUrl = "https://api.openai.com/v1",
+    api_key_variable: _KeyVariable = "OPENAI_API_KEY",
+    concurrency: _Concurrency = 8,
+    disagreement: _Disagreement = None,
+    limit: _Limit = None,
+    resume: _Resume = False,
     json: Json = False,
     **given: Any,
 ) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from specrej.flops import ModelFlops
 
 
+EXTRA_WAYS = ("frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs")
+"""Fields of SamplingParams that not every engine has; see `refuse_ways`."""
 PROMPTS_IN_TOTAL = 8
 """A prompt's default budget on a GPU, or on a server, is one of so many parts of what prompts
 share."""

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from specrej.engines.backend import Drawn
-from specrej.engines.base import refuse_ways
+from specrej.engines.base import EXTRA_WAYS, refuse_ways
 from specrej.engines.constraints import refuse_constraint
 from specrej.engines.openvino_prompts import KnownPrompts
 from specrej.engines.streams import seeds
@@ -43,7 +43,7 @@ _REQUEST_SEED_BITS = 32
 _NEARLY_ALL = 1 - 2**-24
 """The largest top_p that OpenVINO sorts for. What it leaves out has a probability of 1e-7 at
 most."""
-_LACKING = ("frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs")
+
 """Ways of drawing that are refused. OpenVINO has the two penalties, but it counts the tokens of one
 request, which are those of a page here."""
 _NEARLY_NONE = 1e-6
@@ -165,7 +165,7 @@ class OpenVinoBackend:
         return self._versions
 
     def check_sampling(self, sampling: SamplingParams) -> None:
-        refuse_ways("openvino", sampling, _LACKING)
+        refuse_ways("openvino", sampling, EXTRA_WAYS)
         refuse_constraint(
             sampling,
             self.name,

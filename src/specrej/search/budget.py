@@ -16,6 +16,8 @@ class Total(NamedTuple):
     bytes: int
     grows: bool = False
     """To what one of them needs that is larger."""
+    most_candidates: int | None = None
+    """That a prompt begins with where nobody says how many; None leaves it to the memory."""
 
 
 class Budget:

@@ -72,6 +72,7 @@ class Search:
         self._budget = Budget(
             engine, len(self.prompt_ids), sampling.max_new_tokens, budget_bytes, total
         )
+        self._most_candidates = None if total is None else total.most_candidates
         self.candidates: list[Candidate] = []
         self._texts: dict[int, AnswerText] = {}
         """By the number of the candidate."""
@@ -110,7 +111,8 @@ class Search:
         """See `SearchView.waves`."""
         num_tokens = min(num_tokens or self.sampling.max_new_tokens, self.sampling.max_new_tokens)
         fitting = self._budget.fitting(num_tokens)
-        left = self.num_planned = 1 if self.sampling.is_greedy else fitting if n is None else n
+        auto = min(fitting, self._most_candidates or fitting)
+        left = self.num_planned = 1 if self.sampling.is_greedy else auto if n is None else n
         while left > 0:
             wave = min(left, fitting)
             left -= wave

@@ -25,6 +25,9 @@ from specrej.settings import Settings
 READERS = {**ENDPOINTS, "/v1/responses": parse_response}
 """What reads the body of a request, by its path."""
 MOST_STOPS, MOST_STOP_CHARACTERS = 16, 128
+MOST_AUTO = 256
+"""Candidates that a request begins with which gives no number. Memory may carry thousands to the
+first decision, where `max_tokens` is large, and nobody waits for so many."""
 MOST_CONSTRAINT_CHARACTERS = 32_768
 """Of what answers obey: it compiles in half a second at most, before the queue."""
 _OURS = Beside(fields=("stream", "stream_options"), own=("progress", "deadline_s"))

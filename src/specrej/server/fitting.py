@@ -13,6 +13,7 @@ from specrej.errors import PromptError, UsageError
 from specrej.messages import prompt_bytes
 from specrej.search.budget import Total
 from specrej.search.pool import Pool
+from specrej.server.asked import MOST_AUTO
 from specrej.server.protocol import CompletionRequest
 from specrej.server.refusals import RefusalError
 from specrej.server.service import Service
@@ -77,7 +78,11 @@ def _fit(
         )
     if request.decodes:
         search, _ = prepare(
-            engine, service.reward, prompt, request.settings, Total(service.total_bytes)
+            engine,
+            service.reward,
+            prompt,
+            request.settings,
+            Total(service.total_bytes, most_candidates=MOST_AUTO),
         )
         Pool(service.total_bytes).check(search)
         ids: Sequence[int] = search.prompt_ids

@@ -5,7 +5,7 @@ say why something is refused; tests hold the two together.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Union, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, create_model
 from pydantic.json_schema import models_json_schema
@@ -50,6 +50,8 @@ def _json_kind(kind: Any, about: About) -> Any:
         return Annotated[kind, Field(**bounds)]
     if kind is str and about.choices:
         return Literal[about.choices]
+    if get_origin(kind) is Mapping and get_args(kind)[1] is Any:
+        return dict[str, Any]
     if get_origin(kind) is Mapping:
         return dict[str, Annotated[float, Field(ge=-100, le=100)]]
     return _Stops if get_origin(kind) is Sequence else kind

@@ -45,6 +45,7 @@ from specrej.search.events import Ended, Reporter
 from specrej.search.pool import Pool
 from specrej.search.scheduler import Outcome, Scheduler
 from specrej.search.search import Search
+from specrej.server.asked import MOST_AUTO
 from specrej.server.given import GivenAnswers
 from specrej.server.reading import Readings
 from specrej.server.scorer import TimedScorer
@@ -63,7 +64,6 @@ _MOST_FAILURES = 10
 a fault of its code."""
 _LAST_WORDS_S = 10.0
 """For the thread to end, once it was asked to."""
-
 
 _STEP_S = 0.1
 """Least seconds between two reports of steps."""
@@ -311,9 +311,8 @@ class Service:
     def _take(self, request: _Request, prompt: Prompt, settings: Settings) -> None:
         def make() -> tuple[Search, Steps]:
             request.has_begun = True
-            search, steps = prepare(
-                self.engine, self.reward, prompt, settings, Total(self.total_bytes)
-            )
+            total = Total(self.total_bytes, most_candidates=MOST_AUTO)
+            search, steps = prepare(self.engine, self.reward, prompt, settings, total)
             request.search = search
             self._numbers[search] = request.ticket.number
             return search, steps

@@ -26,7 +26,7 @@ DEFINED = {"type": "object", "properties": {"id": {"type": "integer", "maximum":
 
 def random_schema(draw: random.Random, depth: int = 0) -> dict[str, Any]:
     """Of bounded answers: objects, arrays, choices and plain values, at most two deep."""
-    plain = [
+    plain: list[dict[str, Any]] = [
         {"type": "boolean"},
         {"type": "null"},
         {"type": ["integer", "null"], "minimum": -5, "maximum": draw.randint(0, 500)},

@@ -1,7 +1,7 @@
 """One forward pass of a model whose attention is `group_attention`, and the prefill of a prompt.
 
 with memory_errors():
-logits, hidden = prefill(model, Group(ids, budget, layout, 1), device)
+    logits, hidden = prefill(model, Group(ids, budget, layout, 1), device)
 """
 
 from collections.abc import Iterator
