@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specrej.errors import UnknownNameError, UsageError
-from specrej.evaluation import prompts
+from specrej.evaluation import prompt_sets
 from specrej.evaluation.prompt_sets import NAMED_SETS, read_dialogue
 from specrej.evaluation.prompts import Loaded, load_prompts
 
@@ -292,7 +292,7 @@ def stub_hub(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]) -> lis
 
     hub = SimpleNamespace(is_offline_mode=lambda: True)
     modules = {"datasets": SimpleNamespace(load_dataset=load_dataset), "huggingface_hub": hub}
-    monkeypatch.setattr(prompts, "import_module", modules.__getitem__)
+    monkeypatch.setattr(prompt_sets, "import_module", modules.__getitem__)
     return loaded
 
 
@@ -389,7 +389,7 @@ def test_an_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> No
         "datasets": SimpleNamespace(load_dataset=lambda *_: loaded.append("asked")),
         "huggingface_hub": hub,
     }
-    monkeypatch.setattr(prompts, "import_module", modules.__getitem__)
+    monkeypatch.setattr(prompt_sets, "import_module", modules.__getitem__)
     with pytest.raises(UsageError, match="no route to host"):
         load_prompts("mt_bench")
     assert (asked, loaded) == ([("lighteval/mt-bench", 10)], [])

@@ -158,6 +158,7 @@ def test_tools_for_a_family_that_is_not_known_are_refused(make: Any) -> None:
     with pytest.raises(PromptError, match=r"^tools cannot be honoured: how this model") as caught:
         codec.encode(Conversation(messages=[USER], tools=[tool()]))
     assert "hermes" in str(caught.value.hint)
+    assert "leave tools out" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -271,6 +271,16 @@ def test_a_long_answer_gets_the_memory_there_is_where_nobody_says_how_much() -> 
     assert choice.message.content == alike.text
 
 
+def test_a_request_that_gives_no_number_does_not_begin_with_thousands() -> None:
+    engine = FakeEngine(context_tokens=100_000)
+    service = Service(engine, FakeReward(), Pool(10**9))
+    service.start()
+    with live(service, defaults=Settings(max_new_tokens=5000, min_tokens=5, stop=["a"])) as url:
+        answer = client(url).completions.create(**TEXT, seed=1)
+    assert answer.model_extra is not None
+    assert answer.model_extra["specrej"]["num_candidates"] == 256
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -93,7 +93,8 @@ class TextCodec:
         if self.tool_form is None:
             raise PromptError(
                 "tools cannot be honoured: how this model writes calls is not known",
-                hint=f"known are chat templates in the form of {', '.join(FORMS)}",
+                hint="leave tools out and ask for JSON by a schema, or take a model whose chat "
+                f"template has the form of {', '.join(FORMS)}",
             )
         if self.tool_form.is_hidden and not self.has_ids:
             raise PromptError(

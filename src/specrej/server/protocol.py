@@ -255,7 +255,7 @@ def _checked(body: object, kind: Literal["chat", "text"], beside: Beside) -> dic
     asked = {
         name: value
         for name, value in given.items()
-        if name not in beside.fields and value not in nothing.get(name, ())
+        if name not in beside.fields and not _is_among(value, nothing.get(name, ()))
     }
     for name, value in asked.items():
         if name not in _HONOURED[kind]:
@@ -267,6 +267,11 @@ def _checked(body: object, kind: Literal["chat", "text"], beside: Beside) -> dic
     # What asks for nothing without tools may ask for something with them.
     about_tools = {name: given[name] for name in conversing.FIELDS if name in given}
     return {**asked, **about_tools}
+
+
+def _is_among(value: object, values: tuple[Any, ...]) -> bool:
+    """In JSON true is not 1, and false is not 0, though Python has them equal."""
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
 
 
 def _parse(
