@@ -82,7 +82,13 @@ def limits() -> Any:
     """
     from llguidance import LLParserLimits
 
-    return LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+    # The default fuel lets one mask of a nested counter, "(a{1000}){1000}", take 50 ms a candidate.
+    return LLParserLimits(
+        max_lexer_states=50_000,
+        step_lexer_fuel=20_000,
+        initial_lexer_fuel=500_000,
+        verbose_errors=False,
+    )
 
 
 def not_compiled(constraint: Constraint, said: str) -> SamplingError:
