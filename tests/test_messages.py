@@ -146,5 +146,9 @@ def test_a_prompts_bytes_are_those_of_contents_calls_and_tools() -> None:
     assert prompt_bytes("é") == 2
     given = [USER, asking(call(arguments='{"a": 1}')), result("56")]
     assert prompt_bytes(given) == len("Why?") + len('f{"a": 1}') + len("56")
-    tool = {"type": "function", "function": {"name": "g", "description": "xyz"}}
-    assert prompt_bytes(Conversation(messages=[USER], tools=[tool])) == len("Why?") + len("gxyz")
+    parameters = {"type": "object", "properties": {"é": {"enum": list(range(1000))}}}
+    function = {"name": "g", "description": "xyz", "parameters": parameters}
+    tool = {"type": "function", "function": function}
+    counted = prompt_bytes(Conversation(messages=[USER], tools=[tool]))
+    written = json.dumps(parameters, ensure_ascii=False).replace(" ", "")
+    assert counted == len("Why?") + len("gxyz") + len(written.encode())

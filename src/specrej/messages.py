@@ -339,8 +339,9 @@ def prompt_bytes(prompt: Prompt) -> int:
     return sum(len(text.encode()) for text in texts)
 
 
-def _words_of(function: Mapping[str, Any]) -> tuple[str, str]:
-    return function["name"], function["description"]
+def _words_of(function: Mapping[str, Any]) -> tuple[str, str, str]:
+    parameters = json.dumps(function["parameters"], ensure_ascii=False, separators=(",", ":"))
+    return function["name"], function["description"], parameters
 
 
 def with_answer(messages: Sequence[Message], text: str) -> list[dict[str, Any]]:
