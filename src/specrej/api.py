@@ -330,8 +330,8 @@ def prepare(
     prompt = with_text(engine, prompt)
     with contained("the policy"):
         policy = policy_of(settings)
-    num_candidates = policy.n if settings.n == "auto" else settings.num_candidates
-    note = _note_of(policy, num_candidates, engine, reward, settings)
+    num_candidates = _num_candidates(policy, settings)
+    note = _note_of(policy, engine, reward, settings)
     engine.check_sampling(settings.sampling)
     search = Search(
         engine,
@@ -355,16 +355,18 @@ def policy_note(engine: Engine, reward: Reward, settings: Settings) -> str | Non
     Raises:
         UsageError: there is something, and the settings are strict.
     """
-    policy = policy_of(settings)
-    num_candidates = policy.n if settings.n == "auto" else settings.num_candidates
-    return _note_of(policy, num_candidates, engine, reward, settings)
+    return _note_of(policy_of(settings), engine, reward, settings)
 
 
-def _note_of(
-    policy: Policy, n: int | None, engine: Engine, reward: Reward, settings: Settings
-) -> str | None:
+def _num_candidates(policy: Policy, settings: Settings) -> int | None:
+    """Those to begin with; None leaves it to the memory."""
+    return policy.n if settings.n == "auto" else settings.num_candidates
+
+
+def _note_of(policy: Policy, engine: Engine, reward: Reward, settings: Settings) -> str | None:
     """What a result says of a policy that was calibrated for something else than is here."""
     asked = settings.to_dict()
+    n = _num_candidates(policy, settings)
     here = {**asked, "n": n, **engine.describe(), "reward": reward.name}
     differing = mismatches(policy.recorded, here)
     if not differing:

@@ -65,7 +65,7 @@ def _fit(
     service: Service, request: CompletionRequest, prompt: Prompt, most_tokens: int | None
 ) -> Fitted:
     engine = service.engine
-    room = min(engine.context_tokens, most_tokens or engine.context_tokens)
+    room = _room(engine, most_tokens)
     # A prompt that cannot fit is not tokenized: that takes its time.
     own_ids = prompt.token_ids if isinstance(prompt, Continuation) else ()
     num_bytes = prompt_bytes(prompt)
@@ -96,6 +96,11 @@ def _fit(
     return Fitted(ids, "".join(spell(engine, ids)) if own_ids else _text(prompt))
 
 
+def _room(engine: Engine, most_tokens: int | None) -> int:
+    """Tokens that there may be; None leaves it to the context."""
+    return min(engine.context_tokens, most_tokens or engine.context_tokens)
+
+
 def check_model(asked: str, served: str) -> None:
     """See that a body names the model that there is.
 
@@ -119,8 +124,7 @@ def check_bytes(what: str, num_bytes: int, engine: Engine, most_tokens: int | No
     Raises:
         PromptError: they have more bytes than its tokens could stand for.
     """
-    context, token_bytes = engine.context_tokens, engine.token_bytes
-    tokens = context if most_tokens is None else min(most_tokens, context)
+    tokens, token_bytes = _room(engine, most_tokens), engine.token_bytes
     if num_bytes > tokens * token_bytes:
         raise PromptError(
             f"{what} has {num_bytes:,} bytes; what there is of the model's context holds "

@@ -16,7 +16,7 @@ from typing import Any
 from specrej.engines.base import Engine
 from specrej.engines.reading import Likelihood, spell
 from specrej.server.protocol import CompletionRequest
-from specrej.server.tokens import Detokenizers, alone
+from specrej.server.tokens import Detokenizers, alone, places
 from specrej.types import Candidate
 
 TokenEntry = tuple[str, float | None, Mapping[str, float] | None]
@@ -70,12 +70,7 @@ def answer_entries(
     likeliest tokens with one text there is the likelier; the token itself is always among them.
     """
     entries: list[TokenEntry] = []
-    reader, read = detokenizer(request.prompt), 0
-    tops = answer.top_logprobs or [()] * len(answer.token_ids)
-    # Some engines are told no log-probabilities.
-    for token_id, logprob, likeliest in zip(answer.token_ids, answer.logprobs, tops, strict=False):
-        text = answer.text[read : read + len(reader.add(token_id).text)]
-        read += len(text)
+    for token_id, text, _, logprob, likeliest in places(answer, request, detokenizer):
         top: dict[str, float] = {}
         for other, value in (*likeliest, (token_id, logprob)):
             name = text if other == token_id else alone(other, detokenizer)

@@ -6,41 +6,44 @@ Log-probabilities are in nats, under the model, before all that a request's sett
 """
 
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from specrej.server.protocol import CompletionRequest
-from specrej.types import Candidate, Continuation, Detokenizer, Prompt
+from specrej.types import Candidate, Continuation, Detokenizer, Prompt, TopLogprobs
 
 Detokenizers = Callable[[Prompt], Detokenizer]
 """What reads an answer to a prompt: `Engine.detokenizer`."""
 
 
-class _Place(NamedTuple):
-    """A token of an answer, and the likeliest ones in its place, likeliest first."""
+class AnswerToken(NamedTuple):
+    """A token of an answer."""
 
+    token_id: int
     text: str
+    """What it adds to the answer's text; empty behind its end."""
+    start: int
+    """Where that begins, in characters."""
     logprob: float
-    likeliest: list[tuple[str, float]]
+    likeliest: TopLogprobs
+    """Those in its place that were asked for, by id, likeliest first."""
 
 
-def _places(
+def places(
     answer: Candidate, request: CompletionRequest, detokenizer: Detokenizers
-) -> Iterator[_Place]:
-    """Tokens whose texts make up the answer's text.
+) -> Iterator[AnswerToken]:
+    """All tokens of an answer; their texts make up its text, as far as that goes.
 
-    A character that takes several tokens is the text of the last of them. The end token and those
-    behind the answer's text are left out; of a token in which a stop string begins there is what
-    comes before it.
+    A character that takes several tokens is the text of the last of them. Of a token in which a
+    stop string begins there is what comes before it.
     """
     reader, read = detokenizer(request.prompt), 0
     tops = answer.top_logprobs or [()] * len(answer.token_ids)
     # Some engines are told no log-probabilities.
     for token_id, logprob, top in zip(answer.token_ids, answer.logprobs, tops, strict=False):
-        if read >= len(answer.text):
-            return
         text = answer.text[read : read + len(reader.add(token_id).text)]
+        yield AnswerToken(token_id, text, read, logprob, top)
         read += len(text)
-        yield _Place(text, logprob, [(alone(one, detokenizer), number) for one, number in top])
 
 
 def alone(token_id: int, detokenizer: Detokenizers) -> str:
@@ -54,13 +57,20 @@ def alone(token_id: int, detokenizer: Detokenizers) -> str:
 def chat_logprobs(
     answer: Candidate, request: CompletionRequest, detokenizer: Detokenizers
 ) -> dict[str, Any]:
-    """Of an answer to /v1/chat/completions."""
+    """Of an answer to /v1/chat/completions. The end token and those behind the answer's text are
+    left out.
+    """
     content = [
         {
             **_entry(place.text, place.logprob),
-            "top_logprobs": [_entry(text, logprob) for text, logprob in place.likeliest],
+            "top_logprobs": [
+                _entry(alone(token_id, detokenizer), logprob)
+                for token_id, logprob in place.likeliest
+            ],
         }
-        for place in _places(answer, request, detokenizer)
+        for place in takewhile(
+            lambda place: place.start < len(answer.text), places(answer, request, detokenizer)
+        )
     ]
     return {"content": content, "refusal": None}
 
