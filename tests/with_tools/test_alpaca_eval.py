@@ -138,9 +138,7 @@ def test_a_row_has_the_win_rates_of_alpaca_eval(
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
     outcome = reproduce(row, prompts, f"{BASELINE},{METHOD}")
-    ours = {
-        one["name"]: one["estimate"] for one in outcome["figures"] if one["method"] == METHOD
-    }
+    ours = {one["name"]: one["estimate"] for one in outcome["figures"] if one["method"] == METHOD}
     asked = list(judge.requests)
     judge.requests.clear()
     baseline, method = tmp_path / "baseline.json", tmp_path / "new" / "method.json"
