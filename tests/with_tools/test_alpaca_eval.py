@@ -221,21 +221,23 @@ def test_without_the_hub_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("_hub")
-def test_a_prompt_that_failed_stays_in_the_denominator(
+def test_failed_prompts_stay_and_equal_ones_are_paired_with_each_other(
     alpaca_eval: Run, judge: Server, tmp_path: Path
 ) -> None:
-    """As `specrej export` writes it: an empty answer."""
+    """An export has an empty answer where the method failed. Of two prompts that ask the same it
+    says that alpaca_eval, which has no ids, makes four pairs."""
     judge.answer = weigh
     for name in ("method", "baseline"):
         outputs = [
             {
-                "instruction": f"Why {number}?",
+                "instruction": f"Why {number % 8}?",
                 "output": "" if (name, number) == ("method", 3) else f"{name} {number}",
                 "generator": name,
                 "dataset": "",
             }
-            for number in range(8)
+            for number in range(9)
         ]
         (tmp_path / f"{name}.json").write_text(json.dumps(outputs))
     theirs, annotations = alpaca_eval(tmp_path / "method.json", tmp_path / "baseline.json")
-    assert theirs["n_total"] == 8 == len(annotations)
+    assert theirs["n_total"] == len(annotations) == 7 + 2 * 2
+    assert [one["output_2"] for one in annotations].count("") == 1

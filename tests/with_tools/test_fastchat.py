@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from fastchat.llm_judge import common
-from fastchat.llm_judge.gen_judgment import make_judge_single
 
 from servers import Server
 from specrej.evaluation.exports import export
@@ -124,6 +122,22 @@ def grade(request: dict[str, Any]) -> dict[str, Any]:
     return {**about, "choices": [choice], "usage": usage}
 
 
+def incomplete() -> list[BenchRow]:
+    """A method that failed on the first question, and answered one turn of the second."""
+    asked = [{"role": "user", "content": "Why?"}]
+    rows = [
+        {
+            "prompt_id": str(question["question_id"]),
+            "category": question["category"],
+            "method": "incomplete",
+            "turns": [{"messages": asked, "text": "So."}] * num_turns,
+            "error": None if num_turns else {"kind": "RewardError", "message": "NaN"},
+        }
+        for question, num_turns in zip(QUESTIONS, (0, 1, 2, 2), strict=True)
+    ]
+    return cast("list[BenchRow]", rows)
+
+
 def shown_mean(printed: str, part: str, model: str) -> float:
     """Of show_result's table under this title."""
     table = printed.partition(f"########## {part} ##########")[2].partition("#####")[0]
@@ -134,6 +148,7 @@ def shown_mean(printed: str, part: str, model: str) -> float:
 def test_fastchat_has_the_mean_grades_of_the_row(
     run: Run, reproduce: Run, judge: Server, folder: Path, tmp_path: Path
 ) -> None:
+    """Each question must have an answer to each of its turns, or FastChat's judge would end."""
     judge.answer = grade
     outcome = reproduce(
         "mt-bench", folder / "mt_bench" / "question.jsonl", ",".join(METHODS.values())
@@ -142,9 +157,13 @@ def test_fastchat_has_the_mean_grades_of_the_row(
     for name, method in METHODS.items():
         file = folder / "mt_bench" / "model_answer" / f"{name}.jsonl"
         run("export", tmp_path / "out", "--to", "mt_bench", "--method", method, "--output", file)
+    file = folder / "mt_bench" / "model_answer" / "incomplete.jsonl"
+    export(file, incomplete(), "incomplete", "mt_bench")
     judge.requests.clear()
-    fastchat("gen_judgment", folder, judge.url, "--model-list", *METHODS)
-    assert len(judge.requests) == len(QUESTIONS) * 2 * len(METHODS)
+    fastchat("gen_judgment", folder, judge.url)
+    assert len(judge.requests) == len(QUESTIONS) * 2 * 3
+    empty = [ANSWERS.findall(one["messages"][-1]["content"])[-1][1] for one in judge.requests]
+    assert empty.count("") == 3
     printed = fastchat("show_result", folder, judge.url)
     judgements = [
         json.loads(line)
@@ -159,29 +178,3 @@ def test_fastchat_has_the_mean_grades_of_the_row(
         assert mean == pytest.approx(shown_mean(printed, "Average", name), abs=1e-4)
         assert ours[method, "judgements that failed"] == len(scores) - len(read)
     assert sum(one["score"] == -1 for one in judgements) > 0
-
-
-def test_fastchat_reads_what_failed_and_what_has_one_turn(folder: Path) -> None:
-    """Each question has an answer to each of its two turns, or FastChat's judge would end."""
-    asked = [{"role": "user", "content": "Why?"}]
-    rows = [
-        {
-            "prompt_id": str(question["question_id"]),
-            "category": question["category"],
-            "method": "best_of_n:8",
-            "turns": [{"messages": asked, "text": "So."}] * num_turns,
-            "error": None if num_turns else {"kind": "RewardError", "message": "NaN"},
-        }
-        for question, num_turns in zip(QUESTIONS, (0, 1, 2, 2), strict=True)
-    ]
-    bench = folder / "mt_bench"
-    file = bench / "model_answer" / "bo8.jsonl"
-    export(file, cast("list[BenchRow]", rows), "best_of_n:8", "mt_bench")
-    questions = common.load_questions(str(bench / "question.jsonl"), None, None)
-    answers = common.load_model_answers(str(bench / "model_answer"))
-    references = common.load_model_answers(str(bench / "reference_answer"))
-    prompts = common.load_judge_prompts(str(folder / "judge_prompts.jsonl"))
-    judges = make_judge_single("gpt-4", prompts)
-    common.check_data(questions, answers, references, ["bo8"], judges)
-    turns = [one["choices"][0]["turns"] for one in answers["bo8"].values()]
-    assert turns == [["", ""], ["So.", ""], ["So.", "So."], ["So.", "So."]]

@@ -11,6 +11,7 @@ hub. The interval is the rate with 1.96 of alpaca_eval's standard errors on both
 of predicted preferences over prompts, without the doubt of the fit.
 """
 
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -67,8 +68,11 @@ def length_controlled(pairs: Sequence[PreferredPair], *, own_prompts: bool) -> L
             _NONE, "none: alpaca_eval is not installed (pip install alpaca-eval)"
         )
     try:
-        glm = import_module("alpaca_eval.metrics.glm_winrate")
-        found = glm.get_length_controlled_winrate(annotations, glm_name=name, save_weights_dir=None)
+        with warnings.catch_warnings(action="ignore"):  # of what alpaca_eval still uses
+            glm = import_module("alpaca_eval.metrics.glm_winrate")
+            found = glm.get_length_controlled_winrate(
+                annotations, glm_name=name, save_weights_dir=None
+            )
         rate = float(found["length_controlled_winrate"])
         margin = 1.96 * float(found["lc_standard_error"])
     except Exception as error:  # of the hub, pandas or scikit-learn, which have no class in common
