@@ -98,12 +98,12 @@ def reproduce(
         if name is None:
             _list(ROWS, as_json=json)
             return
+        protocol = find_row("alpacafarm" if name == PAPER else name)
         if output is None:
             raise UsageError("a row needs a folder of its own", hint="give it by --output DIR")
         asked = {key for key in given if _is_asked(context, key)}
         server = judge_of(judge, judge_url, api_key_variable, concurrency)
         words = [word.strip() for word in (methods or "").split(",") if word.strip()]
-        protocol = find_row("alpacafarm" if name == PAPER else name)
         loaded = prompts_of(name, protocol, prompts, limit)
         known = disagreement_of(disagreement, loaded)
         if name == PAPER:

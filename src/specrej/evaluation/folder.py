@@ -92,7 +92,7 @@ def _check_same(directory: Path, info: RunInfo) -> None:
     """See to it that a run may go on as this one. Further methods become part of it."""
     there, here = read_info(directory), cast("RunInfo", json.loads(json.dumps(info)))
     known = cast("RunInfo", dict(there))
-    if set(there["methods"]) <= set(here["methods"]):
+    if set(there["methods"]) < set(here["methods"]):
         known["methods"] = here["methods"]
         if files := here.get("policy_files", {}) | there.get("policy_files", {}):
             known["policy_files"] = files

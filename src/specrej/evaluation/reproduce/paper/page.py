@@ -100,7 +100,10 @@ def _tables(outcome: PaperOutcome) -> tuple[Table, Table, Table]:
     return (
         _beside(
             table_1,
-            {"win rate": ("Ours: win rate", 1), "length-controlled win rate": ("Ours: LC", 1)},
+            {
+                "win rate": ("Ours: win rate", 1),
+                "length-controlled win rate": ("Ours: length-controlled", 1),
+            },
             (2, 2),
             f"The paper's: {table_1['setting']}. Ours is against {spoken(table_1['baseline'])}.",
         ),
@@ -165,9 +168,12 @@ def _pair(row: BesideRow, generator: str, digits: tuple[int, int]) -> Cell:
 
 def _on_table(outcome: PaperOutcome, place: int) -> str:
     names = " / ".join(_figure_names(outcome["tables"][place]))
+    number = f"Table {place + 1}"
+    lines = [f"{line}. " for line in outcome["left_out"] if line.startswith(number)]
+    over = plural(outcome["num_prompts"], "prompt")
     return (
-        f"The first columns are ours, over {plural(outcome['num_prompts'], 'prompt')}. The others "
-        f"are the paper's, as {names}. {_INTERVALS}"
+        f"{''.join(lines)}The first columns are ours, over {over}. The others are the paper's, as "
+        f"{names}. {_INTERVALS}"
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 SOURCE = "Sun et al., NeurIPS 2024, arXiv 2410.20290"
-GENERATORS = ("Mistral-7B", "Llama-3-8B", "Llama-3-8B-Instruct", "mean of the three")
+GENERATORS = ("Mistral-7B", "Llama-3-8B", "Llama-3-8B-Instruct", "mean")
 Pairs = tuple[tuple[float, float], tuple[float, float], tuple[float, float], tuple[float, float]]
 
 
