@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from specrej.evaluation.judge_client import JudgeServer
     from specrej.evaluation.prompts import Loaded
     from specrej.evaluation.reproduce.paper.outcome import PaperOutcome
-    from specrej.evaluation.reproduce.paper.plan import Part, Plan
+    from specrej.evaluation.reproduce.paper.plan import PaperPart, Plan
     from specrej.evaluation.reproduce.running import RowOutcome
     from specrej.settings import Settings
 
@@ -63,7 +63,7 @@ def reproduce_paper(
         _end(plan.output, outcome, as_json=as_json)
 
 
-def _options(part: "Part", given: dict[str, Any], asked: set[str]) -> dict[str, Any]:
+def _options(part: "PaperPart", given: dict[str, Any], asked: set[str]) -> dict[str, Any]:
     """Table 2 has a reward of its own beside the one that the user gave for Table 1."""
     of_part = asked - {"reward"} if part.protocol.own_reward else asked
     return with_protocol(part.protocol, given, of_part)
@@ -94,7 +94,7 @@ def _check(
 
 
 def _run(
-    part: "Part",
+    part: "PaperPart",
     loaded: "Loaded",
     options: dict[str, Any],
     server: "JudgeServer | None",

@@ -26,7 +26,7 @@ from specrej.evaluation.reproduce.paper.plan import (
     NAME,
     OPEN_POINTS,
     TITLE,
-    Part,
+    PaperPart,
     Plan,
     example_checkpoint,
 )
@@ -206,7 +206,7 @@ def _seed(info: RunInfo) -> int:
     return seed
 
 
-def _beside(published: Published, part: Part, outcome: RowOutcome) -> BesideTable:
+def _beside(published: Published, part: PaperPart, outcome: RowOutcome) -> BesideTable:
     """The paper's methods and ours; those of the run first, in its order."""
     measured: dict[str, dict[str, Estimate]] = {method: {} for method in part.methods}
     for figure in outcome["figures"]:

@@ -43,7 +43,7 @@ _BEST_OF = "best_of_n:"
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PaperPart:
     """A row that is run for a table.
 
     Attributes:
@@ -69,7 +69,7 @@ class Plan:
     """
 
     output: Path
-    parts: tuple[Part, Part]
+    parts: tuple[PaperPart, PaperPart]
     trace: Path
     num_traced: int
 
@@ -98,12 +98,12 @@ def plan_of(output: str | Path, methods: Sequence[str], *, is_judged: bool) -> P
     return Plan(
         output,
         (
-            Part(
+            PaperPart(
                 replace(table_1, methods=METHODS),
                 tuple(methods or METHODS),
                 _folder(output, table_1.name),
             ),
-            Part(perplexity.ROW, table_2, _folder(output, perplexity.ROW.name)),
+            PaperPart(perplexity.ROW, table_2, _folder(output, perplexity.ROW.name)),
         ),
         output / "trace",
         int(number),
