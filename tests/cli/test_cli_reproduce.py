@@ -16,6 +16,7 @@ from recomputed import FIGURES, Files
 from servers import Server, completion, record_waits, serving
 from specrej.cli import app
 from specrej.evaluation.reproduce import ROWS
+from specrej.evaluation.reproduce.paper.plan import TITLE
 from specrej.opening import Opening
 from tiny import save_model
 
@@ -197,7 +198,8 @@ def test_all_rows_are_listed() -> None:
         for point in row.open_points:
             assert f"open: {point}" in listed.stdout
     as_json = json.loads(ask("--json").stdout)["rows"]
-    assert [one["row"] for one in as_json] == list(ROWS)
+    assert [one["row"] for one in as_json] == [*ROWS, "paper"]
+    assert f"paper: {TITLE}" in listed.stdout
 
 
 @pytest.mark.parametrize(
@@ -224,6 +226,20 @@ def test_all_rows_are_listed() -> None:
             ["perplexity", "--output", "OUT", "--prompts", "BARE", "--disagreement", "NUMBERS"],
             "is over all prompts",
         ),
+        (["paper", "--output", "OUT"], "the prompts of the row 'paper' are no set"),
+        (
+            ["paper", "--output", "OUT", "--prompts", "BARE", "--disagreement", "NUMBERS"],
+            "is over all prompts",
+        ),
+        (
+            ["paper", "--output", "OUT", "--prompts", "BARE", "--methods", "policy:x"],
+            "the paper compares with a Best-of-N, got 'policy:x'",
+        ),
+        (
+            ["paper", "--output", "OUT", "--prompts", "BARE", "--methods", "best_of_n:4,x:1"],
+            "unknown method",
+        ),
+        (["paper", "--output", "OUT", "--prompts", "TURNS"], "takes single questions"),
     ],
 )
 def test_what_a_row_lacks_is_said_before_a_model_is_opened(

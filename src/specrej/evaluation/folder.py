@@ -89,12 +89,21 @@ def _check(directory: Path, *, resume: bool) -> None:
 
 
 def _check_same(directory: Path, info: RunInfo) -> None:
-    if differing := differences(read_info(directory), json.loads(json.dumps(info))):
+    """See to it that a run may go on as this one. Further methods become part of it."""
+    there, here = read_info(directory), cast("RunInfo", json.loads(json.dumps(info)))
+    known = cast("RunInfo", dict(there))
+    if set(there["methods"]) < set(here["methods"]):
+        known["methods"] = here["methods"]
+        if files := here.get("policy_files", {}) | there.get("policy_files", {}):
+            known["policy_files"] = files
+    if differing := differences(known, here):
         raise UsageError(
             f"{directory} holds another run: its {'; '.join(differing)}",
             hint="resume with the options that the run began with (see run.json), or give another "
             "folder",
         )
+    if known["methods"] != there["methods"]:
+        write_json(directory / RUN, known)
 
 
 def read_info(directory: str | Path) -> RunInfo:

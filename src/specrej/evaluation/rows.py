@@ -118,8 +118,8 @@ class RelabelledInfo(TypedDict):
 
 
 class RunInfo(TypedDict):
-    """What makes a run the same run: all but `created` must be equal on resuming. A setting that an
-    older version did not know counts as its default.
+    """What makes a run the same run: all but `created` must be equal on resuming, and methods may
+    be added. A setting that an older version did not know counts as its default.
     """
 
     kind: Literal["bench", "trace"]
