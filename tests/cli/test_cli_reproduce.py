@@ -15,8 +15,9 @@ from judging import say
 from recomputed import FIGURES, Files
 from servers import Server, completion, record_waits, serving
 from specrej.cli import app
+from specrej.engines.base import Engine
 from specrej.evaluation.reproduce import ROWS
-from specrej.opening import Opening
+from specrej.opening import Opening, open_engine
 from tiny import save_model
 
 METHODS = "best_of_n:2,best_of_n:8,speculative_rejection:0.5:16"
@@ -78,6 +79,22 @@ def run(tiny_model: str, prompts: Path, server: Server) -> Run:
     return invoke
 
 
+def recomputed(directory: Path, name: str) -> dict[str, Any]:
+    """What a row came to, its figures those that numpy finds in the files."""
+    outcome: dict[str, Any] = json.loads((directory / f"{name}.json").read_text())
+    given = {
+        (one["name"], one["method"]): tuple(
+            one["estimate"][end] for end in ("value", "low", "high")
+        )
+        for one in outcome["figures"]
+    }
+    expected = FIGURES[name](Files(directory, outcome["baseline"]))
+    assert given.keys() == expected.keys()
+    for key, figures in expected.items():
+        assert numbers(given[key]) == pytest.approx(numbers(figures), rel=1e-9, nan_ok=True), key
+    return outcome
+
+
 def numbers(figure: Sequence[float | None]) -> list[float]:
     return [math.nan if end is None else end for end in figure]
 
@@ -88,17 +105,7 @@ def test_a_row_comes_to_figures_that_numpy_computes_again(
 ) -> None:
     done = run(name, tmp_path / "out")
     assert done.exit_code == 0, done.stderr
-    outcome = json.loads((tmp_path / "out" / f"{name}.json").read_text())
-    given = {
-        (one["name"], one["method"]): tuple(
-            one["estimate"][end] for end in ("value", "low", "high")
-        )
-        for one in outcome["figures"]
-    }
-    expected = FIGURES[name](Files(tmp_path / "out", "best_of_n:2"))
-    assert given.keys() == expected.keys()
-    for key, figures in expected.items():
-        assert numbers(given[key]) == pytest.approx(numbers(figures), rel=1e-9, nan_ok=True), key
+    outcome = recomputed(tmp_path / "out", name)
     assert outcome["figures"][0]["method"] == "speculative_rejection:0.5:16"
     assert any("max_new_tokens is 8, not" in line for line in outcome["differences"])
     assert outcome["num_failed"] == 0
@@ -248,14 +255,41 @@ def test_what_a_row_lacks_is_said_before_a_model_is_opened(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture(scope="module")
+def default_engine() -> Iterator[Engine]:
+    engine = open_engine("smollm2")
+    yield engine
+    engine.shutdown()
+
+
 @pytest.mark.slow
-def test_the_default_model_has_a_perplexity(prompts: Path, tmp_path: Path) -> None:
-    """From a fresh clone: the generator is opened a second time, as the reward."""
-    options = ["--prompts", str(prompts / "single.jsonl"), "--limit", "2", "--max-new-tokens", "8"]
-    methods = "best_of_n:4,speculative_rejection:0.5:8"
-    done = ask("perplexity", "--output", str(tmp_path / "out"), "--methods", methods, *options)
+@pytest.mark.parametrize("name", list(ROWS))
+def test_a_row_runs_on_the_default_models(
+    run: Run,
+    server: Server,
+    default_engine: Engine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """Few and short answers, by the generator that all rows share; each opens its own reward."""
+    monkeypatch.setattr(Opening, "open_engine", lambda opening: default_engine)
+    monkeypatch.setattr(default_engine, "shutdown", lambda: None)
+    options = ["--model", "smollm2", "--methods", "best_of_n:2,speculative_rejection:0.5:6"]
+    options += ["--decide", "every:4"]
+    options += [] if name == "perplexity" else ["--reward", "relevance"]
+    done = run(name, tmp_path / "out", *options)
     assert done.exit_code == 0, done.stderr
-    outcome = json.loads((tmp_path / "out" / "perplexity.json").read_text())
-    assert outcome["num_failed"] == 0
-    value = outcome["figures"][0]["estimate"]["value"]
-    assert 1 < value < 10_000
+    outcome = recomputed(tmp_path / "out", name)
+    chief = outcome["figures"][0]
+    assert (outcome["num_prompts"], outcome["num_failed"]) == (4, 0)
+    assert chief["method"] == "speculative_rejection:0.5:6"
+    assert (chief["estimate"]["value"] is not None) == (chief["num"] > 0)
+    if name == "perplexity":
+        assert 1 < chief["estimate"]["value"] < 10_000
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(f"Speculative Rejection (alpha 0.5, N = 6): {chief['name']} ")
+    assert outcome["calls"]["requests"] == len(server.requests)
+    rows = Files(tmp_path / "out", "best_of_n:2").rows
+    states = [one["state"] for row in rows for turn in row["turns"] for one in turn["candidates"]]
+    assert states.count("rejected") >= 4

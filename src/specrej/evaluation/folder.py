@@ -124,3 +124,9 @@ def read_bench(directory: str | Path) -> tuple[RunInfo, list[BenchRow]]:
     if info["kind"] != "bench":
         raise UsageError(f"{directory} holds a {info['kind']}, not a bench")
     return info, cast("list[BenchRow]", read_rows(Path(directory) / RESULTS))
+
+
+def count_rows(directory: str | Path) -> int:
+    """Rows that a bench has written; 0 where the folder holds none."""
+    path = Path(directory) / RESULTS
+    return len(read_rows(path)) if path.exists() else 0
