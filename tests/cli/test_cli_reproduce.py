@@ -150,6 +150,21 @@ def test_a_judgement_that_failed_is_asked_for_again(
     assert next(f for f in again["figures"] if "failed" in f["name"])["estimate"]["value"] == 0
 
 
+def test_a_trial_becomes_the_whole_row(run: Run, server: Server, tmp_path: Path) -> None:
+    """What is done already counts in the progress, and a greater limit adds to it."""
+    server.answer = lambda request: completion("[[7]]")
+    assert run("mt-bench", tmp_path / "out", "--limit", "2").exit_code == 0
+    again = run("mt-bench", tmp_path / "out", "--resume")
+    assert again.exit_code == 0, again.stderr
+    assert again.stderr.startswith("7 of 12 rows: c ")
+    assert "12 of 12 rows: " in again.stderr
+    assert "10 of 15 judgements: c " in again.stderr
+    assert "15 of 15 judgements: " in again.stderr
+    outcome = recomputed(tmp_path / "out", "mt-bench")
+    assert (outcome["num_prompts"], outcome["num_failed"]) == (4, 0)
+    assert len(Files(tmp_path / "out", "best_of_n:2").judged["grades"]) == 15
+
+
 def test_temperatures_are_those_of_the_categories(run: Run, server: Server, tmp_path: Path) -> None:
     assert run("mt-bench", tmp_path / "out").exit_code == 0
     info = json.loads((tmp_path / "out" / "run.json").read_text())
