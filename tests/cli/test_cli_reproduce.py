@@ -291,7 +291,7 @@ def test_a_row_runs_on_the_default_models(
     monkeypatch.setattr(Opening, "open_engine", lambda opening: default_engine)
     monkeypatch.setattr(default_engine, "shutdown", lambda: None)
     options = ["--model", "smollm2", "--methods", "best_of_n:2,speculative_rejection:0.5:6"]
-    options += ["--decide", "every:4"]
+    options += ["--decide", "every:3", "--max-new-tokens", "6"]
     options += [] if name == "perplexity" else ["--reward", "relevance"]
     done = run(name, tmp_path / "out", *options)
     assert done.exit_code == 0, done.stderr
@@ -303,7 +303,9 @@ def test_a_row_runs_on_the_default_models(
     if name == "perplexity":
         assert 1 < chief["estimate"]["value"] < 10_000
     last = done.stdout.splitlines()[-1]
-    assert last.startswith(f"Speculative Rejection (alpha 0.5, N = 6): {chief['name']} ")
+    assert last.startswith("Speculative Rejection (")
+    assert f"): {chief['name']} " in last
+    assert ("requests to the judge" in last) == ROWS[name].needs_judge
     assert outcome["calls"]["requests"] == len(server.requests)
     rows = Files(tmp_path / "out", "best_of_n:2").rows
     states = [one["state"] for row in rows for turn in row["turns"] for one in turn["candidates"]]
