@@ -169,6 +169,7 @@ def test_temperatures_are_those_of_the_categories(run: Run, server: Server, tmp_
     assert run("mt-bench", tmp_path / "out").exit_code == 0
     info = json.loads((tmp_path / "out" / "run.json").read_text())
     assert (info["settings"]["temperature"], info["temperatures"]["stem"]) == (0.7, 0.1)
+    assert "Temperatures by category" in (tmp_path / "out" / "mt-bench.html").read_text()
     grades = Files(tmp_path / "out", "best_of_n:2").judged["grades"]
     assert {row["prompt_id"] for row in grades if row["has_reference"]} == {"b", "c"}
     shown = [json.dumps(request) for request in server.requests]

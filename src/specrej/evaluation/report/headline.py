@@ -212,9 +212,11 @@ def provenance(info: RunInfo) -> list[Terms]:
         ("sha256 of the prompts", prompts["sha256"]),
         ("methods", ", ".join(info["methods"])),
     ]
+    by_category = _pairs(info.get("temperatures", {}))
     return [
         Terms("Run", run),
         Terms("Settings", _pairs(info["settings"])),
+        *([Terms("Temperatures by category", by_category)] if by_category else []),
         Terms("Engine", _pairs(info["engine"])),
         Terms("Versions", _pairs(info["versions"])),
     ]
