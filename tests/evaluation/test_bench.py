@@ -14,7 +14,7 @@ from fakes import FakeEngine, FakeReward
 from older import make_older
 from specrej.errors import UsageError
 from specrej.evaluation.bench import parse_methods, run_bench
-from specrej.evaluation.folder import RESULTS, RUN, read_bench
+from specrej.evaluation.folder import RESULTS, RUN, read_bench, read_info
 from specrej.evaluation.prompts import Loaded, load_prompts
 from specrej.evaluation.report import write_report
 from specrej.evaluation.rows import BenchRow
@@ -196,6 +196,24 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_rows(
     assert len(before) + len(rest) == len(rows) == len(PROMPTS) * len(WORDS)
     assert without_seconds(rows) == without_seconds(whole)
     assert bench(loaded, tmp_path / "out", resume=True) == []
+
+
+def test_a_trial_goes_on_with_more_prompts(loaded: Loaded, tmp_path: Path) -> None:
+    whole = bench(loaded, tmp_path / "whole")
+    trial, fewest = (load_prompts(loaded.source, limit) for limit in (2, 1))
+    first = bench(trial, tmp_path / "out")
+    rest = bench(loaded, tmp_path / "out", resume=True)
+    assert without_seconds([*first, *rest]) == without_seconds(whole)
+    assert read_info(tmp_path / "out")["prompts"] == read_info(tmp_path / "whole")["prompts"]
+    with pytest.raises(UsageError, match=r"its prompts\.sha256 was"):
+        bench(fewest, tmp_path / "out", resume=True)
+    path = Path(loaded.source)
+    path.write_text(path.read_text().replace(PROMPTS[0]["id"], "z", 1))
+    bench(load_prompts(path, 1), tmp_path / "other")
+    path.write_text(path.read_text().replace('"z"', f'"{PROMPTS[0]["id"]}"', 1))
+    with pytest.raises(UsageError, match=r"its prompts\.sha256 was"):
+        bench(loaded, tmp_path / "other", resume=True)
+    assert read_info(tmp_path / "other")["prompts"]["num_prompts"] == 1
 
 
 def test_a_bench_that_an_older_version_began_goes_on(loaded: Loaded, tmp_path: Path) -> None:

@@ -267,6 +267,18 @@ def test_scores_make_a_verdict_by_their_sums(
     assert score_pair(client, row("x"), row())["method_first"] is None
 
 
+def test_a_judge_that_gives_the_example_back_prefers_no_place(
+    server: Server, client: JudgeClient
+) -> None:
+    def example(request: dict[str, Any]) -> bytes:
+        said: str = request["messages"][0]["content"]
+        return completion(said[said.index('{"A"') :])
+
+    server.answer = example
+    scored = score_pair(client, row("one"), row("another"))
+    assert (scored["verdict"], scored["error"]) == ("tie", None)
+
+
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.booleans(), st.integers(-9, 9))))
 def test_leanings_are_those_of_numpy(asked: list[tuple[float, bool, int]]) -> None:
     found = judge_bias([Leaning(*one) for one in asked])

@@ -25,6 +25,7 @@ from specrej.cli.reproducing import (
 from specrej.errors import UsageError
 
 if TYPE_CHECKING:
+    from specrej.evaluation.judge_client import CallsRow
     from specrej.evaluation.reproduce.protocol import Protocol
     from specrej.evaluation.reproduce.running import RowOutcome
 
@@ -144,16 +145,20 @@ def _end(output: Path, outcome: "RowOutcome", *, as_json: bool) -> None:
         ):
             for one in lines:
                 typer.echo(f"{title}: {one}")
-        calls = outcome["calls"]
-        asked = (
-            f"; {calls['requests']} requests to the judge, {calls['cached']} from the cache, "
-            f"{calls['prompt_tokens'] + calls['completion_tokens']:,} tokens"
-        )
+        asked = f"; {_asked(outcome['calls'])}" if outcome["judge"] else ""
         line = f"{headline(outcome)} Elsewhere: {outcome['known']}. Page: {page}{asked}"
     end_with(
         line,
         num_failed=outcome["num_failed"],
         num_all=outcome["num_prompts"] * len(outcome["methods"]),
+    )
+
+
+def _asked(calls: "CallsRow") -> str:
+    tokens = calls["prompt_tokens"] + calls["completion_tokens"]
+    return (
+        f"{calls['requests']} requests to the judge, {calls['cached']} from the cache, "
+        f"{tokens:,} tokens"
     )
 
 

@@ -85,16 +85,17 @@ def generate_answers(
     """All answers; the settings that they have in common."""
     from specrej.cli.progress import RowProgress
     from specrej.evaluation.bench import parse_methods
-    from specrej.evaluation.folder import check_free
+    from specrej.evaluation.folder import check_free, count_rows
     from specrej.evaluation.reproduce.running import generate
 
     settings = settings_of(given)
     note_greedy(settings)
     methods = parse_methods(words, settings)
     check_free(output, resume=resume)
+    total, num_before = len(methods) * len(loaded.tasks), count_rows(output) if resume else 0
     with (
         stdout_for_results(),
-        RowProgress(total=len(methods) * len(loaded.tasks), unit="rows") as progress,
+        RowProgress(total=total, unit="rows", num_done=num_before) as progress,
         open_given(given) as (engine, reward),
     ):
         progress.begin()
@@ -118,12 +119,13 @@ def judge_answers(
 ) -> "Answered":
     """The answers with all that the judge says of them."""
     from specrej.cli.progress import RowProgress
-    from specrej.evaluation.reproduce.running import ask_judge, read_answered
+    from specrej.evaluation.reproduce.running import ask_judge, read_answered, unasked
 
     answered = read_answered(output, loaded, baseline, server, known)
     if server is None:
         return answered
-    with RowProgress(total=len(protocol.questions(answered)), unit="judgements") as progress:
+    total, num_left = len(protocol.questions(answered)), len(unasked(protocol, answered))
+    with RowProgress(total=total, unit="judgements", num_done=total - num_left) as progress:
         for judgement in ask_judge(protocol, answered, server, output):
             progress.advance(judgement["prompt_id"], judgement["error"])
     return read_answered(output, loaded, baseline, server, known)

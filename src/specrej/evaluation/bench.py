@@ -150,7 +150,7 @@ def run_bench(
         reward: chooses for all methods.
         directory: gets run.json and results.jsonl.
         settings: what the methods have in common.
-        resume: go on with the run that the directory holds.
+        resume: go on with the run that the directory holds, of these prompts or the first of them.
         observe: called with the events of each run: see `specrej.search.events`.
         temperatures: by category of the prompt, in place of that of the settings.
 
@@ -162,7 +162,10 @@ def run_bench(
     )
     if temperatures:
         info["temperatures"] = dict(temperatures)
-    with open_run(directory, info, resume=resume), Journal(Path(directory) / RESULTS) as journal:
+    with (
+        open_run(directory, info, resume=resume, sha256_of_first=loaded.sha256_of_first),
+        Journal(Path(directory) / RESULTS) as journal,
+    ):
         done = {(row["prompt_id"], row["method"]) for row in journal.rows}
         _warm_up(engine, reward, settings)
         for number, task in enumerate(loaded.tasks):

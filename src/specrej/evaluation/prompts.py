@@ -81,6 +81,10 @@ class Loaded:
     broken: tuple[tuple[int, str], ...]
     sha256: str
 
+    def sha256_of_first(self, num: int) -> str:
+        """What `sha256` is where only the first `num` tasks are loaded."""
+        return _hash(self.tasks[:num])
+
 
 def load_prompts(source: str | Path, limit: int | None = None) -> Loaded:
     """The tasks of a JSONL file, of stdin ("-") or of a set in `NAMED_SETS`.

@@ -6,6 +6,7 @@ estimated({"value": 1.234, "low": 1.1, "high": 1.4}, 2)      # Cell("1.23", "1.1
 headline(summary)  # "At equal reward, Speculative Rejection (α = 0.5) takes ..."
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 
@@ -211,16 +212,28 @@ def provenance(info: RunInfo) -> list[Terms]:
         ("sha256 of the prompts", prompts["sha256"]),
         ("methods", ", ".join(info["methods"])),
     ]
+    by_category = _pairs(info.get("temperatures", {}))
     return [
         Terms("Run", run),
         Terms("Settings", _pairs(info["settings"])),
+        *([Terms("Temperatures by category", by_category)] if by_category else []),
         Terms("Engine", _pairs(info["engine"])),
         Terms("Versions", _pairs(info["versions"])),
     ]
 
 
 def _pairs(names: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Each by its name, in words; what was not set is left out."""
     return [
-        (name.replace("_", " "), f"{value:.6g}" if isinstance(value, float) else str(value))
+        (name.replace("_", " "), _in_words(value))
         for name, value in names.items()
+        if value not in (None, [], {})
     ]
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value)

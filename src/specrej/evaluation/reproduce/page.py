@@ -6,6 +6,7 @@ Curves, races and answers side by side are in the page that `specrej report` mak
 folder.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from specrej.evaluation.folder import read_info
@@ -78,31 +79,45 @@ def _unit(figure: Measured) -> str:
 
 
 def _figures(outcome: RowOutcome) -> Section:
+    """The methods side by side, a line for each figure."""
+    methods = list(dict.fromkeys(figure["method"] for figure in outcome["figures"]))
+    lines: dict[tuple[str, str], dict[str, Measured]] = {}
+    for figure in outcome["figures"]:
+        lines.setdefault((figure["name"], figure["unit"]), {})[figure["method"]] = figure
     rows = [
         TableRow(
-            spoken(figure["method"]),
+            name,
             [
-                Cell(figure["name"], is_words=True),
-                estimated(figure["estimate"], digits_of(figure)),
-                Cell(figure["unit"], is_words=True),
-                Cell(f"{figure['num']:,}"),
+                Cell(unit, is_words=True),
+                Cell(_over([given[method] for method in methods if method in given])),
+                *(_cell(given.get(method)) for method in methods),
             ],
-            figure["method"].startswith("speculative_rejection"),
         )
-        for figure in outcome["figures"]
+        for (name, unit), given in lines.items()
     ]
-    table = Table("Figures", ("Method", "Figure", "Value", "Unit", "Over"), rows)
+    table = Table("Figures", ("Figure", "Unit", "Over", *map(spoken, methods)), rows)
     prose = (
         "Below each figure is its 95% interval, by the bootstrap over prompts. Over: the prompts "
-        "or judgements that it rests on."
+        "or judgements that it rests on, method by method where they differ."
     )
     return Section("row", "The row", prose, tables=[table])
 
 
+def _cell(figure: Measured | None) -> Cell:
+    """A method's figure; nothing where it has none, as the method that others are compared with."""
+    return Cell("") if figure is None else estimated(figure["estimate"], digits_of(figure))
+
+
+def _over(figures: Sequence[Measured]) -> str:
+    nums = [f"{figure['num']:,}" for figure in figures]
+    return nums[0] if len(set(nums)) == 1 else " / ".join(nums)
+
+
 def _rests_on(outcome: RowOutcome) -> Section:
+    num_answers = outcome["num_prompts"] * len(outcome["methods"])
     run = [
         ("prompts", f"{outcome['prompts']} ({outcome['num_prompts']:,})"),
-        ("answers that failed", f"{outcome['num_failed']:,}"),
+        ("answers that failed", f"{outcome['num_failed']:,} of {num_answers:,}"),
         ("compared with", outcome["baseline"]),
     ]
     groups = [
