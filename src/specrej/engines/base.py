@@ -291,12 +291,14 @@ def refuse_middle(engine: str, sampling: SamplingParams) -> None:
     Raises:
         SamplingError: penalties count the answer's tokens, or it must obey something.
     """
-    refuse_ways(
-        engine,
-        sampling,
-        ("frequency_penalty", "presence_penalty", "constraint"),
-        "leave it out, or give --engine torch: algorithms that work step by step fork answers",
-    )
+    hint = "leave it out, or give --engine torch: algorithms that work step by step fork answers"
+    refuse_ways(engine, sampling, ("frequency_penalty", "presence_penalty"), hint)
+    if sampling.constraint is not None:
+        raise SamplingError(
+            f"{sampling.constraint.kind} cannot be honoured by the engine {engine!r} where "
+            "answers fork",
+            hint=hint,
+        )
 
 
 def refuse_ways(

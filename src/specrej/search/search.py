@@ -141,6 +141,8 @@ class Search:
 
     def fork(self, parents: Sequence[Candidate]) -> list[Candidate]:
         """See `SearchView.fork`."""
+        if not parents:
+            return []
         live, first = self.live, len(self.candidates)
         check_fork(self._settings, parents, live, self._most_live)
         longest = max((len(candidate.token_ids) for candidate in live), default=0)
