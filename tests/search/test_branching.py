@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import specrej
 from fakes import EOS, FakeEngine, FakeReward, alike, by_hash, in_thirds, next_token, text_of
 from fakes import watched as run
 from specrej.engines.streams import uniforms
@@ -227,11 +228,7 @@ def test_particle_filtering(case: Case, temperature: float) -> None:
     for n in simulation.waves:
         particles = simulation.begin(n)
         while live(particles):
-            simulation.step(
-                [one for one in simulation.sheets[-n:] if one in live(particles)]
-                if False
-                else list({one.index: one for one in live(particles)}.values())
-            )
+            simulation.step(list({one.index: one for one in live(particles)}.values()))
             scores = [simulation.score(one) / temperature for one in particles]
             weights = [math.exp(score - max(scores)) for score in scores]
             drawn = random.choices(particles, weights, k=n)
@@ -313,6 +310,32 @@ def test_a_rule_of_steps_that_fails_is_told() -> None:
         yield never
 
     told(broken, Exception, "ZeroDivisionError")
+
+
+@given(cases(), st.integers(0, 2**32))
+@some
+def test_prompts_side_by_side_are_each_as_alone_within_what_they_share(
+    case: Case, more: int
+) -> None:
+    """Forks wait for memory as steps do, and none waits for ever."""
+    prompts = [case.prompt * count for count in (1, 2, 3)]
+    engine, length = FakeEngine(), case.options["max_new_tokens"]
+    memory = engine.kv_bytes(len(engine.encode(prompts[-1])), case.fitting, length)
+    total = memory + more % memory
+    options = {
+        **case.options,
+        "memory": memory,
+        "algorithm": partial(beam_search, width=case.width, ends=case.ends),
+        "reward": FakeReward(case.rate),
+    }
+    shared = FakeEngine(eos=case.eos, total_bytes=total)
+    outcomes = dict(specrej.generate_batch(prompts, model=shared, total_memory=total, **options))
+    for number, prompt in enumerate(prompts):
+        outcome = outcomes[number]
+        assert isinstance(outcome, Result)
+        alone = specrej.generate(prompt, model=FakeEngine(eos=case.eos), **options)
+        assert list(map(_fate, outcome.candidates)) == list(map(_fate, alone.candidates))
+        assert outcome.best.index == alone.best.index
 
 
 def test_what_a_fork_is_stands_in_the_result() -> None:
