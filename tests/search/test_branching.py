@@ -241,7 +241,7 @@ def test_particle_filtering(case: Case, temperature: float) -> None:
                 copies = [simulation.copy(one) if is_live else one for _ in range(count - 1)]
                 following += [one, *copies]
             particles = following
-    algorithm = partial(particle_filtering, temperature=temperature, ends=case.ends)
+    algorithm = partial(particle_filtering, resampling_temperature=temperature, ends=case.ends)
     simulation.check(searched(case, algorithm))
 
 

@@ -244,7 +244,7 @@ class Group(PromptPart):
         moves = [
             (mover, hole)
             for mover, hole in zip(movers, holes, strict=True)
-            if self.indices[mover] not in self.sources
+            if mover < self.num_allocated and self.indices[mover] not in self.sources
         ]
         self.indices = [self.indices[row] for row in order]
         if left == 0:

@@ -106,14 +106,15 @@ def particle_filtering(
     n: int | None,
     policy: Policy,
     *,
-    temperature: float = 1.0,
+    resampling_temperature: float = 1.0,
     ends: StepRule = STEP,
 ) -> Steps:
     """Particle filtering (Puri et al. 2025, arXiv 2502.01618; as its_hub does it).
 
     After each step, n particles are drawn from the n that there are, with replacement, by the
-    softmax of their rewards over the temperature. Who is drawn k times goes on as itself and k - 1
-    copies, who is not drawn is rejected. Complete ones take part with the reward they ended with.
+    softmax of their rewards over `resampling_temperature`. Who is drawn k times goes on as itself
+    and k - 1 copies, who is not drawn is rejected. Complete ones take part with the reward they
+    ended with.
     """
     search.wait_after(ends)
     random = Random(search.sampling.seed)
@@ -123,7 +124,7 @@ def particle_filtering(
         while search.live:
             yield never
             particles = [one for one in particles if one.state != "rejected"]
-            weights = softmax([(one.reward or 0.0) / temperature for one in particles])
+            weights = softmax([(one.reward or 0.0) / resampling_temperature for one in particles])
             drawn = random.choices(particles, weights, k=wave) if particles else []
             counts = Counter(one.index for one in drawn)
             batch = search.batch
