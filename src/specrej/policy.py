@@ -14,6 +14,9 @@ Schedule = Callable[[int, int], bool]
 """Whether to decide now, from the candidates' length in tokens and their length at the last
 decision."""
 
+StepRule = Callable[[str, int], bool]
+"""Whether a step of an answer is over, from its text so far and its length in tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:

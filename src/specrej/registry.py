@@ -52,6 +52,10 @@ ENGINES = {
 ALGORITHMS = {
     "best_of_n": "specrej.search.algorithms:best_of_n",
     "speculative_rejection": "specrej.search.algorithms:speculative_rejection",
+    "beam_search": "specrej.search.branching:beam_search",
+    "dvts": "specrej.search.branching:dvts",
+    "particle_filtering": "specrej.search.branching:particle_filtering",
+    "tree_bon": "specrej.search.branching:tree_bon",
 }
 POLICIES = {"smollm2-relevance": "specrej.search.shipped:smollm2_relevance"}
 TABLES = {"reward": REWARDS, "engine": ENGINES, "algorithm": ALGORITHMS, "policy": POLICIES}

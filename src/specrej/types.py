@@ -17,6 +17,7 @@ from specrej.policy import Policy as Policy
 from specrej.policy import Rule as Rule
 from specrej.policy import Schedule as Schedule
 from specrej.policy import Standing as Standing
+from specrej.policy import StepRule as StepRule
 from specrej.prompt import Continuation as Continuation
 from specrej.prompt import Conversation as Conversation
 from specrej.prompt import Message as Message
@@ -230,6 +231,8 @@ class Candidate:
         state: live, complete, or rejected.
         finish_reason: why it ended; None while unfinished. "lost" where the engine lost it, which
             is rejected then.
+        parent: index of the candidate that it began as a copy of; None where it began empty.
+        num_inherited: tokens that it began with, which were drawn for others.
     """
 
     index: int
@@ -240,6 +243,8 @@ class Candidate:
     rewards: dict[int, float] = field(default_factory=dict)
     state: State = "live"
     finish_reason: FinishReason | None = None
+    parent: int | None = field(default=None, kw_only=True)
+    num_inherited: int = field(default=0, kw_only=True)
 
     @property
     def reward(self) -> float | None:
@@ -264,12 +269,29 @@ class Candidate:
         if top is not None:
             self.top_logprobs.append(top)
 
+    def fork(self, index: int) -> "Candidate":
+        """A candidate of this number that begins as a copy of this one, its rewards included."""
+        return Candidate(
+            index,
+            list(self.token_ids),
+            list(self.logprobs),
+            top_logprobs=list(self.top_logprobs),
+            text=self.text,
+            rewards=dict(self.rewards),
+            parent=self.index,
+            num_inherited=len(self.token_ids),
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """All of it in JSON's types; `top_logprobs` only where they were asked for."""
+        """All of it in JSON's types; `top_logprobs` only where they were asked for, `parent` and
+        `num_inherited` only of a fork.
+        """
         rewards = {str(decision): reward for decision, reward in self.rewards.items()}
         own = asdict(self)
         if not self.top_logprobs:
             del own["top_logprobs"]
+        if self.parent is None:
+            del own["parent"], own["num_inherited"]
         return {
             **own,
             "rewards": rewards,

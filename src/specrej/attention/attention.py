@@ -11,7 +11,7 @@ What an architecture asks of attention and is not honoured here (sinks, biases, 
 name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -110,15 +110,25 @@ def _causal_mask(start: int, stop: int, window: int | None, device: torch.device
 class DecodePass:
     """The newest token of every live candidate; the rows of each group stand together, in the
     order given.
+
+    A group whose rows have different lengths, or of which some are not fed, is in `apart` by its
+    place among the groups, with a token for each row that is fed.
     """
 
     groups: Sequence[Group]
+    apart: "Mapping[int, ExtendPass]" = field(default_factory=dict)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
     ) -> Tensor:
         outputs, start = [], 0
-        for group in self.groups:
+        for place, group in enumerate(self.groups):
+            if (extend := self.apart.get(place)) is not None:
+                rows = slice(start, start + sum(extend.counts))
+                fed = (each[rows].transpose(0, 2) for each in (query, key, value))
+                outputs.append(extend.attend(layer, *fed, scoring).transpose(0, 1))
+                start = rows.stop
+                continue
             rows = slice(start, start + group.num_rows)
             group.keys[layer][: group.num_rows, :, group.length].copy_(key[rows, :, 0])
             group.values[layer][: group.num_rows, :, group.length].copy_(value[rows, :, 0])
@@ -135,7 +145,7 @@ class ExtendPass:
     reaches the model.
 
     The row `first_row + i` has `lengths[i]` tokens of its own in the group and is fed `counts[i]`
-    more, at least one. For attention alone, the rows are filled up to the longest.
+    more, one of them at least one. For attention alone, the rows are filled up to the longest.
     """
 
     group: Group

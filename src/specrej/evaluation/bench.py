@@ -81,7 +81,7 @@ def _settings_of(word: str, settings: Settings) -> Settings:
     if algorithm not in ALGORITHMS:
         raise UnknownNameError("method", algorithm, [*ALGORITHMS, "policy"])
     try:
-        if algorithm == "best_of_n":
+        if algorithm != "speculative_rejection":
             (n,) = numbers
             return replace(settings, algorithm=algorithm, n=int(n))
         alpha, *rest = numbers
@@ -257,13 +257,14 @@ def _turn(prompt: Prompt, result: Result, engine: Engine, reward: Reward) -> Tur
             [len(candidate.token_ids) for candidate in result.candidates],
             reward.flops_per_token,
             result.usage.reward_tokens,
+            inherited=[candidate.num_inherited for candidate in result.candidates],
         ),
         memory_bytes=result.settings["memory_bytes"],
     )
 
 
 def _candidate(candidate: Candidate) -> CandidateRow:
-    return CandidateRow(
+    row = CandidateRow(
         index=candidate.index,
         num_tokens=len(candidate.token_ids),
         state=candidate.state,
@@ -271,6 +272,9 @@ def _candidate(candidate: Candidate) -> CandidateRow:
         perplexity=candidate.perplexity,
         rewards={str(decision): reward for decision, reward in candidate.rewards.items()},
     )
+    if candidate.parent is not None:
+        row |= {"parent": candidate.parent, "num_inherited": candidate.num_inherited}
+    return row
 
 
 def _decision(decision: Decision) -> DecisionRow:

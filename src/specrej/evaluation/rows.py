@@ -35,6 +35,10 @@ class CandidateRow(TypedDict):
     rewards: dict[str, float]
     """Reward by the index of the decision that gave it, oldest first; the last one is its
     reward."""
+    parent: NotRequired[int]
+    """Of a fork: whose copy it began as."""
+    num_inherited: NotRequired[int]
+    """Of a fork: the tokens that it began with."""
 
 
 class UsageRow(TypedDict):

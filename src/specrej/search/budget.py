@@ -93,6 +93,21 @@ class Budget:
         counts = range(self._engine.most_candidates + 1)
         return bisect_right(counts, self.bytes, key=lambda n: self.kv_bytes(n, num_tokens)) - 1
 
+    def check_fork(self, num_live: int, num_forks: int, num_tokens: int) -> None:
+        """See that there is room for forks until all have so many tokens.
+
+        Raises:
+            BudgetError: there is not; says for how many there is.
+        """
+        room = max(self.fitting(num_tokens) - num_live, 0)
+        if num_forks > room:
+            raise BudgetError(
+                f"a budget of {format_bytes(self.bytes)} does not hold {num_forks} forks beside "
+                f"{num_live} live candidates of up to {num_tokens} tokens, only {room}",
+                hint="give a larger memory, or fork fewer: search.waves(n, None) gives sizes that "
+                "fit to the end",
+            )
+
     def kv_bytes(self, num_candidates: int, num_tokens: int) -> int:
         """What the prompt and so many candidates of so many tokens hold."""
         return self._engine.kv_bytes(self._num_prompt_tokens, num_candidates, max(num_tokens, 2))
