@@ -176,8 +176,8 @@ class JudgeClient:
                 with self._writing:
                     write_json(path, reply)
                 return reply
-        said = self._remote.quote(completion.text or body)
-        raise RemoteError(f"no {wanted} in the judge's reply {said}")
+        quoted = self._remote.quote(completion.text or body)
+        raise RemoteError(f"no {wanted} in the judge's reply {quoted}")
 
     def _fetch(self, request: dict[str, Any], calls: CallsRow, *, as_json: bool) -> str:
         """The body of a reply."""
