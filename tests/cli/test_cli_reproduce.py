@@ -142,7 +142,10 @@ def test_a_judgement_that_failed_is_asked_for_again(
     run: Run, server: Server, tmp_path: Path
 ) -> None:
     server.answer = lambda request: completion("no")
-    first = run("mt-bench", tmp_path / "out", "--json")
+    assert (
+        run("mt-bench", tmp_path / "out").stdout.splitlines()[-1].count(" over 5. 15 of 15 ") == 1
+    )
+    first = run("mt-bench", tmp_path / "out", "--resume", "--json")
     figures = json.loads(first.stdout)["figures"]
     assert (figures[0]["name"], figures[0]["estimate"]["value"]) == ("mean grade", 1)
     server.answer = lambda request: completion("[[9]]")

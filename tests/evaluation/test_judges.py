@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from servers import Server, completion, record_waits, serving
@@ -192,7 +192,7 @@ def test_a_reply_without_probabilities_is_a_failure(
     server.answer = lambda request: body
     given = weigh(client, row("a"), instruction="Why?", other="b", baseline=BASELINE)
     assert given["preference"] is None
-    assert "no verdict in the judge's reply" in str(given["error"])
+    assert str(given["error"]).startswith("no log-probability of m or M in the judge's reply '")
 
 
 def test_the_words_are_alpaca_evals_where_it_is_installed(
@@ -279,6 +279,15 @@ def test_a_judge_that_gives_the_example_back_prefers_no_place(
     assert (scored["verdict"], scored["error"]) == ("tie", None)
 
 
+def test_a_reply_that_cannot_be_read_is_quoted(server: Server, client: JudgeClient) -> None:
+    """Its text, not the identifiers and names that the body begins with."""
+    said = json.loads(completion("It is fine: 7 of 10."))
+    server.answer = lambda request: json.dumps({"id": "x" * 300, **said}).encode()
+    graded = grade_turn(client, row("one"), turn=1, references=())
+    assert graded["error"] == "no grade as in [[5]] in the judge's reply 'It is fine: 7 of 10.'"
+
+
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.booleans(), st.integers(-9, 9))))
 def test_leanings_are_those_of_numpy(asked: list[tuple[float, bool, int]]) -> None:
     found = judge_bias([Leaning(*one) for one in asked])

@@ -80,7 +80,9 @@ def score_pair(client: JudgeClient, row: BenchRow, other: BenchRow) -> ScoresRow
     first = scored["method_first"] = digest[0] % 2 == 0
     try:
         messages = _messages(*((row, other) if first else (other, row)))
-        reply = client.ask(messages, _read_scores, scored["calls"], as_json=True)
+        reply = client.ask(
+            messages, _read_scores, scored["calls"], wanted="scores of A and B", as_json=True
+        )
     except RemoteError as error:
         scored["verdict"], scored["error"] = "failed", str(error)
         return scored

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from specrej.evaluation.folder import read_info
-from specrej.evaluation.judge_client import CallsRow
 from specrej.evaluation.metrics import Cost
 from specrej.evaluation.report.headline import (
     estimated,
@@ -56,17 +55,22 @@ def write_page(directory: str | Path, outcome: RowOutcome) -> Path:
 
 
 def headline(outcome: RowOutcome) -> str:
-    """The row's figure in a sentence, and whether it is the protocol's."""
+    """The row's figure in a sentence, whether it is the protocol's, and what the judge left out."""
     figure = outcome["figures"][0]
     value = figure["estimate"]
     digits = digits_of(figure)
     ends = in_brackets(value["low"], value["high"], digits)
     number = estimated(value, digits).text
     is_own = "" if outcome["differences"] else ", by the protocol's own settings"
+    unread = f" {_unread(outcome)} judgements failed." if outcome["num_unread"] else ""
     return (
         f"{spoken(figure['method'])}: {figure['name']} {number}{_unit(figure)}{ends}, over "
-        f"{figure['num']:,}{is_own}."
+        f"{figure['num']:,}{is_own}.{unread}"
     )
+
+
+def _unread(outcome: RowOutcome) -> str:
+    return f"{outcome['num_unread']:,} of {outcome['num_judgements']:,}"
 
 
 def digits_of(figure: Measured) -> int:
@@ -126,7 +130,7 @@ def _rests_on(outcome: RowOutcome) -> Section:
         _counted("What the protocol leaves open", outcome["open_points"]),
         _counted("To be known", outcome["notes"]),
         Terms("Cost by method", [(name, _cost(cost)) for name, cost in outcome["cost"].items()]),
-        *([_judge(outcome["judge"], outcome["calls"])] if outcome["judge"] else []),
+        *([_judge(outcome["judge"], outcome)] if outcome["judge"] else []),
     ]
     return Section("basis", "What it rests on", terms=[group for group in groups if group.pairs])
 
@@ -142,11 +146,13 @@ def _cost(cost: Cost) -> str:
     )
 
 
-def _judge(name: str, calls: CallsRow) -> Terms:
+def _judge(name: str, outcome: RowOutcome) -> Terms:
+    calls = outcome["calls"]
     return Terms(
         "Judge",
         [
             ("model", name),
+            ("judgements that failed", _unread(outcome)),
             ("requests", f"{calls['requests']:,}"),
             ("from the cache", f"{calls['cached']:,}"),
             ("prompt tokens", f"{calls['prompt_tokens']:,}"),

@@ -72,6 +72,9 @@ class RowOutcome(TypedDict):
     open_points: list[str]
     cost: dict[str, Cost]
     """By method, generation and reward."""
+    num_judgements: int
+    num_unread: int
+    """Judgements that the judge did not give, or not so that they could be read."""
     calls: CallsRow
     """Of the judge."""
 
@@ -268,6 +271,8 @@ def conclude(
             )
             for method in methods
         },
+        num_judgements=len(judged),
+        num_unread=sum(row["error"] is not None for row in judged),
         calls=total_calls(judged),
     )
 
