@@ -2,7 +2,7 @@
 before it is asked for.
 
 Other packages add their own by entry points of the groups `specrej.rewards`, `specrej.engines`,
-`specrej.algorithms` and `specrej.policies`; in their pyproject.toml:
+`specrej.algorithms`, `specrej.policies` and `specrej.extracts`; in their pyproject.toml:
 
     [project.entry-points."specrej.rewards"]
     brevity = "their_package.rewards:make_brevity"
@@ -52,9 +52,28 @@ ENGINES = {
 ALGORITHMS = {
     "best_of_n": "specrej.search.algorithms:best_of_n",
     "speculative_rejection": "specrej.search.algorithms:speculative_rejection",
+    "threshold": "specrej.search.voted:threshold",
+    "majority_vote": "specrej.search.voted:majority_vote",
+    "weighted_best_of_n": "specrej.search.voted:weighted_best_of_n",
+    "voted_rejection": "specrej.search.voted:voted_rejection",
+    "self_certainty": "specrej.search.confident:self_certainty",
+    "deepconf": "specrej.search.confident:deepconf",
+    "deepconf_online": "specrej.search.confident:deepconf_online",
 }
 POLICIES = {"smollm2-relevance": "specrej.search.shipped:smollm2_relevance"}
-TABLES = {"reward": REWARDS, "engine": ENGINES, "algorithm": ALGORITHMS, "policy": POLICIES}
+EXTRACTS = {
+    "auto": "specrej.rewards.answers:automatic",
+    "boxed": "specrej.rewards.answers:boxed",
+    "number": "specrej.rewards.answers:number",
+    "text": "specrej.rewards.answers:whole",
+}
+TABLES = {
+    "reward": REWARDS,
+    "engine": ENGINES,
+    "algorithm": ALGORITHMS,
+    "policy": POLICIES,
+    "extract": EXTRACTS,
+}
 """What specrej itself brings, by kind and name."""
 
 

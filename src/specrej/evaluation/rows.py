@@ -76,6 +76,8 @@ class TurnRow(TypedDict):
     flops: FlopsRow
     memory_bytes: int
     """The KV budget."""
+    best: NotRequired[int]
+    """The candidate that was chosen; in older runs it is the complete one of highest reward."""
 
 
 class FailureRow(TypedDict):

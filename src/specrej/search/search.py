@@ -90,6 +90,7 @@ class Search:
         self._last_length = 0
         self._num_coming = 0
         self._lost: Token | None = None
+        self._answer: Candidate | None = None
         self.number = 0
         """Which prompt of a batch it is of."""
         self.num_planned = 0
@@ -295,17 +296,18 @@ class Search:
             self._decide("out_of_memory", live, rejected)
         return bool(rejected)
 
-    def end(self) -> None:
-        """The algorithm has ended: who is live now is rejected.
+    def end(self, answer: object = None) -> None:
+        """The algorithm has ended, with this answer: who is live now is rejected.
 
         Raises:
-            UsageError: it began nobody, or left live ones and nobody complete.
+            UsageError: it began nobody, left live ones and nobody complete, or the answer is none.
         """
         if live := self.live:
             self._decide(self._cause, live, live)
         is_answered = any(candidate.state == "complete" for candidate in self.candidates)
         if not is_answered and (live or not self.candidates):
             raise self.progress.unanswered(len(live))
+        self._answer = self.progress.answered(self.candidates, answer)
         self.batch = []
 
     def close(self) -> None:
@@ -318,18 +320,15 @@ class Search:
                 self._handle = None
 
     def result(self) -> Result:
-        """The best complete candidate that was not rejected; of equals the first.
-
-        Of an interrupted run the best there is, see `choosing.ranked`.
+        """What the algorithm returned as its answer, else what `choosing.choose` says.
 
         Raises:
-            RewardError: the reward's filter left nobody.
-            EngineError: the engine lost everybody.
-            SamplingError: it did, since nothing more can obey their constraint.
-            UsageError: the policy or the algorithm rejected everybody.
+            SpecrejError: nobody is left: see there.
         """
         self._write_texts()
-        best = choose(self.candidates, self.decisions, self._reward.name, self._lost)
+        best = self._answer or choose(
+            self.candidates, self.decisions, self._reward.name, self._lost
+        )
         return Result(
             best=best,
             candidates=tuple(self.candidates),

@@ -21,15 +21,14 @@ _FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
 
 
 def best_answers(result: Result, num_answers: int) -> list[Candidate]:
-    """The best complete candidates that were not rejected, best first; of equals the first.
+    """`result.best`, then the best of the other complete candidates that were not rejected.
 
-    The first is `result.best`. There may be fewer than asked for: Speculative Rejection finishes
-    few of those it began. Of an interrupted run in which none is complete, `result.best` alone.
+    There may be fewer than asked for: Speculative Rejection finishes few of those it began. Of an
+    interrupted run in which none is complete, `result.best` alone.
     """
-    left = ranked(result.candidates)
-    return [candidate for candidate in left if candidate.state == "complete"][:num_answers] or left[
-        :1
-    ]
+    others = [one for one in ranked(result.candidates) if one is not result.best]
+    complete = [one for one in others if one.state == "complete"]
+    return [result.best, *complete][:num_answers]
 
 
 def to_body(
