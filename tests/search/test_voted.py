@@ -5,7 +5,9 @@ from these.
 """
 
 import math
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ import specrej
 from fakes import LETTERS, FakeEngine, FakeReward, alike, by_hash, in_thirds
 from specrej.engines.base import Token
 from specrej.errors import SamplingError, UsageError
+from specrej.registry import ALGORITHMS
 from specrej.search.algorithms import best_of_n
 from specrej.search.policies import fraction
 from specrej.types import Candidate, Result, SamplingParams
@@ -275,3 +278,23 @@ def test_an_engine_without_log_probabilities_is_refused_before_decoding(algorith
     with pytest.raises(SamplingError, match=f"algorithm '{algorithm}' reads top_logprobs"):
         specrej.generate("Why?", engine=engine, reward=FakeReward(), algorithm=algorithm)
     assert engine.num_prefills == 0
+
+
+def test_the_example_of_the_document_runs(tmp_path: Path, monkeypatch: Any) -> None:
+    document = Path(__file__).parents[2] / "docs" / "algorithms.md"
+    [(name, code)] = re.findall(
+        r"```python\n# (\w+)\.py\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL
+    )
+    (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    case = {"seed": 4, "n": 9, "max_new_tokens": 24, "rows": 4, "alpha": 0.5}
+    everyone = all_of(case, by_hash)
+    expected = elected(everyone, [1 / (1 + len(one.text)) for one in everyone])
+    assert run(case, by_hash, algorithm="my_vote:shortest_wins").best.index == expected
+
+
+def test_the_document_has_every_algorithm() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \| `\1:", text, re.MULTILINE) == sorted(
+        ALGORITHMS, key=text.index
+    )

@@ -22,6 +22,7 @@ from typing import Any, Literal, cast
 from specrej.api import run_observed, run_one
 from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UnknownNameError, UsageError
+from specrej.evaluation.accuracy import is_right
 from specrej.evaluation.folder import METHODS_OWN, RESULTS, open_run
 from specrej.evaluation.prompts import Loaded, Task
 from specrej.evaluation.rows import BenchRow, CandidateRow, DecisionRow, RunInfo, TurnRow, UsageRow
@@ -29,6 +30,7 @@ from specrej.files.journal import Journal
 from specrej.flops import flops_of
 from specrej.messages import as_messages
 from specrej.registry import is_name, names
+from specrej.rewards.answers import extractor_of
 from specrej.rewards.base import Reward
 from specrej.search.calibrated import fingerprints
 from specrej.search.choosing import rank
@@ -234,6 +236,9 @@ def _run(
                 prompt = [*answered["messages"], answer, *as_messages(turn)]
             result = run_observed(engine, reward, prompt, settings, observe)
             row["turns"].append(_turn(prompt, result, engine, reward))
+            if number < len(task.checks.answers) or (task.checks.instructions and not number):
+                extract = extractor_of(settings.extract)
+                row["turns"][-1]["is_right"] = is_right(task.checks, number, result.text, extract)
     except SpecrejError as error:
         row["error"] = {"kind": type(error).__name__, "message": str(error)}
     return row

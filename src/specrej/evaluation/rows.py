@@ -79,6 +79,9 @@ class TurnRow(TypedDict):
     best: NotRequired[int]
     """The candidate that was chosen; in older runs it is the complete one of highest reward."""
 
+    is_right: NotRequired[bool | None]
+    """Where the prompt says what is right; None where that cannot be checked."""
+
 
 class FailureRow(TypedDict):
     """Why a (prompt, method) has no answer."""
