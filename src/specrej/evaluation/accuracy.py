@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specrej.errors import PromptError
-from specrej.evaluation.instructions import Given, obeys
+from specrej.evaluation.instructions import Details, obeys
 from specrej.files.reading import check_characters
 from specrej.rewards.answers import Extract, boxed, final_answer, marked_answer, same_answer
 
@@ -29,7 +29,7 @@ class Checks:
     """
 
     answers: tuple[str, ...] = ()
-    instructions: tuple[tuple[str, Given], ...] = ()
+    instructions: tuple[tuple[str, Details], ...] = ()
 
 
 NOTHING_CHECKED = Checks()
@@ -81,7 +81,7 @@ def _listed(given: Any) -> list[Any]:
     return answers
 
 
-def _instructions(names: Any, given: Any) -> tuple[tuple[str, Given], ...]:
+def _instructions(names: Any, given: Any) -> tuple[tuple[str, Details], ...]:
     if names is None:
         return ()
     said = [{} for _ in names] if given is None and isinstance(names, list) else given

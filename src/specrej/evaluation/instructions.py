@@ -14,11 +14,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-Given = Mapping[str, Any]
+Details = Mapping[str, Any]
 """What an instruction says beside its name, such as a number of words."""
 
 
-def obeys(instruction: str, given: Given, text: str) -> bool | None:
+def obeys(instruction: str, given: Details, text: str) -> bool | None:
     """Whether a text obeys an instruction; None where that cannot be told: it is not known, or
     something is missing from what it says.
     """
@@ -36,39 +36,39 @@ def _compared(number: int, relation: str, wanted: int) -> bool:
 
 
 def _numbered(
-    count: Callable[[str, Given], int], wanted: str, relation: str
-) -> Callable[[str, Given], bool]:
+    count: Callable[[str, Details], int], wanted: str, relation: str
+) -> Callable[[str, Details], bool]:
     """A check that a count stands in a relation to a number, both of these names."""
     return lambda text, given: _compared(count(text, given), given[relation], given[wanted])
 
 
-def _num_sentences(text: str, _: Given) -> int:
+def _num_sentences(text: str, _: Details) -> int:
     return len([one for one in re.split(r"(?<=[.!?])[\"')\]*]*\s+", text) if re.search(r"\w", one)])
 
 
-def _num_words(text: str, _: Given) -> int:
+def _num_words(text: str, _: Details) -> int:
     return len(re.findall(r"\w+", text))
 
 
-def _num_keyword(text: str, given: Given) -> int:
+def _num_keyword(text: str, given: Details) -> int:
     return len(re.findall(given["keyword"], text, re.IGNORECASE))
 
 
-def _num_letter(text: str, given: Given) -> int:
+def _num_letter(text: str, given: Details) -> int:
     return text.lower().count(given["letter"].lower())
 
 
-def _num_capitals(text: str, _: Given) -> int:
+def _num_capitals(text: str, _: Details) -> int:
     return sum(word.isupper() for word in re.findall(r"\w[\w'-]*", text))
 
 
-def _paragraphs(text: str, given: Given) -> bool:
+def _paragraphs(text: str, given: Details) -> bool:
     """Divided by `***`; only the first and the last may be empty, and do not count then."""
     parts = [part.strip() for part in re.split(r"\s?\*\*\*\s?", text)]
     return all(parts[1:-1]) and sum(map(bool, parts)) == int(given["num_paragraphs"])
 
 
-def _first_word(text: str, given: Given) -> bool:
+def _first_word(text: str, given: Details) -> bool:
     parts = [part.strip() for part in text.split("\n\n")]
     place = given["nth_paragraph"]
     if sum(map(bool, parts)) != given["num_paragraphs"] or place > len(parts):
@@ -77,7 +77,7 @@ def _first_word(text: str, given: Given) -> bool:
     return found is not None and found[1].lower() == given["first_word"].lower()
 
 
-def _postscript(text: str, given: Given) -> bool:
+def _postscript(text: str, given: Details) -> bool:
     marks = {"P.S.": r"p\.\s?s\.", "P.P.S": r"p\.\s?p\.\s?s"}
     marker = given["postscript_marker"]
     return re.search(marks.get(marker) or re.escape(marker.lower()), text.lower()) is not None
@@ -92,12 +92,12 @@ def _num_highlights(text: str) -> int:
     return sum(bool(one.strip()) for one in marked)
 
 
-def _sections(text: str, given: Given) -> bool:
+def _sections(text: str, given: Details) -> bool:
     heads = re.findall(rf"{re.escape(given['section_spliter'])}\s?\d+", text)
     return len(heads) >= int(given["num_sections"])
 
 
-def _is_json(text: str, _: Given) -> bool:
+def _is_json(text: str, _: Details) -> bool:
     inner = re.sub(r"^```(?:json)?|```$", "", text.strip(), flags=re.IGNORECASE)
     try:
         json.loads(inner)
@@ -106,32 +106,32 @@ def _is_json(text: str, _: Given) -> bool:
     return True
 
 
-def _two_responses(text: str, _: Given) -> bool:
+def _two_responses(text: str, _: Details) -> bool:
     parts = [part.strip() for part in text.split("******")]
     found = [part for part in parts if part]
     return all(parts[1:-1]) and len(found) == 2 and found[0] != found[1]
 
 
-def _ends(text: str, given: Given) -> bool:
+def _ends(text: str, given: Details) -> bool:
     return text.strip().strip('"').lower().endswith(given["end_phrase"].strip().lower())
 
 
-def _is_quoted(text: str, _: Given) -> bool:
+def _is_quoted(text: str, _: Details) -> bool:
     plain = text.strip()
     return len(plain) > 1 and plain[0] == plain[-1] == '"'
 
 
-def _has_all(text: str, given: Given) -> bool:
+def _has_all(text: str, given: Details) -> bool:
     return all(re.search(word, text, re.IGNORECASE) for word in given["keywords"])
 
 
-def _has_none(text: str, given: Given) -> bool:
+def _has_none(text: str, given: Details) -> bool:
     return not any(
         re.search(rf"\b{word}\b", text, re.IGNORECASE) for word in given["forbidden_words"]
     )
 
 
-_CHECKS: dict[str, Callable[[str, Given], bool]] = {
+_CHECKS: dict[str, Callable[[str, Details], bool]] = {
     "keywords:existence": _has_all,
     "keywords:forbidden_words": _has_none,
     "keywords:frequency": _numbered(_num_keyword, "frequency", "relation"),
