@@ -39,6 +39,7 @@ ANOTHER: dict[str, Any] = {
     "keep": 3,
     "decide": "every:8",
     "min_tokens": 4,
+    "reward_sees": "answer",
     "extract": "number",
     "threshold": 1.5,
     "window": 8,

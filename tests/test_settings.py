@@ -47,6 +47,7 @@ from specrej.settings import Options, Settings
         ("min_tokens", None),
         ("policy", 5),
         ("policy", ["module:object"]),
+        ("reward_sees", "nothing"),
         ("extract", 5),
         ("threshold", math.inf),
         ("threshold", "high"),

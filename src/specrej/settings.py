@@ -8,7 +8,7 @@ import reprlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 from specrej.constraint import Constraint, constraint_of, schema_of
 from specrej.errors import PromptError, UnknownNameError, UsageError
@@ -16,6 +16,7 @@ from specrej.files.reading import check_characters
 from specrej.memory import parse_bytes
 from specrej.messages import as_conversation, as_messages
 from specrej.options import check, option, options_of, same_as, shown
+from specrej.policy import parse_decide
 from specrej.registry import is_name, names
 from specrej.types import Policy, Prompt, SamplingParams
 
@@ -35,6 +36,7 @@ class Options(TypedDict, total=False):
     min_tokens: int
     policy: str | Policy | None
     strict: bool
+    reward_sees: str
     extract: str | Callable[[str], str | None]
     threshold: float | None
     window: int
@@ -75,6 +77,7 @@ class Settings:
             "module:object", or a file of `specrej calibrate` (its name ends in ".json").
         strict: refuse a policy that was calibrated for another model, reward or sampling; else the
             result has a note of it.
+        reward_sees: "all" of an answer, or "answer": it without what a reasoning model thinks.
         extract: what is compared of an answer, where answers vote or are checked: "auto" (what
             `\boxed{}` or `####` marks, else the last number), "boxed", "number", "text",
             "regex:PATTERN", "module:function", or a function of the text: see docs/algorithms.md.
@@ -154,6 +157,13 @@ class Settings:
         False,
         "Refuse a policy that was calibrated for another model, reward or sampling; else the "
         "result has a note of it.",
+    )
+    reward_sees: str = option(
+        "all",
+        "What the reward sees of an answer: all, or answer (what a reasoning model thinks is left "
+        "out).",
+        choices=("all", "answer"),
+        metavar="all|answer",
     )
     extract: str | Callable[[str], str | None] = option(
         "auto",
@@ -245,6 +255,8 @@ class Settings:
 
     def _check_choice(self) -> None:
         """See that what answers are chosen by is there."""
+        if self.reward_sees not in ("all", "answer"):
+            raise UsageError(f"reward_sees must be 'all' or 'answer', got {self.reward_sees!r}")
         if isinstance(self.extract, str):
             if ":" not in self.extract and not is_name("extract", self.extract):
                 raise UnknownNameError("extract", self.extract, names("extract"))
@@ -362,36 +374,3 @@ def _name_of(function: Any) -> str:
     if hasattr(function, "__qualname__"):
         return f"{function.__module__}:{function.__qualname__}"
     return _name_of(getattr(function, "func", type(function)))
-
-
-class Decide(NamedTuple):
-    """What the words of `decide` mean."""
-
-    kind: Literal["budget", "every", "at"]
-    lengths: tuple[int, ...]
-    """In tokens: K of "every:K", all of "at:A,B,C"; none of "budget"."""
-
-
-def parse_decide(words: str) -> Decide:
-    """Read "budget", "every:K" or "at:A,B,C".
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    kind, _, rest = words.partition(":")
-    # Python refuses to read a number of thousands of digits, and no answer is that long.
-    numbers = [
-        int(number)
-        for number in rest.split(",")
-        if number.strip().isdecimal() and len(number.strip()) < 10
-    ]
-    is_clean = len(numbers) == len(rest.split(",")) and all(numbers)
-    if words == "budget":
-        return Decide("budget", ())
-    if kind == "every" and is_clean and len(numbers) == 1:
-        return Decide("every", tuple(numbers))
-    if kind == "at" and is_clean:
-        return Decide("at", tuple(numbers))
-    raise UsageError(
-        f"decide must be 'budget', 'every:K' or 'at:A,B,C' with K, A, B, C in tokens, got {words!r}"
-    )

@@ -208,7 +208,8 @@ class Detokenizer(Protocol):
     """Reads one answer, token by token. What it has given stays the beginning of the text.
 
     One that reads the answer to a prompt with tools says in `tool_form` how calls stand in it (a
-    `specrej.hub.tool_formats.ToolForm`). Without it, answers are text.
+    `specrej.hub.tool_formats.ToolForm`), and one of a reasoning model in `thinking` how thoughts do
+    (a `specrej.hub.thinking.Thinking`). Without these, answers are text.
     """
 
     def add(self, token_id: int) -> Piece:

@@ -15,13 +15,14 @@ from typing import Any
 from specrej.engines.base import Engine
 from specrej.errors import SamplingError, SpecrejError, UsageError, named
 from specrej.options import options_of
+from specrej.policy import parse_decide
 from specrej.registry import find
 from specrej.search.algorithms import Steps
 from specrej.search.calibrated import read_policy
 from specrej.search.checks import checked_steps
 from specrej.search.policies import at, every, fraction, never, top
 from specrej.search.view import SearchView
-from specrej.settings import Settings, parse_decide
+from specrej.settings import Settings
 from specrej.types import Policy, SamplingParams, Schedule
 
 Algorithm = Callable[..., Steps]

@@ -19,7 +19,7 @@ from specrej.search.checks import check_start, check_tokens, checked_fates, engi
 from specrej.search.choosing import choose, ranked, standing
 from specrej.search.clock import Clock
 from specrej.search.progress import Progress
-from specrej.search.rewarding import PromptReward, ToScore
+from specrej.search.rewarding import PromptReward, ToScore, seen_of
 from specrej.search.stopping import AnswerText
 from specrej.types import (
     GREEDY_NOTE,
@@ -81,7 +81,8 @@ class Search:
         self.usage = Usage(prompt_tokens=len(self.prompt_ids))
         self.clock = Clock(self.usage)
         self._engine = engine
-        self._reward = PromptReward(reward, asked.messages, self.usage, self.clock)
+        sees = seen_of(settings, engine.detokenizer(self._prompt))
+        self._reward = PromptReward(reward, asked.messages, self.usage, self.clock, sees)
         noted = {"note": GREEDY_NOTE} if sampling.is_greedy else {}
         self._settings = {**settings, **noted, "memory_bytes": self.budget_bytes}
         self._handle: int | None = None

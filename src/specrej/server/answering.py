@@ -14,6 +14,7 @@ from specrej.search.choosing import ranked
 from specrej.server.calling import with_calls
 from specrej.server.legacy_logprobs import answer_entries, legacy_logprobs
 from specrej.server.protocol import CompletionRequest
+from specrej.server.reasoning import thinking_in, without_thought
 from specrej.server.tokens import Detokenizers, chat_logprobs
 from specrej.types import Candidate, Conversation, Result
 
@@ -76,6 +77,8 @@ def to_body(
             with_calls(choice, request, answer, detokenizer(request.prompt), completion_id)
             for choice, answer in zip(choices, answers, strict=True)
         ]
+    if (thinking := thinking_in(request, detokenizer(request.prompt))) is not None:
+        choices = [without_thought(choice, thinking) for choice in choices]
     num_prompt = result.usage.prompt_tokens
     num_completion = sum(len(answer.token_ids) for answer in answers)
     return {
