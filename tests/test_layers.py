@@ -8,7 +8,7 @@ import specrej
 ROOT = Path(specrej.__file__).parent
 LAYERS = [
     {"version", "errors", "memory", "registry", "options", "policy", "prompt"},
-    {"types", "messages", "settings", "flops", "constraint"},
+    {"types", "sampling", "messages", "settings", "flops", "constraint"},
     {"files", "remote", "threads"},
     {"attention", "hub"},
     {"engines"},

@@ -2,7 +2,7 @@
 before it is asked for.
 
 Other packages add their own by entry points of the groups `specrej.rewards`, `specrej.engines`,
-`specrej.algorithms` and `specrej.policies`; in their pyproject.toml:
+`specrej.algorithms`, `specrej.policies` and `specrej.extracts`; in their pyproject.toml:
 
     [project.entry-points."specrej.rewards"]
     brevity = "their_package.rewards:make_brevity"
@@ -56,9 +56,28 @@ ALGORITHMS = {
     "dvts": "specrej.search.branching:dvts",
     "particle_filtering": "specrej.search.branching:particle_filtering",
     "tree_bon": "specrej.search.branching:tree_bon",
+    "threshold": "specrej.search.voted:threshold",
+    "majority_vote": "specrej.search.voted:majority_vote",
+    "weighted_best_of_n": "specrej.search.voted:weighted_best_of_n",
+    "voted_rejection": "specrej.search.voted:voted_rejection",
+    "self_certainty": "specrej.search.confident:self_certainty",
+    "deepconf": "specrej.search.confident:deepconf",
+    "deepconf_online": "specrej.search.confident:deepconf_online",
 }
 POLICIES = {"smollm2-relevance": "specrej.search.shipped:smollm2_relevance"}
-TABLES = {"reward": REWARDS, "engine": ENGINES, "algorithm": ALGORITHMS, "policy": POLICIES}
+EXTRACTS = {
+    "auto": "specrej.rewards.answers:automatic",
+    "boxed": "specrej.rewards.answers:boxed",
+    "number": "specrej.rewards.answers:number",
+    "text": "specrej.rewards.answers:whole",
+}
+TABLES = {
+    "reward": REWARDS,
+    "engine": ENGINES,
+    "algorithm": ALGORITHMS,
+    "policy": POLICIES,
+    "extract": EXTRACTS,
+}
 """What specrej itself brings, by kind and name."""
 
 

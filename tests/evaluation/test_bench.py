@@ -4,6 +4,7 @@ in between.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,9 @@ def test_a_reward_that_says_no_flops_has_none(loaded: Loaded, tmp_path: Path) ->
         (["best_of_n:4:2"], "is no method"),
         (["best_of_n:0"], "n must be"),
         (["speculative_rejection"], "is no method"),
+        (["majority_vote"], "is no method"),
+        (["deepconf:high:4"], "is no method"),
+        (["threshold:nan:4"], "threshold must be"),
         (["speculative_rejection:half"], "is no method"),
         (["speculative_rejection:1"], "alpha must be in"),
         (["speculative_rejection:0.5:4:4"], "is no method"),
@@ -310,6 +314,20 @@ def test_a_reward_that_says_no_flops_has_none(loaded: Loaded, tmp_path: Path) ->
 def test_words_that_mean_no_method(words: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         parse_methods(words, SETTINGS)
+
+
+def test_words_of_all_algorithms() -> None:
+    """But for an N that stands alone, the first number is alpha or the threshold."""
+    words = ["majority_vote:9", "voted_rejection:0.25", "deepconf:0.9:8", "threshold:-1.5:4"]
+    methods = parse_methods(words, SETTINGS)
+    assert [replace(SETTINGS, n=9, algorithm="majority_vote")] == [methods[0].settings]
+    assert [(one.settings.algorithm, one.settings.n) for one in methods[1:]] == [
+        ("voted_rejection", "auto"),
+        ("deepconf", 8),
+        ("threshold", 4),
+    ]
+    assert [one.settings.alpha for one in methods[1:3]] == [0.25, 0.9]
+    assert methods[3].settings.threshold == -1.5
 
 
 def test_candidates_of_the_fake_are_many_enough(loaded: Loaded, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from specrej import api
 from specrej.cli.options import (
+    CHOICE,
     Json,
     exit_codes,
     opening_of,
@@ -50,7 +51,7 @@ def generate(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
             raise typer.Exit(130)
 
 
-@takes_options("algorithm", "continue_final_message")
+@takes_options("algorithm", "continue_final_message", *CHOICE)
 def compare(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
     """Speculative Rejection beside two Best-of-Ns in the same memory: the N that fits, and the N
     it started with.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specrej.cli.options import (
+    CHOICE,
     Json,
     end_with,
     exit_codes,
@@ -69,15 +70,17 @@ _Exact = Annotated[
 ]
 
 
-@takes_options("algorithm", "n", "alpha", "policy", "continue_final_message", "top_logprobs")
+@takes_options(
+    *("algorithm", "n", "alpha", "threshold", "policy", "continue_final_message", "top_logprobs")
+)
 def bench(
     prompts: _Prompts,
     *,
     methods: Annotated[
         str,
         typer.Option(
-            help="best_of_n:N, speculative_rejection:ALPHA, speculative_rejection:ALPHA:N or "
-            "policy:FILE.json, separated by commas.",
+            help="best_of_n:N, speculative_rejection:ALPHA, speculative_rejection:ALPHA:N, "
+            "majority_vote:N, policy:FILE.json and more, separated by commas.",
             show_default=False,
         ),
     ],
@@ -131,7 +134,7 @@ def bench(
 
 @takes_options(
     *("algorithm", "n", "alpha", "keep", "decide", "min_tokens", "policy"),
-    *("continue_final_message", "top_logprobs"),
+    *("continue_final_message", "top_logprobs", *CHOICE),
 )
 def trace(
     prompts: _Prompts,

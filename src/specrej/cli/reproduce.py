@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specrej.cli.options import (
+    CHOICE,
     Json,
     end_with,
     exit_codes,
@@ -71,7 +72,7 @@ _Resume = Annotated[
 ]
 
 
-@takes_options("algorithm", "n", "alpha", "policy", "continue_final_message")
+@takes_options("algorithm", "n", "alpha", "policy", "continue_final_message", *CHOICE)
 def reproduce(
     context: typer.Context,
     name: _Row = None,

@@ -90,6 +90,8 @@ def print_bench(summary: Summary) -> None:
     console = _wide_console()
     console.print(_gained(summary))
     console.print(_cost(summary))
+    if any(figures["accuracy"]["num_checked"] for figures in summary["methods"].values()):
+        console.print(_accuracy(summary))
     judged = _judged(summary)
     if judged.row_count:
         console.print(judged)
@@ -109,6 +111,15 @@ def _gained(summary: Summary) -> Table:
             number(rates["tie"]["value"]),
             str(figures["num_failed"]),
         )
+    return table
+
+
+def _accuracy(summary: Summary) -> Table:
+    table = make_table(("method", "left"), "accuracy", "checked", "not to be checked")
+    for method, figures in summary["methods"].items():
+        accuracy = figures["accuracy"]
+        counts = (str(accuracy[name]) for name in ("num_checked", "num_unchecked"))
+        table.add_row(method, _interval(accuracy["share"]), *counts)
     return table
 
 

@@ -17,18 +17,20 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from specrej.api import run_observed, run_one
 from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UnknownNameError, UsageError
+from specrej.evaluation.accuracy import is_right
 from specrej.evaluation.folder import METHODS_OWN, RESULTS, open_run
 from specrej.evaluation.prompts import Loaded, Task
 from specrej.evaluation.rows import BenchRow, CandidateRow, DecisionRow, RunInfo, TurnRow, UsageRow
 from specrej.files.journal import Journal
 from specrej.flops import flops_of
 from specrej.messages import as_messages
-from specrej.registry import ALGORITHMS
+from specrej.registry import is_name, names
+from specrej.rewards.answers import extractor_of
 from specrej.rewards.base import Reward
 from specrej.search.calibrated import fingerprints
 from specrej.search.choosing import rank
@@ -49,12 +51,22 @@ class Method:
     settings: Settings
 
 
-def parse_methods(words: Sequence[str], settings: Settings) -> list[Method]:
-    """Methods as given on a command line: "best_of_n:N", "speculative_rejection:ALPHA",
-    "...:ALPHA:N", or "policy:" with a file or a name as `Settings.policy` has it.
+_PARAMETERS = {
+    "speculative_rejection": "alpha",
+    "voted_rejection": "alpha",
+    "deepconf": "alpha",
+    "deepconf_online": "alpha",
+    "threshold": "threshold",
+}
+"""The setting that stands before the N of a method's word."""
 
-    Without an N, Speculative Rejection begins with as many candidates as the memory carries, or as
-    its policy says.
+
+def parse_methods(words: Sequence[str], settings: Settings) -> list[Method]:
+    """Methods as given on a command line: "best_of_n:N", or another algorithm in its place;
+    "speculative_rejection:ALPHA" or "...:ALPHA:N", as for the others in `_PARAMETERS`; or
+    "policy:" with a file or a name as `Settings.policy` has it.
+
+    Without an N, one begins with as many candidates as the memory carries, or as its policy says.
 
     Raises:
         UsageError: a word that means no method, or the same method twice.
@@ -78,21 +90,26 @@ def _settings_of(word: str, settings: Settings) -> Settings:
         settings = replace(settings, **own, policy=":".join(numbers))
         _ = policy_of(settings)  # a file is read before the model is opened
         return settings
-    if algorithm not in ALGORITHMS:
-        raise UnknownNameError("method", algorithm, [*ALGORITHMS, "policy"])
+    if not is_name("algorithm", algorithm):
+        raise UnknownNameError("method", algorithm, [*names("algorithm"), "policy"])
     try:
-        if algorithm != "speculative_rejection":
-            (n,) = numbers
-            return replace(settings, algorithm=algorithm, n=int(n))
-        alpha, *rest = numbers
-        start: int | str = int(*rest) if rest else "auto"
-        return replace(settings, algorithm=algorithm, alpha=float(alpha), n=start)
+        if parameter := _PARAMETERS.get(algorithm):
+            value, *rest = numbers
+            n: int | str = int(*rest) if rest else "auto"
+            said: dict[str, Any] = {parameter: float(value), "n": n}
+            return replace(settings, algorithm=algorithm, **said)
+        return replace(settings, algorithm=algorithm, n=_alone(numbers))
     except (TypeError, ValueError):
         raise UsageError(
             f"{word!r} is no method",
             hint="expected best_of_n:N, speculative_rejection:ALPHA, "
-            "speculative_rejection:ALPHA:N or policy:FILE.json",
+            "speculative_rejection:ALPHA:N, policy:FILE.json, or another of docs/algorithms.md",
         ) from None
+
+
+def _alone(numbers: Sequence[str]) -> int:
+    (n,) = numbers
+    return int(n)
 
 
 def describe_run(
@@ -222,6 +239,9 @@ def _run(
                 prompt = [*answered["messages"], answer, *as_messages(turn)]
             result = run_observed(engine, reward, prompt, settings, observe)
             row["turns"].append(_turn(prompt, result, engine, reward))
+            if number < len(task.checks.answers) or (task.checks.instructions and not number):
+                extract = extractor_of(settings.extract)
+                row["turns"][-1]["is_right"] = is_right(task.checks, number, result.text, extract)
     except SpecrejError as error:
         row["error"] = {"kind": type(error).__name__, "message": str(error)}
     return row
@@ -260,6 +280,7 @@ def _turn(prompt: Prompt, result: Result, engine: Engine, reward: Reward) -> Tur
             inherited=[candidate.num_inherited for candidate in result.candidates],
         ),
         memory_bytes=result.settings["memory_bytes"],
+        best=result.best.index,
     )
 
 

@@ -21,7 +21,7 @@ from specrej.files.resuming import completed, differences
 
 RUN = "run.json"
 RESULTS = "results.jsonl"
-METHODS_OWN = ("algorithm", "n", "alpha")
+METHODS_OWN = ("algorithm", "n", "alpha", "threshold")
 """What a method sets; all other settings are the run's."""
 _LOCK = ".lock"
 

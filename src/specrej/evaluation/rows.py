@@ -80,6 +80,11 @@ class TurnRow(TypedDict):
     flops: FlopsRow
     memory_bytes: int
     """The KV budget."""
+    best: NotRequired[int]
+    """The candidate that was chosen; in older runs it is the complete one of highest reward."""
+
+    is_right: NotRequired[bool | None]
+    """Where the prompt says what is right; None where that cannot be checked."""
 
 
 class FailureRow(TypedDict):

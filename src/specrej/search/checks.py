@@ -177,13 +177,15 @@ def checked_steps(algorithm: str, steps: Any) -> Steps:
 
 
 def _checking(algorithm: str, steps: Steps) -> Steps:
-    """Raises UsageError where the algorithm waits by no schedule."""
+    """Raises UsageError where the algorithm waits by no schedule. `Progress.answered` sees to what
+    it returns.
+    """
     scores: Any = None  # what a generator begins with
     while True:
         try:
             schedule = steps.send(scores)
-        except StopIteration:
-            return
+        except StopIteration as end:
+            return end.value
         if not callable(schedule):
             raise UsageError(
                 f"the algorithm {algorithm!r} must yield a schedule, it yielded "

@@ -27,7 +27,7 @@ from specrej.search.choosing import choose, ranked, standing
 from specrej.search.clock import Clock
 from specrej.search.decoding import PromptEngine
 from specrej.search.progress import Progress
-from specrej.search.rewarding import PromptReward, ToScore
+from specrej.search.rewarding import PromptReward, ToScore, seen_of
 from specrej.types import (
     GREEDY_NOTE,
     Candidate,
@@ -89,7 +89,8 @@ class Search:
         self._engine = engine
         self._decoder = PromptEngine(engine, self.prompt_ids, sampling, self.usage, self.clock)
         self._answers = Answers(lambda: self._decoder.detokenizer(self._prompt), sampling.stop)
-        self._reward = PromptReward(reward, asked.messages, self.usage, self.clock)
+        sees = seen_of(settings, engine.detokenizer(self._prompt))
+        self._reward = PromptReward(reward, asked.messages, self.usage, self.clock, sees)
         noted = {"note": GREEDY_NOTE} if sampling.is_greedy else {}
         self._settings = {**settings, **noted, "memory_bytes": self.budget_bytes}
         self._cause: Cause = "complete"
@@ -99,6 +100,7 @@ class Search:
         self._most_live: int | None = None
         """Candidates that the wave may have live at a time, where some of them will be forks."""
         self._lost: Token | None = None
+        self._answer: Candidate | None = None
         self.number = 0
         """Which prompt of a batch it is of."""
         self.num_planned = 0
@@ -317,17 +319,18 @@ class Search:
             self._decide("out_of_memory", live, rejected)
         return bool(rejected)
 
-    def end(self) -> None:
-        """The algorithm has ended: who is live now is rejected.
+    def end(self, answer: object = None) -> None:
+        """The algorithm has ended, with this answer: who is live now is rejected.
 
         Raises:
-            UsageError: it began nobody, or left live ones and nobody complete.
+            UsageError: it began nobody, left live ones and nobody complete, or the answer is none.
         """
         if live := self.live:
             self._decide(self._cause, live, live)
         is_answered = any(candidate.state == "complete" for candidate in self.candidates)
         if not is_answered and (live or not self.candidates):
             raise self.progress.unanswered(len(live))
+        self._answer = self.progress.answered(self.candidates, answer)
         self.batch = []
 
     def close(self) -> None:
@@ -338,18 +341,11 @@ class Search:
             self._decoder.close()
 
     def result(self) -> Result:
-        """The best complete candidate that was not rejected; of equals the first.
-
-        Of an interrupted run the best there is, see `choosing.ranked`.
-
-        Raises:
-            RewardError: the reward's filter left nobody.
-            EngineError: the engine lost everybody.
-            SamplingError: it did, since nothing more can obey their constraint.
-            UsageError: the policy or the algorithm rejected everybody.
-        """
+        """The algorithm's answer, else what `choosing.choose` says, or raises."""
         self._answers.write(self.batch)
-        best = choose(self.candidates, self.decisions, self._reward.name, self._lost)
+        best = self._answer or choose(
+            self.candidates, self.decisions, self._reward.name, self._lost
+        )
         return Result(
             best=best,
             candidates=tuple(self.candidates),

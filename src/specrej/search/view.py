@@ -15,10 +15,24 @@ search.keep(...)
 search.fork(3 * search.live)                 # three copies of each that is left
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 from specrej.types import Candidate, Decision, SamplingParams, Standing, StepRule
+
+_Algorithm = TypeVar("_Algorithm", bound=Callable[..., Any])
+
+
+def reads_top_logprobs(num: int) -> Callable[[_Algorithm], _Algorithm]:
+    """Say of an algorithm that it reads `Candidate.top_logprobs`, of so many tokens in each place:
+    they are asked of the engine, whatever the settings say.
+    """
+
+    def mark(algorithm: _Algorithm) -> _Algorithm:
+        algorithm.top_logprobs = num  # type: ignore[attr-defined]
+        return algorithm
+
+    return mark
 
 
 class SearchView(Protocol):

@@ -14,6 +14,7 @@ from specrej.search.choosing import ranked
 from specrej.server.calling import with_calls
 from specrej.server.legacy_logprobs import answer_entries, legacy_logprobs
 from specrej.server.protocol import CompletionRequest
+from specrej.server.reasoning import thinking_in, without_thought
 from specrej.server.tokens import Detokenizers, chat_logprobs
 from specrej.types import Candidate, Conversation, Result
 
@@ -21,15 +22,14 @@ _FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
 
 
 def best_answers(result: Result, num_answers: int) -> list[Candidate]:
-    """The best complete candidates that were not rejected, best first; of equals the first.
+    """`result.best`, then the best of the other complete candidates that were not rejected.
 
-    The first is `result.best`. There may be fewer than asked for: Speculative Rejection finishes
-    few of those it began. Of an interrupted run in which none is complete, `result.best` alone.
+    There may be fewer than asked for: Speculative Rejection finishes few of those it began. Of an
+    interrupted run in which none is complete, `result.best` alone.
     """
-    left = ranked(result.candidates)
-    return [candidate for candidate in left if candidate.state == "complete"][:num_answers] or left[
-        :1
-    ]
+    others = [one for one in ranked(result.candidates) if one is not result.best]
+    complete = [one for one in others if one.state == "complete"]
+    return [result.best, *complete][:num_answers]
 
 
 def to_body(
@@ -77,6 +77,8 @@ def to_body(
             with_calls(choice, request, answer, detokenizer(request.prompt), completion_id)
             for choice, answer in zip(choices, answers, strict=True)
         ]
+    if (thinking := thinking_in(request, detokenizer(request.prompt))) is not None:
+        choices = [without_thought(choice, thinking) for choice in choices]
     num_prompt = result.usage.prompt_tokens
     num_completion = sum(len(answer.token_ids) for answer in answers)
     return {

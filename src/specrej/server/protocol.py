@@ -369,11 +369,11 @@ def _own_options(own: object, beside: Beside) -> dict[str, Any]:
     for name in own:
         if name not in known:
             raise UnknownNameError("field of specrej", name, known)
-    algorithm = own.get("algorithm")
-    # On a command line it may be module:function as well; a request makes the server import
-    # nothing.
-    if isinstance(algorithm, str) and not is_name("algorithm", algorithm):
-        raise UnknownNameError("algorithm", algorithm, names("algorithm"))
+    # On a command line these may be module:function as well; a request makes the server import
+    # nothing, and search for no pattern.
+    for kind in ("algorithm", "extract"):
+        if isinstance(name := own.get(kind), str) and not is_name(kind, name):
+            raise UnknownNameError(kind, name, names(kind))
     return {
         name: value for name, value in own.items() if value is not None and name not in beside.own
     }

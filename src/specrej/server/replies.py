@@ -80,6 +80,9 @@ class Answer(Replied):
     content: Annotated[str | None, Field(description="null where there are calls alone.")]
     refusal: None
     tool_calls: list[ToolCall] | None = None
+    reasoning_content: Annotated[
+        str | None, Field(description="What a reasoning model thought before.")
+    ] = None
 
 
 class _Choice(Replied):

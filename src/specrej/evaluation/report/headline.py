@@ -120,6 +120,8 @@ def spoken(method: str) -> str:
     name, *numbers = method.split(":")
     if name == "best_of_n":
         return f"Best-of-{numbers[0]}"
+    if not is_rejecting(method):
+        return method.replace("_", " ")
     start = f", N\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{numbers[1]}" if len(numbers) > 1 else ""
     return f"Speculative Rejection (α\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{numbers[0]}{start})"
 
