@@ -59,6 +59,30 @@ def to_body(
         `specrej`.
     """
     answers = best_answers(result, request.num_answers)
+    choices = _choices(request, answers, detokenizer, completion_id)
+    num_prompt = result.usage.prompt_tokens
+    num_completion = sum(len(answer.token_ids) for answer in answers)
+    return {
+        "id": completion_id,
+        "object": "text_completion" if request.kind == "text" else "chat.completion",
+        "created": created,
+        "model": model,
+        "choices": choices,
+        "usage": {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_completion,
+            "total_tokens": num_prompt + num_completion,
+        },
+        "specrej": _own_part(result, answers, request.returned),
+    }
+
+
+def _choices(
+    request: CompletionRequest,
+    answers: Sequence[Candidate],
+    detokenizer: Detokenizers,
+    completion_id: str,
+) -> list[dict[str, Any]]:
     is_text = request.kind == "text"
     to_choice, to_logprobs = (
         (_text_choice, _text_logprobs) if is_text else (_chat_choice, chat_logprobs)
@@ -79,21 +103,7 @@ def to_body(
         ]
     if (thinking := thinking_in(request, detokenizer(request.prompt))) is not None:
         choices = [without_thought(choice, thinking) for choice in choices]
-    num_prompt = result.usage.prompt_tokens
-    num_completion = sum(len(answer.token_ids) for answer in answers)
-    return {
-        "id": completion_id,
-        "object": "text_completion" if is_text else "chat.completion",
-        "created": created,
-        "model": model,
-        "choices": choices,
-        "usage": {
-            "prompt_tokens": num_prompt,
-            "completion_tokens": num_completion,
-            "total_tokens": num_prompt + num_completion,
-        },
-        "specrej": _own_part(result, answers, request.returned),
-    }
+    return choices
 
 
 def _chat_choice(answer: Candidate) -> dict[str, Any]:
