@@ -7,7 +7,7 @@ import specrej
 
 ROOT = Path(specrej.__file__).parent
 LAYERS = [
-    {"version", "errors", "memory", "registry", "options", "policy", "prompt"},
+    {"version", "errors", "memory", "registry", "options", "policy", "prompt", "candidate"},
     {"types", "sampling", "messages", "settings", "flops", "constraint"},
     {"files", "remote", "threads"},
     {"attention", "hub"},

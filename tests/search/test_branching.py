@@ -263,8 +263,8 @@ def told(algorithm: Callable[..., Any], error: type[Exception], words: str) -> N
     assert not engine.groups
 
 
-def test_forks_that_were_not_claimed_are_refused() -> None:
-    def unclaimed(search: Any, n: Any, policy: Any) -> Any:
+def test_forks_that_were_not_announced_are_refused() -> None:
+    def unannounced(search: Any, n: Any, policy: Any) -> Any:
         search.start(2)
         yield at([4])
         search.fork(search.live)
@@ -278,9 +278,9 @@ def test_forks_that_were_not_claimed_are_refused() -> None:
         search.start(2, most=1)
         yield never
 
-    told(unclaimed, UsageError, "claimed room for no forks")
-    told(too_many, UsageError, "2 candidates beside 2 that are live, and claimed room for 3")
-    told(too_few, UsageError, "room for at least the 2 candidates")
+    told(unannounced, UsageError, "set room aside for no forks")
+    told(too_many, UsageError, "2 candidates beside 2 that are live, and set room aside for 3")
+    told(too_few, UsageError, "room aside for at least the 2 candidates")
 
 
 def test_a_fork_of_who_is_not_live_is_refused() -> None:

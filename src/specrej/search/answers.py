@@ -2,7 +2,7 @@
 
     answers = Answers(lambda: engine.detokenizer(prompt), stop=())
     answers.begin([0, 1])
-    answers.ends = paragraphs(most_tokens=128)
+    answers.ends = separated(PARAGRAPH, most_tokens=128)
     answers.take(candidate, token)   # who ends a step with it waits
     answers.all_wait(live)           # the decision is due
     answers.go_on(live)              # the next step of those that waited

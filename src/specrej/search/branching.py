@@ -5,7 +5,6 @@ complete can win, and takes no memory. The policy of a run is not used: who stay
 scores.
 
     specrej.generate(prompt, algorithm="beam_search", n=16, reward="process:org/prm")
-    specrej.generate(prompt, algorithm=partial(beam_search, width=2), n=16)
 """
 
 import math

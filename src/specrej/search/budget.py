@@ -3,11 +3,13 @@ how far.
 """
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from specrej.engines.base import Engine
 from specrej.errors import BudgetError, PromptError, UsageError
 from specrej.memory import format_bytes
+from specrej.types import Candidate
 
 
 class Total(NamedTuple):
@@ -92,6 +94,11 @@ class Budget:
         """Most candidates that can have so many tokens each."""
         counts = range(self._engine.most_candidates + 1)
         return bisect_right(counts, self.bytes, key=lambda n: self.kv_bytes(n, num_tokens)) - 1
+
+    def surplus(self, live: Sequence[Candidate]) -> Sequence[Candidate]:
+        """Those of these, best first, that do not fit with one more token each."""
+        longest = max((len(candidate.token_ids) for candidate in live), default=0)
+        return live[self.fitting(longest + 1) :]
 
     def check_fork(self, num_live: int, num_forks: int, num_tokens: int) -> None:
         """See that there is room for forks until all have so many tokens.

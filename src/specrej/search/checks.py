@@ -111,8 +111,8 @@ def check_start(
         )
     if most is not None and (not isinstance(most, Integral) or most < n):
         raise UsageError(
-            f"the algorithm {algorithm!r} must claim room for at least the {n} candidates that it "
-            f"starts, got most={reprlib.repr(most)}",
+            f"the algorithm {algorithm!r} must set room aside for at least the {n} candidates that "
+            f"it starts, got most={reprlib.repr(most)}",
             hint="most is how many are live at a time, with their forks",
         )
     if live:
@@ -138,7 +138,7 @@ def check_fork(
         most: how many may be live at a time; None where no forks were announced.
 
     Raises:
-        UsageError: one is not being decoded, or more would be live than was claimed; names the
+        UsageError: one is not being decoded, or more would be live than was said; names the
             algorithm.
     """
     algorithm = settings.get("algorithm")
@@ -152,7 +152,7 @@ def check_fork(
     if most is None or len(live) + len(parents) > most:
         raise UsageError(
             f"the algorithm {algorithm!r} forked {len(parents)} candidates beside {len(live)} that "
-            f"are live, and claimed room for {most or 'no forks'}",
+            f"are live, and set room aside for {most or 'no forks'}",
             hint="say it at the beginning of the wave: search.start(n, most=...)",
         )
 

@@ -23,7 +23,7 @@ from specrej.search.checks import (
     checked_fates,
     engine_at_work,
 )
-from specrej.search.choosing import choose, ranked, standing
+from specrej.search.choosing import choose, only, ranked, standing
 from specrej.search.clock import Clock
 from specrej.search.decoding import PromptEngine
 from specrej.search.progress import Progress
@@ -171,10 +171,8 @@ class Search:
         scored, fates = self.batch, checked_fates(self._settings, self.batch, is_kept)
         stays = dict(zip((c.index for c in scored), fates, strict=True))
         going_on = ranked(c for c in scored if stays[c.index] and c.state == "live")
-        if going_on:
-            longest = max(len(candidate.token_ids) for candidate in going_on)
-            for candidate in going_on[self._budget.fitting(longest + 1) :]:
-                stays[candidate.index] = False
+        for candidate in self._budget.surplus(going_on):
+            stays[candidate.index] = False
         if scored:  # a filter may have left nobody
             self._decide(self._cause, scored, [c for c in scored if not stays[c.index]])
         self.batch = self.live
@@ -299,10 +297,7 @@ class Search:
 
         A reward that filters can still leave nobody.
         """
-        if len(self.batch) != 1 or self._num_coming:
-            return None
-        left = [candidate for candidate in self.candidates if candidate.state != "rejected"]
-        return left[0] if len(left) == 1 else None
+        return None if self._num_coming else only(self.candidates, self.batch)
 
     def text_of(self, candidate: Candidate) -> str:
         """The candidate's text so far, up to a stop string."""

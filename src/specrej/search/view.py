@@ -8,7 +8,7 @@ for wave in search.waves(n, num_tokens=None):
 
 With forks, a wave says how many candidates it will have live together:
 
-search.wait_after(paragraphs(128))           # decisions come where all have ended a step
+search.wait_after(separated(PARAGRAPH, 128))   # decisions come where all have ended a step
 search.start(4, most=16)
 scores = yield never
 search.keep(...)
@@ -78,7 +78,7 @@ class SearchView(Protocol):
         """Begin n new candidates; they are the batch.
 
         Of an algorithm that forks, `most` is how many are live together at any time of this wave.
-        Their memory is claimed from here on, so that forks never wait for each other.
+        Their memory is set aside from here on, so that forks never wait for each other.
 
         Raises:
             UsageError: n is below 1 or no whole number, most is below n, or others are being
@@ -92,7 +92,7 @@ class SearchView(Protocol):
         begins with costs no tokens.
 
         Raises:
-            UsageError: one is not live, or more would be live than `start` claimed.
+            UsageError: one is not live, or more would be live than `start` was told.
             BudgetError: they do not fit in the budget; says how many do.
             SamplingError: the engine cannot fork under what is asked for.
         """

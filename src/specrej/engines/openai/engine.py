@@ -366,12 +366,9 @@ class OpenAIEngine:
         return Memory(held, max(held, grown), max(opened.peak_bytes, held))
 
     def _held(self, prompt: OpenPrompt, num_more: int = 0) -> int:
-        """KV of a prompt and its candidates when all that was asked for is there, and what so many
-        tokens more need.
-        """
-        longest = max(
-            (max(one.target, one.position + num_more) for one in prompt.live.values()), default=0
-        )
+        """KV of a prompt and its candidates with all that was asked for, or so many tokens more."""
+        ends = [max(one.target, one.position + num_more) for one in prompt.live.values()]
+        longest = max(ends, default=0)
         return self.kv_bytes(len(prompt.ids), len(prompt.live) if longest else 0, longest)
 
     def demand(self, prompt: int) -> Demand:
