@@ -48,7 +48,6 @@ def load_engine(
     weights: str | None = None,
     device: str | None = None,
     special_tokens: str = "text",
-    anew: bool = False,
 ) -> TorchEngine:
     """Load a causal LM with its tokenizer.
 
@@ -57,7 +56,6 @@ def load_engine(
         weights: how a CPU holds the weights: "fp16" (the default) or "fp32" (exact). Not for GPUs.
         device: a torch device; CUDA if there is one, else the CPU.
         special_tokens: "text" or "allow": what becomes of messages that spell special tokens.
-        anew: check its logits though they were checked before.
 
     Raises:
         UnknownNameError: nothing has this name.
@@ -69,7 +67,7 @@ def load_engine(
     place = open_device(device)
     source = local_source(model, "AutoModelForCausalLM", _KIND)
     key = key_of(source, weights or "fp16", str(place))
-    known = None if key is None or anew else recall(key)
+    known = None if key is None else recall(key)
     if known is not None and known.llama is not None:
         with saying_which(model, source, _KIND):
             runner, tokenizer, kernel = _reopen(source, known, known.llama, weights)
@@ -77,6 +75,27 @@ def load_engine(
         runner, tokenizer, known = _open(model, source, device, key, known)
         kernel = _pack(runner, weights)
     return _engine(runner, TextCodec(tokenizer, special_tokens), known, kernel, str(model))
+
+
+def check_model(
+    model: str | Path, *, weights: str | None = None, device: str | None = None
+) -> float:
+    """Compare a model's logits with transformers' own, also where this was done before; the largest
+    difference, as a share of the largest logit. It is remembered.
+
+    Args:
+        model: see `load_engine`.
+        weights: see `load_engine`; each kind is remembered for itself.
+        device: see `load_engine`.
+
+    Raises:
+        As `load_engine`.
+    """
+    _check_weights(weights)
+    source = local_source(model, "AutoModelForCausalLM", _KIND)
+    key = key_of(source, weights or "fp16", str(open_device(device)))
+    _, _, found = _open(model, source, device, key, None)
+    return found.difference
 
 
 def _open(

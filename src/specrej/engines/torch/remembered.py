@@ -117,10 +117,5 @@ def remember(key: str, opened: Opened) -> None:
             path.unlink(missing_ok=True)
 
 
-def forget(key: str) -> None:
-    """Have the next opening find out all anew."""
-    _path(key).unlink(missing_ok=True)
-
-
 def _path(key: str) -> Path:
     return cache_dir() / "openings" / f"{key}.json"
