@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from specrej.engines.base import Token
 from specrej.engines.torch import loading, remembered
 from specrej.engines.torch.engine import TorchEngine
 from specrej.engines.torch.llama import Llama
@@ -47,12 +46,13 @@ def records(cache: Path) -> list[Path]:
     return sorted((cache / "openings").glob("*.json"))
 
 
-def drawn(engine: TorchEngine, text: str = "How are you?") -> list[Token]:
+def drawn(engine: TorchEngine, text: str = "How are you?") -> list[tuple[int, float | None]]:
     """Tokens with their log-probabilities."""
     prompt = engine.open(engine.encode(text), SamplingParams(max_new_tokens=9, seed=4), 2**24)
     engine.add(prompt, range(3))
     answers = decode(engine)
-    return [token for index in range(3) for token in answers[prompt, index]]
+    tokens = [token for index in range(3) for token in answers[prompt, index]]
+    return [(token.token_id, token.logprob) for token in tokens]
 
 
 def facts(engine: TorchEngine) -> tuple[Any, ...]:
