@@ -9,6 +9,7 @@ A directory appears whole or not at all, and processes that want the same one wa
 
 import contextlib
 import hashlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,7 @@ _FORMAT = 1
 """Counts up when what is written changes, so that directories of before are written anew."""
 _WHOLE = "whole"
 """A file that is written last."""
+_TEXT = " Why?  1234 apples, it's\n\n\t\"naïve\" — 日本語 🙂 don't  x=y_Z;\r\n "
 _BETWEEN_REPORTS_S = 5.0
 
 
@@ -85,7 +87,6 @@ def _convert(file: Path, auto: str, target: Path, report: Report) -> None:
         with quiet_transformers(), _counting(report):
             how = {"gguf_file": file.name, "local_files_only": True}
             tokenizer: Any = transformers.AutoTokenizer.from_pretrained(file.parent, **how)
-            tokenizer.save_pretrained(partial)
             model, said = getattr(transformers, auto).from_pretrained(
                 file.parent, dtype="float32", output_loading_info=True, **how
             )
@@ -96,11 +97,45 @@ def _convert(file: Path, auto: str, target: Path, report: Report) -> None:
                 if name not in said["missing_keys"]
             }
             as_plain(model).save_pretrained(partial, state_dict=own)
+            _save_tokenizer(tokenizer, file, partial)
         (partial / _WHOLE).touch()
         partial.replace(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     report(f"it is in {target} ({time.monotonic() - began_s:.0f} s)")
+
+
+def _save_tokenizer(tokenizer: Any, file: Path, directory: Path) -> None:
+    """Save it beside its model so that it reads texts as before: some classes of transformers put
+    their own rules in the place of those that are saved.
+
+    Raises:
+        ModelError: it does not.
+    """
+    import transformers
+
+    tokenizer.save_pretrained(directory)
+    about = directory / "tokenizer_config.json"
+    kept = json.loads(about.read_text(encoding="utf-8"))
+    for kind in (kept["tokenizer_class"], "TokenizersBackend"):
+        about.write_text(json.dumps({**kept, "tokenizer_class": kind}, indent=2), encoding="utf-8")
+        if _reads_alike(tokenizer, transformers.AutoTokenizer.from_pretrained(directory)):
+            return
+    raise ModelError(
+        f"the tokenizer of {file} does not read texts as before once it is saved",
+        hint="give the model's directory with safetensors and its own tokenizer",
+    )
+
+
+def _reads_alike(one: Any, other: Any) -> bool:
+    """Whether two tokenizers have the same vocabulary, and read a text of many kinds alike."""
+    text = f"{_TEXT}{''.join(one.all_special_tokens)} a"
+    return bool(
+        one.get_vocab() == other.get_vocab()
+        and one(text)["input_ids"] == other(text)["input_ids"]
+        and one.chat_template == other.chat_template
+        and one.eos_token_id == other.eos_token_id
+    )
 
 
 def as_plain(model: Any) -> Any:

@@ -2,6 +2,7 @@
 something is another.
 """
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -159,7 +160,7 @@ def test_another_tokenizer_beside_the_same_weights(tmp_path: Path, checks: list[
     [
         lambda patch: patch.setattr(torch, "__version__", "9.9.0"),
         lambda patch: patch.setattr(remembered, "__version__", "9.9.0"),
-        lambda patch: patch.setattr(remembered.metadata, "version", lambda _: "9.9"),
+        lambda patch: patch.setattr(importlib.metadata, "version", lambda _: "9.9"),
         lambda patch: patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "Z80"),
     ],
     ids=["torch", "specrej", "transformers", "CPU"],
