@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface
 
 from specrej.attention.groups import Group, Scoring
 from specrej.errors import ModelError
@@ -319,4 +318,10 @@ def group_attention(
     return kv.attend(layer, query, key, value, Scoring(scale, sliding_window, softcap)), None
 
 
-AttentionInterface.register(IMPLEMENTATION, group_attention)
+def use_groups(model: Any) -> None:
+    """Set a model of transformers to `group_attention`."""
+    # Imported where it is needed: it takes longer to import than torch itself.
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(IMPLEMENTATION, group_attention)
+    model.set_attn_implementation(IMPLEMENTATION)

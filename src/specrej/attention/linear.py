@@ -10,11 +10,11 @@ timing: the same machine gives the same tokens every time.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
 
 PackedCall = Callable[[Tensor], Tensor]
 
@@ -29,7 +29,9 @@ def _pack_onednn(weight: Tensor, bias: Tensor | None) -> PackedCall:
 
 def _pack_fp16(weight: Tensor, bias: Tensor | None) -> PackedCall:
     # fbgemm saturates what float16 cannot hold; such a layer would be wrong in silence.
-    if weight.abs().max() > _FP16_MAX:
+    # By numpy: it stays on this thread, of which there are as many as cores.
+    values = weight.numpy()
+    if max(values.max(), -values.min()) > _FP16_MAX:
         return _pack_onednn(weight, bias)
     packed = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), bias)
     apply = torch.ops.quantized.linear_dynamic_fp16.default
@@ -66,11 +68,21 @@ def pack_linears(model: nn.Module, weights: str) -> str:
     """
     for name, pack in _KERNELS[weights]:
         if _works(pack):
-            for parent, child_name, child in list(_linears(model)):
-                weight, bias = _weight_and_bias(child)
-                setattr(parent, child_name, PackedLinear(pack(weight, bias)))
+            _replace(model, pack)
             return name
     return "fp32 (torch)"
+
+
+def _replace(model: nn.Module, pack: Callable[[Tensor, Tensor | None], PackedCall]) -> None:
+    """Pack every linear layer. Each is packed by one thread, so several are packed at once."""
+
+    def replace(place: tuple[nn.Module, str]) -> None:
+        parent, name = place
+        weight, bias = _weight_and_bias(parent.get_submodule(name))
+        setattr(parent, name, PackedLinear(pack(weight, bias)))
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(replace, list(_linears(model))))
 
 
 def _works(pack: Callable[[Tensor, Tensor | None], PackedCall]) -> bool:
@@ -87,17 +99,22 @@ def _works(pack: Callable[[Tensor, Tensor | None], PackedCall]) -> bool:
         return False
 
 
-def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Who holds a linear layer, and as what."""
     for parent in model.modules():
         for name, child in parent.named_children():
-            if type(child) in (nn.Linear, Conv1D):
-                yield parent, name, child
+            if type(child) is nn.Linear or _is_conv1d(child):
+                yield parent, name
+
+
+def _is_conv1d(layer: nn.Module) -> bool:
+    """Whether it is a linear layer as GPT-2 has it. Its class takes longer to import than torch."""
+    kind = type(layer)
+    return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
 
 
 def _weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Weight `[out, in]` and bias of a linear layer; GPT-2 keeps its weights transposed."""
     weight = layer.get_parameter("weight").detach()
     bias = layer._parameters.get("bias")
-    return (weight.t() if isinstance(layer, Conv1D) else weight), (
-        None if bias is None else bias.detach()
-    )
+    return (weight.t() if _is_conv1d(layer) else weight), (None if bias is None else bias.detach())

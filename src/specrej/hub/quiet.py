@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import huggingface_hub.utils
-import transformers.utils
-
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No progress bars, notices or reports of retries within the block."""
+    # Imported here: it takes half as long as torch, and a model's weights can be packed meanwhile.
+    import huggingface_hub.utils
+    import transformers.utils
+
     transformers_logging: Any = transformers.utils.logging
     hub_logging: Any = huggingface_hub.utils.logging
     levels = transformers_logging.get_verbosity(), hub_logging.get_verbosity()

@@ -6,18 +6,22 @@
 What was asked is from `protocol`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from specrej.options import options_of
 from specrej.search.choosing import ranked
 from specrej.server.calling import with_calls
 from specrej.server.legacy_logprobs import answer_entries, legacy_logprobs
 from specrej.server.protocol import CompletionRequest
 from specrej.server.reasoning import thinking_in, without_thought
 from specrej.server.tokens import Detokenizers, chat_logprobs
+from specrej.settings import Settings
 from specrej.types import Candidate, Conversation, Result
 
+_OWN_SETTINGS = options_of(Settings).keys() | {"memory_bytes", "note"}
+_OF_ENGINE = ("engine", "device", "weights", "special_tokens", "checked")
 _FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
 
 
@@ -73,7 +77,7 @@ def to_body(
             "completion_tokens": num_completion,
             "total_tokens": num_prompt + num_completion,
         },
-        "specrej": _own_part(result, answers, request.returned),
+        "specrej": _own_part(result, answers, request.returned, model),
     }
 
 
@@ -121,7 +125,7 @@ def _text_logprobs(
 
 
 def _own_part(
-    result: Result, answers: Sequence[Candidate], returned: Sequence[str]
+    result: Result, answers: Sequence[Candidate], returned: Sequence[str], model: str
 ) -> dict[str, Any]:
     """What the answers are worth, what all candidates took, and what `return` asked for."""
     usage = result.usage
@@ -143,4 +147,17 @@ def _own_part(
         part["decisions"] = [asdict(decision) for decision in result.decisions]
     if "candidates" in returned:
         part["candidates"] = [candidate.to_dict() for candidate in result.candidates]
+    if "run" in returned:
+        part["run"] = {
+            "best": result.best.index,
+            "usage": usage.to_dict(),
+            "settings": _public(result.settings, model),
+            "versions": dict(result.versions),
+        }
     return part
+
+
+def _public(settings: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """Settings without what is nobody's business: where the model is, what is behind the reward."""
+    known = {name: settings[name] for name in settings if name in {*_OWN_SETTINGS, *_OF_ENGINE}}
+    return {**known, "model": model, "reward": str(settings["reward"]).partition(":")[0]}

@@ -54,7 +54,7 @@ OWN = tuple(
 )
 """The settings that a body gives under `specrej`. A policy may be code, which a request never
 names."""
-RETURNABLE = ("rewards", "decisions", "candidates")
+RETURNABLE = ("rewards", "decisions", "candidates", "run")
 _HONOURED = {
     "chat": {"model", "messages", "n", "logprobs", "response_format", "specrej"}
     | {*SAMPLING, *EITHER, *conversing.FIELDS},
@@ -109,7 +109,7 @@ class CompletionRequest:
         num_answers: the best so many are returned, where there are as many.
         has_logprobs: whether the tokens are returned with their log-probabilities; with those of
             how many others is a setting.
-        returned: what else is returned, of "rewards", "decisions" and "candidates".
+        returned: what else is returned, of `RETURNABLE`.
         calls_one: whether an answer may call one function at most.
         must_call: whether it is the call of a function, and nothing else.
         repeated: fields of the body that a response says again.

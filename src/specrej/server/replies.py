@@ -134,6 +134,10 @@ class OwnPart(Replied):
     candidate_rewards: list[float | None] | None = None
     decisions: list[dict[str, Any]] | None = None
     candidates: list[dict[str, Any]] | None = None
+    run: Annotated[
+        dict[str, Any] | None,
+        Field(description="The index of the best candidate, usage, settings and versions."),
+    ] = None
 
 
 class _Completion(Replied):

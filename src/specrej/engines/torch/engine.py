@@ -12,12 +12,12 @@ Knows tokens, rows and bytes; not rewards and not why a candidate is dropped.
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from importlib import metadata
 from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -98,7 +98,7 @@ class TorchEngine:
         return {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "transformers": transformers.__version__,
+            "transformers": metadata.version("transformers"),
         }
 
     @property

@@ -7,30 +7,38 @@
 
 Before an engine is handed out, a short text goes through the model twice: through transformers' own
 attention, and through ours, a prompt in chunks and then token by token. An architecture whose
-logits differ is refused.
+logits differ is refused. Of a directory this is done once, and remembered (`remembered`); a Llama
+is then opened without transformers' modelling code (`llama`).
 """
 
 from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
-from specrej.attention.attention import IMPLEMENTATION, DecodePass, PrefillPass
+from specrej.attention.attention import DecodePass, PrefillPass, use_groups
 from specrej.attention.groups import GRANULE, Group
 from specrej.attention.layout import PREFILL_CHUNK, KvLayout
 from specrej.attention.linear import WEIGHTS, pack_linears
 from specrej.attention.verify import Recorder, verify
 from specrej.engines.opening import EngineOptions
 from specrej.engines.torch.engine import TorchEngine
+from specrej.engines.torch.llama import Llama, LlamaConfig, twin_of
+from specrej.engines.torch.remembered import Opened, key_of, recall, remember
 from specrej.errors import UnknownNameError, UsageError
 from specrej.flops import AttentionFlops, ModelFlops, linear_flops
-from specrej.hub.pretrained import open_device, open_pretrained
+from specrej.hub.checkpoints import read_tensors
+from specrej.hub.pretrained import local_source, open_device, open_pretrained, saying_which
 from specrej.hub.quiet import quiet_transformers
 from specrej.hub.tokenizers import TextCodec
 
+_KIND = "a causal language model"
 _PROBE_PROMPT, _PROBE_NEW = 9, 4
 
 
@@ -55,11 +63,67 @@ def load_engine(
         ModelError: not a causal LM, a broken directory, or an architecture that the engine cannot
             honour.
     """
+    _check_weights(weights)
+    place = open_device(device)
+    source = local_source(model, "AutoModelForCausalLM", _KIND)
+    key = key_of(source, weights or "fp16", str(place))
+    known = None if key is None else recall(key)
+    if known is not None and known.llama is not None:
+        with saying_which(model, source, _KIND):
+            runner, tokenizer, kernel = _reopen(source, known, known.llama, weights)
+    else:
+        runner, tokenizer, known = _open(model, source, device, key, known)
+        kernel = _pack(runner, weights)
+    return _engine(runner, TextCodec(tokenizer, special_tokens), known, kernel, str(model))
+
+
+def check_model(
+    model: str | Path, *, weights: str | None = None, device: str | None = None
+) -> float:
+    """Compare a model's logits with transformers' own, also where this was done before; the largest
+    difference, as a share of the largest logit. It is remembered.
+
+    Args:
+        model: see `load_engine`.
+        weights: see `load_engine`; each kind is remembered for itself.
+        device: see `load_engine`.
+
+    Raises:
+        As `load_engine`.
+    """
+    _check_weights(weights)
+    source = local_source(model, "AutoModelForCausalLM", _KIND)
+    key = key_of(source, weights or "fp16", str(open_device(device)))
+    _, _, found = _open(model, source, device, key, None)
+    return found.difference
+
+
+def _open(
+    model: str | Path, source: str, device: str | None, key: str | None, known: Opened | None
+) -> tuple[Any, Any, Opened]:
+    """What runs a model, its tokenizer, and what is known of it, by way of transformers.
+
+    Args:
+        model: what the user calls it.
+        source: where it is.
+        device: what the user asks for.
+        key: what is found out is remembered by it; None is not.
+        known: what was found out before.
+    """
+    from transformers import AutoModelForCausalLM
+
     dtype = None if open_device(device).type == "cpu" else torch.bfloat16
     loaded, tokenizer = open_pretrained(
-        model, AutoModelForCausalLM, "a causal language model", device=device, dtype=dtype
+        model, AutoModelForCausalLM, _KIND, device=device, dtype=dtype
     )
-    return wrap(loaded, tokenizer, weights=weights, name=str(model), special_tokens=special_tokens)
+    if known is not None:
+        with quiet_transformers():
+            use_groups(loaded)
+        return loaded, tokenizer, known
+    runner, found = _check(loaded, tokenizer)
+    if key is not None:
+        remember(key, _with_shortcuts(source, tokenizer, runner, found))
+    return runner, tokenizer, found
 
 
 def open_as_asked(model: str | Path, options: EngineOptions) -> TorchEngine:
@@ -83,28 +147,111 @@ def wrap(
     Raises:
         ModelError: the architecture needs what the engine cannot honour; named.
     """
+    _check_weights(weights)
+    runner, opened = _check(model, tokenizer)
+    return _engine(
+        runner, TextCodec(tokenizer, special_tokens), opened, _pack(runner, weights), name
+    )
+
+
+def _check_weights(weights: str | None) -> None:
     if weights is not None and weights not in WEIGHTS:
         raise UnknownNameError("weights", weights, WEIGHTS)
-    model.eval()
-    with quiet_transformers():
-        layout, flops = _verify(model)
-    kernel = _pack(model, weights)
-    text_config = model.config.get_text_config()
+
+
+def _engine(runner: Any, codec: TextCodec, opened: Opened, kernel: str, name: str) -> TorchEngine:
     return TorchEngine(
-        model,
-        TextCodec(tokenizer, special_tokens),
+        runner,
+        codec,
+        layout=opened.layout,
+        flops=opened.flops,
+        eos_ids=opened.eos_ids,
+        context_tokens=opened.context_tokens,
+        description={
+            "engine": "torch",
+            "model": name,
+            "device": str(runner.device),
+            "weights": kernel,
+            "special_tokens": codec.special_tokens,
+            "checked": f"logits, with those of transformers {metadata.version('transformers')}",
+        },
+    )
+
+
+def _check(model: Any, tokenizer: Any) -> tuple[Any, Opened]:
+    """What runs a model of transformers, itself or a twin of it, and what is known of it.
+
+    Raises:
+        ModelError: the logits differ from transformers' own, or the model cannot run.
+    """
+    model.eval()
+    runner = twin_of(model) or model
+    with quiet_transformers():
+        layout, flops, difference = _verify(model, runner)
+    text_config = model.config.get_text_config()
+    return runner, Opened(
+        difference=difference,
         layout=layout,
         flops=flops,
         eos_ids=_eos_ids(model.generation_config, tokenizer),
         context_tokens=getattr(text_config, "max_position_embeddings", None) or 2**31,
-        description={
-            "engine": "torch",
-            "model": name,
-            "device": str(model.device),
-            "weights": kernel,
-            "special_tokens": special_tokens,
-        },
     )
+
+
+def _with_shortcuts(source: str, tokenizer: Any, runner: Any, opened: Opened) -> Opened:
+    """With what opens the model quickly the next time, where it is seen to give the very same."""
+    tensors = read_tensors(source) if isinstance(runner, Llama) else None
+    if tensors is None or not _is_same_model(runner, tensors):
+        return opened
+    kind = type(tokenizer)
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    if not name.startswith("transformers.") or not _is_same_tokenizer(
+        tokenizer, _open_tokenizer(source, name)
+    ):
+        return opened
+    return replace(opened, tokenizer=name, llama=runner.config)
+
+
+def _is_same_model(model: Llama, tensors: Mapping[str, Tensor]) -> bool:
+    try:
+        again = Llama(model.config, tensors).state_dict()
+    except KeyError:  # transformers reads these weights by other names
+        return False
+    own = model.state_dict()
+    return own.keys() == again.keys() and all(torch.equal(own[name], again[name]) for name in own)
+
+
+def _is_same_tokenizer(one: Any, other: Any) -> bool:
+    return bool(
+        one.is_fast
+        and one.backend_tokenizer.to_str() == other.backend_tokenizer.to_str()
+        and one.special_tokens_map == other.special_tokens_map
+        and one.chat_template == other.chat_template
+    )
+
+
+def _open_tokenizer(source: str, name: str) -> Any:
+    """The tokenizer of a directory by its class, for which transformers would read the model's
+    configuration, and import its code.
+    """
+    module, _, kind = name.partition(":")
+    with quiet_transformers():
+        return getattr(import_module(module), kind).from_pretrained(source)
+
+
+def _reopen(
+    source: str, opened: Opened, config: LlamaConfig, weights: str | None
+) -> tuple[Any, Any, str]:
+    """The model and the tokenizer of a directory that was opened before, and the kernel. The
+    tokenizer is opened while the weights are packed.
+    """
+    with ThreadPoolExecutor(1) as aside:
+        tokenizer = aside.submit(_open_tokenizer, source, opened.tokenizer)
+        tensors = read_tensors(source)
+        assert tensors is not None  # they were there when this was remembered
+        model = Llama(config, tensors)
+        kernel = _pack(model, weights)
+        return model, tokenizer.result(), kernel
 
 
 def _pack(model: Any, weights: str | None) -> str:
@@ -134,11 +281,13 @@ def _eos_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
 
 
 @torch.inference_mode()
-def _verify(model: Any) -> tuple[KvLayout, ModelFlops]:
-    """Compare our attention with transformers' own on a short text; what a token holds in KV, and
-    what it costs.
+def _verify(model: Any, runner: Any) -> tuple[KvLayout, ModelFlops, float]:
+    """Compare our attention with transformers' own on a short text; what a token holds in KV, what
+    it costs, and how far apart the logits are.
 
-    Leaves the model set to our attention.
+    Args:
+        model: of transformers.
+        runner: what runs it here: itself, which is left set to our attention, or its twin.
 
     Raises:
         ModelError: the logits differ, or the model cannot run on our attention; says why.
@@ -155,11 +304,12 @@ def _verify(model: Any) -> tuple[KvLayout, ModelFlops]:
         return logits
 
     def probe() -> tuple[Tensor, Recorder]:
-        model.set_attn_implementation(IMPLEMENTATION)
-        return _probe(model, ids)
+        if runner is model:
+            use_groups(model)
+        return _probe(runner, ids)
 
-    recorder = verify(model, expect, probe)
-    return recorder.layout(GRANULE), _flops(model, recorder)
+    recorder, difference = verify(model, expect, probe)
+    return recorder.layout(GRANULE), _flops(runner, recorder), difference
 
 
 def _flops(model: Any, recorder: Recorder) -> ModelFlops:
