@@ -7,9 +7,9 @@ import specrej
 
 ROOT = Path(specrej.__file__).parent
 LAYERS = [
-    {"version", "errors", "memory", "registry", "options", "policy", "prompt"},
+    {"version", "errors", "memory", "registry", "options", "policy", "prompt", "threads"},
     {"types", "messages", "settings", "flops", "constraint"},
-    {"files", "remote", "threads"},
+    {"files", "remote"},
     {"attention", "hub"},
     {"engines"},
     {"rewards"},

@@ -11,6 +11,7 @@ logits differ is refused.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from specrej.attention.attention import IMPLEMENTATION, DecodePass, PrefillPass
-from specrej.attention.groups import GRANULE, Group
+from specrej.attention.decoder import Decoder, can_be_written_out
+from specrej.attention.groups import GRANULE, Group, Scoring
 from specrej.attention.layout import PREFILL_CHUNK, KvLayout
 from specrej.attention.linear import WEIGHTS, pack_linears
-from specrej.attention.verify import Recorder, verify
+from specrej.attention.verify import TOLERANCE, Recorder, differ, verify
 from specrej.engines.opening import EngineOptions
 from specrej.engines.torch.engine import TorchEngine
 from specrej.errors import UnknownNameError, UsageError
@@ -159,7 +161,34 @@ def _verify(model: Any) -> tuple[KvLayout, ModelFlops]:
         return _probe(model, ids)
 
     recorder = verify(model, expect, probe)
-    return recorder.layout(GRANULE), _flops(model, recorder)
+    flops = _flops(model, recorder)
+    _write_out(model, recorder.scoring, ids)
+    return recorder.layout(GRANULE), flops
+
+
+def _write_out(model: Any, scoring: Mapping[int, Scoring], ids: Tensor) -> None:
+    """Let `Decoder` compute the layers of a model where it computes what they do.
+
+    That is tried on the first layers, as many as it takes to have one of each kind of attention.
+    """
+    backbone = model.base_model
+    if model.device.type != "cpu" or backbone is model or not can_be_written_out(backbone):
+        return
+    layers = backbone.layers
+    kinds = [scoring[number] for number in range(len(layers))]
+    backbone.layers = layers[: max(map(kinds.index, kinds)) + 1]
+    expected, _ = _probe(model, ids)
+    setattr(model, model.base_model_prefix, Decoder(backbone, scoring, is_trial=True))
+    try:
+        is_same = differ(_probe(model, ids)[0], expected) <= TOLERANCE[model.dtype]
+    except (AttributeError, RuntimeError, TypeError):  # parts of these names that are others
+        is_same = False
+    backbone.layers = layers
+    setattr(
+        model,
+        model.base_model_prefix,
+        Decoder(backbone, scoring, is_trial=False) if is_same else backbone,
+    )
 
 
 def _flops(model: Any, recorder: Recorder) -> ModelFlops:
