@@ -1,7 +1,7 @@
 """The layers of a Llama, written out: what transformers computes, in a third of the operations.
 
-    decoder = Decoder(model.model, recorder.scoring)  # of Llama, Mistral, Qwen 2 or Qwen 3
-    model.model = decoder                             # model(input_ids=..., position_ids=..., kv=kv)
+    decoder = Decoder(model.model, scoring)       # of Llama, Mistral, Qwen 2 or Qwen 3
+    model.model = decoder                         # model(input_ids=ids, position_ids=..., kv=kv)
 
 Between its matrix products a step is many short operations, and most take longer to begin than to
 compute. So queries, keys and values come from one product, as do gate and up. Residuals are added
@@ -32,7 +32,7 @@ _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 def can_be_written_out(backbone: nn.Module) -> bool:
     """Whether these are the parts of a Llama, in a precision that complex numbers have."""
-    if _names(backbone) != _BACKBONE or not len(cast(nn.ModuleList, backbone.layers)):
+    if _names(backbone) != _BACKBONE or not len(cast("nn.ModuleList", backbone.layers)):
         return False
     layers: Any = backbone.layers
     dtypes = {parameter.dtype for parameter in backbone.parameters()}
@@ -92,7 +92,7 @@ class Decoder(nn.Module):
         turns = turns[:, :, None]  # [batch, tokens, heads, pairs]
         for layer in self.layers:
             hidden = layer(hidden, turns, kv)
-        return BaseModelOutputWithPast(last_hidden_state=cast(Any, self.norm(hidden)))
+        return BaseModelOutputWithPast(last_hidden_state=cast("Any", self.norm(hidden)))
 
 
 class _Layer(nn.Module):

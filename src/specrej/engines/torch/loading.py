@@ -27,6 +27,7 @@ from specrej.attention.linear import WEIGHTS, pack_linears
 from specrej.attention.verify import TOLERANCE, Recorder, differ, verify
 from specrej.engines.opening import EngineOptions
 from specrej.engines.torch.engine import TorchEngine
+from specrej.engines.torch.kernels import turning_point
 from specrej.errors import UnknownNameError, UsageError
 from specrej.flops import AttentionFlops, ModelFlops, linear_flops
 from specrej.hub.pretrained import open_device, open_pretrained
@@ -116,7 +117,8 @@ def _pack(model: Any, weights: str | None) -> str:
         UsageError: weights are asked for where they cannot be packed.
     """
     if model.device.type == "cpu" and model.dtype == torch.float32:
-        return pack_linears(model, weights or "fp16")
+        many_rows = turning_point(model) if weights in (None, "fp16") else None
+        return pack_linears(model, weights or "fp16", many_rows)
     if weights is not None:
         raise UsageError(
             f"weights={weights!r} is for float32 models on a CPU, got {model.dtype} on "
