@@ -28,7 +28,7 @@ SIZES = (8, 16, 32, 64, 128, 256)
 are read decide."""
 GAIN = 1.1
 """OneDNN must be so much faster, since it needs twice the memory once more."""
-ROUNDS = 5
+ROUNDS = 8
 _LEAST_NUMBERS = 1 << 18
 """Layers with fewer weights are not worth a second form."""
 _LOG = logging.getLogger("specrej")
