@@ -12,6 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def measure(weights: Sequence[Tensor], sizes: Sequence[int] = SIZES) -> int | No
     found = None
     for size in sorted(sizes, reverse=True):
         inputs = [torch.ones(size, weight.shape[1]) for weight in weights]
-        slow, fast = _in_turns(lambda x=inputs: _run(few, x), lambda x=inputs: _run(many, x))
+        slow, fast = _in_turns(partial(_run, few, inputs), partial(_run, many, inputs))
         if slow < fast * GAIN:
             break
         found = size
