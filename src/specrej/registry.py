@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from specrej.errors import SpecrejError, UnknownNameError, UsageError, listed
+from specrej.threads import while_torch_loads
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -102,7 +103,8 @@ def load(kind: str, name: str) -> Any:
     if name not in TABLES[kind]:
         raise UnknownNameError(kind, name, names(kind))
     module, _, attribute = TABLES[kind][name].partition(":")
-    return getattr(import_module(module), attribute)
+    with while_torch_loads():
+        return getattr(import_module(module), attribute)
 
 
 def find(kind: str, spec: str) -> Any:

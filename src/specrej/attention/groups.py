@@ -35,9 +35,8 @@ class Scoring(NamedTuple):
         """Scaled, capped scores in float32, `[batch, queries, positions]`, of queries and keys
         `[batch, ..., dim]`.
         """
-        nothing = query.new_zeros(
-            1
-        )  # the scaling comes with the product: beta=0 leaves this term out
+        # The scaling comes with the product: beta=0 leaves this term out, whatever it holds.
+        nothing = query.new_empty(1)
         scores = torch.baddbmm(
             nothing, query, keys.transpose(1, 2), beta=0, alpha=self.scaling
         ).float()

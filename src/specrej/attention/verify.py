@@ -76,7 +76,7 @@ def verify(
             f"{architecture} does not run on the torch engine's attention: {error!r}"
         ) from error
     check_windows(architecture, config, recorder)
-    difference = ((actual - expected).abs().max() / expected.abs().max()).item()
+    difference = differ(actual, expected)
     if not difference <= TOLERANCE[model.dtype]:
         raise ModelError(
             f"{architecture} is not supported by the torch engine: its logits differ from "
@@ -84,6 +84,11 @@ def verify(
             f"{difference:.1e} of the largest logit"
         )
     return recorder, difference
+
+
+def differ(actual: Tensor, expected: Tensor) -> float:
+    """The largest difference of two logits, as a share of the largest logit."""
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 def check_kinds(model: nn.Module, config: Any) -> None:

@@ -1,4 +1,4 @@
-"""Our Llama computes what transformers' own does, to the last bit."""
+"""A Llama from files computes what the one that transformers opened does, to the last bit."""
 
 from typing import Any
 
@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specrej.attention.attention import PrefillPass, use_groups
+from specrej.attention.attention import PrefillPass
 from specrej.attention.groups import Group
 from specrej.attention.layout import KvLayout
-from specrej.engines.torch.llama import Llama, twin_of
-from tiny import full_logits, make_ids, make_model
+from specrej.engines.torch.checking import check, set_up
+from specrej.engines.torch.llama import Llama, shape_of
+from tiny import CHAT_TEMPLATE, full_logits, make_ids, make_model, make_tokenizer
 
 
 @torch.inference_mode()
@@ -61,13 +62,14 @@ def test_the_logits_are_those_of_transformers(
     )
     ids = make_ids(12, seed=seed)
     own = full_logits(model, ids)
-    twin = twin_of(model)
-    assert twin is not None
-    use_groups(model)
-    assert torch.equal(logits_of(twin, ids, start), logits_of(model, ids, start))
-    torch.testing.assert_close(logits_of(twin, ids, start), own, rtol=1e-3, atol=1e-3)
-    again = Llama(twin.config, {name: one.clone() for name, one in model.state_dict().items()})
+    shape = shape_of(model)
+    assert shape is not None
+    again = Llama(shape, {name: one.clone() for name, one in model.state_dict().items()})
+    opened = check(model, make_tokenizer(CHAT_TEMPLATE))
+    assert opened.scoring
+    set_up(model, opened)
     assert torch.equal(logits_of(again, ids, start), logits_of(model, ids, start))
+    torch.testing.assert_close(logits_of(again, ids, start), own, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -80,12 +82,5 @@ def test_the_logits_are_those_of_transformers(
         ("qwen3", {}),
     ],
 )
-def test_what_is_no_plain_llama_has_no_twin(name: str, changes: dict[str, Any]) -> None:
-    assert twin_of(make_model(name, **changes)) is None
-
-
-def test_a_quantized_llama_has_no_twin() -> None:
-    model = make_model("llama")
-    layer = model.model.layers[0].mlp
-    layer.up_proj = torch.nn.Sequential(layer.up_proj)
-    assert twin_of(model) is None
+def test_what_is_no_plain_llama_has_no_shape(name: str, changes: dict[str, Any]) -> None:
+    assert shape_of(make_model(name, **changes)) is None

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from specrej.engines.torch import loading, remembered
+from specrej.engines.torch import checking, remembered
 from specrej.engines.torch.engine import TorchEngine
 from specrej.engines.torch.llama import Llama
 from specrej.engines.torch.loading import check_model, load_engine
@@ -33,13 +33,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The classes of models whose logits were compared."""
     seen: list[str] = []
-    compare = loading._verify
+    compare = checking._verify
 
-    def verify(model: Any, runner: Any) -> Any:
+    def verify(model: Any) -> Any:
         seen.append(type(model).__name__)
-        return compare(model, runner)
+        return compare(model)
 
-    monkeypatch.setattr(loading, "_verify", verify)
+    monkeypatch.setattr(checking, "_verify", verify)
     return seen
 
 

@@ -1,11 +1,11 @@
-"""A Llama in plain torch, beside transformers' own: the same modules by the same names, and the
-same operations in the same order, so the same logits to the last bit.
+"""A Llama from the files of a directory, without transformers' modelling code, which takes longer
+to import than torch itself.
 
-    twin = twin_of(model)           # around transformers' weights; None where it is no plain Llama
-    again = Llama(twin.config, tensors)        # around those of a checkpoint, by their names
+    shape = shape_of(model)         # of a model of transformers; None where that is no plain Llama
+    again = Llama(shape, tensors)   # around the weights of a checkpoint, by their names
 
-What it is for is a quick opening: transformers' modelling code takes longer to import than torch
-itself. `loading` compares its logits with transformers' own before it takes its place.
+Its layers are those of `specrej.attention.decoder`, as they are in the model that transformers
+opened and whose logits were compared. So both give the same, to the last bit.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specrej.attention.attention import Pass, group_attention
+from specrej.attention.attention import Pass
+from specrej.attention.decoder import Decoder
+from specrej.attention.groups import Scoring
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,22 +47,29 @@ class LlamaConfig:
 
 
 class Llama(nn.Module):
-    """A causal LM whose attention is `group_attention`; float32, on a CPU.
+    """A causal LM in float32, on a CPU.
 
     Args:
         config: its shape.
-        tensors: its weights, by their names in a checkpoint. They are taken as they are.
+        tensors: its weights, by their names in a checkpoint.
+
+    Raises:
+        KeyError: one is missing.
     """
 
     def __init__(self, config: LlamaConfig, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.config = config
-        self.model = _Backbone(config, tensors)
+        scoring = Scoring(scaling=config.head_dim**-0.5, window=None, softcap=None)
+        layers = range(config.num_hidden_layers)
+        self.model = Decoder(
+            _parts(config, tensors), dict.fromkeys(layers, scoring), is_trial=False
+        )
         head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
         self.lm_head = _linear(tensors, head)
         self.device, self.dtype = torch.device("cpu"), torch.float32
 
-    def get_input_embeddings(self) -> nn.Embedding:
+    def get_input_embeddings(self) -> Any:
         """What tokens are looked up in."""
         return self.model.embed_tokens
 
@@ -79,102 +88,72 @@ class Llama(nn.Module):
         """Logits `[rows, tokens, vocabulary]` of the last `logits_to_keep` tokens of each row; 0 is
         all of them. `use_cache` is for transformers' models; `kv` is where keys and values go.
         """
-        hidden = self.model(input_ids, position_ids, kv)
+        hidden = self.model.hidden_states(input_ids, position_ids, kv)
         return SimpleNamespace(logits=self.lm_head(hidden[:, -logits_to_keep:]))
 
 
-class _Backbone(nn.Module):
-    def __init__(self, config: LlamaConfig, tensors: Mapping[str, Tensor]) -> None:
+class Rotary(nn.Module):
+    """Cosines and sines of positions, in the order of operations that transformers has."""
+
+    def __init__(self, theta: float, dim: int) -> None:
         super().__init__()
-        weight = tensors["model.embed_tokens.weight"]
-        self.embed_tokens = nn.Embedding(len(weight), weight.shape[1], _weight=weight, _freeze=True)
-        self.layers = nn.ModuleList(
-            _Layer(config, number, tensors) for number in range(config.num_hidden_layers)
-        )
-        self.norm = _Norm(tensors["model.norm.weight"], config.rms_norm_eps)
-        places = torch.arange(0, config.head_dim, 2, dtype=torch.float)
-        self.inv_freq = 1.0 / (config.rope_theta ** (places / config.head_dim))
+        self._frequencies = 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, kv: Pass) -> Tensor:
-        hidden = self.embed_tokens(input_ids)
-        half = position_ids[..., None].float() * self.inv_freq
-        angles = torch.cat((half, half), dim=-1)[:, None]
-        turns = angles.cos(), angles.sin()
-        for layer in self.layers:
-            hidden = layer(hidden, turns, kv)
-        normed: Tensor = self.norm(hidden)
-        return normed
+    def forward(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Both `[rows, tokens, dim]`, for positions `[rows, tokens]`."""
+        half = position_ids[..., None].float() * self._frequencies
+        angles = torch.cat((half, half), dim=-1)
+        return angles.cos(), angles.sin()
 
 
-class _Layer(nn.Module):
-    def __init__(self, config: LlamaConfig, number: int, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        name, eps = f"model.layers.{number}", config.rms_norm_eps
-        self.input_layernorm = _Norm(tensors[f"{name}.input_layernorm.weight"], eps)
-        self.self_attn = _Attention(config, number, tensors)
-        self.post_attention_layernorm = _Norm(
-            tensors[f"{name}.post_attention_layernorm.weight"], eps
-        )
-        self.mlp = _Mlp(f"{name}.mlp", tensors)
-
-    def forward(self, hidden: Tensor, turns: tuple[Tensor, Tensor], kv: Pass) -> Tensor:
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), turns, kv)
-        out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
-        return out
-
-
-class _Attention(nn.Module):
-    def __init__(self, config: LlamaConfig, number: int, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        name = f"model.layers.{number}.self_attn"
-        self.layer_idx, self.head_dim = number, config.head_dim
-        self.scaling = config.head_dim**-0.5
-        self.q_proj = _linear(tensors, f"{name}.q_proj")
-        self.k_proj = _linear(tensors, f"{name}.k_proj")
-        self.v_proj = _linear(tensors, f"{name}.v_proj")
-        self.o_proj = _linear(tensors, f"{name}.o_proj")
-
-    def forward(self, hidden: Tensor, turns: tuple[Tensor, Tensor], kv: Pass) -> Tensor:
-        shape = (*hidden.shape[:-1], -1, self.head_dim)
-        query, key, value = (
-            project(hidden).view(shape).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        attended, _ = group_attention(
-            self,
-            _turned(query, turns),
-            _turned(key, turns),
-            value,
-            None,
-            kv=kv,
-            scaling=self.scaling,
-        )
-        out: Tensor = self.o_proj(attended.reshape(*hidden.shape[:-1], -1))
-        return out
+def shape_of(model: Any) -> LlamaConfig | None:
+    """The shape of a model of transformers; None where it is no plain Llama in float32 on a CPU."""
+    kind = type(model)
+    if (kind.__module__, kind.__qualname__) != (
+        "transformers.models.llama.modeling_llama",
+        "LlamaForCausalLM",
+    ):
+        return None
+    config, is_plain = model.config, model.device.type == "cpu" and model.dtype == torch.float32
+    rope = config.rope_parameters
+    if not is_plain or rope["rope_type"] != "default" or config.hidden_act != "silu":
+        return None
+    own = {name: getattr(config, name) for name in LlamaConfig.__slots__ if name != "rope_theta"}
+    return LlamaConfig(**own, rope_theta=rope["rope_theta"])
 
 
-class _Mlp(nn.Module):
-    def __init__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.gate_proj = _linear(tensors, f"{name}.gate_proj")
-        self.up_proj = _linear(tensors, f"{name}.up_proj")
-        self.down_proj = _linear(tensors, f"{name}.down_proj")
+def _parts(config: LlamaConfig, tensors: Mapping[str, Tensor]) -> SimpleNamespace:
+    """What `Decoder` takes over, by transformers' names."""
+    embeddings = tensors["model.embed_tokens.weight"]
+    return SimpleNamespace(
+        config=config,
+        embed_tokens=nn.Embedding(
+            len(embeddings), embeddings.shape[1], _weight=embeddings, _freeze=True
+        ),
+        rotary_emb=Rotary(config.rope_theta, config.head_dim),
+        norm=_norm(config, tensors, "model.norm"),
+        layers=[
+            _layer(config, tensors, f"model.layers.{number}")
+            for number in range(config.num_hidden_layers)
+        ],
+    )
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
-        return out
+
+def _layer(config: LlamaConfig, tensors: Mapping[str, Tensor], name: str) -> SimpleNamespace:
+    attention = {f"{one}_proj": _linear(tensors, f"{name}.self_attn.{one}_proj") for one in "qkvo"}
+    mlp = {
+        f"{one}_proj": _linear(tensors, f"{name}.mlp.{one}_proj") for one in ("gate", "up", "down")
+    }
+    return SimpleNamespace(
+        self_attn=SimpleNamespace(head_dim=config.head_dim, **attention),
+        mlp=SimpleNamespace(act_fn=functional.silu, **mlp),
+        input_layernorm=_norm(config, tensors, f"{name}.input_layernorm"),
+        post_attention_layernorm=_norm(config, tensors, f"{name}.post_attention_layernorm"),
+    )
 
 
-class _Norm(nn.Module):
-    """The root mean square of each token's numbers made one, times a weight."""
-
-    def __init__(self, weight: Tensor, eps: float) -> None:
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(weight, requires_grad=False), eps
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        variance = hidden.pow(2).mean(-1, keepdim=True)
-        return self.weight * (hidden * torch.rsqrt(variance + self.eps))
+def _norm(config: LlamaConfig, tensors: Mapping[str, Tensor], name: str) -> SimpleNamespace:
+    return SimpleNamespace(weight=tensors[f"{name}.weight"], variance_epsilon=config.rms_norm_eps)
 
 
 def _linear(tensors: Mapping[str, Tensor], name: str) -> nn.Linear:
@@ -186,37 +165,3 @@ def _linear(tensors: Mapping[str, Tensor], name: str) -> nn.Linear:
     if bias is not None:
         layer.bias = nn.Parameter(bias, requires_grad=False)
     return layer
-
-
-def _turned(heads: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary positions on `[rows, heads, tokens, dim]`: pairs are a number of the first half and
-    one of the second.
-    """
-    cos, sin = turns
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-def twin_of(model: Any) -> Llama | None:
-    """A Llama around the weights of a model of transformers; None where that is no plain Llama in
-    float32 on a CPU.
-    """
-    kind = type(model)
-    if (kind.__module__, kind.__qualname__) != (
-        "transformers.models.llama.modeling_llama",
-        "LlamaForCausalLM",
-    ):
-        return None
-    config, is_plain = model.config, model.device.type == "cpu" and model.dtype == torch.float32
-    rope = config.rope_parameters
-    if not is_plain or rope["rope_type"] != "default" or config.hidden_act != "silu":
-        return None
-    if any(type(one) is not nn.Linear for one in _projections(model)):  # quantized, or adapted
-        return None
-    own = {name: getattr(config, name) for name in LlamaConfig.__slots__ if name != "rope_theta"}
-    shape = LlamaConfig(**own, rope_theta=rope["rope_theta"])
-    return Llama(shape, {name: one.detach() for name, one in model.state_dict().items()})
-
-
-def _projections(model: Any) -> list[nn.Module]:
-    return [one for name, one in model.named_modules() if name.endswith(("_proj", "lm_head"))]

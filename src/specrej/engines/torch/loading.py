@@ -11,7 +11,6 @@ logits differ is refused. Of a directory this is done once, and remembered (`rem
 is then opened without transformers' modelling code (`llama`).
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,24 +21,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specrej.attention.attention import DecodePass, PrefillPass, use_groups
-from specrej.attention.groups import GRANULE, Group
-from specrej.attention.layout import PREFILL_CHUNK, KvLayout
 from specrej.attention.linear import WEIGHTS, pack_linears
-from specrej.attention.verify import Recorder, verify
 from specrej.engines.opening import EngineOptions
+from specrej.engines.torch.checking import check, set_up
 from specrej.engines.torch.engine import TorchEngine
-from specrej.engines.torch.llama import Llama, LlamaConfig, twin_of
+from specrej.engines.torch.kernels import turning_point
+from specrej.engines.torch.llama import Llama, LlamaConfig, Rotary, shape_of
 from specrej.engines.torch.remembered import Opened, key_of, recall, remember
 from specrej.errors import UnknownNameError, UsageError
-from specrej.flops import AttentionFlops, ModelFlops, linear_flops
 from specrej.hub.checkpoints import read_tensors
 from specrej.hub.pretrained import local_source, open_device, open_pretrained, saying_which
 from specrej.hub.quiet import quiet_transformers
 from specrej.hub.tokenizers import TextCodec
 
 _KIND = "a causal language model"
-_PROBE_PROMPT, _PROBE_NEW = 9, 4
 
 
 def load_engine(
@@ -73,6 +68,7 @@ def load_engine(
             runner, tokenizer, kernel = _reopen(source, known, known.llama, weights)
     else:
         runner, tokenizer, known = _open(model, source, device, key, known)
+        set_up(runner, known)
         kernel = _pack(runner, weights)
     return _engine(runner, TextCodec(tokenizer, special_tokens), known, kernel, str(model))
 
@@ -101,7 +97,7 @@ def check_model(
 def _open(
     model: str | Path, source: str, device: str | None, key: str | None, known: Opened | None
 ) -> tuple[Any, Any, Opened]:
-    """What runs a model, its tokenizer, and what is known of it, by way of transformers.
+    """A model of transformers, its tokenizer, and what is known of it.
 
     Args:
         model: what the user calls it.
@@ -117,13 +113,11 @@ def _open(
         model, AutoModelForCausalLM, _KIND, device=device, dtype=dtype
     )
     if known is not None:
-        with quiet_transformers():
-            use_groups(loaded)
         return loaded, tokenizer, known
-    runner, found = _check(loaded, tokenizer)
+    found = check(loaded, tokenizer)
     if key is not None:
-        remember(key, _with_shortcuts(source, tokenizer, runner, found))
-    return runner, tokenizer, found
+        remember(key, _with_shortcuts(source, tokenizer, loaded, found))
+    return loaded, tokenizer, found
 
 
 def open_as_asked(model: str | Path, options: EngineOptions) -> TorchEngine:
@@ -148,10 +142,9 @@ def wrap(
         ModelError: the architecture needs what the engine cannot honour; named.
     """
     _check_weights(weights)
-    runner, opened = _check(model, tokenizer)
-    return _engine(
-        runner, TextCodec(tokenizer, special_tokens), opened, _pack(runner, weights), name
-    )
+    opened = check(model, tokenizer)
+    set_up(model, opened)
+    return _engine(model, TextCodec(tokenizer, special_tokens), opened, _pack(model, weights), name)
 
 
 def _check_weights(weights: str | None) -> None:
@@ -178,30 +171,10 @@ def _engine(runner: Any, codec: TextCodec, opened: Opened, kernel: str, name: st
     )
 
 
-def _check(model: Any, tokenizer: Any) -> tuple[Any, Opened]:
-    """What runs a model of transformers, itself or a twin of it, and what is known of it.
-
-    Raises:
-        ModelError: the logits differ from transformers' own, or the model cannot run.
-    """
-    model.eval()
-    runner = twin_of(model) or model
-    with quiet_transformers():
-        layout, flops, difference = _verify(model, runner)
-    text_config = model.config.get_text_config()
-    return runner, Opened(
-        difference=difference,
-        layout=layout,
-        flops=flops,
-        eos_ids=_eos_ids(model.generation_config, tokenizer),
-        context_tokens=getattr(text_config, "max_position_embeddings", None) or 2**31,
-    )
-
-
-def _with_shortcuts(source: str, tokenizer: Any, runner: Any, opened: Opened) -> Opened:
+def _with_shortcuts(source: str, tokenizer: Any, model: Any, opened: Opened) -> Opened:
     """With what opens the model quickly the next time, where it is seen to give the very same."""
-    tensors = read_tensors(source) if isinstance(runner, Llama) else None
-    if tensors is None or not _is_same_model(runner, tensors):
+    shape = shape_of(model) if opened.scoring else None
+    if shape is None or not _is_same_model(model, shape, read_tensors(source)):
         return opened
     kind = type(tokenizer)
     name = f"{kind.__module__}:{kind.__qualname__}"
@@ -209,16 +182,22 @@ def _with_shortcuts(source: str, tokenizer: Any, runner: Any, opened: Opened) ->
         tokenizer, _open_tokenizer(source, name)
     ):
         return opened
-    return replace(opened, tokenizer=name, llama=runner.config)
+    return replace(opened, tokenizer=name, llama=shape)
 
 
-def _is_same_model(model: Llama, tensors: Mapping[str, Tensor]) -> bool:
-    try:
-        again = Llama(model.config, tensors).state_dict()
-    except KeyError:  # transformers reads these weights by other names
-        return False
+def _is_same_model(model: Any, shape: LlamaConfig, tensors: Mapping[str, Tensor] | None) -> bool:
+    """Whether a Llama of this shape around these weights has all that the model has."""
     own = model.state_dict()
-    return own.keys() == again.keys() and all(torch.equal(own[name], again[name]) for name in own)
+    if tensors is None or not all(
+        name in tensors and torch.equal(own[name], tensors[name])
+        for name in own
+        if not (shape.tie_word_embeddings and name == "lm_head.weight")
+    ):
+        return False
+    hidden, positions = torch.zeros(1), torch.arange(min(shape.max_position_embeddings, 4096))[None]
+    turns = model.model.rotary_emb(hidden, positions)
+    again = Rotary(shape.rope_theta, shape.head_dim)(hidden, positions)
+    return all(map(torch.equal, turns, again))
 
 
 def _is_same_tokenizer(one: Any, other: Any) -> bool:
@@ -261,93 +240,11 @@ def _pack(model: Any, weights: str | None) -> str:
         UsageError: weights are asked for where they cannot be packed.
     """
     if model.device.type == "cpu" and model.dtype == torch.float32:
-        return pack_linears(model, weights or "fp16")
+        many_rows = turning_point(model) if weights in (None, "fp16") else None
+        return pack_linears(model, weights or "fp16", many_rows)
     if weights is not None:
         raise UsageError(
             f"weights={weights!r} is for float32 models on a CPU, got {model.dtype} on "
             f"{model.device}"
         )
     return str(model.dtype).removeprefix("torch.")
-
-
-def _eos_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
-    """All tokens that end an answer: the generation config's, else the tokenizer's."""
-    eos = generation_config.eos_token_id if generation_config is not None else None
-    if eos is None:
-        eos = tokenizer.eos_token_id
-    if eos is None:
-        return frozenset()
-    return frozenset(eos if isinstance(eos, list) else [eos])
-
-
-@torch.inference_mode()
-def _verify(model: Any, runner: Any) -> tuple[KvLayout, ModelFlops, float]:
-    """Compare our attention with transformers' own on a short text; what a token holds in KV, what
-    it costs, and how far apart the logits are.
-
-    Args:
-        model: of transformers.
-        runner: what runs it here: itself, which is left set to our attention, or its twin.
-
-    Raises:
-        ModelError: the logits differ, or the model cannot run on our attention; says why.
-    """
-    vocab_size = model.config.get_text_config().vocab_size
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocab_size, (2, _PROBE_PROMPT + _PROBE_NEW), generator=generator).to(
-        model.device
-    )
-    ids[1, :_PROBE_PROMPT] = ids[0, :_PROBE_PROMPT]
-
-    def expect() -> Tensor:
-        logits: Tensor = model(input_ids=ids, use_cache=False).logits[:, _PROBE_PROMPT - 1 :]
-        return logits
-
-    def probe() -> tuple[Tensor, Recorder]:
-        if runner is model:
-            use_groups(model)
-        return _probe(runner, ids)
-
-    recorder, difference = verify(model, expect, probe)
-    return recorder.layout(GRANULE), _flops(runner, recorder), difference
-
-
-def _flops(model: Any, recorder: Recorder) -> ModelFlops:
-    per_pair: Counter[int | None] = Counter()
-    for layer, scoring in recorder.scoring.items():
-        per_pair[scoring.window] += recorder.pair_flops[layer]
-    head = model.get_output_embeddings()
-    return ModelFlops(
-        linear=linear_flops(model, head),
-        head=2 * head.weight.numel(),
-        attention=tuple(AttentionFlops(window, count) for window, count in per_pair.items()),
-        chunk=PREFILL_CHUNK,
-    )
-
-
-def _probe(model: Any, ids: Tensor) -> tuple[Tensor, Recorder]:
-    """Logits `[2, new + 1, vocabulary]` for the last prompt token and each token after it, on
-    our attention.
-    """
-    prompt = ids[0, :_PROBE_PROMPT].tolist()
-    group = Group(prompt, budget_bytes=0, layout=KvLayout(0, 0, GRANULE), max_slots=_PROBE_NEW)
-    half = _PROBE_PROMPT // 2
-    for start, stop in ((0, half), (half, _PROBE_PROMPT)):
-        recorder = Recorder(PrefillPass(group, start))
-        positions = torch.arange(start, stop, device=ids.device)[None]
-        output = model(
-            input_ids=ids[:1, start:stop], position_ids=positions, use_cache=False, kv=recorder
-        )
-    logits = [output.logits[:, -1].expand(2, -1)]
-    group.indices = [0, 1]
-    for step in range(_PROBE_NEW):
-        group.reserve()
-        position = _PROBE_PROMPT + step
-        positions = torch.full((2, 1), position, device=ids.device)
-        decode = DecodePass([group])
-        output = model(
-            input_ids=ids[:, position, None], position_ids=positions, use_cache=False, kv=decode
-        )
-        logits.append(output.logits[:, -1])
-        group.length += 1
-    return torch.stack(logits, dim=1).float(), recorder

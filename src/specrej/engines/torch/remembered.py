@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from specrej.attention.groups import Scoring
 from specrej.attention.layout import KvLayout
 from specrej.engines.torch.llama import LlamaConfig
 from specrej.flops import ModelFlops
@@ -39,6 +40,7 @@ class Opened:
         flops: what a token costs.
         eos_ids: tokens that end an answer.
         context_tokens: most tokens of a text.
+        scoring: of each layer, where those of `specrej.attention.decoder` run the model.
         tokenizer: "module:class" of transformers that opens its tokenizer; "" asks transformers.
         llama: its shape, where `specrej.engines.torch.llama` runs it from the directory's files.
     """
@@ -48,6 +50,7 @@ class Opened:
     flops: ModelFlops
     eos_ids: frozenset[int]
     context_tokens: int
+    scoring: tuple[Scoring, ...] = ()
     tokenizer: str = ""
     llama: LlamaConfig | None = None
 
@@ -59,6 +62,7 @@ class Opened:
             "flops": self.flops.to_dict(),
             "eos_ids": sorted(self.eos_ids),
             "context_tokens": self.context_tokens,
+            "scoring": list(map(list, self.scoring)),
             "tokenizer": self.tokenizer,
             "llama": None if self.llama is None else self.llama.to_dict(),
         }
@@ -72,6 +76,7 @@ class Opened:
             flops=ModelFlops.from_dict(given["flops"]),
             eos_ids=frozenset(given["eos_ids"]),
             context_tokens=given["context_tokens"],
+            scoring=tuple(Scoring(*one) for one in given["scoring"]),
             tokenizer=given["tokenizer"],
             llama=None if given["llama"] is None else LlamaConfig(**given["llama"]),
         )
