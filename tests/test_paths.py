@@ -42,10 +42,13 @@ INNER = {
     "specrej.evaluation.report.replay_sections.correlation_section",
     "specrej.evaluation.report.replay_sections.replay_page",
     "specrej.evaluation.report.page.picture",
+    "specrej.hub.converted.converted",
     "specrej.hub.defaults.convert_smollm2",
     "specrej.hub.defaults.download_wheel",
+    "specrej.hub.fingerprints.fingerprint",
+    "specrej.hub.fingerprints.write_whole",
 }
-"""Parts of what others call: `write_report`, `models.pull`."""
+"""Parts of what others call: `write_report`, `models.pull`, `open_engine`."""
 
 
 def functions() -> Iterator[tuple[str, Callable[..., Any]]]:

@@ -22,7 +22,7 @@ from filelock import FileLock
 from specrej.errors import ModelError
 from specrej.hub.defaults import Report, cache_dir, report_to_stderr
 from specrej.hub.fingerprints import fingerprint
-from specrej.hub.quiet import quiet_transformers
+from specrej.hub.quiet import as_plain, quiet_transformers
 
 _FORMAT = 1
 """Counts up when what is written changes, so that directories of before are written anew."""
@@ -136,18 +136,6 @@ def _reads_alike(one: Any, other: Any) -> bool:
         and one.chat_template == other.chat_template
         and one.eos_token_id == other.eos_token_id
     )
-
-
-def as_plain(model: Any) -> Any:
-    """A model that was opened from GGUF, without the marks that its weights are quantized. They are
-    plain float32 by now; `save_pretrained` refuses while the marks say otherwise.
-    """
-    model.hf_quantizer = None
-    model.is_quantized = False
-    model.quantization_method = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    return model
 
 
 @contextlib.contextmanager

@@ -293,7 +293,7 @@ def convert_smollm2(directory: Path) -> None:
     from torch import float32
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from specrej.hub.converted import as_plain
+    from specrej.hub.quiet import as_plain
 
     [gguf] = directory.glob("*.gguf")
     with _quiet():

@@ -1,5 +1,5 @@
 """Keeps off the terminal what transformers and the hub's client say while something loads; failures
-are raised.
+are raised. And has transformers save what it opened from GGUF.
 """
 
 from collections.abc import Iterator
@@ -28,3 +28,15 @@ def quiet_transformers() -> Iterator[None]:
         hub_logging.set_verbosity(levels[1])
         if had_bars:
             transformers_logging.enable_progress_bar()
+
+
+def as_plain(model: Any) -> Any:
+    """A model that was opened from GGUF, without the marks that its weights are quantized. They are
+    plain float32 by now; `save_pretrained` refuses while the marks say otherwise.
+    """
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.quantization_method = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model
