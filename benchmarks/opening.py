@@ -27,8 +27,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from specrej import threads
 from specrej.hub.defaults import cache_dir
+from specrej.threads import settle_threads
 
 OPENS = """
 import specrej.cli
@@ -50,8 +50,6 @@ def say(line: str) -> None:
 def took(code: str, cache: Path) -> tuple[float, float]:
     """Wall-clock and CPU seconds of a process."""
     environment = os.environ | {"SPECREJ_CACHE": str(cache)}
-    if threads._VARIABLES.isdisjoint(os.environ):
-        environment |= threads.WAITING  # as the command has it
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     # Ends at once: freeing all that is open is no part of opening it.
     subprocess.run(
@@ -91,6 +89,7 @@ def figures_of(measured: dict[str, list[tuple[float, float]]]) -> dict[str, Any]
 
 
 def main() -> None:
+    settle_threads()  # for the processes too, as the command has it
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

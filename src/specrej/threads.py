@@ -5,7 +5,7 @@ that child processes have it too. The library sets its host's only while it load
 
     settle_threads()             # in a process that is ours, before torch is imported
     with while_torch_loads():    # in somebody else's
-        import_module(...)
+        import torch
 """
 
 import os
@@ -48,7 +48,7 @@ def while_torch_loads() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def usable_cores(root: Path = Path("/")) -> int:
+def usable_cores(root: str | Path = "/") -> int:
     """Cores that this process may use: those of its affinity, as many as the quota of its control
     groups (version 2) pays for; a part of one counts as one.
 
@@ -56,7 +56,7 @@ def usable_cores(root: Path = Path("/")) -> int:
         root: where `proc` and `sys` are.
     """
     cores = _cores()
-    quotas = [quota for quota in map(_quota, _control_groups(root)) if quota is not None]
+    quotas = [quota for quota in map(_quota, _control_groups(Path(root))) if quota is not None]
     return max(min(cores, *map(ceil, quotas)), 1) if quotas else cores
 
 

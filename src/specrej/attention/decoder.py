@@ -64,8 +64,9 @@ class Decoder(nn.Module):
 
     Args:
         backbone: its layers are taken over one by one, so that no more than one of them is there
-            twice. Those that are left in it stay.
-        scoring: how each layer turns queries and keys into scores; layers without one are left.
+            twice.
+        scoring: how each layer turns queries and keys into scores.
+        is_trial: leave the backbone whole; its layers are there twice then.
     """
 
     def __init__(self, backbone: Any, scoring: Mapping[int, Scoring], *, is_trial: bool) -> None:
