@@ -79,7 +79,7 @@ class Simulation:
     """Lists of tokens, and what becomes of them."""
 
     def __init__(self, case: Case) -> None:
-        self.case, self.sheets, self.num_drawn = case, [], 0
+        self.case, self.num_drawn = case, 0
         self.sheets: list[Sheet] = []
         self.prompt_ids = FakeEngine().encode(case.prompt)
         left, self.waves = case.options["n"], list[int]()
@@ -93,9 +93,10 @@ class Simulation:
         return self.sheets[first:]
 
     def copy(self, sheet: Sheet) -> Sheet:
-        ids, index = list(sheet.token_ids), len(self.sheets)
-        self.sheets.append(Sheet(index, ids, sheet.index, len(ids)))
-        return self.sheets[-1]
+        ids = list(sheet.token_ids)
+        copied = Sheet(len(self.sheets), ids, sheet.index, len(ids))
+        self.sheets.append(copied)
+        return copied
 
     def write(self, sheet: Sheet, is_over: Callable[[list[int], int], bool]) -> None:
         """Tokens until it is over by this, or complete."""

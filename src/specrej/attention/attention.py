@@ -124,8 +124,11 @@ class DecodePass:
         for place, group in enumerate(self.groups):
             if (extend := self.apart.get(place)) is not None:
                 rows = slice(start, start + sum(extend.counts))
-                fed = (each[rows].transpose(0, 2) for each in (query, key, value))
-                outputs.append(extend.attend(layer, *fed, scoring).transpose(0, 1))
+                asked, new_key, new_value = (
+                    each[rows].transpose(0, 2) for each in (query, key, value)
+                )
+                given = extend.attend(layer, asked, new_key, new_value, scoring)
+                outputs.append(given.transpose(0, 1))
                 start = rows.stop
                 continue
             rows = slice(start, start + group.num_rows)

@@ -10,6 +10,7 @@ walk.tokens[8]
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from specrej.engines.base import Engine
 from specrej.search.policies import never
@@ -162,7 +163,12 @@ class ForkSuite:
 
     def test_what_a_fork_begins_with_is_counted_once(self, subject: Subject) -> None:
         room = subject.room(6, 24)
-        options = {"n": 6, "max_new_tokens": 24, "memory": room, "algorithm": doubled}
+        options: dict[str, Any] = {
+            "n": 6,
+            "max_new_tokens": 24,
+            "memory": room,
+            "algorithm": doubled,
+        }
         result = subject.generate(**options)
         forks = [one for one in result.candidates if one.parent is not None]
         assert forks

@@ -110,7 +110,7 @@ def test_each_token_is_what_the_model_and_its_own_number_give(name: str, seed: i
     random = Random(seed)
     model = make_model(name, dtype=torch.float64)
     exact, engine = reference(model), make_engine(model, range(0, VOCABULARY, 60))
-    penalties = {"repetition_penalty": 1.3, "frequency_penalty": 0.4}
+    penalties: dict[str, Any] = {"repetition_penalty": 1.3, "frequency_penalty": 0.4}
     samplings = [
         PLAIN,
         SamplingParams(max_new_tokens=24, top_k=0, seed=3, **random.choice([{}, penalties])),

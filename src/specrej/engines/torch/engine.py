@@ -203,8 +203,8 @@ class TorchEngine:
         run.history = run.history.joined(new)
         if (constraint := run.sampling.constraint) is not None:
             begun = self._grammars.start(constraint, num_new, self._device)
-            is_first = len(run.lengths) == num_new or run.obeying is None
-            run.obeying = begun if is_first else run.obeying.joined(begun)
+            beside = run.obeying if len(run.lengths) > num_new else None
+            run.obeying = begun if beside is None else beside.joined(begun)
 
     @torch.inference_mode()
     def fork(self, prompt: int, parents: Sequence[int], indices: Sequence[int]) -> None:

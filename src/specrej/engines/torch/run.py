@@ -55,11 +55,11 @@ class Run:
 
     def plan_step(self) -> bool:
         """See who takes the next step; False where nobody does."""
-        every = range(self.group.num_rows)
+        every = list(range(self.group.num_rows))
         if self.held:
             every = [row for row in every if self.group.indices[row] not in self.held]
         fed = [row for row in every if self.lengths[row]]
-        self.rows, self.num_fed = list(every), len(fed)
+        self.rows, self.num_fed = every, len(fed)
         if 0 < len(fed) < len(self.rows):
             self.rows = [*fed, *(row for row in every if not self.lengths[row])]
         return bool(self.rows)
