@@ -76,7 +76,7 @@ def _command(name: str, command: Any, shared: set[str]) -> list[str]:
     own = [row for row in map(_row, options) if row not in shared]
     if own:
         lines += ["| option | meaning | default |", "|---|---|---|", *own, ""]
-    if also := [f"`{one.opts[0]}`" for one in options if _row(one) in shared]:
+    if also := [f"`{one.opts[0]}`{{ .whole }}" for one in options if _row(one) in shared]:
         lines += [f"As in [Options](options.md): {', '.join(also)}.", ""]
     return lines
 

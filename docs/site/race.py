@@ -67,7 +67,7 @@ def draw(run: dict[str, Any]) -> str:
     """The run as an SVG: a line a candidate, pale where Best-of-N would have gone on."""
     candidates = run["candidates"]
     order = sorted(range(len(candidates)), key=lambda one: (-candidates[one]["tokens"], one))
-    longest = max(one["whole"] for one in candidates)
+    longest: int = max(one["whole"] for one in candidates)
     height = TOP + ROW * len(order) + 40
     bottom = TOP + ROW * len(order)
     spent, whole = (sum(one[kind] for one in candidates) for kind in ("tokens", "whole"))
