@@ -17,13 +17,13 @@ PROMPT = "Give three tips for staying healthy."
 RUN: dict[str, Any] = {"n": 32, "decide": "every:16", "max_new_tokens": 256, "seed": 1}
 WIDTH, LEFT, RIGHT, TOP, ROW, SECONDS = 720, 12, 128, 64, 9, 9
 STYLE = """
-text{font:13px system-ui,sans-serif;fill:#63656e}
+text{font:13px system-ui,sans-serif;fill:#63656e}.late{font-weight:600}
 .big{font-size:15px;font-weight:600;fill:#1c1d21}
 .could{stroke:#e3e4e9}.line{stroke:#63656e}.gone{stroke:#a3a5ad}.winner{stroke:#b54716}
 .wall{stroke:#c9cad1;stroke-dasharray:2 3}.dot{fill:#a3a5ad}.best{fill:#b54716}
 path{fill:none;stroke-width:3;stroke-linecap:round}.wall{stroke-width:1}.winner{stroke-width:5}
 @media(prefers-color-scheme:dark){
-text{fill:#a0a3ae}.big{fill:#ececf0}.could{stroke:#33353e}.line{stroke:#a0a3ae}
+text{fill:#a0a3ae}.big{fill:#ececf0}.could{stroke:#454853}.line{stroke:#a0a3ae}
 .gone,.wall{stroke:#62656f}.dot{fill:#62656f}.winner{stroke:#ff9a6b}.best{fill:#ff9a6b}}
 @media(prefers-reduced-motion:no-preference){
 #curtain{animation:draw %ds linear both}.late{animation:show .6s %.1fs both}}
@@ -88,9 +88,7 @@ def draw(run: dict[str, Any]) -> str:
         elif index == run["best"]:
             rows.append(f'<circle class="best" cx="{x(one["tokens"])}" cy="{y}" r="6"/>')
             words = f"best: {one['reward']:.2f}"
-            ends.append(
-                f'<text class="late" x="{x(one["tokens"]) + 12}" y="{y + 5}">{words}</text>'
-            )
+            ends.append(f'<text class="late" x="{x(longest) + 16}" y="{y + 5}">{words}</text>')
     walls = [
         f'<path class="wall" d="M{x(one["tokens"])} {TOP - 8}V{bottom}"/>'
         for one in run["decisions"]
