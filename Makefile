@@ -28,9 +28,10 @@ check: $(VENV)/.ready
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# The site, in site/. Nothing is fetched; a warning, such as a broken link, is an error.
+# The site, in site/. Nothing is fetched. A warning, such as a broken link, is an error: with --quiet,
+# --strict would see none.
 docs: $(VENV)/.ready
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 test-engines: $(VENV)/.ready
 	$(VENV)/bin/pytest tests/engines --ignore tests/engines/torch
