@@ -14,7 +14,7 @@ PROMPT ?= Give three tips for staying healthy.
 # Else every process that a test starts would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check test-rest test-server test-engines test-torch test-vllm test-clients test-tools bench clean
+.PHONY: demo test check docs test-rest test-server test-engines test-torch test-vllm test-clients test-tools bench clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/specrej models pull
@@ -23,12 +23,17 @@ demo: $(VENV)/.ready
 # Two at a time: one alone leaves a core idle, since tests wait for processes, signals and servers.
 test: $(VENV)/.ready
 	$(VENV)/bin/specrej models pull
-	$(MAKE) --jobs=2 --keep-going test-rest test-vllm test-server test-clients test-tools test-engines test-torch check
+	$(MAKE) --jobs=2 --keep-going test-rest test-vllm test-server test-clients test-tools test-engines test-torch check docs
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# The site, in site/. Nothing is fetched. A warning, such as a broken link, is an error: with --quiet,
+# --strict would see none.
+docs: $(VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 test-engines: $(VENV)/.ready
 	$(VENV)/bin/pytest tests/engines --ignore tests/engines/torch

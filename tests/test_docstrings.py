@@ -337,7 +337,7 @@ def test_code_is_whole() -> None:
 
 def test_dotted_names_exist() -> None:
     wrong = []
-    documents = [*(ROOT.parents[1] / "docs").glob("*.md"), ROOT.parents[1] / "README.md"]
+    documents = [*(ROOT.parents[1] / "docs").rglob("*.md"), ROOT.parents[1] / "README.md"]
     for path in [*MODULES.values(), *documents]:
         for dotted in re.findall(r"`(specrej(?:\.\w+)+)", path.read_text(encoding="utf-8")):
             if resolve(dotted) is None and dotted not in NO_MODULES:

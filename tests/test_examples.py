@@ -1,12 +1,9 @@
-"""What README and examples show runs as it stands there; only models and amounts of memory are
-smaller."""
+"""The programs of examples/ run as they stand; only models are smaller."""
 
-import re
 import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,11 +18,7 @@ from specrej.settings import Settings
 from tiny import save_model
 from traces import loaded_of
 
-ROOT = Path(__file__).parents[1]
-EXAMPLES = ROOT / "examples"
-BLOCKS = re.findall(
-    r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
-)
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 Run = Callable[..., str]
 
@@ -47,21 +40,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return capsys.readouterr().out
 
     return run
-
-
-@pytest.mark.usefixtures("_small")
-def test_the_python_of_the_readme_runs_and_survives_an_error(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    names: dict[str, Any] = {}
-    for block in BLOCKS:
-        exec(block.replace('"64MiB"', '"16KiB"').replace('"Name a fruit."', '""'), names)
-    *_, first, second = capsys.readouterr().out.splitlines()
-    assert {first.partition(" ")[0], second.partition(" ")[0]} == {"0", "1"}
-    assert "0 the prompt is empty" in (first, second)
-    assert isinstance(names["outcomes"][0], specrej.PromptError)
-    assert isinstance(names["outcomes"][1], specrej.Result)
-    assert len(BLOCKS) == 3
 
 
 @pytest.mark.usefixtures("_small")

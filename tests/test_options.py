@@ -213,7 +213,7 @@ def test_the_document_has_the_bounds_that_are_kept(field: str) -> None:
 
 
 def row_of(name: str) -> str:
-    """The README's row for an option."""
+    """The row of docs/reference/options.md for an option."""
     field, about = EVERYTHING[name]
     default = (
         about.unset if field.default is None else f"`{field.default}`" if field.default else ""
@@ -227,9 +227,9 @@ def row_of(name: str) -> str:
     return f"| `--{name.replace('_', '-')}` | {words} | {default} |"
 
 
-def test_the_readme_lists_all_options_with_words_and_defaults() -> None:
-    readme = (ROOT / "README.md").read_text()
-    table = readme.partition("| option | meaning | default |\n|---|---|---|\n")[2].partition(
+def test_the_docs_list_all_options_with_words_and_defaults() -> None:
+    document = (ROOT / "docs" / "reference" / "options.md").read_text()
+    table = document.partition("| option | meaning | default |\n|---|---|---|\n")[2].partition(
         "\n\n"
     )[0]
     assert table.split("\n") == [row_of(name) for name in EVERYTHING]

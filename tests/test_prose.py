@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS += sorted((ROOT / "docs").rglob("*.md"))
+WRITTEN = {"cli.md", "examples.md", "http.md"}
+"""Pages of the reference that the build of the site writes, and checks links to."""
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 MOST_COLUMNS, MOST_WORDS, MIDDLE_WORDS = 100, 40, 14
 INVENTED = re.compile(
@@ -80,7 +82,7 @@ def docstrings(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value.value
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 class TestDocument:
     def test_lines_fit(self, path: Path) -> None:
         lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
@@ -98,6 +100,7 @@ class TestDocument:
 
     def test_links_lead_somewhere(self, path: Path) -> None:
         links = re.findall(r"\]\((?!http)([^)#]+)", path.read_text(encoding="utf-8"))
+        links = [link for link in links if Path(link).name not in WRITTEN]
         assert [link for link in links if not (path.parent / link).exists()] == []
 
     def test_words_are_the_fields(self, path: Path) -> None:

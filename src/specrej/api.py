@@ -160,7 +160,7 @@ def compare(
         started with (in waves, where memory asks for it).
 
     Raises:
-        As `generate`.
+        SpecrejError: as `generate`.
     """
     check_compared(options)
     opening, asked = read_options(options, settings)
