@@ -214,11 +214,9 @@ def test_dvts(case: Case) -> None:
             )
             trees = [[] for _ in trees]
             for index, place in going_on:
-                leader = simulation.sheets[index]
-                trees[place] = [
-                    leader,
-                    *(simulation.copy(leader) for _ in range(sizes[place] - 1)),
-                ]
+                first = simulation.sheets[index]
+                copies = [simulation.copy(first) for _ in range(sizes[place] - 1)]
+                trees[place] = [first, *copies]
     simulation.check(searched(case, partial(dvts, width=case.width, ends=case.ends)))
 
 
