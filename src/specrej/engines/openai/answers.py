@@ -105,8 +105,11 @@ class PartialAnswer:
     def is_done(self) -> bool:
         return self.finish is not None or bool(self.lost)
 
-    def fork(self, index: int, vocabulary: Vocabulary) -> "PartialAnswer":
-        """Another candidate's answer that begins with what this one's candidate was given."""
+    def fork(self, index: int, vocabulary: Vocabulary, *, by_text: bool) -> "PartialAnswer":
+        """Another candidate's answer that begins with what this one's candidate was given.
+
+        Continued as text, it is lost where that ends within a character.
+        """
         num = self.position
         fork = PartialAnswer(
             index,
@@ -117,7 +120,7 @@ class PartialAnswer:
             position=num,
             target=num,
         )
-        if fork.text.endswith(_REPLACEMENT):
+        if by_text and fork.text.endswith(_REPLACEMENT):
             fork.lost = "a copy begins within a character, which text cannot say"
         return fork
 

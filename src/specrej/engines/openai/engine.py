@@ -184,10 +184,10 @@ class OpenAIEngine:
         self._prompts[prompt].live.update({index: PartialAnswer(index) for index in indices})
 
     def fork(self, prompt: int, parents: Sequence[int], indices: Sequence[int]) -> None:
-        opened = self._prompts[prompt]
-        refuse_middle(self.name, opened.sampling)
+        refuse_middle(self.name, self._prompts[prompt].sampling)
+        live, by_text = self._prompts[prompt].live, not self._server.gives_ids
         for parent, index in zip(parents, indices, strict=True):
-            opened.live[index] = opened.live[parent].fork(index, self._vocabulary)
+            live[index] = live[parent].fork(index, self._vocabulary, by_text=by_text)
 
     def hold(self, prompt: int, indices: Sequence[int]) -> None:
         self._prompts[prompt].held = set(indices)
