@@ -191,6 +191,9 @@ class SlowBytes:
     chat_template = CHAT_TEMPLATE
     name_or_path = "slow"
 
+    def get_added_vocab(self) -> dict[str, int]:
+        return {}
+
     def convert_ids_to_tokens(self, token_id: int) -> str:
         return f"token {token_id}"
 
