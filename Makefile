@@ -4,6 +4,8 @@ VENV ?= .venv
 VENV_VLLM ?= .venv-vllm
 # The clients of the server have one too: some need an older openai. It has no torch, and takes 0.9 GB.
 VENV_CLIENTS ?= .venv-clients
+# The tools that read our exports lie above .venv, and bring what it has not: 0.1 GB.
+VENV_TOOLS ?= .venv-tools
 PYTHON ?= python3
 # Pinned so that figures can be compared; any torch of pyproject.toml's range works.
 TORCH ?= torch==2.13.0
@@ -12,7 +14,7 @@ PROMPT ?= Give three tips for staying healthy.
 # Else every process that a test starts would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check docs test-rest test-server test-engines test-torch test-vllm test-clients bench clean
+.PHONY: demo test check docs test-rest test-server test-engines test-torch test-vllm test-clients test-tools bench clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/specrej models pull
@@ -21,7 +23,7 @@ demo: $(VENV)/.ready
 # Two at a time: one alone leaves a core idle, since tests wait for processes, signals and servers.
 test: $(VENV)/.ready
 	$(VENV)/bin/specrej models pull
-	$(MAKE) --jobs=2 --keep-going test-rest test-vllm test-server test-clients test-engines test-torch check docs
+	$(MAKE) --jobs=2 --keep-going test-rest test-vllm test-server test-clients test-tools test-engines test-torch check docs
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
@@ -56,6 +58,10 @@ test-clients: $(VENV)/.ready
 	$(MAKE) $(VENV_CLIENTS)/.ready
 	SPECREJ_PYTHON=$(abspath $(VENV)/bin/python) $(VENV_CLIENTS)/bin/pytest tests/with_clients
 
+test-tools: $(VENV)/.ready
+	$(MAKE) $(VENV_TOOLS)/.ready
+	$(VENV_TOOLS)/bin/python -m pytest tests/with_tools
+
 bench: $(VENV)/.ready
 	$(VENV)/bin/python benchmarks/engine.py
 
@@ -74,13 +80,26 @@ $(VENV_VLLM)/.ready: pyproject.toml
 	$(VENV_VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
-# The packages of the extra alone, without specrej and what that needs.
-CLIENTS = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["clients"], sep="\n")
+# The packages of an extra alone, without specrej and what that needs.
+EXTRA = import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")
 $(VENV_CLIENTS)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV_CLIENTS)
-	$(VENV_CLIENTS)/bin/python -c '$(CLIENTS)' >$(VENV_CLIENTS)/requirements.txt
+	$(VENV_CLIENTS)/bin/python -c '$(EXTRA)' clients >$(VENV_CLIENTS)/requirements.txt
 	$(VENV_CLIENTS)/bin/pip install --quiet --no-compile --requirement $(VENV_CLIENTS)/requirements.txt
 	touch $@
 
+# Python finds here what is in .venv, behind what is here: alpaca_eval needs an older setuptools.
+# FastChat's own commands ask their judge through an openai before 1, alpaca_eval through a new one.
+SITE = import sysconfig; print(sysconfig.get_path("purelib"))
+$(VENV_TOOLS)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV_TOOLS)
+	echo "import site; site.addsitedir('$$($(VENV)/bin/python -c '$(SITE)')')" \
+		>"$$($(VENV_TOOLS)/bin/python -c '$(SITE)')/above.pth"
+	$(VENV_TOOLS)/bin/python -c '$(EXTRA)' tools >$(VENV_TOOLS)/requirements.txt
+	$(VENV_TOOLS)/bin/pip install --quiet --no-compile --requirement $(VENV_TOOLS)/requirements.txt
+	$(VENV_TOOLS)/bin/pip install --quiet --no-compile --no-deps --upgrade \
+		--target $(VENV_TOOLS)/openai-before-1 openai==0.28.1
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV_VLLM) $(VENV_CLIENTS)
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_CLIENTS) $(VENV_TOOLS)

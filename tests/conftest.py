@@ -1,4 +1,6 @@
-"""Ctrl-C is heeded in all tests. Tests of pages share a browser, and a server that plays a race."""
+"""Ctrl-C is heeded in all tests, and they have a cache of their own. Tests of pages share a
+browser, and a server that plays a race.
+"""
 
 import shutil
 import signal
@@ -9,6 +11,7 @@ import pytest
 
 from browsing import RACE
 from scripted import Script, serving
+from specrej.hub.defaults import cache_dir
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -18,6 +21,18 @@ CHROMIUM = shutil.which("chromium")
 # A shell that runs the tests in the background has told them to ignore Ctrl-C,
 # and the processes that they start would do so too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests leave in the cache is not the user's; the default models there are."""
+    theirs, own = cache_dir(), tmp_path_factory.mktemp("cache")
+    for name in ("models", "gguf"):
+        (theirs / name).mkdir(parents=True, exist_ok=True)
+        (own / name).symlink_to(theirs / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPECREJ_CACHE", str(own))
+        yield
 
 
 @pytest.fixture(scope="module")

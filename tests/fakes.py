@@ -64,13 +64,23 @@ class Group:
     budget_bytes: int
     rows: int = 0
     slots: int = 0
-    num_tokens: int = 0
     peak: int = 0
     latest: int = 0
     """The most while the block was last made."""
     live: list[int] = field(default_factory=list)
+    held: set[int] = field(default_factory=set)
     drawn: list[int] = field(default_factory=list)
     token_ids: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def needed(self) -> int:
+        """Slots of the longest: the newest tokens are fed to the model, which writes their KV."""
+        return max((len(self.token_ids[index]) for index in self.live), default=0)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the block lacks slots or rows, once there is anything to write."""
+        return self.needed > 0 and (self.needed > self.slots or len(self.live) > self.rows)
 
     @property
     def in_use(self) -> int:
@@ -79,28 +89,26 @@ class Group:
     def planned_slots(self, limit: int | None = None) -> int:
         """Slots of the block at the next step: a granule more, or as much of it as budget and
         limit hold."""
-        needed = self.num_tokens  # the newest tokens are fed to the model, which writes their KV
-        if needed <= self.slots:
+        if not self.is_short:
             return self.slots
         budget = self.budget_bytes if limit is None else min(limit, self.budget_bytes)
         room = budget - len(self.prompt_ids) * TOKEN_BYTES
         affordable = room // (len(self.live) * (TOKEN_BYTES + LAYER_BYTES))
-        return max(min(self.slots + GRANULE, self.sampling.max_new_tokens - 1, affordable), needed)
+        most = min(self.slots + GRANULE, self.sampling.max_new_tokens - 1, affordable)
+        return max(most, self.needed)
 
     def next_step(self) -> int:
-        slots = self.planned_slots()
-        most = kv_bytes(len(self.prompt_ids), len(self.live) * slots)
-        return self.in_use if slots == self.slots else max(self.in_use, most)
+        most = kv_bytes(len(self.prompt_ids), len(self.live) * self.planned_slots())
+        return max(self.in_use, most) if self.is_short else self.in_use
 
     def demand(self) -> Demand:
         """A block counts with one layer of it twice: rows move."""
         num_prompt = len(self.prompt_ids)
         now = kv_bytes(num_prompt, self.rows * self.slots)
-        if not self.live or self.num_tokens <= self.slots:
+        if not self.is_short:
             return Demand(now, now, now, 0)
         least, wanted = (
-            kv_bytes(num_prompt, len(self.live) * n)
-            for n in (self.num_tokens, self.planned_slots())
+            kv_bytes(num_prompt, len(self.live) * n) for n in (self.needed, self.planned_slots())
         )
         return Demand(now, max(now, least), max(now, wanted), 0)
 
@@ -245,12 +253,24 @@ class FakeEngine:
 
     def add(self, prompt: int, indices: Sequence[int]) -> None:
         group = self.groups[prompt]
-        assert not group.live, "the candidates before these have not ended"
         assert indices, "nobody to open"
         assert not group.token_ids.keys() & set(indices), "opened twice"
-        self._reallocate(prompt, 0, 0)
-        group.live, group.num_tokens = list(indices), 0
+        if not group.live:
+            self._reallocate(prompt, 0, 0)
+        group.live += indices
         group.token_ids.update({index: [] for index in indices})
+
+    def fork(self, prompt: int, parents: Sequence[int], indices: Sequence[int]) -> None:
+        group = self.groups[prompt]
+        assert set(parents) <= set(group.live), "a copy of somebody who is not live"
+        self.add(prompt, indices)
+        for parent, index in zip(parents, indices, strict=True):
+            group.token_ids[index] = list(group.token_ids[parent])
+
+    def hold(self, prompt: int, indices: Sequence[int]) -> None:
+        group = self.groups[prompt]
+        assert set(indices) <= set(group.live), "somebody waits who is not live"
+        group.held = set(indices)
 
     def step(self, limits: Mapping[int, int] | None = None) -> list[Token]:
         self.num_steps += 1
@@ -270,17 +290,17 @@ class FakeEngine:
         group = self.groups[handle]
         announced, demand = group.next_step(), group.demand()
         assert limit is None or limit >= demand.least, "a step that does not fit"
-        if (slots := group.planned_slots(limit)) > group.slots:
-            self._reallocate(handle, len(group.live), slots)
+        if group.is_short:
+            self._reallocate(handle, len(group.live), group.planned_slots(limit))
         assert group.in_use <= announced <= group.budget_bytes
         assert limit is None or group.in_use <= min(limit, demand.wanted)
         tokens = []
-        group.drawn = list(group.live)
-        numbers = uniforms(group.sampling.seed, group.live, group.num_tokens)
-        for index, number in zip(list(group.live), numbers.tolist(), strict=True):
+        group.drawn = [index for index in group.live if index not in group.held]
+        lengths = [len(group.token_ids[index]) for index in group.drawn]
+        numbers = uniforms(group.sampling.seed, group.drawn, lengths)
+        for index, number in zip(group.drawn, numbers.tolist(), strict=True):
             token_ids = group.token_ids[index]
             number = 0.5 if group.sampling.is_greedy else number
-            assert len(token_ids) == group.num_tokens, "a position drawn twice, or left out"
             token_id = next_token(group.prompt_ids, token_ids, number, self._eos)
             token_ids.append(token_id)
             reason: FinishReason | None = (
@@ -291,7 +311,6 @@ class FakeEngine:
             if reason:
                 group.live.remove(index)
             tokens.append(Token(handle, index, token_id, -math.log(2 + token_id % 7), reason))
-        group.num_tokens += 1
         self.num_drawn += len(tokens)
         return tokens
 
@@ -309,7 +328,7 @@ class FakeEngine:
 
     def memory(self, prompt: int) -> Memory:
         group = self.groups[prompt]
-        return Memory(group.in_use, group.next_step() if group.live else group.in_use, group.peak)
+        return Memory(group.in_use, group.next_step(), group.peak)
 
     def demand(self, prompt: int) -> Demand:
         return self.groups[prompt].demand()
@@ -318,6 +337,7 @@ class FakeEngine:
         group = self.groups[prompt]
         assert set(indices) <= set(group.live), "dropped somebody who is not live"
         group.live = [index for index in group.live if index not in indices]
+        group.held -= set(indices)
         if group.rows > len(group.live):
             self._reallocate(prompt, len(group.live), group.slots)
 
@@ -339,7 +359,7 @@ def next_token(
     prompt_ids: Sequence[int], token_ids: Sequence[int], number: float, eos: float
 ) -> int:
     """The token that follows, from the text so far and one number in [0, 1)."""
-    if token_ids and token_ids[-1] == LETTERS[-1]:
+    if (*prompt_ids, *token_ids)[-1] == LETTERS[-1]:
         return 0xA9
     if number < eos:
         return EOS

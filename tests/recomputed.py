@@ -176,14 +176,7 @@ def leanings(method: str, won: Sequence[tuple[float, Any]]) -> Figures:
 def alpacafarm(files: Files) -> Figures:
     found = preferences(files, files.baseline, files.ids)
     for method in files.methods:
-        scores = []
-        for name in files.ids:
-            row, base = files.known[name, method], files.known[name, files.baseline]["turns"][0]
-            own = base["lowest_reward"] if row["error"] else row["turns"][0]["reward"]
-            spread = base["reward"] - base["lowest_reward"]
-            if spread > 0:
-                scores.append(100 * (1 + (own - base["reward"]) / spread))
-        found["improvement score", method] = mean(scores)
+        found["improvement score", method] = mean(improvement(files, method))
     return found
 
 
@@ -266,6 +259,98 @@ def hh_rlhf(files: Files) -> Figures:
             ],
         )
     return found
+
+
+def efficiency(files: Files) -> dict[str, Figures]:
+    """Figure 3 of the paper: score and relative compute, and the speedup at equal score without
+    its interval.
+    """
+    scored = [
+        place
+        for place, name in enumerate(files.ids)
+        if spread_of(files.known[name, files.baseline])
+    ]
+    scores = {m: improvement(files, m) for m in files.methods}
+    costs = {m: np.array([totals(files.known[i, m]) for i in files.ids]) for m in files.methods}
+    relative: Figures = {}
+    speedups: Figures = {}
+    grid = sorted(
+        (m for m in files.methods if m.startswith("best_of_n")), key=lambda m: int(m.split(":")[1])
+    )
+    for method in files.methods:
+        for place, measure in enumerate(("seconds", "tokens", "flops")):
+            pairs = np.stack([costs[method][:, place], costs[files.baseline][:, place]], axis=1)
+            relative[measure, method] = boot(
+                of_values(lambda drawn: np.divide(*drawn.sum(0)), pairs), len(files.ids)
+            )
+            sums = {m: costs[m][scored, place].sum() for m in files.methods}
+            of_grid = sorted((sums[m], scores[m].mean()) for m in grid)
+            needed = reaching(of_grid, scores[method].mean())
+            speedups[measure, method] = (needed / sums[method], None, None)
+    own = {("improvement", method): mean(scores[method]) for method in files.methods}
+    return {"improvement": own, "relative": relative, "speedup": speedups}
+
+
+def reaching(points: Sequence[tuple[float, float]], target: float) -> float:
+    """The compute at which a line through (compute, score), straight in log compute, first has
+    the score. 0 below the cheapest, infinity above all.
+    """
+    if target < points[0][1]:
+        return 0.0
+    if target == points[0][1]:
+        return points[0][0]
+    logs = np.log([compute for compute, _ in points])
+    for left in range(len(points) - 1):
+        low, high = points[left][1], points[left + 1][1]
+        if low < target <= high:
+            return float(np.exp(np.interp(target, [low, high], logs[left : left + 2])))
+    return math.inf
+
+
+def improvement(files: Files, method: str) -> Any:
+    found = []
+    for name in files.ids:
+        base = files.known[name, files.baseline]["turns"][0]
+        row = files.known[name, method]
+        own = base["lowest_reward"] if row["error"] else row["turns"][0]["reward"]
+        if spread_of(files.known[name, files.baseline]):
+            found.append(
+                100 * (1 + (own - base["reward"]) / (base["reward"] - base["lowest_reward"]))
+            )
+    return np.array(found)
+
+
+def spread_of(row: Any) -> float:
+    return float(row["turns"][0]["reward"] - row["turns"][0]["lowest_reward"])
+
+
+def totals(row: Any) -> list[float]:
+    """Seconds, tokens, FLOPs."""
+    turn = row["turns"][0]
+    return [
+        turn["usage"]["total_s"],
+        turn["usage"]["generated_tokens"],
+        sum(value for value in turn["flops"].values()),
+    ]
+
+
+def coefficients(partial: Any, final: Any) -> dict[str, float]:
+    """Pearson's r, Spearman's rho (that of ranks) and Kendall's tau-b, pair by pair."""
+
+    def ranks(values: Any) -> Any:
+        below = (values[:, None] > values).sum(1)
+        return below + ((values[:, None] == values).sum(1) + 1) / 2
+
+    def kendall() -> float:
+        x = np.sign(partial[:, None] - partial)[np.triu_indices(len(partial), 1)]
+        y = np.sign(final[:, None] - final)[np.triu_indices(len(final), 1)]
+        return float((x * y).sum() / np.sqrt((x != 0).sum() * (y != 0).sum()))
+
+    return {
+        "pearson": float(np.corrcoef(partial, final)[0, 1]),
+        "spearman": float(np.corrcoef(ranks(partial), ranks(final))[0, 1]),
+        "kendall": kendall(),
+    }
 
 
 FIGURES: dict[str, Callable[[Files], Figures]] = {

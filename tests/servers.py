@@ -103,9 +103,11 @@ def serving(
     with Server(write) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:  # else the thread would keep a program that failed from ending
+            server.shutdown()
+            thread.join()
 
 
 def record_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:

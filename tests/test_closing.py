@@ -203,10 +203,10 @@ def test_an_ensemble_closes_what_it_opened_and_leaves_what_it_was_given() -> Non
     session = reward.open(PROMPT)
     session.score([Candidate(index=0, text="42", finish_reason="eos", state="complete")])
     session.close()
-    processes = [judge._process for judge in opened if judge._process is not None]
+    processes = [judge._verifier.process for judge in opened if judge._verifier.process is not None]
     assert processes
     reward.close()
-    assert not any(judge._process for judge in opened)
+    assert not any(judge._verifier.process for judge in opened)
     assert all(process.returncode is not None for process in processes)
     assert not given.is_closed
 

@@ -264,6 +264,7 @@ FOREIGN = {
 
 
 NO_MODULES = {"specrej.rewards", "specrej.engines", "specrej.algorithms", "specrej.policies"}
+NO_MODULES |= {"specrej.extracts"}
 NO_MODULES |= {"specrej.num_answers", "specrej.n", "specrej.progress", "specrej.deadline_s"}
 NO_MODULES |= {"specrej.regex", "specrej.grammar", "specrej.json_schema"}
 """Groups of entry points, and fields of requests and answers."""

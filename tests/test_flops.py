@@ -245,6 +245,13 @@ def test_a_live_run_is_counted_by_what_the_engine_drew() -> None:
     assert row["reward"] == 7 * result.usage.reward_tokens
 
 
+def test_a_fork_costs_what_is_fed_behind_its_beginning() -> None:
+    """A copy of 5 tokens that draws 3 more is fed the fifth and the next two."""
+    row = flops_of(FLOPS, 20, [9, 8], None, 0, inherited=[0, 5])
+    fed = [FLOPS.decode(20, [length + 1]) - FLOPS.decode(20, [length]) for length in (5, 6, 7)]
+    assert row["decode"] == pytest.approx(FLOPS.decode(20, [9]) + sum(fed))
+
+
 # Rewards
 
 

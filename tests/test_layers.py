@@ -7,9 +7,19 @@ import specrej
 
 ROOT = Path(specrej.__file__).parent
 LAYERS = [
-    {"version", "errors", "memory", "registry", "options", "policy", "prompt"},
-    {"types", "messages", "settings", "flops", "constraint"},
-    {"files", "remote", "threads"},
+    {
+        "version",
+        "errors",
+        "memory",
+        "registry",
+        "options",
+        "policy",
+        "prompt",
+        "candidate",
+        "threads",
+    },
+    {"types", "sampling", "messages", "settings", "flops", "constraint"},
+    {"files", "remote"},
     {"attention", "hub"},
     {"engines"},
     {"rewards"},

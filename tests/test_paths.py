@@ -38,12 +38,17 @@ from specrej.settings import Settings
 SETTINGS = Settings(n=6, max_new_tokens=20, min_tokens=6, seed=5, memory="4KiB")
 INNER = {
     "specrej.evaluation.report.bench_sections.bench_page",
+    "specrej.evaluation.report.bench_sections.efficiency_section",
+    "specrej.evaluation.report.replay_sections.correlation_section",
     "specrej.evaluation.report.replay_sections.replay_page",
     "specrej.evaluation.report.page.picture",
+    "specrej.hub.converted.converted",
     "specrej.hub.defaults.convert_smollm2",
     "specrej.hub.defaults.download_wheel",
+    "specrej.hub.fingerprints.fingerprint",
+    "specrej.hub.fingerprints.write_whole",
 }
-"""Parts of what others call: `write_report`, `models.pull`."""
+"""Parts of what others call: `write_report`, `models.pull`, `open_engine`."""
 
 
 def functions() -> Iterator[tuple[str, Callable[..., Any]]]:

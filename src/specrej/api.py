@@ -32,7 +32,7 @@ from specrej.search.budget import Total
 from specrej.search.calibrated import mismatches
 from specrej.search.events import Observer, Watcher
 from specrej.search.pool import Pool
-from specrej.search.resolving import policy_of, steps_of
+from specrej.search.resolving import policy_of, sampling_of, steps_of
 from specrej.search.scheduler import Maker, Outcome, Watch, as_outcome, run
 from specrej.search.search import Search
 from specrej.settings import Settings
@@ -332,12 +332,11 @@ def prepare(
         policy = policy_of(settings)
     num_candidates = _num_candidates(policy, settings)
     note = _note_of(policy, engine, reward, settings)
-    engine.check_sampling(settings.sampling)
     search = Search(
         engine,
         reward,
         prompt,
-        settings.sampling,
+        sampling_of(settings, engine),
         settings.memory_bytes,
         settings.to_dict() | ({} if note is None else {"note": note}),
         total,

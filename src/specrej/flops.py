@@ -121,6 +121,7 @@ def flops_of(
     reward_flops_per_token: float | None,
     reward_tokens: int,
     num_shared: int = 0,
+    inherited: ArrayLike = (),
 ) -> FlopsRow:
     """The operations of one prompt's run, by part.
 
@@ -131,10 +132,15 @@ def flops_of(
         reward_flops_per_token: None where the reward does not say.
         reward_tokens: tokens that the reward has read, all decisions together.
         num_shared: tokens of the prompt that were read before, for another prompt.
+        inherited: tokens of candidates that were drawn for those that they are copies of.
     """
+    decode = None
+    if model is not None:
+        inherited_flops = model.decode(num_prompt_tokens, inherited)
+        decode = model.decode(num_prompt_tokens, lengths) - inherited_flops
     return {
         "prefill": None if model is None else model.prefill(num_prompt_tokens, num_shared),
-        "decode": None if model is None else model.decode(num_prompt_tokens, lengths),
+        "decode": decode,
         "reward": None
         if reward_flops_per_token is None
         else reward_flops_per_token * reward_tokens,

@@ -37,7 +37,8 @@ def as_messages(prompt: Prompt) -> list[dict[str, Any]]:
     ...}`, which are joined; beside calls it may be null or left out, and is "" then. An assistant's
     message may have `tool_calls`, with arguments as a JSON object's text. The results that follow
     come in the order of the calls. The last message may have `"prefix": true`, if it is an
-    assistant's. Other fields of a message are refused unless they are null or empty.
+    assistant's. Its `reasoning_content` is left out. Other fields of a message are refused unless
+    they are null or empty.
 
     Raises:
         PromptError: the prompt is empty, no text and no conversation, or holds what a message
@@ -108,6 +109,8 @@ def _as_message(given: object, name: str) -> dict[str, Any]:
         check_characters(str(field_name), f"a name in {name}")
         if field_name in ("role", "content") or _asks_nothing(field_name, value):
             continue
+        if (role, field_name) == ("assistant", "reasoning_content"):
+            continue  # what was thought before is not read again: templates leave it out
         if field_name not in honoured:
             raise PromptError(
                 f"{name}.{field_name!s:.40} cannot be honoured, got {reprlib.repr(value)}"

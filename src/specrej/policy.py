@@ -5,7 +5,7 @@ Policy(when=lambda length, last: length - last >= 16, keep=my_rule, first_tokens
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from specrej.errors import UsageError
 from specrej.options import shown
@@ -13,6 +13,9 @@ from specrej.options import shown
 Schedule = Callable[[int, int], bool]
 """Whether to decide now, from the candidates' length in tokens and their length at the last
 decision."""
+
+StepRule = Callable[[str, int], bool]
+"""Whether a step of an answer is over, from its text so far and its length in tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +79,36 @@ class Policy:
                     f"{name} of the policy {self.name!r} must be a whole number of at least 1, or "
                     f"None, got {shown(given)}"
                 )
+
+
+class Decide(NamedTuple):
+    """What the words of `decide` mean."""
+
+    kind: Literal["budget", "every", "at"]
+    lengths: tuple[int, ...]
+    """In tokens: K of "every:K", all of "at:A,B,C"; none of "budget"."""
+
+
+def parse_decide(words: str) -> Decide:
+    """Read "budget", "every:K" or "at:A,B,C".
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    kind, _, rest = words.partition(":")
+    # Python refuses to read a number of thousands of digits, and no answer is that long.
+    numbers = [
+        int(number)
+        for number in rest.split(",")
+        if number.strip().isdecimal() and len(number.strip()) < 10
+    ]
+    is_clean = len(numbers) == len(rest.split(",")) and all(numbers)
+    if words == "budget":
+        return Decide("budget", ())
+    if kind == "every" and is_clean and len(numbers) == 1:
+        return Decide("every", tuple(numbers))
+    if kind == "at" and is_clean:
+        return Decide("at", tuple(numbers))
+    raise UsageError(
+        f"decide must be 'budget', 'every:K' or 'at:A,B,C' with K, A, B, C in tokens, got {words!r}"
+    )

@@ -2,7 +2,7 @@
 before it is asked for.
 
 Other packages add their own by entry points of the groups `specrej.rewards`, `specrej.engines`,
-`specrej.algorithms` and `specrej.policies`; in their pyproject.toml:
+`specrej.algorithms`, `specrej.policies` and `specrej.extracts`; in their pyproject.toml:
 
     [project.entry-points."specrej.rewards"]
     brevity = "their_package.rewards:make_brevity"
@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from specrej.errors import SpecrejError, UnknownNameError, UsageError, listed
+from specrej.threads import while_torch_loads
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -52,9 +53,32 @@ ENGINES = {
 ALGORITHMS = {
     "best_of_n": "specrej.search.algorithms:best_of_n",
     "speculative_rejection": "specrej.search.algorithms:speculative_rejection",
+    "beam_search": "specrej.search.branching:beam_search",
+    "dvts": "specrej.search.branching:dvts",
+    "particle_filtering": "specrej.search.branching:particle_filtering",
+    "tree_bon": "specrej.search.branching:tree_bon",
+    "threshold": "specrej.search.voted:threshold",
+    "majority_vote": "specrej.search.voted:majority_vote",
+    "weighted_best_of_n": "specrej.search.voted:weighted_best_of_n",
+    "voted_rejection": "specrej.search.voted:voted_rejection",
+    "self_certainty": "specrej.search.confident:self_certainty",
+    "deepconf": "specrej.search.confident:deepconf",
+    "deepconf_online": "specrej.search.confident:deepconf_online",
 }
 POLICIES = {"smollm2-relevance": "specrej.search.shipped:smollm2_relevance"}
-TABLES = {"reward": REWARDS, "engine": ENGINES, "algorithm": ALGORITHMS, "policy": POLICIES}
+EXTRACTS = {
+    "auto": "specrej.rewards.answers:automatic",
+    "boxed": "specrej.rewards.answers:boxed",
+    "number": "specrej.rewards.answers:number",
+    "text": "specrej.rewards.answers:whole",
+}
+TABLES = {
+    "reward": REWARDS,
+    "engine": ENGINES,
+    "algorithm": ALGORITHMS,
+    "policy": POLICIES,
+    "extract": EXTRACTS,
+}
 """What specrej itself brings, by kind and name."""
 
 
@@ -79,7 +103,8 @@ def load(kind: str, name: str) -> Any:
     if name not in TABLES[kind]:
         raise UnknownNameError(kind, name, names(kind))
     module, _, attribute = TABLES[kind][name].partition(":")
-    return getattr(import_module(module), attribute)
+    with while_torch_loads():
+        return getattr(import_module(module), attribute)
 
 
 def find(kind: str, spec: str) -> Any:

@@ -5,16 +5,18 @@ Settings(algorithm="best_of_n", n=16, memory="64MiB", seed=1)
 """
 
 import reprlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 from specrej.constraint import Constraint, constraint_of, schema_of
 from specrej.errors import PromptError, UnknownNameError, UsageError
 from specrej.files.reading import check_characters
 from specrej.memory import parse_bytes
 from specrej.messages import as_conversation, as_messages
-from specrej.options import check, option, options_of, same_as
+from specrej.options import check, option, options_of, same_as, shown
+from specrej.policy import parse_decide
 from specrej.registry import is_name, names
 from specrej.types import Policy, Prompt, SamplingParams
 
@@ -34,6 +36,11 @@ class Options(TypedDict, total=False):
     min_tokens: int
     policy: str | Policy | None
     strict: bool
+    reward_sees: str
+    extract: str | Callable[[str], str | None]
+    threshold: float | None
+    window: int
+    warm_up: int
     memory: str | int | None
     max_new_tokens: int
     temperature: float
@@ -55,11 +62,11 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """How answers are sampled and chosen.
+    r"""How answers are sampled and chosen.
 
     Attributes:
-        algorithm: "speculative_rejection", "best_of_n", a name that a package adds,
-            "module:function", or a function: see docs/extending.md.
+        algorithm: "speculative_rejection", "best_of_n" or another of docs/algorithms.md, a name
+            that a package adds, "module:function", or a function: see docs/extending.md.
         n: candidates to begin with; "auto" is as many as the memory carries.
         alpha: share of the candidates rejected at each decision, in [0, 1).
         keep: keep this many at each decision, in place of a share.
@@ -70,6 +77,13 @@ class Settings:
             "module:object", or a file of `specrej calibrate` (its name ends in ".json").
         strict: refuse a policy that was calibrated for another model, reward or sampling; else the
             result has a note of it.
+        reward_sees: "all" of an answer, or "answer": it without what a reasoning model thinks.
+        extract: what is compared of an answer, where answers vote or are checked: "auto" (what
+            `\boxed{}` or `####` marks, else the last number), "boxed", "number", "text",
+            "regex:PATTERN", "module:function", or a function of the text: see docs/algorithms.md.
+        threshold: reward at which the algorithm "threshold" stops.
+        window, warm_up: of DeepConf: tokens in a row whose mean confidence it goes by, and (online)
+            candidates that it decodes to their end before it stops any.
         memory: KV budget, such as "64MiB" or a number of bytes; None leaves it to the engine: room
             for 8 full-length candidates on a CPU, 80% of the free memory on a GPU.
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty: see `SamplingParams`.
@@ -92,7 +106,8 @@ class Settings:
 
     algorithm: str | Callable[..., Any] = option(
         "speculative_rejection",
-        "speculative_rejection, best_of_n, or a name that a package adds.",
+        "speculative_rejection, best_of_n, majority_vote and others of docs/algorithms.md, or a "
+        "name that a package adds.",
         metavar="NAME|module:function",
     )
     n: int | str = option(
@@ -142,6 +157,31 @@ class Settings:
         False,
         "Refuse a policy that was calibrated for another model, reward or sampling; else the "
         "result has a note of it.",
+    )
+    reward_sees: str = option(
+        "all",
+        "What the reward sees of an answer: all, or answer (what a reasoning model thinks is left "
+        "out).",
+        choices=("all", "answer"),
+        metavar="all|answer",
+    )
+    extract: str | Callable[[str], str | None] = option(
+        "auto",
+        "What is compared of answers that vote or are checked: auto (boxed, else the last number), "
+        "boxed, number, text, or a pattern.",
+        metavar="NAME|regex:PATTERN|module:function",
+    )
+    threshold: float | None = option(
+        None, "Reward at which the algorithm threshold stops.", unset="off"
+    )
+    window: int = option(
+        32, "Tokens in a row whose mean confidence DeepConf goes by.", expected="at least 1", ge=1
+    )
+    warm_up: int = option(
+        16,
+        "Candidates that online DeepConf decodes to their end before it stops any.",
+        expected="at least 2",
+        ge=2,
     )
     memory: str | int | None = option(
         None,
@@ -203,6 +243,7 @@ class Settings:
             raise UsageError(f"algorithm must be a name or a function, got {self.algorithm!r}")
         if not isinstance(self.policy, str | Policy | None):
             raise UsageError(f"policy must be a name or a specrej.Policy, got {self.policy!r}")
+        self._check_choice()
         if self.policy is not None:
             usual = {name: field.default for name, (field, _) in options_of(Settings).items()}
             for name in ("alpha", "keep", "decide", "min_tokens"):
@@ -211,6 +252,25 @@ class Settings:
                         f"{name} must be left out where there is a policy, got "
                         f"{getattr(self, name)!r}"
                     )
+
+    def _check_choice(self) -> None:
+        """See that what answers are chosen by is there."""
+        if self.reward_sees not in ("all", "answer"):
+            raise UsageError(f"reward_sees must be 'all' or 'answer', got {self.reward_sees!r}")
+        if isinstance(self.extract, str):
+            if ":" not in self.extract and not is_name("extract", self.extract):
+                raise UnknownNameError("extract", self.extract, names("extract"))
+        elif not callable(self.extract):
+            raise UsageError(f"extract must be a name or a function, got {self.extract!r}")
+        given = self.threshold
+        is_number = isinstance(given, int | float) and not isinstance(given, bool)
+        if given is not None and not (is_number and abs(given) <= sys.float_info.max):
+            raise UsageError(f"threshold must be a finite number, got {shown(given)}")
+        if self.threshold is None and self.algorithm == "threshold":
+            raise UsageError(
+                "the algorithm 'threshold' needs a threshold",
+                hint="give the reward at which an answer is good enough",
+            )
 
     @property
     def num_candidates(self) -> int | None:
@@ -280,6 +340,8 @@ class Settings:
         values = {name: getattr(self, name) for name in Options.__annotations__}
         if not isinstance(self.algorithm, str):
             values["algorithm"] = _name_of(self.algorithm)
+        if not isinstance(self.extract, str):
+            values["extract"] = _name_of(self.extract)
         if isinstance(self.policy, Policy):
             values["policy"] = self.policy.name
         if self.logit_bias is not None:
@@ -312,36 +374,3 @@ def _name_of(function: Any) -> str:
     if hasattr(function, "__qualname__"):
         return f"{function.__module__}:{function.__qualname__}"
     return _name_of(getattr(function, "func", type(function)))
-
-
-class Decide(NamedTuple):
-    """What the words of `decide` mean."""
-
-    kind: Literal["budget", "every", "at"]
-    lengths: tuple[int, ...]
-    """In tokens: K of "every:K", all of "at:A,B,C"; none of "budget"."""
-
-
-def parse_decide(words: str) -> Decide:
-    """Read "budget", "every:K" or "at:A,B,C".
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    kind, _, rest = words.partition(":")
-    # Python refuses to read a number of thousands of digits, and no answer is that long.
-    numbers = [
-        int(number)
-        for number in rest.split(",")
-        if number.strip().isdecimal() and len(number.strip()) < 10
-    ]
-    is_clean = len(numbers) == len(rest.split(",")) and all(numbers)
-    if words == "budget":
-        return Decide("budget", ())
-    if kind == "every" and is_clean and len(numbers) == 1:
-        return Decide("every", tuple(numbers))
-    if kind == "at" and is_clean:
-        return Decide("at", tuple(numbers))
-    raise UsageError(
-        f"decide must be 'budget', 'every:K' or 'at:A,B,C' with K, A, B, C in tokens, got {words!r}"
-    )

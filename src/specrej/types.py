@@ -1,198 +1,33 @@
-"""What flows through specrej: sampling parameters, candidates, decisions, usage, results.
+"""What flows through specrej: candidates, decisions, usage, results.
 
 Everything is frozen and checked on construction but `Candidate`, the one mutable record: the search
 writes its tokens, its rewards and its fate as they come.
 """
 
-import math
-import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
-from specrej.constraint import Constraint
-from specrej.errors import UsageError
-from specrej.options import check, option, shown
+from specrej.candidate import Candidate as Candidate
+from specrej.candidate import FinishReason as FinishReason
+from specrej.candidate import State as State
+from specrej.candidate import TopLogprobs as TopLogprobs
 from specrej.policy import Policy as Policy
 from specrej.policy import Rule as Rule
 from specrej.policy import Schedule as Schedule
 from specrej.policy import Standing as Standing
+from specrej.policy import StepRule as StepRule
 from specrej.prompt import Continuation as Continuation
 from specrej.prompt import Conversation as Conversation
 from specrej.prompt import Message as Message
 from specrej.prompt import Prompt as Prompt
+from specrej.sampling import SamplingParams as SamplingParams
 
-State = Literal["live", "complete", "rejected"]
-FinishReason = Literal["eos", "stop", "length", "lost"]
 Reuse = Literal["none", "prompt", "answers"]
 Cause = Literal["budget", "schedule", "complete", "out_of_memory", "filter", "lost"]
 
 GREEDY_NOTE = "temperature 0 is greedy: all candidates would be the same answer, so one was decoded"
 """What a result says of itself where a greedy run began with one candidate, whatever n says."""
-
-_LEAST_TEMPERATURE, _MOST_TEMPERATURE = 1e-5, 1e30
-"""Below the one the likeliest token is certain, above the other all that pass are alike; between
-them float32 holds."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SamplingParams:
-    """How a candidate's tokens are drawn; the filters apply in the order transformers applies them.
-
-    Before them come, in vLLM's order: logit_bias, repetition_penalty, frequency_penalty and
-    presence_penalty, temperature. The last two penalties count the answer's tokens alone, the
-    first counts the prompt's too.
-
-    Engines compute in float32 or less. What it cannot tell from a limit acts as that limit; a bound
-    beyond which a number means nothing there is refused by name.
-
-    Attributes:
-        max_new_tokens: length limit of an answer, in tokens, below 2^31.
-        temperature: divides the logits. 0, or below 1e-5, is greedy: the likeliest token is taken,
-            and a run decodes one candidate, since all would be alike. Above 1e30 all tokens that
-            pass the filters are equally likely.
-        top_k: keep the k most likely tokens; 0, or the vocabulary's size and more, keeps all. Below
-            2^31.
-        top_p: keep the smallest set of tokens whose probability reaches top_p, at least one; 1.0
-            keeps all.
-        min_p: drop tokens less likely than min_p times the most likely one; 0.0 keeps all.
-        repetition_penalty: divides positive (multiplies negative) logits of tokens seen before; 1.0
-            is off. From 1e-9 to 1e9.
-        frequency_penalty: taken from a token's logit for each time the answer has it so far. From
-            -2 to 2; 0 is off.
-        presence_penalty: taken once from the logits of tokens that the answer has. From -2 to 2; 0
-            is off.
-        logit_bias: pairs of token id and what is added to its logit, from -100 to 100, in rising
-            order of ids.
-        top_logprobs: of each token drawn, so many of the likeliest in its place are kept with
-            their log-probabilities. From 0 to 20.
-        stop: strings that end an answer; the answer's text ends before them. They may spell special
-            tokens.
-        ignore_eos: go on to max_new_tokens; for measuring.
-        seed: with the candidate's index and the position it decides every draw.
-    """
-
-    max_new_tokens: int = option(
-        256,
-        "Length limit of an answer, in tokens.",
-        expected="at least 1, and below 2^31",
-        ge=1,
-        lt=2**31,
-    )
-    temperature: float = option(
-        1.0,
-        "Divides the logits; 0 is greedy: one candidate.",
-        expected="0 (greedy) or above, and finite",
-        ge=0,
-        le=sys.float_info.max,
-    )
-    top_k: int = option(
-        50,
-        "Draw from the k most likely tokens; 0: from all.",
-        expected="0 (all tokens) or more, and below 2^31",
-        ge=0,
-        lt=2**31,
-    )
-    top_p: float = option(
-        1.0,
-        "Draw from the likeliest tokens that reach this probability.",
-        expected="in (0, 1]",
-        gt=0,
-        le=1,
-    )
-    min_p: float = option(
-        0.0, "Drop tokens below this share of the likeliest one.", expected="in [0, 1)", ge=0, lt=1
-    )
-    repetition_penalty: float = option(
-        1.0,
-        "Makes tokens seen before less likely; 1.0 is off.",
-        expected="in [1e-9, 1e9]",
-        ge=1e-9,
-        le=1e9,
-    )
-    frequency_penalty: float = option(
-        0.0,
-        "Taken from a token's logit for each time the answer has it.",
-        expected="in [-2, 2]",
-        ge=-2,
-        le=2,
-    )
-    presence_penalty: float = option(
-        0.0,
-        "Taken once from the logits of tokens that the answer has.",
-        expected="in [-2, 2]",
-        ge=-2,
-        le=2,
-    )
-    logit_bias: tuple[tuple[int, float], ...] = option(
-        (),
-        'Added to the logits of tokens, by their ids: a JSON object such as {"42": -100}.',
-        metavar="JSON",
-        unset="none",
-    )
-    top_logprobs: int = option(
-        0,
-        "Likeliest tokens to report in each token's place, with log-probabilities.",
-        expected="from 0 to 20",
-        ge=0,
-        le=20,
-    )
-    stop: tuple[str, ...] = option(
-        (), "Strings that end an answer, which holds none of them.", metavar="TEXT"
-    )
-    ignore_eos: bool = option(False, "Go on to the length limit; for measuring.")
-    seed: int = option(
-        0,
-        "Decides every draw, with candidate and position: the same seed, the same answer.",
-        expected="in [0, 2^64)",
-        ge=0,
-        lt=2**64,
-    )
-    constraint: Constraint | None = None
-    """What every answer obeys; None leaves them free. Until an engine says that an answer is
-    whole, it cannot end, so `ignore_eos` is refused beside it."""
-
-    def __post_init__(self) -> None:
-        check(self)
-        if self.constraint is not None and self.ignore_eos:
-            raise UsageError(
-                f"ignore_eos must be off where answers obey a {self.constraint.kind}, which says "
-                "where they end"
-            )
-        if not all(isinstance(stop, str) and stop for stop in self.stop):
-            raise UsageError(f"stop must be made of strings that are not empty, got {self.stop!r}")
-        for token_id, bias in self.logit_bias:
-            _check_bias(token_id, bias)
-        ids = [token_id for token_id, _ in self.logit_bias]
-        if ids != sorted(set(ids)):
-            raise UsageError(f"logit_bias must name each token once, in rising order, got {ids}")
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether the likeliest token is always taken, so that all candidates are the same
-        answer.
-        """
-        return self.temperature < _LEAST_TEMPERATURE
-
-    @property
-    def divisor(self) -> float:
-        """What logits are divided by: the temperature in a range that float32 holds, and 0.0
-        where greedy.
-        """
-        return 0.0 if self.is_greedy else float(min(self.temperature, _MOST_TEMPERATURE))
-
-
-def _check_bias(token_id: object, bias: object) -> None:
-    if type(token_id) is not int or not 0 <= token_id < 2**31:
-        raise UsageError(f"logit_bias must name token ids of at least 0, got {shown(token_id)}")
-    is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
-    if not is_number or not -100 <= bias <= 100:  # type: ignore[operator]  # a number, as seen
-        raise UsageError(f"logit_bias must add from -100 to 100, got {shown(bias)} for {token_id}")
-
-
-TopLogprobs = tuple[tuple[int, float], ...]
-"""The likeliest tokens in a place, likeliest first: ids and log-probabilities under the model, in
-nats, before all that `SamplingParams` does to them."""
 
 
 class Piece(NamedTuple):
@@ -208,74 +43,12 @@ class Detokenizer(Protocol):
     """Reads one answer, token by token. What it has given stays the beginning of the text.
 
     One that reads the answer to a prompt with tools says in `tool_form` how calls stand in it (a
-    `specrej.hub.tool_formats.ToolForm`). Without it, answers are text.
+    `specrej.hub.tool_formats.ToolForm`), and one of a reasoning model in `thinking` how thoughts do
+    (a `specrej.hub.thinking.Thinking`). Without these, answers are text.
     """
 
     def add(self, token_id: int) -> Piece:
         """Read the next token."""
-
-
-@dataclass(slots=True)
-class Candidate:
-    """One answer in the making.
-
-    Attributes:
-        index: its number among the prompt's candidates; names its random stream.
-        token_ids: generated tokens, the ending one (EOS) included.
-        logprobs: log-probability of each token under the model (nats, before temperature and
-            filters); none where the engine is not told.
-        top_logprobs: the likeliest tokens in the place of each, where these were asked for.
-        text: the text of the tokens as of the last decision; never ends in half a character.
-        rewards: reward by index of the decision that gave it, oldest first.
-        state: live, complete, or rejected.
-        finish_reason: why it ended; None while unfinished. "lost" where the engine lost it, which
-            is rejected then.
-    """
-
-    index: int
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    top_logprobs: list[TopLogprobs] = field(default_factory=list, kw_only=True)
-    text: str = ""
-    rewards: dict[int, float] = field(default_factory=dict)
-    state: State = "live"
-    finish_reason: FinishReason | None = None
-
-    @property
-    def reward(self) -> float | None:
-        """The latest reward, None before the first decision."""
-        return next(reversed(self.rewards.values()), None)
-
-    @property
-    def perplexity(self) -> float | None:
-        """Exp of minus the mean log-probability of the answer's tokens; None without tokens.
-
-        Capped at exp(700), about 1e304: beyond it no float would hold it.
-        """
-        if not self.logprobs:
-            return None
-        return math.exp(min(-math.fsum(self.logprobs) / len(self.logprobs), 700.0))
-
-    def take(self, token_id: int, logprob: float | None, top: TopLogprobs | None = None) -> None:
-        """Add a token that was drawn."""
-        self.token_ids.append(token_id)
-        if logprob is not None:
-            self.logprobs.append(logprob)
-        if top is not None:
-            self.top_logprobs.append(top)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it in JSON's types; `top_logprobs` only where they were asked for."""
-        rewards = {str(decision): reward for decision, reward in self.rewards.items()}
-        own = asdict(self)
-        if not self.top_logprobs:
-            del own["top_logprobs"]
-        return {
-            **own,
-            "rewards": rewards,
-            "reward": self.reward,
-            "perplexity": self.perplexity,
-        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,8 +15,10 @@ from judging import say
 from recomputed import FIGURES, Files
 from servers import Server, completion, record_waits, serving
 from specrej.cli import app
+from specrej.engines.base import Engine
 from specrej.evaluation.reproduce import ROWS
-from specrej.opening import Opening
+from specrej.evaluation.reproduce.paper.plan import TITLE
+from specrej.opening import Opening, open_engine
 from tiny import save_model
 
 METHODS = "best_of_n:2,best_of_n:8,speculative_rejection:0.5:16"
@@ -78,6 +80,22 @@ def run(tiny_model: str, prompts: Path, server: Server) -> Run:
     return invoke
 
 
+def recomputed(directory: Path, name: str) -> dict[str, Any]:
+    """What a row came to, its figures those that numpy finds in the files."""
+    outcome: dict[str, Any] = json.loads((directory / f"{name}.json").read_text())
+    given = {
+        (one["name"], one["method"]): tuple(
+            one["estimate"][end] for end in ("value", "low", "high")
+        )
+        for one in outcome["figures"]
+    }
+    expected = FIGURES[name](Files(directory, outcome["baseline"]))
+    assert given.keys() == expected.keys()
+    for key, figures in expected.items():
+        assert numbers(given[key]) == pytest.approx(numbers(figures), rel=1e-9, nan_ok=True), key
+    return outcome
+
+
 def numbers(figure: Sequence[float | None]) -> list[float]:
     return [math.nan if end is None else end for end in figure]
 
@@ -88,17 +106,7 @@ def test_a_row_comes_to_figures_that_numpy_computes_again(
 ) -> None:
     done = run(name, tmp_path / "out")
     assert done.exit_code == 0, done.stderr
-    outcome = json.loads((tmp_path / "out" / f"{name}.json").read_text())
-    given = {
-        (one["name"], one["method"]): tuple(
-            one["estimate"][end] for end in ("value", "low", "high")
-        )
-        for one in outcome["figures"]
-    }
-    expected = FIGURES[name](Files(tmp_path / "out", "best_of_n:2"))
-    assert given.keys() == expected.keys()
-    for key, figures in expected.items():
-        assert numbers(given[key]) == pytest.approx(numbers(figures), rel=1e-9, nan_ok=True), key
+    outcome = recomputed(tmp_path / "out", name)
     assert outcome["figures"][0]["method"] == "speculative_rejection:0.5:16"
     assert any("max_new_tokens is 8, not" in line for line in outcome["differences"])
     assert outcome["num_failed"] == 0
@@ -134,7 +142,10 @@ def test_a_judgement_that_failed_is_asked_for_again(
     run: Run, server: Server, tmp_path: Path
 ) -> None:
     server.answer = lambda request: completion("no")
-    first = run("mt-bench", tmp_path / "out", "--json")
+    assert (
+        run("mt-bench", tmp_path / "out").stdout.splitlines()[-1].count(" over 5. 15 of 15 ") == 1
+    )
+    first = run("mt-bench", tmp_path / "out", "--resume", "--json")
     figures = json.loads(first.stdout)["figures"]
     assert (figures[0]["name"], figures[0]["estimate"]["value"]) == ("mean grade", 1)
     server.answer = lambda request: completion("[[9]]")
@@ -143,10 +154,26 @@ def test_a_judgement_that_failed_is_asked_for_again(
     assert next(f for f in again["figures"] if "failed" in f["name"])["estimate"]["value"] == 0
 
 
+def test_a_trial_becomes_the_whole_row(run: Run, server: Server, tmp_path: Path) -> None:
+    """What is done already counts in the progress, and a greater limit adds to it."""
+    server.answer = lambda request: completion("[[7]]")
+    assert run("mt-bench", tmp_path / "out", "--limit", "2").exit_code == 0
+    again = run("mt-bench", tmp_path / "out", "--resume")
+    assert again.exit_code == 0, again.stderr
+    assert again.stderr.startswith("7 of 12 rows: c ")
+    assert "12 of 12 rows: " in again.stderr
+    assert "10 of 15 judgements: c " in again.stderr
+    assert "15 of 15 judgements: " in again.stderr
+    outcome = recomputed(tmp_path / "out", "mt-bench")
+    assert (outcome["num_prompts"], outcome["num_failed"]) == (4, 0)
+    assert len(Files(tmp_path / "out", "best_of_n:2").judged["grades"]) == 15
+
+
 def test_temperatures_are_those_of_the_categories(run: Run, server: Server, tmp_path: Path) -> None:
     assert run("mt-bench", tmp_path / "out").exit_code == 0
     info = json.loads((tmp_path / "out" / "run.json").read_text())
     assert (info["settings"]["temperature"], info["temperatures"]["stem"]) == (0.7, 0.1)
+    assert "Temperatures by category" in (tmp_path / "out" / "mt-bench.html").read_text()
     grades = Files(tmp_path / "out", "best_of_n:2").judged["grades"]
     assert {row["prompt_id"] for row in grades if row["has_reference"]} == {"b", "c"}
     shown = [json.dumps(request) for request in server.requests]
@@ -197,7 +224,8 @@ def test_all_rows_are_listed() -> None:
         for point in row.open_points:
             assert f"open: {point}" in listed.stdout
     as_json = json.loads(ask("--json").stdout)["rows"]
-    assert [one["row"] for one in as_json] == list(ROWS)
+    assert [one["row"] for one in as_json] == [*ROWS, "paper"]
+    assert f"paper: {TITLE}" in listed.stdout
 
 
 @pytest.mark.parametrize(
@@ -224,6 +252,20 @@ def test_all_rows_are_listed() -> None:
             ["perplexity", "--output", "OUT", "--prompts", "BARE", "--disagreement", "NUMBERS"],
             "is over all prompts",
         ),
+        (["paper", "--output", "OUT"], "the prompts of the row 'paper' are no set"),
+        (
+            ["paper", "--output", "OUT", "--prompts", "BARE", "--disagreement", "NUMBERS"],
+            "is over all prompts",
+        ),
+        (
+            ["paper", "--output", "OUT", "--prompts", "BARE", "--methods", "policy:x"],
+            "the paper compares with a Best-of-N, got 'policy:x'",
+        ),
+        (
+            ["paper", "--output", "OUT", "--prompts", "BARE", "--methods", "best_of_n:4,x:1"],
+            "unknown method",
+        ),
+        (["paper", "--output", "OUT", "--prompts", "TURNS"], "takes single questions"),
     ],
 )
 def test_what_a_row_lacks_is_said_before_a_model_is_opened(
@@ -248,14 +290,43 @@ def test_what_a_row_lacks_is_said_before_a_model_is_opened(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture(scope="module")
+def default_engine() -> Iterator[Engine]:
+    engine = open_engine("smollm2")
+    yield engine
+    engine.shutdown()
+
+
 @pytest.mark.slow
-def test_the_default_model_has_a_perplexity(prompts: Path, tmp_path: Path) -> None:
-    """From a fresh clone: the generator is opened a second time, as the reward."""
-    options = ["--prompts", str(prompts / "single.jsonl"), "--limit", "2", "--max-new-tokens", "8"]
-    methods = "best_of_n:4,speculative_rejection:0.5:8"
-    done = ask("perplexity", "--output", str(tmp_path / "out"), "--methods", methods, *options)
+@pytest.mark.parametrize("name", list(ROWS))
+def test_a_row_runs_on_the_default_models(
+    run: Run,
+    server: Server,
+    default_engine: Engine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """Few and short answers, by the generator that all rows share; each opens its own reward."""
+    monkeypatch.setattr(Opening, "open_engine", lambda opening: default_engine)
+    monkeypatch.setattr(default_engine, "shutdown", lambda: None)
+    options = ["--model", "smollm2", "--methods", "best_of_n:2,speculative_rejection:0.5:6"]
+    options += ["--decide", "every:3", "--max-new-tokens", "6"]
+    options += [] if name == "perplexity" else ["--reward", "relevance"]
+    done = run(name, tmp_path / "out", *options)
     assert done.exit_code == 0, done.stderr
-    outcome = json.loads((tmp_path / "out" / "perplexity.json").read_text())
-    assert outcome["num_failed"] == 0
-    value = outcome["figures"][0]["estimate"]["value"]
-    assert 1 < value < 10_000
+    outcome = recomputed(tmp_path / "out", name)
+    chief = outcome["figures"][0]
+    assert (outcome["num_prompts"], outcome["num_failed"]) == (4, 0)
+    assert chief["method"] == "speculative_rejection:0.5:6"
+    assert (chief["estimate"]["value"] is not None) == (chief["num"] > 0)
+    if name == "perplexity":
+        assert 1 < chief["estimate"]["value"] < 10_000
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("Speculative Rejection (")
+    assert f"): {chief['name']} " in last
+    assert ("requests to the judge" in last) == ROWS[name].needs_judge
+    assert outcome["calls"]["requests"] == len(server.requests)
+    rows = Files(tmp_path / "out", "best_of_n:2").rows
+    states = [one["state"] for row in rows for turn in row["turns"] for one in turn["candidates"]]
+    assert states.count("rejected") >= 4

@@ -180,14 +180,6 @@ def test_the_default_budget_is_eight_candidates_on_a_cpu_and_the_cache_elsewhere
     assert on_cpu.default_total(20) == on_cpu.capacity_bytes
 
 
-def test_candidates_begin_when_those_before_them_have_ended() -> None:
-    engine = paged_engine(FakeBackend())
-    prompt = engine.open([1, 2, 3], SamplingParams(), 10_000)
-    engine.add(prompt, [0])
-    with pytest.raises(UsageError, match="advance together"):
-        engine.add(prompt, [1])
-
-
 def test_pages_and_blocks_are_counted_by_one_rule() -> None:
     """A page of one token is a block without pages."""
     fake = FakeEngine()

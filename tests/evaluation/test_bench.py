@@ -4,6 +4,7 @@ in between.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fakes import FakeEngine, FakeReward
 from older import make_older
 from specrej.errors import UsageError
 from specrej.evaluation.bench import parse_methods, run_bench
-from specrej.evaluation.folder import RESULTS, RUN, read_bench
+from specrej.evaluation.folder import RESULTS, RUN, read_bench, read_info
 from specrej.evaluation.prompts import Loaded, load_prompts
 from specrej.evaluation.report import write_report
 from specrej.evaluation.rows import BenchRow
@@ -198,6 +199,24 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_rows(
     assert bench(loaded, tmp_path / "out", resume=True) == []
 
 
+def test_a_trial_goes_on_with_more_prompts(loaded: Loaded, tmp_path: Path) -> None:
+    whole = bench(loaded, tmp_path / "whole")
+    trial, fewest = (load_prompts(loaded.source, limit) for limit in (2, 1))
+    first = bench(trial, tmp_path / "out")
+    rest = bench(loaded, tmp_path / "out", resume=True)
+    assert without_seconds([*first, *rest]) == without_seconds(whole)
+    assert read_info(tmp_path / "out")["prompts"] == read_info(tmp_path / "whole")["prompts"]
+    with pytest.raises(UsageError, match=r"its prompts\.sha256 was"):
+        bench(fewest, tmp_path / "out", resume=True)
+    path = Path(loaded.source)
+    path.write_text(path.read_text().replace(PROMPTS[0]["id"], "z", 1))
+    bench(load_prompts(path, 1), tmp_path / "other")
+    path.write_text(path.read_text().replace('"z"', f'"{PROMPTS[0]["id"]}"', 1))
+    with pytest.raises(UsageError, match=r"its prompts\.sha256 was"):
+        bench(loaded, tmp_path / "other", resume=True)
+    assert read_info(tmp_path / "other")["prompts"]["num_prompts"] == 1
+
+
 def test_a_bench_that_an_older_version_began_goes_on(loaded: Loaded, tmp_path: Path) -> None:
     whole = bench(loaded, tmp_path / "out")
     make_older(tmp_path / "out" / RUN)
@@ -283,6 +302,9 @@ def test_a_reward_that_says_no_flops_has_none(loaded: Loaded, tmp_path: Path) ->
         (["best_of_n:4:2"], "is no method"),
         (["best_of_n:0"], "n must be"),
         (["speculative_rejection"], "is no method"),
+        (["majority_vote"], "is no method"),
+        (["deepconf:high:4"], "is no method"),
+        (["threshold:nan:4"], "threshold must be"),
         (["speculative_rejection:half"], "is no method"),
         (["speculative_rejection:1"], "alpha must be in"),
         (["speculative_rejection:0.5:4:4"], "is no method"),
@@ -292,6 +314,20 @@ def test_a_reward_that_says_no_flops_has_none(loaded: Loaded, tmp_path: Path) ->
 def test_words_that_mean_no_method(words: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         parse_methods(words, SETTINGS)
+
+
+def test_words_of_all_algorithms() -> None:
+    """But for an N that stands alone, the first number is alpha or the threshold."""
+    words = ["majority_vote:9", "voted_rejection:0.25", "deepconf:0.9:8", "threshold:-1.5:4"]
+    methods = parse_methods(words, SETTINGS)
+    assert [replace(SETTINGS, n=9, algorithm="majority_vote")] == [methods[0].settings]
+    assert [(one.settings.algorithm, one.settings.n) for one in methods[1:]] == [
+        ("voted_rejection", "auto"),
+        ("deepconf", 8),
+        ("threshold", 4),
+    ]
+    assert [one.settings.alpha for one in methods[1:3]] == [0.25, 0.9]
+    assert methods[3].settings.threshold == -1.5
 
 
 def test_candidates_of_the_fake_are_many_enough(loaded: Loaded, tmp_path: Path) -> None:

@@ -179,3 +179,7 @@ def test_what_was_left_out_is_said(tmp_path: Path) -> None:
     assert "1 had a category" in done.flattened
     plain = export(tmp_path / "outputs.json", [row("a", METHOD, "one")], METHOD, "alpaca_eval")
     assert plain == (1, 0, "ids, which alpaca_eval does not have")
+    again = [row("a", METHOD, "one"), row("b", METHOD, "two"), row("c", METHOD, "three")]
+    again[1]["turns"][0]["messages"] = again[0]["turns"][0]["messages"]
+    done = export(tmp_path / "outputs.json", again, METHOD, "alpaca_eval")
+    assert "1 ask what another does" in done.flattened

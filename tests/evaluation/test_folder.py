@@ -58,6 +58,26 @@ def test_a_run_is_gone_on_with_only_when_asked(tmp_path: Path) -> None:
     assert read_info(tmp_path) == INFO
 
 
+def test_a_run_takes_further_methods_and_gives_none_up(tmp_path: Path) -> None:
+    with open_run(tmp_path, INFO, resume=False):
+        pass
+    more = copy.deepcopy(INFO)
+    more["methods"] = ["policy:p.json", *INFO["methods"]]
+    more["policy_files"] = {"p.json": "one"}
+    with open_run(tmp_path, more, resume=True):
+        pass
+    assert read_info(tmp_path) == more
+    changed = copy.deepcopy(more)
+    changed["methods"], changed["policy_files"] = [*more["methods"], "b"], {"p.json": "two"}
+    for other, field in ((INFO, "methods"), (changed, "policy_files")):
+        with (
+            pytest.raises(UsageError, match=f"holds another run: its {field}"),
+            open_run(tmp_path, other, resume=True),
+        ):
+            pass
+    assert read_info(tmp_path) == more
+
+
 @pytest.mark.parametrize("name", [name for name in RunInfo.__annotations__ if name != "created"])
 def test_another_run_is_refused_by_what_differs(tmp_path: Path, name: str) -> None:
     with open_run(tmp_path, INFO, resume=False):

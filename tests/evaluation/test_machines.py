@@ -137,7 +137,7 @@ class TimedEngine(FakeEngine):
 
     def step(self, limits: Mapping[int, int] | None = None) -> list[Token]:
         (group,) = self.groups.values()
-        context = len(group.live) * (len(group.prompt_ids) + group.num_tokens)
+        context = len(group.live) * (len(group.prompt_ids) + group.needed)
         output = super().step(limits)
         self.clock[0] += float(MODEL.step_seconds(self.machine, len(output), context))
         return output

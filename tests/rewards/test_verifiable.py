@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 
 from specrej.errors import PromptError, RewardError, UsageError
 from specrej.rewards import as_reward
+from specrej.rewards.answers import final_answer, marked_answer
 from specrej.rewards.references import read_references
 from specrej.rewards.verifiable import (
     ExactMatchReward,
     MathReward,
     RegexReward,
-    final_answer,
-    marked_answer,
 )
 from specrej.types import Candidate, Message
 
@@ -168,13 +167,13 @@ def test_what_hangs_is_wrong_and_the_next_answer_is_checked() -> None:
     reward = MathReward("42", timeout_s=4)
     huge = r"\boxed{9^{9^{9^9}}}"  # stays in C, where no signal would reach it
     assert score(reward, "42", huge, "42", huge, "41") == [1, 0, 1, 0, 0]
-    assert reward._process is not None
-    assert reward._process.poll() is None
+    assert reward._verifier.process is not None
+    assert reward._verifier.process.poll() is None
 
 
 def test_a_worker_that_dies_is_replaced(maths: MathReward) -> None:
     assert score(maths, "1/2") == [1]
-    process = maths._process
+    process = maths._verifier.process
     assert process is not None
     process.kill()
     process.wait()
@@ -196,7 +195,7 @@ def test_threads_can_check_too(maths: MathReward) -> None:
 def test_the_worker_ends_with_its_reward() -> None:
     reward = MathReward("42")
     score(reward, "42")
-    process = reward._process
+    process = reward._verifier.process
     assert process is not None
     del reward
     assert process.returncode is not None
@@ -204,7 +203,7 @@ def test_the_worker_ends_with_its_reward() -> None:
 
 def test_a_reference_that_is_no_mathematics_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     reward = MathReward("42")
-    monkeypatch.setattr(reward, "_ask", lambda request: "null")
+    monkeypatch.setattr(reward._verifier, "_ask", lambda request: "null")
     with pytest.raises(RewardError, match="cannot read the reference '42'"):
         score(reward, "42")
 

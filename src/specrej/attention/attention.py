@@ -11,14 +11,13 @@ What an architecture asks of attention and is not honoured here (sinks, biases, 
 name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface
 
 from specrej.attention.groups import Group, Scoring
 from specrej.errors import ModelError
@@ -110,15 +109,28 @@ def _causal_mask(start: int, stop: int, window: int | None, device: torch.device
 class DecodePass:
     """The newest token of every live candidate; the rows of each group stand together, in the
     order given.
+
+    A group whose rows have different lengths, or of which some are not fed, is in `apart` by its
+    place among the groups, with a token for each row that is fed.
     """
 
     groups: Sequence[Group]
+    apart: "Mapping[int, ExtendPass]" = field(default_factory=dict)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
     ) -> Tensor:
         outputs, start = [], 0
-        for group in self.groups:
+        for place, group in enumerate(self.groups):
+            if (extend := self.apart.get(place)) is not None:
+                rows = slice(start, start + sum(extend.counts))
+                asked, new_key, new_value = (
+                    each[rows].transpose(0, 2) for each in (query, key, value)
+                )
+                given = extend.attend(layer, asked, new_key, new_value, scoring)
+                outputs.append(given.transpose(0, 1))
+                start = rows.stop
+                continue
             rows = slice(start, start + group.num_rows)
             group.keys[layer][: group.num_rows, :, group.length].copy_(key[rows, :, 0])
             group.values[layer][: group.num_rows, :, group.length].copy_(value[rows, :, 0])
@@ -135,7 +147,7 @@ class ExtendPass:
     reaches the model.
 
     The row `first_row + i` has `lengths[i]` tokens of its own in the group and is fed `counts[i]`
-    more, at least one. For attention alone, the rows are filled up to the longest.
+    more, one of them at least one. For attention alone, the rows are filled up to the longest.
     """
 
     group: Group
@@ -309,4 +321,10 @@ def group_attention(
     return kv.attend(layer, query, key, value, Scoring(scale, sliding_window, softcap)), None
 
 
-AttentionInterface.register(IMPLEMENTATION, group_attention)
+def use_groups(model: Any) -> None:
+    """Set a model of transformers to `group_attention`."""
+    # Imported where it is needed: it takes longer to import than torch itself.
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(IMPLEMENTATION, group_attention)
+    model.set_attn_implementation(IMPLEMENTATION)

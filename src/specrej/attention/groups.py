@@ -1,11 +1,11 @@
 """The KV of one prompt and its candidates, and attention to it.
 
 A group holds the prompt's KV once, its beginning together with other prompts (see `prefixes`), and
-a dense block `[rows, kv_heads, slots, dim]` for what its candidates wrote. All live candidates of
-an engine's group have the same length, so there is neither padding nor a page table. The block
-grows some slots at a time, layer by layer, within the group's budget. A reward model's group, whose
-tokens are not the generator's, has rows of different lengths: `length` is the longest then, and who
-feeds it knows those of the rows.
+a dense block `[rows, kv_heads, slots, dim]` for what its candidates wrote. The block grows some
+slots at a time, layer by layer, within the group's budget. Mostly all candidates have the same
+length, so there is no page table, and no padding. Forks beside older candidates, and a reward
+model's tokens, make rows of different lengths: `length` is the longest then, and who feeds them
+knows those of the rows.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,9 +35,8 @@ class Scoring(NamedTuple):
         """Scaled, capped scores in float32, `[batch, queries, positions]`, of queries and keys
         `[batch, ..., dim]`.
         """
-        nothing = query.new_zeros(
-            1
-        )  # the scaling comes with the product: beta=0 leaves this term out
+        # The scaling comes with the product: beta=0 leaves this term out, whatever it holds.
+        nothing = query.new_empty(1)
         scores = torch.baddbmm(
             nothing, query, keys.transpose(1, 2), beta=0, alpha=self.scaling
         ).float()
@@ -65,6 +64,8 @@ class Group(PromptPart):
     """Slots in use: tokens whose KV every live candidate has written (of rows of different
     lengths, the longest)."""
     peak_bytes: int = 0
+    sources: dict[int, int] = field(default_factory=dict)
+    """By candidate whose row is not written yet, the candidate whose row it will be a copy of."""
     shared_bytes: int = 0
     """Of the prompt's KV what a group that was opened later holds as well: that one answers for
     it."""
@@ -94,9 +95,21 @@ class Group(PromptPart):
             {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()
         )
 
+    @property
+    def num_allocated(self) -> int:
+        """Rows of every tensor."""
+        return min((tensor.shape[0] for tensor in (*self.keys, *self.values)), default=0)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the block has no room for the next tokens of all live rows."""
+        return self.num_rows > 0 and (
+            self.length == self.slots or self.num_rows > self.num_allocated
+        )
+
     def next_step_bytes(self) -> int:
         """Most bytes while the next slot of all live rows is made room for."""
-        if self.num_rows == 0 or self.length < self.slots:
+        if not self.is_full:
             return self.allocated_bytes()
         return max(
             self.layout.peak_bytes(len(self.prompt_ids), self.num_rows, self.length + 1),
@@ -110,7 +123,6 @@ class Group(PromptPart):
             if self.keys
             else 0
         )
-        is_full = self.length == self.slots and self.num_rows > 0
         demands = [
             self.layout.peak_bytes(len(self.prompt_ids), 1, num_places) - self.shared_bytes
             for num_places in (
@@ -121,7 +133,7 @@ class Group(PromptPart):
         ]
         now, least, wanted = (
             demands[0],
-            *(max(demands[0], demand) if is_full else demands[0] for demand in demands[1:]),
+            *(max(demands[0], demand) if self.is_full else demands[0] for demand in demands[1:]),
         )
         return Demand(now, least, wanted, self.shared_bytes)
 
@@ -156,8 +168,31 @@ class Group(PromptPart):
 
         The limit is on what the group holds, and is at least the least that its demand asks for.
         """
-        if self.length == self.slots:
+        if self.is_full:
             self.resize(self._grown_slots(limit_bytes))
+        if self.sources:
+            self._write_forks()
+
+    def fork(self, parent: int, index: int) -> None:
+        """Add a row for a candidate, a copy of another's, which is written when there is room."""
+        self.indices.append(index)
+        self.sources[index] = self.sources.get(parent, parent)
+
+    def _write_forks(self) -> None:
+        row_of = {index: row for row, index in enumerate(self.indices)}
+        forks = [row_of[index] for index in self.sources]
+        parents = [row_of[parent] for parent in self.sources.values()]
+        self.sources.clear()
+        self._copy(parents, forks)
+
+    def _copy(self, rows: Sequence[int], to: Sequence[int]) -> None:
+        """Write what these rows hold into others."""
+        if not rows or not self.length:
+            return
+        copied = len(rows) * self.length * self.layout.largest_tensor_bytes
+        self.peak_bytes = max(self.peak_bytes, self.allocated_bytes() + copied)
+        for tensor in (*self.keys, *self.values):
+            tensor[to, :, : self.length] = tensor[rows, :, : self.length]
 
     def _grown_slots(self, limit_bytes: int | None = None) -> int:
         limit = (
@@ -197,20 +232,38 @@ class Group(PromptPart):
         """Take rows out: the last rows move into their places. Returns the former row of every
         row that is left.
         """
+        gone = self._bequeathed(rows)
         order = list(range(self.num_rows))
         left = self.num_rows - len(rows)
-        gone = set(rows)
         holes = [row for row in sorted(gone) if row < left]
         movers = [row for row in range(left, self.num_rows) if row not in gone]
         for hole, mover in zip(holes, movers, strict=True):
             order[hole] = mover
         order = order[:left]
+        moves = [
+            (mover, hole)
+            for mover, hole in zip(movers, holes, strict=True)
+            if mover < self.num_allocated and self.indices[mover] not in self.sources
+        ]
         self.indices = [self.indices[row] for row in order]
         if left == 0:
             self.keys, self.values, self.length = [], [], 0
-        elif holes and self.length:
-            copied = len(movers) * self.length * self.layout.largest_tensor_bytes
-            self.peak_bytes = max(self.peak_bytes, self.allocated_bytes() + copied)
-            for tensor in (*self.keys, *self.values):
-                tensor[holes, :, : self.length] = tensor[movers, :, : self.length]
+        else:
+            self._copy([mover for mover, _ in moves], [hole for _, hole in moves])
         return order
+
+    def _bequeathed(self, rows: Sequence[int]) -> set[int]:
+        """The rows to take out so that the candidates in these go.
+
+        A fork that is not written yet takes the row of its parent: it would be a copy of it.
+        """
+        gone = {self.indices[row] for row in rows}
+        for index in gone:
+            self.sources.pop(index, None)
+        for parent in gone & set(self.sources.values()):
+            heir, *others = [fork for fork, source in self.sources.items() if source == parent]
+            del self.sources[heir]
+            self.sources.update(dict.fromkeys(others, heir))
+            old, new = self.indices.index(parent), self.indices.index(heir)
+            self.indices[old], self.indices[new] = heir, parent
+        return {row for row, index in enumerate(self.indices) if index in gone}

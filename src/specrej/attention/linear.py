@@ -3,18 +3,18 @@
 On a CPU the matrix library decides the speed. Two kernels of torch beat `F.linear` there: weights
 reordered once for oneDNN (exact float32) and weights stored in float16 (fbgemm; half the bytes to
 read, sums in float32). Either may be missing on another processor or in another torch, so each is
-tried once on a small layer; what fails is not used. Which kernel is taken never depends on a
-timing: the same machine gives the same tokens every time.
+tried once on a small layer; what fails is not used. At many rows oneDNN can be faster with the
+same rounded weights: who packs says from how many on (`engines/torch/kernels.py` measures it).
 
     pack_linears(model, "fp16")      # -> "fp16 (fbgemm)"
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
 
 PackedCall = Callable[[Tensor], Tensor]
 
@@ -29,14 +29,27 @@ def _pack_onednn(weight: Tensor, bias: Tensor | None) -> PackedCall:
 
 def _pack_fp16(weight: Tensor, bias: Tensor | None) -> PackedCall:
     # fbgemm saturates what float16 cannot hold; such a layer would be wrong in silence.
-    if weight.abs().max() > _FP16_MAX:
+    if not _fits_fp16(weight):
         return _pack_onednn(weight, bias)
     packed = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), bias)
     apply = torch.ops.quantized.linear_dynamic_fp16.default
     return lambda rows: apply(rows, packed)
 
 
-_KERNELS: dict[str, list[tuple[str, Callable[[Tensor, Tensor | None], PackedCall]]]] = {
+def _pack_rounded(weight: Tensor, bias: Tensor | None) -> PackedCall:
+    """The weights that `_pack_fp16` holds, in oneDNN's form: what differs is the order of sums."""
+    return _pack_onednn(weight.half().float() if _fits_fp16(weight) else weight, bias)
+
+
+def _fits_fp16(weight: Tensor) -> bool:
+    # By numpy: it stays on this thread, of which there are as many as cores.
+    values = weight.numpy()
+    return bool(max(values.max(), -values.min()) <= _FP16_MAX)
+
+
+_Pack = Callable[[Tensor, Tensor | None], PackedCall]
+
+_KERNELS: dict[str, list[tuple[str, _Pack]]] = {
     "fp32": [("fp32 (oneDNN, prepacked)", _pack_onednn)],
     "fp16": [("fp16 (fbgemm)", _pack_fp16), ("fp32 (oneDNN, prepacked)", _pack_onednn)],
 }
@@ -46,34 +59,60 @@ WEIGHTS = tuple(_KERNELS)
 
 
 class PackedLinear(nn.Module):
-    """Stands in for a linear layer; holds its weight in the kernel's own layout."""
+    """Stands in for a linear layer; holds its weight in the kernel's own layout, in two layouts
+    where many rows go through another kernel.
+    """
 
-    def __init__(self, call: PackedCall) -> None:
+    def __init__(
+        self, call: PackedCall, many: PackedCall | None = None, many_rows: int = 0
+    ) -> None:
         super().__init__()
-        self._call = call
+        self._call, self._many, self._many_rows = call, many, many_rows
 
     def forward(self, rows: Tensor) -> Tensor:
+        if self._many is not None and rows.numel() >= self._many_rows * rows.shape[-1]:
+            return self._many(rows)
         return self._call(rows)
 
 
-def pack_linears(model: nn.Module, weights: str) -> str:
+def both_kernels() -> tuple[_Pack, _Pack] | None:
+    """What packs float16 weights for few rows and for many; None where one of them fails here."""
+    return (_pack_fp16, _pack_rounded) if _works(_pack_fp16) and _works(_pack_rounded) else None
+
+
+def pack_linears(model: nn.Module, weights: str, many_rows: int | None = None) -> str:
     """Replace every linear layer of a float32 CPU model, the head included, and name the kernel
     that now runs.
 
     Args:
         model: changed in place; the original weights are released one by one.
         weights: "fp32" or "fp16".
+        many_rows: float16 weights are held for oneDNN as well, in float32, which multiplies so
+            many rows and more. None: they are not.
     """
+    if weights == "fp16" and many_rows is not None:
+        few, many = _pack_fp16, _pack_rounded
+        _replace(model, lambda *given: PackedLinear(few(*given), many(*given), many_rows))
+        return f"fp16 (fbgemm, from {many_rows} rows on oneDNN)"
     for name, pack in _KERNELS[weights]:
         if _works(pack):
-            for parent, child_name, child in list(_linears(model)):
-                weight, bias = _weight_and_bias(child)
-                setattr(parent, child_name, PackedLinear(pack(weight, bias)))
+            _replace(model, lambda *given, pack=pack: PackedLinear(pack(*given)))
             return name
     return "fp32 (torch)"
 
 
-def _works(pack: Callable[[Tensor, Tensor | None], PackedCall]) -> bool:
+def _replace(model: nn.Module, pack: Callable[[Tensor, Tensor | None], PackedLinear]) -> None:
+    """Pack every linear layer. Each is packed by one thread, so several are packed at once."""
+
+    def replace(place: tuple[nn.Module, str]) -> None:
+        parent, name = place
+        setattr(parent, name, pack(*weight_and_bias(parent.get_submodule(name))))
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(replace, list(linears_of(model))))
+
+
+def _works(pack: _Pack) -> bool:
     """Whether the kernel is there and right, on one small layer."""
     generator = torch.Generator().manual_seed(0)
     weight, bias, rows = (
@@ -87,17 +126,22 @@ def _works(pack: Callable[[Tensor, Tensor | None], PackedCall]) -> bool:
         return False
 
 
-def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+def linears_of(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Who holds a linear layer, and as what."""
     for parent in model.modules():
         for name, child in parent.named_children():
-            if type(child) in (nn.Linear, Conv1D):
-                yield parent, name, child
+            if type(child) is nn.Linear or _is_conv1d(child):
+                yield parent, name
 
 
-def _weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+def _is_conv1d(layer: nn.Module) -> bool:
+    """Whether it is a linear layer as GPT-2 has it. Its class takes longer to import than torch."""
+    kind = type(layer)
+    return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
+
+
+def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Weight `[out, in]` and bias of a linear layer; GPT-2 keeps its weights transposed."""
     weight = layer.get_parameter("weight").detach()
     bias = layer._parameters.get("bias")
-    return (weight.t() if isinstance(layer, Conv1D) else weight), (
-        None if bias is None else bias.detach()
-    )
+    return (weight.t() if _is_conv1d(layer) else weight), (None if bias is None else bias.detach())

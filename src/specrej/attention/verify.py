@@ -1,7 +1,7 @@
 """Proves that a model computes on our attention what it computes on transformers' own, or refuses
 it by name.
 
-recorder = verify(model, expect, probe)          # ModelError where the logits differ
+recorder, difference = verify(model, expect, probe)     # ModelError where the logits differ
 recorder.layout(granule=16)                      # what a token holds in KV
 """
 
@@ -52,8 +52,9 @@ class Recorder:
 @torch.inference_mode()
 def verify(
     model: Any, expect: Callable[[], Tensor], probe: Callable[[], tuple[Tensor, Recorder]]
-) -> Recorder:
-    """Compare the logits of a model on both attentions.
+) -> tuple[Recorder, float]:
+    """Compare the logits of a model on both attentions; what each layer asked for, and the largest
+    difference as a share of the largest logit.
 
     Args:
         model: of transformers, with its own attention.
@@ -75,14 +76,19 @@ def verify(
             f"{architecture} does not run on the torch engine's attention: {error!r}"
         ) from error
     check_windows(architecture, config, recorder)
-    difference = ((actual - expected).abs().max() / expected.abs().max()).item()
+    difference = differ(actual, expected)
     if not difference <= TOLERANCE[model.dtype]:
         raise ModelError(
             f"{architecture} is not supported by the torch engine: its logits differ from "
             "transformers' own by "
             f"{difference:.1e} of the largest logit"
         )
-    return recorder
+    return recorder, difference
+
+
+def differ(actual: Tensor, expected: Tensor) -> float:
+    """The largest difference of two logits, as a share of the largest logit."""
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 def check_kinds(model: nn.Module, config: Any) -> None:

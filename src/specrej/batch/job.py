@@ -114,6 +114,7 @@ def end(request: Request, outcome: Outcome, engine: Engine, reward: Reward) -> F
         of_reward,
         usage.reward_tokens,
         usage.shared_prompt_tokens,
+        [candidate.num_inherited for candidate in outcome.candidates],
     )
     return FinishedRequest(row_of(request, outcome, engine.detokenizer), flops)
 

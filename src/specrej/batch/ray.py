@@ -21,7 +21,7 @@ from specrej.arguments import RunOptions, read_options
 from specrej.errors import SpecrejError, UsageError
 from specrej.opening import Opening
 from specrej.settings import Settings
-from specrej.threads import spin_only_briefly
+from specrej.threads import settle_threads
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -147,7 +147,7 @@ class Worker:
     """
 
     def __init__(self, setup: ActorSetup) -> None:
-        spin_only_briefly()  # a node's Ray may not have the environment of the one that asks
+        settle_threads()  # a node's Ray may not have the environment of the one that asks
         self._failure: SpecrejError | None = None
         try:
             self._open(setup)

@@ -20,7 +20,7 @@ import typer
 from specrej.cli import answer, batch, calibrate, evaluate, relabel, reproduce, serve
 from specrej.cli.pull import models_app
 from specrej.cli.ratings import ratings_app
-from specrej.threads import spin_only_briefly
+from specrej.threads import settle_threads
 from specrej.version import __version__
 
 app = typer.Typer(
@@ -72,7 +72,7 @@ def root(
 
 def main() -> None:
     """Run the command."""
-    spin_only_briefly()
+    settle_threads()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(

@@ -8,6 +8,7 @@ import typer
 
 from specrej import api
 from specrej.cli.options import (
+    CHOICE,
     Json,
     exit_codes,
     opening_of,
@@ -17,19 +18,35 @@ from specrej.cli.options import (
 )
 from specrej.errors import PromptError
 from specrej.files.reading import decode
+from specrej.remote.services import without_secrets
 
+_LOCAL = "http://127.0.0.1:8000"
 _Prompt = Annotated[
     str, typer.Argument(help="The prompt; - reads it from stdin.", show_default=False)
 ]
 
 
+_Server = Annotated[
+    str | None,
+    typer.Option(
+        help="Have a running specrej serve answer, and open nothing: its URL, or local for "
+        f"{_LOCAL}. Its key goes in SPECREJ_API_KEY.",
+        metavar="URL|local",
+        show_default="off",
+    ),
+]
+
+
 @takes_options("continue_final_message")
-def generate(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
+def generate(prompt: _Prompt, *, json: Json = False, server: _Server = None, **given: Any) -> None:
     """Sample many answers to a prompt and print the one that the reward prefers."""
     from specrej.cli import display
     from specrej.cli.live import LiveProgress
 
     with exit_codes():
+        if server is not None:
+            _show_asked(_LOCAL if server == "local" else server, prompt, given, json=json)
+            return
         settings, opening = settings_of(given), vars(opening_of(given))
         is_interrupted = False
         with (
@@ -50,7 +67,22 @@ def generate(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
             raise typer.Exit(130)
 
 
-@takes_options("algorithm", "continue_final_message")
+def _show_asked(url: str, prompt: str, given: dict[str, Any], *, json: bool) -> None:
+    """What a server answers, shown as a run here is."""
+    from specrej.cli import display
+    from specrej.server.asking import ask
+
+    settings, opening = settings_of(given), opening_of(given)
+    text = _read(prompt)
+    typer.echo(f"asking {without_secrets(url)}", err=True)
+    result = ask(url, text, settings, opening, os.environ.get("SPECREJ_API_KEY"))
+    if json:
+        display.print_json(result.to_dict())
+    else:
+        display.print_result(result, is_interrupted=not result.is_complete)
+
+
+@takes_options("algorithm", "continue_final_message", *CHOICE)
 def compare(prompt: _Prompt, *, json: Json = False, **given: Any) -> None:
     """Speculative Rejection beside two Best-of-Ns in the same memory: the N that fits, and the N
     it started with.

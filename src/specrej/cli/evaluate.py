@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specrej.cli.options import (
+    CHOICE,
     Json,
     end_with,
     exit_codes,
@@ -69,15 +70,17 @@ _Exact = Annotated[
 ]
 
 
-@takes_options("algorithm", "n", "alpha", "policy", "continue_final_message", "top_logprobs")
+@takes_options(
+    *("algorithm", "n", "alpha", "threshold", "policy", "continue_final_message", "top_logprobs")
+)
 def bench(
     prompts: _Prompts,
     *,
     methods: Annotated[
         str,
         typer.Option(
-            help="best_of_n:N, speculative_rejection:ALPHA, speculative_rejection:ALPHA:N or "
-            "policy:FILE.json, separated by commas.",
+            help="best_of_n:N, speculative_rejection:ALPHA, speculative_rejection:ALPHA:N, "
+            "majority_vote:N, policy:FILE.json and more, separated by commas.",
             show_default=False,
         ),
     ],
@@ -93,7 +96,7 @@ def bench(
     """
     from specrej.cli.progress import RowProgress
     from specrej.evaluation.bench import parse_methods, run_bench
-    from specrej.evaluation.folder import check_free
+    from specrej.evaluation.folder import check_free, count_rows
     from specrej.evaluation.metrics import default_baseline
 
     with exit_codes(), stoppable(how_to_resume(output)):
@@ -108,7 +111,7 @@ def bench(
             raise UnknownNameError("method", named, names)
         loaded = _load(prompts, limit)
         check_free(output, resume=resume)
-        total, num_before = len(chosen) * len(loaded.tasks), _num_rows(output) if resume else 0
+        total, num_before = len(chosen) * len(loaded.tasks), count_rows(output) if resume else 0
         with (
             stdout_for_results(),
             RowProgress(total=total, unit="rows", num_done=num_before) as progress,
@@ -131,7 +134,7 @@ def bench(
 
 @takes_options(
     *("algorithm", "n", "alpha", "keep", "decide", "min_tokens", "policy"),
-    *("continue_final_message", "top_logprobs"),
+    *("continue_final_message", "top_logprobs", *CHOICE),
 )
 def trace(
     prompts: _Prompts,
@@ -322,14 +325,6 @@ def export(
         line += f", {done.failed} of them empty since the method failed" if done.failed else ""
         line += f"; flattened: {done.flattened}" if done.flattened else ""
         end_with(line, num_failed=done.failed, num_all=done.answers)
-
-
-def _num_rows(directory: Path) -> int:
-    """Rows that an earlier run of a bench has written."""
-    from specrej.evaluation.folder import RESULTS
-    from specrej.files.journal import read_rows
-
-    return len(read_rows(directory / RESULTS)) if (directory / RESULTS).exists() else 0
 
 
 def _numbers(words: str) -> list[int]:

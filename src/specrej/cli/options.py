@@ -26,6 +26,7 @@ from specrej.files.reading import read_text
 from specrej.memory import parse_bytes
 from specrej.opening import Opening
 from specrej.options import About, kinds_of, options_of
+from specrej.rewards.answers import extractor_of
 from specrej.rewards.base import Reward
 from specrej.search.resolving import algorithm_of, policy_of
 from specrej.settings import Settings
@@ -139,6 +140,10 @@ interface."""
 _DEFAULTS = vars(Opening()) | Settings().to_dict()
 
 
+CHOICE = ("extract", "threshold", "window", "warm_up")
+"""Options of algorithms that vote or stop: for commands that run none of these to leave out."""
+
+
 def typer_option(name: str) -> Any:
     """What typer is told of an option: for a command that calls it otherwise."""
     return _OPTIONS[name].__metadata__[0]
@@ -175,7 +180,7 @@ def settings_of(given: dict[str, Any]) -> Settings:
         UsageError: a value that cannot be honoured, or a name of nothing.
     """
     settings = Settings(**{name: given[name] for name in options_of(Settings) if name in given})
-    _ = algorithm_of(settings), policy_of(settings)
+    _ = algorithm_of(settings), policy_of(settings), extractor_of(settings.extract)
     return settings
 
 

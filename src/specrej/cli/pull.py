@@ -1,18 +1,19 @@
-"""The default models: list them, pull them."""
+"""The default models: list them, pull them; any model: check it again."""
 
 from typing import Annotated
 
 import typer
 
-from specrej.cli.options import Json, exit_codes
+from specrej.cli.options import Json, exit_codes, stdout_for_results
+from specrej.engines.opening import installed_versions
 from specrej.hub import defaults
 
-models_app = typer.Typer(help="List the default models, or pull them into the cache.")
+models_app = typer.Typer(help="List the default models, pull them into the cache, or check one.")
 
 
 @models_app.callback(invoke_without_command=True)
 def list_models(context: typer.Context, *, json: Json = False) -> None:
-    """List the default models, or pull them into the cache."""
+    """List the default models, pull them into the cache, or check one."""
     if context.invoked_subcommand is not None:
         return
     from specrej.cli import display
@@ -34,3 +35,25 @@ def pull(
     with exit_codes():
         for name in names or defaults.DEFAULT_MODELS:
             defaults.pull(name)
+
+
+@models_app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="As generate's --model.")] = "smollm2",
+    *,
+    weights: Annotated[
+        str | None, typer.Option(help="As generate's --weights.", metavar="fp16|fp32")
+    ] = None,
+) -> None:
+    """Compare the torch engine's logits with transformers' own once more. Opening a model does so
+    once for each kernel and version, and remembers it.
+    """
+    with exit_codes(), stdout_for_results():
+        from specrej.engines.torch.loading import check_model
+
+        difference = check_model(model, weights=weights)
+        versions = installed_versions()
+    typer.echo(
+        f"{model}: the logits differ by {difference:.1e} of the largest from those of transformers "
+        f"{versions['transformers']} on torch {versions['torch']}"
+    )

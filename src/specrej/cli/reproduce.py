@@ -1,33 +1,34 @@
 """Rows of benchmark tables by one command each."""
 
-import os
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from specrej.cli.options import (
+    CHOICE,
     Json,
     end_with,
     exit_codes,
     how_to_resume,
-    note_greedy,
-    open_given,
-    settings_of,
-    stdout_for_results,
     stoppable,
     takes_options,
+)
+from specrej.cli.reproducing import (
+    disagreement_of,
+    generate_answers,
+    judge_answers,
+    judge_of,
+    prompts_of,
+    with_protocol,
 )
 from specrej.errors import UsageError
 
 if TYPE_CHECKING:
-    from specrej.evaluation.judge_client import JudgeServer
-    from specrej.evaluation.prompts import Loaded
-    from specrej.evaluation.reproduce.protocol import Answered, Protocol
+    from specrej.evaluation.judge_client import CallsRow
+    from specrej.evaluation.reproduce.protocol import Protocol
     from specrej.evaluation.reproduce.running import RowOutcome
-    from specrej.settings import Settings
 
 _Row = Annotated[
     str | None,
@@ -71,7 +72,7 @@ _Resume = Annotated[
 ]
 
 
-@takes_options("algorithm", "n", "alpha", "policy", "continue_final_message")
+@takes_options("algorithm", "n", "alpha", "policy", "continue_final_message", *CHOICE)
 def reproduce(
     context: typer.Context,
     name: _Row = None,
@@ -90,27 +91,33 @@ def reproduce(
     **given: Any,
 ) -> None:
     """Run one row of a benchmark table by its protocol: answers, judge, figures, page."""
-    from specrej.evaluation.reproduce import ROWS, find_row
+    from specrej.cli.reproduce_paper import reproduce_paper
+    from specrej.evaluation.reproduce import PAPER, ROWS, find_row
+    from specrej.evaluation.reproduce.paper.plan import plan_of
     from specrej.evaluation.reproduce.running import check, conclude
 
     with exit_codes():
         if name is None:
             _list(ROWS, as_json=json)
             return
-        protocol = find_row(name)
+        protocol = find_row("alpacafarm" if name == PAPER else name)
         if output is None:
             raise UsageError("a row needs a folder of its own", hint="give it by --output DIR")
         asked = {key for key in given if _is_asked(context, key)}
-        server = _judge_of(judge, judge_url, api_key_variable, concurrency)
-        loaded = _prompts_of(protocol, prompts, limit)
-        own = _with_protocol(protocol, given, asked)
-        words = methods.split(",") if methods else protocol.methods
-        chosen = [word.strip() for word in words if word.strip()]
-        known = _disagreement_of(disagreement, loaded)
+        server = judge_of(judge, judge_url, api_key_variable, concurrency)
+        words = [word.strip() for word in (methods or "").split(",") if word.strip()]
+        loaded = prompts_of(name, protocol, prompts, limit)
+        known = disagreement_of(disagreement, loaded)
+        if name == PAPER:
+            plan = plan_of(output, words, is_judged=server is not None)
+            reproduce_paper(plan, loaded, given, asked, server, known, resume=resume, as_json=json)
+            return
+        own = with_protocol(protocol, given, asked)
+        chosen = words or list(protocol.methods)
         check(protocol, loaded, server, known)
         with stoppable(how_to_resume(output)):
-            settings = _generate(protocol, loaded, own, chosen, output, resume=resume)
-            answered = _judge(protocol, loaded, chosen[0], server, known, output)
+            settings = generate_answers(protocol, loaded, own, chosen, output, resume=resume)
+            answered = judge_answers(protocol, loaded, chosen[0], server, known, output)
             _end(output, conclude(protocol, answered, settings, server), as_json=json)
 
 
@@ -118,112 +125,6 @@ def _is_asked(context: typer.Context, name: str) -> bool:
     """Whether an option was given by the user."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
-
-
-def _judge_of(model: str | None, url: str, variable: str, concurrency: int) -> "JudgeServer | None":
-    from specrej.evaluation.judge_client import JudgeServer
-
-    if model is None:
-        return None
-    return JudgeServer(
-        base_url=url, model=model, api_key=os.environ.get(variable), concurrency=concurrency
-    )
-
-
-def _prompts_of(protocol: "Protocol", prompts: str | None, limit: int | None) -> "Loaded":
-    from specrej.cli import display
-    from specrej.evaluation.prompts import load_prompts
-
-    source = prompts or protocol.prompts
-    if source is None:
-        raise UsageError(
-            f"the prompts of the row {protocol.name!r} are no set that can be loaded",
-            hint="give a JSONL file by --prompts",
-        )
-    loaded = load_prompts(source, protocol.num_prompts if limit is None else limit)
-    for line, reason in loaded.broken:
-        display.print_note(f"line {line} is left out: {reason}")
-    return loaded
-
-
-def _with_protocol(protocol: "Protocol", given: dict[str, Any], asked: set[str]) -> dict[str, Any]:
-    """The options, those that the user did not give as the protocol has them.
-
-    Raises:
-        UsageError: another reward where the protocol has one of its own.
-    """
-    own = {**given, **{key: v for key, v in protocol.settings.items() if key not in asked}}
-    if protocol.own_reward is not None:
-        own["reward"] = protocol.own_reward.format(model=given["model"])
-        if "reward" in asked and given["reward"] != own["reward"]:
-            raise UsageError(
-                f"the row {protocol.name!r} has a reward of its own, {own['reward']!r}, got "
-                f"{given['reward']!r}",
-                hint="leave --reward out",
-            )
-    return own
-
-
-def _disagreement_of(path: Path | None, loaded: "Loaded") -> dict[str, float] | None:
-    from specrej.evaluation.reproduce.running import read_disagreement
-
-    return None if path is None else read_disagreement(path, loaded)
-
-
-def _generate(
-    protocol: "Protocol",
-    loaded: "Loaded",
-    given: dict[str, Any],
-    words: list[str],
-    output: Path,
-    *,
-    resume: bool,
-) -> "Settings":
-    """All answers; the settings that they have in common."""
-    from specrej.cli.progress import RowProgress
-    from specrej.evaluation.bench import parse_methods
-    from specrej.evaluation.folder import check_free
-    from specrej.evaluation.reproduce.running import generate
-
-    settings = settings_of(given)
-    note_greedy(settings)
-    methods = parse_methods(words, settings)
-    check_free(output, resume=resume)
-    with (
-        stdout_for_results(),
-        RowProgress(total=len(methods) * len(loaded.tasks), unit="rows") as progress,
-        open_given(given) as (engine, reward),
-    ):
-        progress.begin()
-        run = generate(
-            protocol, loaded, methods, engine, reward, output, settings=settings, resume=resume
-        )
-        with closing(run) as rows:
-            for row in rows:
-                error = row["error"]
-                progress.advance(f"{row['prompt_id']} {row['method']}", error and error["message"])
-    return settings
-
-
-def _judge(
-    protocol: "Protocol",
-    loaded: "Loaded",
-    baseline: str,
-    server: "JudgeServer | None",
-    known: dict[str, float] | None,
-    output: Path,
-) -> "Answered":
-    """The answers with all that the judge says of them."""
-    from specrej.cli.progress import RowProgress
-    from specrej.evaluation.reproduce.running import ask_judge, read_answered
-
-    answered = read_answered(output, loaded, baseline, server, known)
-    if server is None:
-        return answered
-    with RowProgress(total=len(protocol.questions(answered)), unit="judgements") as progress:
-        for judgement in ask_judge(protocol, answered, server, output):
-            progress.advance(judgement["prompt_id"], judgement["error"])
-    return read_answered(output, loaded, baseline, server, known)
 
 
 def _end(output: Path, outcome: "RowOutcome", *, as_json: bool) -> None:
@@ -245,11 +146,7 @@ def _end(output: Path, outcome: "RowOutcome", *, as_json: bool) -> None:
         ):
             for one in lines:
                 typer.echo(f"{title}: {one}")
-        calls = outcome["calls"]
-        asked = (
-            f"; {calls['requests']} requests to the judge, {calls['cached']} from the cache, "
-            f"{calls['prompt_tokens'] + calls['completion_tokens']:,} tokens"
-        )
+        asked = f"; {_asked(outcome['calls'])}" if outcome["judge"] else ""
         line = f"{headline(outcome)} Elsewhere: {outcome['known']}. Page: {page}{asked}"
     end_with(
         line,
@@ -258,12 +155,22 @@ def _end(output: Path, outcome: "RowOutcome", *, as_json: bool) -> None:
     )
 
 
+def _asked(calls: "CallsRow") -> str:
+    tokens = calls["prompt_tokens"] + calls["completion_tokens"]
+    return (
+        f"{calls['requests']} requests to the judge, {calls['cached']} from the cache, "
+        f"{tokens:,} tokens"
+    )
+
+
 def _list(rows: "Mapping[str, Protocol]", *, as_json: bool) -> None:
     """All rows, what each needs, and what its protocol leaves open."""
     from specrej.cli import display
+    from specrej.cli.reproduce_paper import describe_paper, list_paper
 
     if as_json:
-        display.print_json({"rows": [_described(row) for row in rows.values()]})
+        described = [_described(row) for row in rows.values()]
+        display.print_json({"rows": [*described, describe_paper()]})
         return
     for row in rows.values():
         typer.echo(f"{row.name}: {row.title}")
@@ -274,6 +181,7 @@ def _list(rows: "Mapping[str, Protocol]", *, as_json: bool) -> None:
         typer.echo(f"  needs: {row.needs}")
         for point in row.open_points:
             typer.echo(f"  open: {point}")
+    list_paper()
 
 
 def _described(row: "Protocol") -> dict[str, Any]:

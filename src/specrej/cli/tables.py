@@ -4,6 +4,7 @@ print_bench(summarize(rows, baseline="best_of_n:8"))
 """
 
 from collections.abc import Callable, Sequence
+from textwrap import wrap
 
 from rich.console import Console
 from rich.table import Table
@@ -16,9 +17,12 @@ from specrej.evaluation.metrics import MethodSummary, Summary
 from specrej.evaluation.policy_words import policy_words
 from specrej.evaluation.ratings.summary import RatingsSummary
 from specrej.evaluation.replay_summary import PolicyRow, ReplaySummary
+from specrej.evaluation.report.page import Table as PageTable
 from specrej.evaluation.reproduce.protocol import Measured
 from specrej.evaluation.speedup import Speedup
 
+_HEADER = 12
+"""Characters of a line of a header."""
 _LARGE = 1e5
 """From here on digits tell nobody anything: an exponent does."""
 _MOST_POLICIES = 12
@@ -37,6 +41,19 @@ def print_measured(figures: Sequence[Measured], digits_of: Callable[[Measured], 
             f"{figure['num']:,}",
         )
     _wide_console().print(table)
+
+
+def print_page_table(table: PageTable) -> None:
+    """A table of a page, without its intervals."""
+    first, *others = ("\n".join(wrap(column, _HEADER)) for column in table.columns)
+    printed = make_table((first, "left"), *others)
+    for row in table.rows:
+        printed.add_row(row.name, *(cell.text for cell in row.cells))
+    console = _wide_console()
+    console.print(Text(table.caption, style="bold"))
+    console.print(printed)
+    if table.note:
+        console.print(Text(table.note, style="dim"))
 
 
 def print_calibration(calibration: Calibration) -> None:
@@ -73,6 +90,8 @@ def print_bench(summary: Summary) -> None:
     console = _wide_console()
     console.print(_gained(summary))
     console.print(_cost(summary))
+    if any(figures["accuracy"]["num_checked"] for figures in summary["methods"].values()):
+        console.print(_accuracy(summary))
     judged = _judged(summary)
     if judged.row_count:
         console.print(judged)
@@ -92,6 +111,15 @@ def _gained(summary: Summary) -> Table:
             number(rates["tie"]["value"]),
             str(figures["num_failed"]),
         )
+    return table
+
+
+def _accuracy(summary: Summary) -> Table:
+    table = make_table(("method", "left"), "accuracy", "checked", "not to be checked")
+    for method, figures in summary["methods"].items():
+        accuracy = figures["accuracy"]
+        counts = (str(accuracy[name]) for name in ("num_checked", "num_unchecked"))
+        table.add_row(method, _interval(accuracy["share"]), *counts)
     return table
 
 

@@ -3,6 +3,8 @@
 prompt = engine.open(ids, sampling, budget_bytes)    # prefilled once, its KV held once
 engine.add(prompt, range(8))                         # eight candidates that share it
 output = engine.step()  # one token for every live candidate of every prompt
+engine.fork(prompt, [0, 0], [8, 9])                  # two more begin as copies of candidate 0
+engine.hold(prompt, [3])                             # it waits, the others go on
 engine.drop(prompt, [1, 4])                          # their KV is free now
 engine.close(prompt)
 engine.shutdown()                                    # the model, too
@@ -165,10 +167,32 @@ class Engine(Protocol):
         """
 
     def add(self, prompt: int, indices: Sequence[int]) -> None:
-        """Open new candidates of a prompt that has none live."""
+        """Open new candidates of a prompt, without a token, beside those that are live."""
+
+    def fork(self, prompt: int, parents: Sequence[int], indices: Sequence[int]) -> None:
+        """Open new candidates, `indices[i]` as a copy of the live `parents[i]` at its length now.
+
+        A fork draws from the stream of its own index, from its first own position on. Its tokens
+        depend on the seed, its index and what it began with alone: its parent may be dropped at
+        once. KV is made in the next step: until then it shows in `memory` and `demand` as what is
+        needed.
+
+        Raises:
+            SamplingError: what answers must obey, or the penalties, cannot be followed from the
+                middle of an answer by this engine.
+        """
+
+    def hold(self, prompt: int, indices: Sequence[int]) -> None:
+        """Of the prompt's live candidates these take no step from now on, and all others do.
+
+        Who is held keeps its tokens, and its room in `memory`. With no indices all go on.
+
+        Raises:
+            SamplingError: see `fork`.
+        """
 
     def step(self, limits: Mapping[int, int] | None = None) -> list[Token]:
-        """One token for every live candidate of these prompts, of all where none is given.
+        """One token for every live candidate that is not held, of these prompts, or of all.
 
         Args:
             limits: the most that each prompt may hold, in bytes; at least what its `demand` calls
@@ -254,6 +278,27 @@ def refuse_hidden_states(engine: str) -> NoReturn:
         f"the engine {engine!r} gives no hidden states",
         hint="the torch engine does: give --engine torch",
     )
+
+
+def refuse_middle(engine: str, sampling: SamplingParams) -> None:
+    """Say that an engine cannot go on from the middle of an answer under what is asked for: it
+    would take what is there for a prompt.
+
+    Args:
+        engine: its name.
+        sampling: what is asked for.
+
+    Raises:
+        SamplingError: penalties count the answer's tokens, or it must obey something.
+    """
+    hint = "leave it out, or give --engine torch: algorithms that work step by step fork answers"
+    refuse_ways(engine, sampling, ("frequency_penalty", "presence_penalty"), hint)
+    if sampling.constraint is not None:
+        raise SamplingError(
+            f"{sampling.constraint.kind} cannot be honoured by the engine {engine!r} where "
+            "answers fork",
+            hint=hint,
+        )
 
 
 def refuse_ways(

@@ -22,6 +22,7 @@ from specrej.engines.base import as_engine
 from specrej.errors import ModelError, UnknownNameError, UsageError
 from specrej.hub.contents import SPECIAL_TOKENS
 from specrej.registry import ENGINES, entry_points, load, made, names, package_of
+from specrej.threads import while_torch_loads
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -145,7 +146,8 @@ def _is_installed(module: str) -> bool:
 
 
 def _has_gpu() -> bool:
-    import torch
+    with while_torch_loads():
+        import torch
 
     return torch.cuda.is_available()
 

@@ -11,6 +11,10 @@ behind `Backend`:
     for drawn in backend.step(): ...                      # tokens, by key
     backend.abort([key])                                 # its pages are free
 
+A fork is a request whose prompt is the prompt and what it began with. So is a candidate that was
+held: its request is aborted meanwhile, and a token that it got early is drawn again. Either reads
+what of its last page is not in the cache.
+
 A prompt is read once, as a request of one token: its candidates find its full pages in the
 backend's prefix cache, and each reads the rest of it, less than a page, by itself.
 """
@@ -30,9 +34,9 @@ from specrej.engines.base import (
     Overhead,
     Token,
     refuse_hidden_states,
+    refuse_middle,
 )
 from specrej.engines.streams import seeds
-from specrej.errors import UsageError
 from specrej.flops import ModelFlops
 from specrej.hub.tokenizers import TextCodec
 from specrej.types import Detokenizer, Prompt, SamplingParams
@@ -46,13 +50,17 @@ _CANDIDATES_ON_A_CPU = 8
 
 @dataclass
 class _Candidate:
-    """What the backend has given it: `num_received` tokens so far, of which those in `ahead`
-    were not asked for yet.
-    """
+    """Its tokens so far, and those in `ahead` that were not asked for yet."""
 
     index: int
-    num_received: int = 0
+    token_ids: list[int] = field(default_factory=list)
     ahead: deque[Drawn] = field(default_factory=deque)
+    num_sent: int = 0
+    """Tokens of the answer that its request began with."""
+
+    @property
+    def num_received(self) -> int:
+        return len(self.token_ids) + len(self.ahead)
 
 
 @dataclass
@@ -63,8 +71,10 @@ class _Prompt:
     sampling: SamplingParams
     is_read: bool = False
     reading_key: int = -1
-    waiting: list[int] = field(default_factory=list)
-    """Indices of candidates that have no request yet."""
+    waiting: list[_Candidate] = field(default_factory=list)
+    """Candidates that have no request yet."""
+    held: list[_Candidate] = field(default_factory=list)
+    """Candidates that shall have none for now."""
     live: dict[int, _Candidate] = field(default_factory=dict)
     num_waves: int = 0
     peak_bytes: int = 0
@@ -79,8 +89,13 @@ class _Prompt:
         return self.is_read and not self.waiting and all(one.ahead for one in self.live.values())
 
     @property
-    def has_candidates(self) -> bool:
+    def steps(self) -> bool:
+        """Whether a candidate waits for a token."""
         return bool(self.live or self.waiting)
+
+    def candidates(self) -> list[_Candidate]:
+        """All that are live."""
+        return [*self.live.values(), *self.waiting, *self.held]
 
 
 class PagedEngine:
@@ -193,15 +208,30 @@ class PagedEngine:
 
     def add(self, prompt: int, indices: Sequence[int]) -> None:
         opened = self._prompts[prompt]
-        if opened.has_candidates:
-            raise UsageError(
-                "candidates of a prompt advance together: these begin when those before them have "
-                "ended"
-            )
-        if opened.num_waves:  # what was cached of it may be gone
-            self._read(prompt, opened)
-        opened.num_waves += 1
-        opened.waiting = list(indices)
+        if not opened.candidates():
+            if opened.num_waves:  # what was cached of it may be gone
+                self._read(prompt, opened)
+            opened.num_waves += 1
+        opened.waiting += map(_Candidate, indices)
+
+    def fork(self, prompt: int, parents: Sequence[int], indices: Sequence[int]) -> None:
+        opened = self._prompts[prompt]
+        refuse_middle(self.name, opened.sampling)
+        token_ids = {one.index: one.token_ids for one in opened.candidates()}
+        opened.waiting += [
+            _Candidate(index, list(token_ids[parent]))
+            for parent, index in zip(parents, indices, strict=True)
+        ]
+
+    def hold(self, prompt: int, indices: Sequence[int]) -> None:
+        opened, held = self._prompts[prompt], set(indices)
+        if held:
+            refuse_middle(self.name, opened.sampling)
+        stopped = {key: one for key, one in opened.live.items() if one.index in held}
+        self._take_out(opened, stopped)
+        without = [*opened.waiting, *opened.held, *stopped.values()]
+        opened.held = [one for one in without if one.index in held]
+        opened.waiting = [one for one in without if one.index not in held]
 
     def step(self, limits: Mapping[int, int] | None = None) -> list[Token]:
         wanted = (
@@ -209,7 +239,7 @@ class PagedEngine:
             if limits is None
             else {handle: self._prompts[handle] for handle in limits}
         )
-        live = {handle: prompt for handle, prompt in wanted.items() if prompt.has_candidates}
+        live = {handle: prompt for handle, prompt in wanted.items() if prompt.steps}
         while live and not any(prompt.is_ready for prompt in live.values()):
             self._submit()
             self._advance()
@@ -231,13 +261,21 @@ class PagedEngine:
             num_free -= len(prompt.waiting)
             if num_free < 0:
                 return
-            own = seeds(prompt.sampling.seed, prompt.waiting, bits=self.backend.seed_bits)
-            for index, seed in zip(prompt.waiting, own, strict=True):
+            for candidate in prompt.waiting:
                 key = next(self._keys)
                 self._owners[key] = handle
-                prompt.live[key] = _Candidate(index)
-                self.backend.submit(key, prompt.ids, prompt.sampling, seed)
+                prompt.live[key] = candidate
+                self._send(key, prompt, candidate)
             prompt.waiting = []
+
+    def _send(self, key: int, prompt: _Prompt, candidate: _Candidate) -> None:
+        """Queue the request that goes on from a candidate's tokens."""
+        sampling, num_tokens = prompt.sampling, len(candidate.token_ids)
+        candidate.num_sent = num_tokens
+        bits = self.backend.seed_bits
+        [seed] = seeds(sampling.seed, [candidate.index], num_tokens, bits=bits)
+        rest = replace(sampling, max_new_tokens=sampling.max_new_tokens - num_tokens)
+        self.backend.submit(key, [*prompt.ids, *candidate.token_ids], rest, seed)
 
     def _advance(self) -> None:
         """One step of the backend: what it gives is kept until it is asked for."""
@@ -253,9 +291,10 @@ class PagedEngine:
                     prompt.reread_tokens += len(prompt.ids) - drawn.num_cached
                 continue
             candidate = prompt.live[drawn.key]
-            if candidate.num_received == 0:
-                prompt.reread_tokens += len(prompt.ids) - drawn.num_cached
-            candidate.num_received += 1
+            if candidate.num_received == candidate.num_sent:
+                num_read = len(prompt.ids) + candidate.num_sent - drawn.num_cached
+                # Of what is sent, only an answer's newest token was never read before.
+                prompt.reread_tokens += max(num_read - bool(candidate.num_sent), 0)
             candidate.ahead.append(drawn)
         for prompt in self._prompts.values():
             prompt.peak_bytes = max(prompt.peak_bytes, self._held_bytes(prompt))
@@ -266,6 +305,7 @@ class PagedEngine:
             drawn = candidate.ahead.popleft()
             if drawn.logprob is None or math.isfinite(drawn.logprob):
                 _, token_id, logprob, reason, _, top = drawn
+                candidate.token_ids.append(token_id)
                 tokens.append(Token(handle, candidate.index, token_id, logprob, reason, "", top))
             else:
                 said = f"the model gave its token a log-probability of {drawn.logprob}"
@@ -297,12 +337,17 @@ class PagedEngine:
 
     def drop(self, prompt: int, indices: Sequence[int]) -> None:
         opened, gone = self._prompts[prompt], set(indices)
-        opened.waiting = [index for index in opened.waiting if index not in gone]
-        dropped = {key: one for key, one in opened.live.items() if one.index in gone}
-        for key, candidate in dropped.items():
-            opened.unused_tokens += len(candidate.ahead)
-            del opened.live[key]
-        self._abort(key for key in dropped if key in self._owners)
+        opened.waiting = [one for one in opened.waiting if one.index not in gone]
+        opened.held = [one for one in opened.held if one.index not in gone]
+        self._take_out(opened, {key: one for key, one in opened.live.items() if one.index in gone})
+
+    def _take_out(self, prompt: _Prompt, candidates: Mapping[int, _Candidate]) -> None:
+        """End the requests of these candidates, by key; what they got early is not used."""
+        for key, candidate in candidates.items():
+            prompt.unused_tokens += len(candidate.ahead)
+            candidate.ahead.clear()
+            del prompt.live[key]
+        self._abort(key for key in candidates if key in self._owners)
 
     def close(self, prompt: int) -> None:
         opened = self._prompts[prompt]
@@ -324,13 +369,12 @@ class PagedEngine:
 
     def _held_bytes(self, prompt: _Prompt, num_more: int = 0) -> int:
         """KV of a prompt's requests, in whole pages, when each has drawn so many more tokens."""
-        if not prompt.has_candidates:
+        if not prompt.candidates():
             return 0 if prompt.is_read else self.layout.peak_bytes(len(prompt.ids), 0, 0)
-        num_received = [one.num_received for key, one in prompt.live.items() if key in self._owners]
-        lengths = [*num_received, *(0 for _ in prompt.waiting)]
-        # All of a prompt's candidates have the same length, but for a step or two while long
-        # prompts are read: what has not drawn yet is not as long as what has.
-        drawn = Counter(length + num_more for length in lengths if length + num_more)
+        stepping = [one for key, one in prompt.live.items() if key in self._owners]
+        lengths = [one.num_received + num_more for one in (*stepping, *prompt.waiting)]
+        lengths += [one.num_received for one in prompt.held]  # their room is theirs
+        drawn = Counter(length for length in lengths if length)
         if not drawn:
             return 0
         longest, num_prompt = max(drawn), len(prompt.ids)

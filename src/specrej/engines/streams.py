@@ -40,13 +40,15 @@ def philox4x32(
     return [c0, c1, c2, c3]
 
 
-def uniforms(seed: int, candidates: Sequence[int], position: int) -> NDArray[np.float64]:
+def uniforms(
+    seed: int, candidates: Sequence[int], position: int | Sequence[int]
+) -> NDArray[np.float64]:
     """One number in [0, 1) with 53 random bits for each candidate, shape `[len(candidates)]`.
 
     Args:
         seed: below 2^64.
         candidates: index of each candidate.
-        position: number of tokens that the candidates have so far.
+        position: number of tokens that the candidates have so far, of all or of each.
     """
     words = _words(seed, candidates, position, use=0)
     high, low = words[0] >> np.uint64(5), words[1] >> np.uint64(6)
@@ -70,10 +72,11 @@ def seeds(seed: int, candidates: Sequence[int], position: int = 0, *, bits: int 
 
 
 def _words(
-    seed: int, candidates: Sequence[int], position: int, use: int
+    seed: int, candidates: Sequence[int], position: int | Sequence[int], use: int
 ) -> list[NDArray[np.uint64]]:
     """Four random words for each candidate; numbers for another use are independent of these."""
     index = np.asarray(candidates, dtype=np.uint64)
     still = np.zeros_like(index)
-    counter = [still + np.uint64(position), index & _LOW, index >> _SHIFT, still + np.uint64(use)]
+    at = still + np.asarray(position, dtype=np.uint64)
+    counter = [at, index & _LOW, index >> _SHIFT, still + np.uint64(use)]
     return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))

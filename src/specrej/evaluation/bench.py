@@ -17,18 +17,20 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from specrej.api import run_observed, run_one
 from specrej.engines.base import Engine
 from specrej.errors import SpecrejError, UnknownNameError, UsageError
+from specrej.evaluation.accuracy import is_right
 from specrej.evaluation.folder import METHODS_OWN, RESULTS, open_run
 from specrej.evaluation.prompts import Loaded, Task
 from specrej.evaluation.rows import BenchRow, CandidateRow, DecisionRow, RunInfo, TurnRow, UsageRow
 from specrej.files.journal import Journal
 from specrej.flops import flops_of
 from specrej.messages import as_messages
-from specrej.registry import ALGORITHMS
+from specrej.registry import is_name, names
+from specrej.rewards.answers import extractor_of
 from specrej.rewards.base import Reward
 from specrej.search.calibrated import fingerprints
 from specrej.search.choosing import rank
@@ -49,12 +51,22 @@ class Method:
     settings: Settings
 
 
-def parse_methods(words: Sequence[str], settings: Settings) -> list[Method]:
-    """Methods as given on a command line: "best_of_n:N", "speculative_rejection:ALPHA",
-    "...:ALPHA:N", or "policy:" with a file or a name as `Settings.policy` has it.
+_PARAMETERS = {
+    "speculative_rejection": "alpha",
+    "voted_rejection": "alpha",
+    "deepconf": "alpha",
+    "deepconf_online": "alpha",
+    "threshold": "threshold",
+}
+"""The setting that stands before the N of a method's word."""
 
-    Without an N, Speculative Rejection begins with as many candidates as the memory carries, or as
-    its policy says.
+
+def parse_methods(words: Sequence[str], settings: Settings) -> list[Method]:
+    """Methods as given on a command line: "best_of_n:N", or another algorithm in its place;
+    "speculative_rejection:ALPHA" or "...:ALPHA:N", as for the others in `_PARAMETERS`; or
+    "policy:" with a file or a name as `Settings.policy` has it.
+
+    Without an N, one begins with as many candidates as the memory carries, or as its policy says.
 
     Raises:
         UsageError: a word that means no method, or the same method twice.
@@ -78,21 +90,26 @@ def _settings_of(word: str, settings: Settings) -> Settings:
         settings = replace(settings, **own, policy=":".join(numbers))
         _ = policy_of(settings)  # a file is read before the model is opened
         return settings
-    if algorithm not in ALGORITHMS:
-        raise UnknownNameError("method", algorithm, [*ALGORITHMS, "policy"])
+    if not is_name("algorithm", algorithm):
+        raise UnknownNameError("method", algorithm, [*names("algorithm"), "policy"])
     try:
-        if algorithm == "best_of_n":
-            (n,) = numbers
-            return replace(settings, algorithm=algorithm, n=int(n))
-        alpha, *rest = numbers
-        start: int | str = int(*rest) if rest else "auto"
-        return replace(settings, algorithm=algorithm, alpha=float(alpha), n=start)
+        if parameter := _PARAMETERS.get(algorithm):
+            value, *rest = numbers
+            n: int | str = int(*rest) if rest else "auto"
+            said: dict[str, Any] = {parameter: float(value), "n": n}
+            return replace(settings, algorithm=algorithm, **said)
+        return replace(settings, algorithm=algorithm, n=_alone(numbers))
     except (TypeError, ValueError):
         raise UsageError(
             f"{word!r} is no method",
             hint="expected best_of_n:N, speculative_rejection:ALPHA, "
-            "speculative_rejection:ALPHA:N or policy:FILE.json",
+            "speculative_rejection:ALPHA:N, policy:FILE.json, or another of docs/algorithms.md",
         ) from None
+
+
+def _alone(numbers: Sequence[str]) -> int:
+    (n,) = numbers
+    return int(n)
 
 
 def describe_run(
@@ -150,7 +167,7 @@ def run_bench(
         reward: chooses for all methods.
         directory: gets run.json and results.jsonl.
         settings: what the methods have in common.
-        resume: go on with the run that the directory holds.
+        resume: go on with the run that the directory holds, of these prompts or the first of them.
         observe: called with the events of each run: see `specrej.search.events`.
         temperatures: by category of the prompt, in place of that of the settings.
 
@@ -162,7 +179,10 @@ def run_bench(
     )
     if temperatures:
         info["temperatures"] = dict(temperatures)
-    with open_run(directory, info, resume=resume), Journal(Path(directory) / RESULTS) as journal:
+    with (
+        open_run(directory, info, resume=resume, sha256_of_first=loaded.sha256_of_first),
+        Journal(Path(directory) / RESULTS) as journal,
+    ):
         done = {(row["prompt_id"], row["method"]) for row in journal.rows}
         _warm_up(engine, reward, settings)
         for number, task in enumerate(loaded.tasks):
@@ -219,6 +239,9 @@ def _run(
                 prompt = [*answered["messages"], answer, *as_messages(turn)]
             result = run_observed(engine, reward, prompt, settings, observe)
             row["turns"].append(_turn(prompt, result, engine, reward))
+            if number < len(task.checks.answers) or (task.checks.instructions and not number):
+                extract = extractor_of(settings.extract)
+                row["turns"][-1]["is_right"] = is_right(task.checks, number, result.text, extract)
     except SpecrejError as error:
         row["error"] = {"kind": type(error).__name__, "message": str(error)}
     return row
@@ -254,13 +277,15 @@ def _turn(prompt: Prompt, result: Result, engine: Engine, reward: Reward) -> Tur
             [len(candidate.token_ids) for candidate in result.candidates],
             reward.flops_per_token,
             result.usage.reward_tokens,
+            inherited=[candidate.num_inherited for candidate in result.candidates],
         ),
         memory_bytes=result.settings["memory_bytes"],
+        best=result.best.index,
     )
 
 
 def _candidate(candidate: Candidate) -> CandidateRow:
-    return CandidateRow(
+    row = CandidateRow(
         index=candidate.index,
         num_tokens=len(candidate.token_ids),
         state=candidate.state,
@@ -268,6 +293,9 @@ def _candidate(candidate: Candidate) -> CandidateRow:
         perplexity=candidate.perplexity,
         rewards={str(decision): reward for decision, reward in candidate.rewards.items()},
     )
+    if candidate.parent is not None:
+        row |= {"parent": candidate.parent, "num_inherited": candidate.num_inherited}
+    return row
 
 
 def _decision(decision: Decision) -> DecisionRow:

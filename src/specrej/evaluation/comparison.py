@@ -185,6 +185,34 @@ def judged(comparison: Comparison, method: str, verdicts: Mapping[str, Verdict])
     return np.where(failed(comparison, method), -1.0, np.array(given, dtype=np.float64))
 
 
+def right(comparison: Comparison, method: str) -> Array:
+    """1 where all answers to a prompt that can be checked are right, else 0; NaN where none can be.
+
+    A method that failed is wrong where another's answer could be checked.
+    """
+    given = [_is_right(row) for row in comparison.rows[method]]
+    can_be = [
+        any(_is_right(rows[place]) is not None for rows in comparison.rows.values())
+        for place in range(len(given))
+    ]
+    wrong = failed(comparison, method) & np.array(can_be, dtype=bool)
+    known = np.array([np.nan if one is None else float(one) for one in given], dtype=np.float64)
+    return np.where(wrong, 0.0, known)
+
+
+def num_unchecked(comparison: Comparison, method: str) -> int:
+    """Prompts with an answer of which it cannot be told whether it is right."""
+    return sum(
+        any("is_right" in turn and turn["is_right"] is None for turn in row["turns"])
+        for row in comparison.rows[method]
+    )
+
+
+def _is_right(row: BenchRow) -> bool | None:
+    known = [turn["is_right"] for turn in row["turns"] if "is_right" in turn]
+    return None if row["error"] or not known or None in known else all(known)
+
+
 def variances(comparison: Comparison) -> Array:
     """Variance of the rewards of the baseline's complete candidates, mean over turns."""
 

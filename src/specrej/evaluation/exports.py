@@ -20,6 +20,8 @@ set mt_bench):
     python show_result.py --model-list sr
 
 A prompt on which the method failed has empty answers: it stays in the denominator.
+
+Both need more than pip brings: docs/measuring.md.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -137,20 +139,27 @@ def export(
     if to == "alpaca_eval":
         outputs = to_alpaca_eval(rows, method, tasks)
         write_alpaca_eval(path, outputs)
+        flattened = _flattened_outputs(outputs)
     elif to == "mt_bench":
         write_mt_bench(path, to_mt_bench(rows, method, Path(path).stem))
+        flattened = _flattened_answers(_rows_of(rows, method))
     else:
         raise UnknownNameError("format", to, FORMATS)
     chosen = _rows_of(rows, method)
-    return Exported(
-        len(chosen), sum(row["error"] is not None for row in chosen), _flattened(chosen, to)
-    )
+    return Exported(len(chosen), sum(row["error"] is not None for row in chosen), flattened)
 
 
-def _flattened(rows: Sequence[BenchRow], to: str) -> str:
-    """What of these rows the format has no place for."""
-    if to == "alpaca_eval":
-        return "ids, which alpaca_eval does not have"
+def _flattened_outputs(outputs: Sequence[AlpacaOutput]) -> str:
+    """What alpaca_eval has no place for."""
+    told = "ids, which alpaca_eval does not have"
+    num_again = len(outputs) - len({output["instruction"] for output in outputs})
+    if num_again:
+        told += f"; {num_again} ask what another does, and alpaca_eval judges all pairs of those"
+    return told
+
+
+def _flattened_answers(rows: Sequence[BenchRow]) -> str:
+    """What FastChat's format has no place for."""
     answered = [row for row in rows if row["error"] is None]
     most = max((len(row["turns"]) for row in rows), default=0)
     counts = {

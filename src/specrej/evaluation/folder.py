@@ -7,7 +7,7 @@ info, rows = read_bench(directory)
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -21,14 +21,27 @@ from specrej.files.resuming import completed, differences
 
 RUN = "run.json"
 RESULTS = "results.jsonl"
-METHODS_OWN = ("algorithm", "n", "alpha")
+METHODS_OWN = ("algorithm", "n", "alpha", "threshold")
 """What a method sets; all other settings are the run's."""
 _LOCK = ".lock"
 
 
 @contextmanager
-def open_run(directory: str | Path, info: RunInfo, *, resume: bool) -> Iterator[None]:
+def open_run(
+    directory: str | Path,
+    info: RunInfo,
+    *,
+    resume: bool,
+    sha256_of_first: Callable[[int], str] | None = None,
+) -> Iterator[None]:
     """Be the only writer of a run's folder: a new one, or (with `resume`) one that was stopped.
+
+    Args:
+        directory: the run's.
+        info: the run.
+        resume: go on with a run that is there.
+        sha256_of_first: of the run's prompts, the first so many. A run that is there may end with
+            one of them, as a trial does. It is this run from then on.
 
     Raises:
         UsageError: the folder cannot be written, is in use, holds another run or files of no run,
@@ -38,7 +51,7 @@ def open_run(directory: str | Path, info: RunInfo, *, resume: bool) -> Iterator[
     with _locked(directory):
         _check(directory, resume=resume)
         if (directory / RUN).exists():
-            _check_same(directory, info)
+            _check_same(directory, info, sha256_of_first)
         else:
             write_json(directory / RUN, info)
         yield
@@ -88,13 +101,32 @@ def _check(directory: Path, *, resume: bool) -> None:
         )
 
 
-def _check_same(directory: Path, info: RunInfo) -> None:
-    if differing := differences(read_info(directory), json.loads(json.dumps(info))):
+def _check_same(
+    directory: Path, info: RunInfo, sha256_of_first: Callable[[int], str] | None
+) -> None:
+    """See to it that a run may go on as this one. Further methods and prompts become part of it."""
+    there, here = read_info(directory), cast("RunInfo", json.loads(json.dumps(info)))
+    known = cast("RunInfo", dict(there))
+    if set(there["methods"]) < set(here["methods"]):
+        known["methods"] = here["methods"]
+        if files := here.get("policy_files", {}) | there.get("policy_files", {}):
+            known["policy_files"] = files
+    held, prompts = there["prompts"], here["prompts"]
+    if (
+        sha256_of_first is not None
+        and held["source"] == prompts["source"]
+        and held["num_prompts"] < prompts["num_prompts"]
+        and held["sha256"] == sha256_of_first(held["num_prompts"])
+    ):
+        known["prompts"] = prompts
+    if differing := differences(known, here):
         raise UsageError(
             f"{directory} holds another run: its {'; '.join(differing)}",
             hint="resume with the options that the run began with (see run.json), or give another "
             "folder",
         )
+    if known != there:
+        write_json(directory / RUN, known)
 
 
 def read_info(directory: str | Path) -> RunInfo:
@@ -124,3 +156,9 @@ def read_bench(directory: str | Path) -> tuple[RunInfo, list[BenchRow]]:
     if info["kind"] != "bench":
         raise UsageError(f"{directory} holds a {info['kind']}, not a bench")
     return info, cast("list[BenchRow]", read_rows(Path(directory) / RESULTS))
+
+
+def count_rows(directory: str | Path) -> int:
+    """Rows that a bench has written; 0 where the folder holds none."""
+    path = Path(directory) / RESULTS
+    return len(read_rows(path)) if path.exists() else 0

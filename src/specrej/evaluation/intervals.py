@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 NUM_RESAMPLES = 2000
 SEED = 0
+Z_95 = 1.959963984540054
+"""Of the normal distribution, 95% lies within so many standard deviations."""
 
 Array = NDArray[np.float64]
 Statistic = Callable[[NDArray[np.intp]], Array]
@@ -51,6 +53,16 @@ def median_of(values: Array) -> Estimate:
     """The median of those that are not NaN."""
     present = values[~np.isnan(values)]
     return estimate(lambda drawn: np.median(present[drawn], axis=-1), len(present))
+
+
+def share_of(num_right: int, num: int) -> Estimate:
+    """A share with Wilson's score interval, which holds for few and for shares near 0 and 1."""
+    if num == 0:
+        return {"value": None, "low": None, "high": None}
+    share, square = num_right / num, Z_95**2 / num
+    middle = (share + square / 2) / (1 + square)
+    half = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
+    return {"value": share, "low": max(middle - half, 0.0), "high": min(middle + half, 1.0)}
 
 
 def value_of(statistic: Statistic, num_prompts: int) -> float | None:

@@ -130,6 +130,7 @@ class JudgeClient:
         read: ReadReply,
         calls: CallsRow,
         *,
+        wanted: str = "verdict",
         as_json: bool = False,
         **fields: Any,
     ) -> dict[str, Any]:
@@ -139,6 +140,7 @@ class JudgeClient:
             messages: the request.
             read: what to make of a reply's body.
             calls: of the judgement that this is for.
+            wanted: what `read` looks for, in an error's words.
             as_json: a JSON object is asked for, by `response_format` where the endpoint has that.
             fields: of the request, beside model, messages and a temperature of 0; not with
                 `as_json`.
@@ -174,7 +176,8 @@ class JudgeClient:
                 with self._writing:
                     write_json(path, reply)
                 return reply
-        raise RemoteError(f"no verdict in the judge's reply {self._remote.quote(body)}")
+        quoted = self._remote.quote(completion.text or body)
+        raise RemoteError(f"no {wanted} in the judge's reply {quoted}")
 
     def _fetch(self, request: dict[str, Any], calls: CallsRow, *, as_json: bool) -> str:
         """The body of a reply."""

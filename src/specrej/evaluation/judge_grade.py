@@ -89,7 +89,9 @@ def grade_turn(
     if row["error"]:
         return graded
     try:
-        reply = client.ask(_messages(row, turn, seen), _read_grade, graded["calls"])
+        reply = client.ask(
+            _messages(row, turn, seen), _read_grade, graded["calls"], wanted="grade as in [[5]]"
+        )
         graded["grade"] = reply["grade"]
     except RemoteError as error:
         graded["grade"], graded["error"] = None, str(error)

@@ -98,6 +98,7 @@ def weigh(
             _messages(instruction, *pair),
             _read_share,
             weighed["calls"],
+            wanted="log-probability of m or M",
             temperature=1,  # as the protocol has it; it is no part of the probabilities
             max_tokens=1,
             logprobs=True,

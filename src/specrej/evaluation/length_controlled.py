@@ -11,6 +11,7 @@ hub. The interval is the rate with 1.96 of alpaca_eval's standard errors on both
 of predicted preferences over prompts, without the doubt of the fit.
 """
 
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -52,7 +53,8 @@ def length_controlled(pairs: Sequence[PreferredPair], *, own_prompts: bool) -> L
     name = "length_controlled_v1" if own_prompts else "length_controlled_minimal"
     annotations: list[dict[str, Any]] = [
         {
-            "index": pair.place,
+            # The minimal model has no use for a difficulty, but looks each up: there are 805.
+            "index": pair.place if own_prompts else 0,
             "output_1": pair.reference,
             "output_2": pair.output,
             "generator_1": "reference",
@@ -66,13 +68,16 @@ def length_controlled(pairs: Sequence[PreferredPair], *, own_prompts: bool) -> L
             _NONE, "none: alpaca_eval is not installed (pip install alpaca-eval)"
         )
     try:
-        glm = import_module("alpaca_eval.metrics.glm_winrate")
-        found = glm.get_length_controlled_winrate(annotations, glm_name=name, save_weights_dir=None)
+        with warnings.catch_warnings(action="ignore"):  # of what alpaca_eval still uses
+            glm = import_module("alpaca_eval.metrics.glm_winrate")
+            found = glm.get_length_controlled_winrate(
+                annotations, glm_name=name, save_weights_dir=None
+            )
         rate = float(found["length_controlled_winrate"])
         margin = 1.96 * float(found["lc_standard_error"])
     except Exception as error:  # of the hub, pandas or scikit-learn, which have no class in common
         return LengthControlled(_NONE, f"none: alpaca_eval failed: {type(error).__name__}: {error}")
-    if not margin:  # without difficulties all prompts have the same predicted preference
+    if not own_prompts:  # all have the same predicted preference; rounding may spread them
         words = f"alpaca_eval's {name}, which has no standard error"
         return LengthControlled({"value": rate, "low": None, "high": None}, words)
     return LengthControlled(

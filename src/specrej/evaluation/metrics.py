@@ -25,12 +25,14 @@ from specrej.evaluation.comparison import (
     improvements,
     judged,
     narrow,
+    num_unchecked,
     outcomes,
     perplexities,
     rewards,
+    right,
     variances,
 )
-from specrej.evaluation.intervals import Array, Estimate, estimate, mean_of, median_of
+from specrej.evaluation.intervals import Array, Estimate, estimate, mean_of, median_of, share_of
 from specrej.evaluation.judge import VerdictRow
 from specrej.evaluation.rows import BenchRow, TurnRow
 from specrej.evaluation.speedup import Score, Speedup, largest_best_of_n, relative_compute, speedup
@@ -83,6 +85,16 @@ class Cost(TypedDict):
     """The most of any prompt."""
 
 
+class Accuracy(TypedDict):
+    """Of prompts that say what is right."""
+
+    share: Estimate
+    """Of right answers among those checked, with Wilson's interval."""
+    num_checked: int
+    num_unchecked: int
+    """Prompts that ask for something that cannot be checked here."""
+
+
 class MethodSummary(TypedDict):
     """One method beside the baseline."""
 
@@ -109,6 +121,7 @@ class MethodSummary(TypedDict):
 
     The largest is the one that draws most tokens; None where the run has no Best-of-N.
     """
+    accuracy: Accuracy
     by_reward: Rates
     by_judge: dict[str, Rates]
     """By judge's name, over the prompts that it has judged: judges are never put together. Empty
@@ -234,6 +247,7 @@ def _method(
             if largest is None
             else {c: relative_compute(comparison, largest, c, method) for c in COMPUTES}
         ),
+        "accuracy": _accuracy(comparison, method),
         "by_reward": _rates(outcomes(comparison, method)),
         "by_judge": {
             name: _rates(judged(comparison, method, verdicts))
@@ -241,6 +255,16 @@ def _method(
         },
         "risk": _risk(own, widest),
         "cost": cost_of([row for row in comparison.rows[method] if row["error"] is None]),
+    }
+
+
+def _accuracy(comparison: Comparison, method: str) -> Accuracy:
+    given = right(comparison, method)
+    num = int((~np.isnan(given)).sum())
+    return {
+        "share": share_of(int(np.nansum(given)), num),
+        "num_checked": num,
+        "num_unchecked": num_unchecked(comparison, method),
     }
 
 

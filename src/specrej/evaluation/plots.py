@@ -275,10 +275,12 @@ def _lie_down(axes: Axes) -> None:
 
 def short_name(method: str) -> str:
     """What a figure calls a method: "N=8" for best_of_n:8, "α=0.5 N=64" for
-    speculative_rejection:0.5:64.
+    speculative_rejection:0.5:64. Others keep their names.
     """
     name, *numbers = method.split(":")
-    letters = {"best_of_n": "N", "speculative_rejection": "αN"}[name]
+    letters = {"best_of_n": "N", "speculative_rejection": "αN"}.get(name)
+    if letters is None:
+        return " ".join([name.replace("_", " "), *numbers])
     return " ".join(f"{letter}={number}" for letter, number in zip(letters, numbers, strict=False))
 
 

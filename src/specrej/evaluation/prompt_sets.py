@@ -68,7 +68,7 @@ NAMED_SETS = {
         hub_id="openai/gsm8k",
         config="main",
         split="test",
-        to_row=lambda row: {"prompt": row["question"]},
+        to_row=lambda row: {"prompt": row["question"], "answer": row.get("answer")},
     ),
     "hh_rlhf": NamedSet(
         hub_id="Anthropic/hh-rlhf",
@@ -78,7 +78,12 @@ NAMED_SETS = {
     "ifeval": NamedSet(
         hub_id="google/IFEval",
         split="train",
-        to_row=lambda row: {"id": row["key"], "prompt": row["prompt"]},
+        to_row=lambda row: {
+            "id": row["key"],
+            "prompt": row["prompt"],
+            "instruction_id_list": row.get("instruction_id_list"),
+            "kwargs": row.get("kwargs"),
+        },
     ),
     "math_500": NamedSet(
         hub_id="HuggingFaceH4/MATH-500",
@@ -87,6 +92,7 @@ NAMED_SETS = {
             "id": row["unique_id"],
             "prompt": row["problem"],
             "category": row["subject"],
+            "answer": row.get("answer"),
         },
     ),
     "mt_bench": NamedSet(

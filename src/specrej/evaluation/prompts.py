@@ -10,7 +10,8 @@ name.
 
 A row holds `prompt` (a text), `messages` (a conversation) or `turns` (a user's texts, asked one
 after the other as in MT-Bench). It may hold `reference`, an answer (or one for each turn) that a
-judge is to compare with. Nothing is asked of a model here.
+judge is to compare with, and what makes an answer right: see `accuracy`. Nothing is asked of a
+model here.
 """
 
 import codecs
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from specrej.errors import PromptError, UnknownNameError, UsageError
+from specrej.evaluation.accuracy import NOTHING_CHECKED, Checks, read_checks
 from specrej.evaluation.prompt_sets import NAMED_SETS, download
 from specrej.files.jsonlines import check_lines
 from specrej.files.reading import check_characters, places, without_mark
@@ -56,6 +58,7 @@ class Task:
         line: where it came from, counted from 1: a line of the file, or a row of the set.
         references: an answer to each turn that a judge compares with; none where the source has
             none. No part of what is asked.
+        checks: what makes an answer right.
     """
 
     id: str
@@ -63,6 +66,7 @@ class Task:
     category: str | None
     line: int
     references: tuple[str, ...] = ()
+    checks: Checks = NOTHING_CHECKED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +84,10 @@ class Loaded:
     tasks: tuple[Task, ...]
     broken: tuple[tuple[int, str], ...]
     sha256: str
+
+    def sha256_of_first(self, num: int) -> str:
+        """What `sha256` is where only the first `num` tasks are loaded."""
+        return _hash(self.tasks[:num])
 
 
 def load_prompts(source: str | Path, limit: int | None = None) -> Loaded:
@@ -221,7 +229,14 @@ def _to_task(row: Any, line: int) -> Task:
     check_writable(
         {"id": task_id, "category": category, name: list(turns) if name == "turns" else value}
     )
-    return Task(id=task_id, turns=turns, category=category, line=line, references=references)
+    return Task(
+        id=task_id,
+        turns=turns,
+        category=category,
+        line=line,
+        references=references,
+        checks=read_checks(row),
+    )
 
 
 def _references(given: Any) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ def record(
         directory: gets run.json, a Parquet file for each prompt, and failures.jsonl.
         settings: n, memory and sampling; algorithm, alpha, keep and decide are set here.
         checkpoints: lengths to score at, in tokens.
-        resume: go on with the run that the directory holds.
+        resume: go on with the run that the directory holds, of these prompts or the first of them.
 
     Raises:
         UsageError: checkpoints that are no lengths; a directory that holds something else, or
@@ -81,7 +81,10 @@ def record(
         settings, algorithm="speculative_rejection", alpha=0.0, keep=None, decide=f"at:{words}"
     )
     info = describe_run("trace", loaded, engine, reward, settings, [f"best_of_n:{settings.n}"])
-    with open_run(directory, info, resume=resume), Journal(directory / FAILURES) as journal:
+    with (
+        open_run(directory, info, resume=resume, sha256_of_first=loaded.sha256_of_first),
+        Journal(directory / FAILURES) as journal,
+    ):
         failed = {row["prompt_id"] for row in journal.rows}
         paths = [directory / f"{number:05d}.parquet" for number in range(len(loaded.tasks))]
         left = [

@@ -35,6 +35,10 @@ class CandidateRow(TypedDict):
     rewards: dict[str, float]
     """Reward by the index of the decision that gave it, oldest first; the last one is its
     reward."""
+    parent: NotRequired[int]
+    """Of a fork: whose copy it began as."""
+    num_inherited: NotRequired[int]
+    """Of a fork: the tokens that it began with."""
 
 
 class UsageRow(TypedDict):
@@ -76,6 +80,11 @@ class TurnRow(TypedDict):
     flops: FlopsRow
     memory_bytes: int
     """The KV budget."""
+    best: NotRequired[int]
+    """The candidate that was chosen; in older runs it is the complete one of highest reward."""
+
+    is_right: NotRequired[bool | None]
+    """Where the prompt says what is right; None where that cannot be checked."""
 
 
 class FailureRow(TypedDict):
@@ -118,8 +127,8 @@ class RelabelledInfo(TypedDict):
 
 
 class RunInfo(TypedDict):
-    """What makes a run the same run: all but `created` must be equal on resuming. A setting that an
-    older version did not know counts as its default.
+    """What makes a run the same run: all but `created` must be equal on resuming, and methods may
+    be added. A setting that an older version did not know counts as its default.
     """
 
     kind: Literal["bench", "trace"]

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
+from specrej.hub.thinking import Thinking
 from specrej.hub.tool_formats import ToolForm
 from specrej.types import Piece
 
@@ -103,12 +104,20 @@ class StreamDecoder:
         continues: whether the answer goes on from a text. Its first space is kept then, which some
             tokenizers leave out at the beginning of a text.
         tool_form: how calls stand in the answer, where functions may be called.
+        thinking: how thoughts stand in it. Its marks are text, also where they are special tokens.
     """
 
     def __init__(
-        self, pieces: Pieces, *, continues: bool, tool_form: ToolForm | None = None
+        self,
+        pieces: Pieces,
+        *,
+        continues: bool,
+        tool_form: ToolForm | None = None,
+        thinking: Thinking | None = None,
     ) -> None:
         self.tool_form = tool_form
+        self.thinking = thinking
+        self._marks = () if thinking is None else (thinking.opening, thinking.closing)
         self._pieces = pieces
         self._context = pieces.anchor if continues else None
         """The token before; None at the beginning of a text."""
@@ -121,6 +130,8 @@ class StreamDecoder:
     def add(self, token_id: int) -> Piece:
         """Read the next token."""
         special, raw = self._pieces.kind(token_id)
+        if special in self._marks:
+            return Piece(self._release() + self._bytes.decode(b"", final=True) + special)
         if special:
             return Piece("", special)
         # At the beginning, a byte that is a space is left out where a space is.

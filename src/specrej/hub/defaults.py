@@ -293,6 +293,8 @@ def convert_smollm2(directory: Path) -> None:
     from torch import float32
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from specrej.hub.quiet import as_plain
+
     [gguf] = directory.glob("*.gguf")
     with _quiet():
         tokenizer = AutoTokenizer.from_pretrained(
@@ -308,13 +310,7 @@ def convert_smollm2(directory: Path) -> None:
         model: Any = AutoModelForCausalLM.from_pretrained(
             directory, gguf_file=gguf.name, dtype=float32, local_files_only=True
         )
-        # The weights are plain float32 by now; save_pretrained refuses while these marks say that
-        # they are quantized.
-        model.hf_quantizer = None
-        model.is_quantized = False
-        model.quantization_method = None
-        del model.config.quantization_config
-        model.save_pretrained(directory)
+        as_plain(model).save_pretrained(directory)
         saved = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     gguf.unlink()
     if not saved.chat_template or not saved.eos_token_id == model.config.eos_token_id == 2:

@@ -7,17 +7,21 @@ network.device, network.dtype                      # the first GPU in bfloat16, 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from specrej.errors import ModelError, UsageError
+from specrej.errors import ModelError, SpecrejError, UsageError
+from specrej.hub.converted import converted
 from specrej.hub.quiet import quiet_transformers
 from specrej.hub.sources import first_line, locate_model, unknown_model
 
-LoadedModel = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LoadedModel = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
 """A model and its tokenizer, as transformers opens them."""
+_HINT = "give a directory or a Hugging Face id of {} with its tokenizer"
 
 
 def open_pretrained(
@@ -33,8 +37,8 @@ def open_pretrained(
     """A model in evaluation mode on its device, and its tokenizer.
 
     Args:
-        model: a default generator's name, a Hugging Face id, or a directory: safetensors or one
-            GGUF file.
+        model: a default generator's name, a Hugging Face id, a GGUF file, or a directory:
+            safetensors or one GGUF file.
         auto: the class of transformers that opens it, for example AutoModel.
         kind: what is expected, for the message: "an encoder".
         device: a torch device; by default CUDA where there is some, else the CPU.
@@ -50,15 +54,14 @@ def open_pretrained(
         ModelError: it cannot be read, or its checkpoint lacks weights, which would be random ones
             then.
     """
+    from transformers import AutoTokenizer
+
     place = open_device(device)
-    source = locate_model(model)
-    hint = f"give a directory or a Hugging Face id of {kind} with its tokenizer"
+    source = local_source(model, auto.__name__, kind)
     arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if gguf := _gguf_file(Path(source), hint):
-        arguments["gguf_file"] = gguf
     # Half-precision arithmetic is emulated on most CPUs, a hundred times slower.
     wanted = dtype or (torch.float32 if place.type == "cpu" else "auto")
-    with _saying_which(model, source, kind, hint), quiet_transformers():
+    with saying_which(model, source, kind), quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
         opened: Any = auto.from_pretrained(
             source, dtype=wanted, output_loading_info=True, **arguments
@@ -75,11 +78,35 @@ def open_pretrained(
     return cast("Any", network).to(place).eval(), tokenizer
 
 
+def local_source(model: str | Path, auto: str, kind: str) -> str:
+    """A directory or an id that transformers opens quickly: see `locate_model`. A GGUF file is
+    converted first, once.
+
+    Args:
+        model: see `open_pretrained`.
+        auto: the name of the class of transformers that opens it.
+        kind: what is expected, for the message.
+
+    Raises:
+        UnknownNameError: nothing has this name.
+        ModelError: nothing is there, or a GGUF file that cannot be opened.
+    """
+    source = locate_model(model)
+    file = _gguf_file(Path(source), kind)
+    if file is None:
+        return source
+    with saying_which(model, source, kind):
+        return str(converted(file, auto))
+
+
 @contextmanager
-def _saying_which(model: str | Path, source: str, kind: str, hint: str) -> Iterator[None]:
+def saying_which(model: str | Path, source: str, kind: str) -> Iterator[None]:
     """Turn what transformers raises into an error that says which model cannot be opened."""
+    hint = _HINT.format(kind)
     try:
         yield
+    except SpecrejError:
+        raise
     except OSError as error:
         is_there = Path(source).exists()
         if not is_there and "/" not in source:
@@ -108,18 +135,21 @@ def open_device(name: str | None) -> torch.device:
     return device
 
 
-def _gguf_file(directory: Path, hint: str) -> str | None:
-    """The one GGUF file of a directory that holds no model in transformers' own format."""
-    if not directory.is_dir() or (directory / "config.json").exists():
+def _gguf_file(path: Path, kind: str) -> Path | None:
+    """A GGUF file, or the one of a directory that holds no model in transformers' own format."""
+    if path.is_file() and path.suffix == ".gguf":
+        return path
+    if not path.is_dir() or (path / "config.json").exists():
         return None
-    files = sorted(path.name for path in directory.glob("*.gguf"))
+    files = sorted(path.glob("*.gguf"))
     if not files:
         raise ModelError(
-            f"{directory} holds no model: neither config.json nor a GGUF file", hint=hint
+            f"{path} holds no model: neither config.json nor a GGUF file",
+            hint=_HINT.format(kind),
         )
     if len(files) > 1:
         raise ModelError(
-            f"{directory} holds {len(files)} GGUF files: {', '.join(files)}",
-            hint="keep one of them there",
+            f"{path} holds {len(files)} GGUF files: {', '.join(file.name for file in files)}",
+            hint="name one of them, or keep one of them there",
         )
     return files[0]

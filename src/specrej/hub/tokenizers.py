@@ -10,6 +10,7 @@ from specrej.hub.contents import ChatTokenizer
 from specrej.hub.decoding import Pieces, StreamDecoder
 from specrej.hub.infilling import fill_in
 from specrej.hub.template_parts import check_arguments, left_out, readable
+from specrej.hub.thinking import Thinking, begins, is_open, marks_of
 from specrej.hub.tool_formats import FORMS, ToolForm, form_of
 from specrej.messages import as_conversation
 from specrej.options import shown
@@ -178,7 +179,30 @@ class TextCodec:
             continues = prompt[-1]["role"] == "assistant"
         has_tools = isinstance(prompt, Conversation) and bool(prompt.tools)
         form = self.tool_form if has_tools else None
-        return StreamDecoder(self._pieces, continues=continues, tool_form=form)
+        return StreamDecoder(
+            self._pieces, continues=continues, tool_form=form, thinking=self._thinking(prompt)
+        )
+
+    def _thinking(self, prompt: Prompt) -> Thinking | None:
+        """How an answer to this prompt holds thoughts; None of a text that is continued."""
+        if self._marks is None or isinstance(prompt, Continuation):
+            return None
+        arguments = prompt.template_arguments if isinstance(prompt, Conversation) else {}
+        if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+            last = as_conversation(prompt).messages[-1]["content"]
+            return Thinking(*self._marks, is_open(last, self._marks))
+        is_begun = (
+            begins(self.tokenizer, self._marks, arguments) if arguments else self._always_begins
+        )
+        return Thinking(*self._marks, is_begun)
+
+    @cached_property
+    def _marks(self) -> tuple[str, str] | None:
+        return None if self.tokenizer.chat_template is None else marks_of(self.tokenizer)
+
+    @cached_property
+    def _always_begins(self) -> bool:
+        return self._marks is not None and begins(self.tokenizer, self._marks, {})
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a whole answer to a text. Bytes of a last character that is not all there

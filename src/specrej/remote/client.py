@@ -70,6 +70,7 @@ class RemoteError(Exception):
         hint: what to do, or None.
         is_common: every other request would fail in the same way.
         status: of the reply, where there was one.
+        body: of the reply, whole; it may hold the key, so it is not for showing as it is.
         num_requests: sent before giving up.
     """
 
@@ -81,8 +82,10 @@ class RemoteError(Exception):
         hint: str | None = None,
         is_common: bool = False,
         status: int | None = None,
+        body: str = "",
     ) -> None:
         super().__init__(problem)
+        self.body = body
         self.wait_s = wait_s
         self.hint = hint
         self.is_common = is_common
@@ -282,11 +285,17 @@ class Remote:
         problem = f"status {status}: {self.quote(response.text)}"
         if hint := _REFUSALS.get(status):
             raise RemoteError(
-                f"refuses to answer, {problem}", hint=hint, is_common=True, status=status
+                f"refuses to answer, {problem}",
+                hint=hint,
+                is_common=True,
+                status=status,
+                body=response.text,
             )
         is_passing = status in _PASSING or status >= 500
         asked_s = _retry_after_s(response.headers.get("retry-after", ""))
-        raise RemoteError(problem, wait_s=asked_s if is_passing else None, status=status)
+        raise RemoteError(
+            problem, wait_s=asked_s if is_passing else None, status=status, body=response.text
+        )
 
     def quote(self, text: str) -> str:
         """The beginning of what the service said, without the key: some quote it when they

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specrej.attention.attention import IMPLEMENTATION, ExtendPass, Pass, PrefillPass
+from specrej.attention.attention import ExtendPass, Pass, PrefillPass, use_groups
 from specrej.attention.groups import Group
 from specrej.attention.layout import PREFILL_CHUNK, KvLayout
 from specrej.attention.linear import pack_linears
@@ -116,7 +116,7 @@ class CausalScorer:
 
     @contextmanager
     def _group_attention(self) -> Iterator[None]:
-        self._model.set_attn_implementation(IMPLEMENTATION)
+        use_groups(self._model)
         try:
             yield
         finally:
@@ -142,7 +142,8 @@ class CausalScorer:
                 [model(torch.tensor([prompt + row], device=model.device)).logits[0] for row in rows]
             )
 
-        return verify(model, expect, lambda: self._probe(prompt, rows)).layout(granule=1)
+        recorder, _ = verify(model, expect, lambda: self._probe(prompt, rows))
+        return recorder.layout(granule=1)
 
     def _probe(self, prompt: list[int], rows: list[list[int]]) -> tuple[Tensor, Recorder]:
         """Logits `[rows, outputs]` after each row, read in two pieces of different lengths."""

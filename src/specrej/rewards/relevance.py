@@ -29,8 +29,6 @@ Of a long answer it reads the beginning only; `windows` has the reward that read
 """
 
 import logging
-import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,6 +42,7 @@ from specrej.hub.defaults import locate
 from specrej.messages import as_messages
 from specrej.rewards.base import StatelessSession
 from specrej.rewards.together import alone, score_jointly
+from specrej.threads import usable_cores
 from specrej.types import Candidate, Message
 
 if TYPE_CHECKING:
@@ -194,7 +193,7 @@ class RelevanceReward:
             RewardError: the model failed; names the candidate.
         """
         pairs = [self._tokenizer.post_process(query, part) for query, part, _ in parts]
-        with ThreadPoolExecutor(max_workers=_num_cores()) as pool:
+        with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
             scores = list(pool.map(self._score_pair, [part[-1] for part in parts], pairs))
         return scores, [len(pair) for pair in pairs]
 
@@ -249,10 +248,6 @@ def _cut(encoding: "Encoding", room: int) -> int:
     if num_cut:
         encoding.truncate(room)
     return num_cut
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def written(directory: Path | str | None, **options: int | None) -> str:

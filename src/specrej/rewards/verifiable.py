@@ -12,24 +12,15 @@ see ties, and mean something only where such a reward is mixed with another; Bes
 other.
 """
 
-import importlib.util
-import json
 import re
-import subprocess
-import sys
-import threading
-import weakref
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from specrej.errors import RewardError, UsageError
+from specrej.rewards.answers import final_answer, marked_answer, normalise
 from specrej.rewards.base import StatelessSession
+from specrej.rewards.math_verify import MathVerifier, is_installed
 from specrej.rewards.references import read_references
 from specrej.types import Candidate, Message
-
-_WRAPPING = " \"'`*_$()[]{}<>\u201c\u201d\u2018\u2019\u00ab\u00bb"
-_ENDING = _WRAPPING + ".,;:!?"
-_BOX = r"\boxed{"
 
 
 class RegexReward:
@@ -126,10 +117,8 @@ class MathReward:
 
     math-verify takes the final answer from the text by rules of its own: what stands in `\boxed{}`,
     else what the text calls the answer, else the last expression. It runs in a process beside this
-    one, which ends when the reward is closed, and is killed when an answer takes longer than
-    `timeout_s`. That works in any thread, and stops a huge power inside the interpreter's C code,
-    where a signal would wait. An answer that takes too long, or on which math-verify fails, is
-    wrong.
+    one (see `MathVerifier`), which ends when the reward is closed. An answer that takes longer than
+    `timeout_s`, or on which math-verify fails, is wrong.
     """
 
     flops_per_token: float | None = 0.0
@@ -146,7 +135,7 @@ class MathReward:
             UsageError: math-verify is not installed, the reference is empty, or its file cannot be
                 read.
         """
-        if importlib.util.find_spec("math_verify") is None:
+        if not is_installed():
             raise UsageError(
                 "the reward 'math' checks with math-verify, which is not installed",
                 hint="pip install 'specrej[math]'",
@@ -154,11 +143,8 @@ class MathReward:
         if timeout_s <= 0:
             raise UsageError(f"timeout_s must be above 0, got {timeout_s!r}")
         self._find = read_references(reference)
-        self._timeout_s = timeout_s
-        self._process: subprocess.Popen[str] | None = None
-        self._lock = threading.Lock()
-        self._is_closed = False
         self.name = f"math:{reference}"
+        self._verifier = MathVerifier(f"the reward {self.name!r}", timeout_s=timeout_s)
 
     def open(self, messages: Sequence[Message]) -> StatelessSession:
         """Begin with a prompt.
@@ -177,118 +163,22 @@ class MathReward:
 
     def close(self) -> None:
         """End the process, after the answer that it checks."""
-        with self._lock:
-            self._is_closed = True
-            process, self._process = self._process, None
-            if process is not None:
-                _end(process)
+        self._verifier.close()
 
     def _is_equal(self, reference: str, text: str) -> bool:
-        with self._lock:
-            if self._is_closed:  # by a thread that did not wait: nobody would end another process
-                raise RewardError(f"the reward {self.name!r} is closed")
-            reply = self._ask(json.dumps({"reference": reference, "answer": text}))
-        if reply == "null":
+        found = self._verifier.is_equal(reference, text)
+        if found is None:
             raise RewardError(
                 f"math-verify cannot read the reference {reference!r}",
                 hint=r"give a number or LaTeX, as in '42' or '\frac{1}{2}'",
             )
-        return reply == "true"
-
-    def _ask(self, request: str) -> str:
-        """The worker's reply; "" where it took too long or died, and then the next request gets
-        a new worker.
-        """
-        process = self._process = self._process or self._start()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        is_late = threading.Event()
-
-        def stop() -> None:
-            is_late.set()
-            process.kill()
-
-        timer = threading.Timer(self._timeout_s, stop)
-        timer.start()
-        try:
-            process.stdin.write(request + "\n")
-            process.stdin.flush()
-            reply = process.stdout.readline().strip()
-        except OSError:  # it died before it had read
-            reply = ""
-        finally:
-            timer.cancel()
-            timer.join()
-        if is_late.is_set() or not reply:
-            self._process = None
-            _end(process)
-        return reply
-
-    def _start(self) -> "subprocess.Popen[str]":
-        # -P: the modules beside the worker's file, http.py for one, would hide those of the
-        # standard library.
-        process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("math_worker.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-        )
-        weakref.finalize(self, _end, process)
-        assert process.stdout is not None
-        if process.stdout.readline().strip() != "ready":
-            _end(process)
-            raise RewardError(
-                "the process that runs math-verify ended at once",
-                hint=f"see what `{sys.executable} -c 'import math_verify'` says",
-            )
-        return process
-
-
-def normalise(text: str) -> str:
-    """The text without what does not count: case, white space, and marks and punctuation around
-    it.
-    """
-    plain = " ".join(text.casefold().split())
-    return plain.lstrip(_WRAPPING).rstrip(_ENDING) or plain
-
-
-def marked_answer(text: str) -> str:
-    r"""What stands in the last whole `\boxed{}`, else after the last `####` on its line, else
-    all of the text.
-    """
-    start = text.rfind(_BOX)
-    if start >= 0 and (content := _up_to_brace(text[start + len(_BOX) :])) is not None:
-        return content
-    _, mark, after = text.rpartition("####")
-    return after.strip().partition("\n")[0] if mark and after.strip() else text
-
-
-def final_answer(text: str) -> str:
-    """What is marked as the answer, else the last line that is not blank."""
-    marked = marked_answer(text)
-    return marked if marked != text else next(iter(text.strip().splitlines()[-1:]), "")
-
-
-def _up_to_brace(text: str) -> str | None:
-    """The text before the brace that closes what was opened before it; None where none does."""
-    depth = 1
-    for position, character in enumerate(text):
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if depth == 0:
-            return text[:position]
-    return None
+        return found
 
 
 def _score_finished(
     candidates: Sequence[Candidate], is_right: Callable[[str], bool]
 ) -> tuple[list[float], int]:
     return [float(c.finish_reason is not None and is_right(c.text)) for c in candidates], 0
-
-
-def _end(process: "subprocess.Popen[str]") -> None:
-    process.kill()
-    process.communicate()  # waits, and closes the pipes
 
 
 def parse_regex(argument: str = "") -> RegexReward:

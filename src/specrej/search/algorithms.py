@@ -6,13 +6,15 @@ batch.
 """
 
 from collections.abc import Generator
+from typing import Any
 
 from specrej.search.policies import everyone, never
 from specrej.search.view import SearchView
 from specrej.types import Policy, Schedule
 
-Steps = Generator[Schedule, list[float], None]
-"""An algorithm at work on a search: takes scores, gives the schedule of its next decision."""
+Steps = Generator[Schedule, list[float], Any]
+"""An algorithm at work on a search: takes scores, gives the schedule of its next decision. It may
+return the candidate that is the answer; else that is the complete one of highest reward."""
 
 
 def best_of_n(search: SearchView, n: int | None, policy: Policy) -> Steps:

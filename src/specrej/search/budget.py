@@ -3,11 +3,13 @@ how far.
 """
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from specrej.engines.base import Engine
 from specrej.errors import BudgetError, PromptError, UsageError
 from specrej.memory import format_bytes
+from specrej.types import Candidate
 
 
 class Total(NamedTuple):
@@ -92,6 +94,26 @@ class Budget:
         """Most candidates that can have so many tokens each."""
         counts = range(self._engine.most_candidates + 1)
         return bisect_right(counts, self.bytes, key=lambda n: self.kv_bytes(n, num_tokens)) - 1
+
+    def surplus(self, live: Sequence[Candidate]) -> Sequence[Candidate]:
+        """Those of these, best first, that do not fit with one more token each."""
+        longest = max((len(candidate.token_ids) for candidate in live), default=0)
+        return live[self.fitting(longest + 1) :]
+
+    def check_fork(self, num_live: int, num_forks: int, num_tokens: int) -> None:
+        """See that there is room for forks until all have so many tokens.
+
+        Raises:
+            BudgetError: there is not; says for how many there is.
+        """
+        room = max(self.fitting(num_tokens) - num_live, 0)
+        if num_forks > room:
+            raise BudgetError(
+                f"a budget of {format_bytes(self.bytes)} does not hold {num_forks} forks beside "
+                f"{num_live} live candidates of up to {num_tokens} tokens, only {room}",
+                hint="give a larger memory, or fork fewer: search.waves(n, None) gives sizes that "
+                "fit to the end",
+            )
 
     def kv_bytes(self, num_candidates: int, num_tokens: int) -> int:
         """What the prompt and so many candidates of so many tokens hold."""

@@ -76,19 +76,25 @@ def _decider(settings: Mapping[str, Any]) -> str:
 
 
 def check_start(
-    settings: Mapping[str, Any], n: Any, live: Sequence[Candidate], *, is_at_work: bool
+    settings: Mapping[str, Any],
+    n: Any,
+    most: Any,
+    live: Sequence[Candidate],
+    *,
+    is_at_work: bool,
 ) -> None:
     """See that an algorithm may begin n candidates now.
 
     Args:
         settings: of the run, which say whose algorithm it is.
         n: how many it begins.
+        most: how many are live at a time, with forks; None where none will come.
         live: who is being decoded.
         is_at_work: whether the prompt is open; a generator does nothing before.
 
     Raises:
-        UsageError: n is no number of at least 1, others are being decoded, or it is no generator;
-            names the algorithm.
+        UsageError: n is no number of at least 1, most none of at least n, others are being decoded,
+            or it is no generator; names the algorithm.
     """
     algorithm = settings.get("algorithm")
     if not is_at_work:
@@ -103,11 +109,51 @@ def check_start(
             f"{reprlib.repr(n)}",
             hint="search.waves(n, None) gives sizes that fit in the memory",
         )
+    if most is not None and (not isinstance(most, Integral) or most < n):
+        raise UsageError(
+            f"the algorithm {algorithm!r} must set room aside for at least the {n} candidates that "
+            f"it starts, got most={reprlib.repr(most)}",
+            hint="most is how many are live at a time, with their forks",
+        )
     if live:
         raise UsageError(
             f"the algorithm {algorithm!r} started {n} candidates while {len(live)} are being "
             "decoded",
             hint="yield a schedule until search.live is empty, or reject them by search.keep",
+        )
+
+
+def check_fork(
+    settings: Mapping[str, Any],
+    parents: Sequence[Candidate],
+    live: Sequence[Candidate],
+    most: int | None,
+) -> None:
+    """See that an algorithm may fork these candidates now.
+
+    Args:
+        settings: of the run, which say whose algorithm it is.
+        parents: what it forks, once for each fork.
+        live: who is being decoded.
+        most: how many may be live at a time; None where no forks were announced.
+
+    Raises:
+        UsageError: one is not being decoded, or more would be live than was said; names the
+            algorithm.
+    """
+    algorithm = settings.get("algorithm")
+    for parent in parents:
+        if not any(parent is candidate for candidate in live):
+            raise UsageError(
+                f"the algorithm {algorithm!r} must fork candidates that are live, got "
+                f"{reprlib.repr(parent)}",
+                hint="give candidates of search.live, after search.keep",
+            )
+    if most is None or len(live) + len(parents) > most:
+        raise UsageError(
+            f"the algorithm {algorithm!r} forked {len(parents)} candidates beside {len(live)} that "
+            f"are live, and set room aside for {most or 'no forks'}",
+            hint="say it at the beginning of the wave: search.start(n, most=...)",
         )
 
 
@@ -131,13 +177,15 @@ def checked_steps(algorithm: str, steps: Any) -> Steps:
 
 
 def _checking(algorithm: str, steps: Steps) -> Steps:
-    """Raises UsageError where the algorithm waits by no schedule."""
+    """Raises UsageError where the algorithm waits by no schedule. `Progress.answered` sees to what
+    it returns.
+    """
     scores: Any = None  # what a generator begins with
     while True:
         try:
             schedule = steps.send(scores)
-        except StopIteration:
-            return
+        except StopIteration as end:
+            return end.value
         if not callable(schedule):
             raise UsageError(
                 f"the algorithm {algorithm!r} must yield a schedule, it yielded "

@@ -39,6 +39,14 @@ def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
     )
 
 
+def only(candidates: Iterable[Candidate], batch: Sequence[Candidate]) -> Candidate | None:
+    """The only one of all that is not rejected, if the batch is this one; else None."""
+    if len(batch) != 1:
+        return None
+    left = [candidate for candidate in candidates if candidate.state != "rejected"]
+    return left[0] if len(left) == 1 else None
+
+
 def lowest(candidates: Iterable[Candidate], decisions: Sequence[Decision]) -> Candidate | None:
     """The worst of those that came to their end and were scored, rejected or not; of equals the
     last.

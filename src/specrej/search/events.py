@@ -46,7 +46,7 @@ class Step:
     kind: ClassVar = "step"
     prompt: int = 0
     num_tokens: int
-    """That live candidates have."""
+    """That live candidates have, the longest of them."""
     num_live: int
     ended: tuple[int, ...]
     """Indices of those that have come to their end since the last of these events."""
@@ -65,6 +65,9 @@ class Scored:
     num_tokens: int
     reward: float | None
     state: State
+    parent: int | None = None
+    """Whose copy it began as, with `num_inherited` tokens."""
+    num_inherited: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +174,7 @@ class Reporter:
             new, self._ended = sorted(ended - self._ended), ended
             yield Step(
                 prompt=self._prompt,
-                num_tokens=len(live[0].token_ids),
+                num_tokens=max(len(candidate.token_ids) for candidate in live),
                 num_live=len(live),
                 ended=tuple(new),
                 generated_tokens=search.usage.generated_tokens,
@@ -253,7 +256,15 @@ def _decided(prompt: int, search: Search, number: int, decision: Decision) -> De
         num_tokens=decision.num_tokens,
         cut=decision.cut,
         candidates=tuple(
-            Scored(c.index, len(c.token_ids), c.rewards.get(number), c.state) for c in scored
+            Scored(
+                c.index,
+                len(c.token_ids),
+                c.rewards.get(number),
+                c.state,
+                c.parent,
+                c.num_inherited,
+            )
+            for c in scored
         ),
         num_rejected=len(decision.rejected),
         kv_bytes=decision.kv_bytes,

@@ -4,6 +4,7 @@ progress = Progress({"algorithm": "best_of_n"})
 progress.decide(candidates, num_tokens)  # raises where nothing has changed since the last time
 """
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,3 +61,26 @@ class Progress:
             f"{self._who} has ended with {num_live} candidates live and none complete",
             hint="an algorithm begins candidates, and goes on while search.live",
         )
+
+    def answered(self, candidates: Sequence[Candidate], given: object) -> Candidate | None:
+        """What the algorithm returned, as its answer; None leaves the choice to the rewards.
+
+        Args:
+            candidates: all that were ever started.
+            given: what it returned.
+
+        Raises:
+            UsageError: it is no candidate of this search that can win.
+        """
+        if given is None:
+            return None
+        found = next((candidate for candidate in candidates if candidate is given), None)
+        if found is None or found.state != "complete":
+            what = reprlib.repr(given) if found is None else f"a {found.state} one"
+            raise UsageError(
+                f"{self._who} must return a complete candidate of its search, or None, it returned "
+                f"{what}",
+                hint="return one of search.candidates whose state is complete; with None the one "
+                "of highest reward is the answer",
+            )
+        return found

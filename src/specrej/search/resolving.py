@@ -4,22 +4,33 @@ steps_of(Settings(), search, 16, policy)    # the algorithm at work on a search
 algorithm_of(Settings(algorithm="best_of_n"))
 policy_of(Settings(alpha=0.5, decide="every:32"))    # from a command line's words
 policy_of(Settings(policy="policy.json"))            # from `specrej calibrate`
+sampling_of(Settings(algorithm="deepconf"), engine)  # with the log-probabilities that it reads
 """
 
+import inspect
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
-from specrej.errors import SpecrejError, UsageError, named
+from specrej.engines.base import Engine
+from specrej.errors import SamplingError, SpecrejError, UsageError, named
+from specrej.options import options_of
+from specrej.policy import parse_decide
 from specrej.registry import find
 from specrej.search.algorithms import Steps
 from specrej.search.calibrated import read_policy
 from specrej.search.checks import checked_steps
 from specrej.search.policies import at, every, fraction, never, top
 from specrej.search.view import SearchView
-from specrej.settings import Settings, parse_decide
-from specrej.types import Policy, Schedule
+from specrej.settings import Settings
+from specrej.types import Policy, SamplingParams, Schedule
+
+Algorithm = Callable[..., Steps]
+"""Of (search, n, policy). Parameters that can only be given by name get the settings of these
+names."""
 
 
-def algorithm_of(settings: Settings) -> Callable[[SearchView, int | None, Policy], Steps]:
+def algorithm_of(settings: Settings) -> Algorithm:
     """The algorithm that settings name.
 
     Raises:
@@ -33,7 +44,7 @@ def algorithm_of(settings: Settings) -> Callable[[SearchView, int | None, Policy
             f"algorithm must be a function; {given!r} is {found!r}",
             hint="docs/extending.md has an example",
         )
-    algorithm: Callable[[SearchView, int | None, Policy], Steps] = found
+    algorithm: Algorithm = found
     return algorithm
 
 
@@ -47,7 +58,7 @@ def steps_of(settings: Settings, search: SearchView, n: int | None, policy: Poli
     """
     algorithm, name = algorithm_of(settings), settings.to_dict()["algorithm"]
     try:
-        steps = algorithm(search, n, policy)
+        steps = algorithm(search, n, policy, **_asked_for(algorithm, settings))
     except SpecrejError:
         raise
     except Exception as error:
@@ -56,6 +67,36 @@ def steps_of(settings: Settings, search: SearchView, n: int | None, policy: Poli
             hint="an algorithm is a generator function of these three: docs/extending.md has one",
         ) from error
     return checked_steps(name, steps)
+
+
+def _asked_for(algorithm: Algorithm, settings: Settings) -> dict[str, Any]:
+    """The settings that an algorithm's keyword-only parameters name."""
+    return {
+        name: getattr(settings, name)
+        for name, parameter in inspect.signature(algorithm).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name in options_of(Settings)
+    }
+
+
+def sampling_of(settings: Settings, engine: Engine) -> SamplingParams:
+    """How the engine is to draw tokens, with as many of the likeliest as the algorithm reads.
+
+    Raises:
+        SamplingError: the engine cannot draw them so; names the algorithm where it is for its sake.
+    """
+    engine.check_sampling(sampling := settings.sampling)
+    num_read = getattr(algorithm_of(settings), "top_logprobs", 0)
+    if num_read <= sampling.top_logprobs:
+        return sampling
+    sampling = replace(sampling, top_logprobs=num_read)
+    try:
+        engine.check_sampling(sampling)
+    except SamplingError as error:
+        name = settings.to_dict()["algorithm"]
+        raise SamplingError(
+            f"the algorithm {name!r} reads top_logprobs: {error}", hint=error.hint
+        ) from error
+    return sampling
 
 
 def policy_of(settings: Settings) -> Policy:

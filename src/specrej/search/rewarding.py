@@ -1,16 +1,17 @@
 """A reward at work on one prompt: its session, what it is shown, and what its work costs."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from specrej.errors import SpecrejError
+from specrej.hub.thinking import Thinking
 from specrej.rewards.base import Reward, RewardSession, Scores, open_session
 from specrej.rewards.scores import checked_scores, failing_as
 from specrej.search.clock import Clock
-from specrej.types import Candidate, Message, Usage
+from specrej.types import Candidate, Detokenizer, Message, Usage
 
 _LOG = logging.getLogger("specrej")
 
@@ -23,6 +24,14 @@ class ToScore(NamedTuple):
     candidates: Sequence[Candidate]
 
 
+def seen_of(settings: Mapping[str, Any], detokenizer: Detokenizer) -> Callable[[str], str] | None:
+    """What a reward is shown of an answer that this reads; None is all of it."""
+    thinking: Thinking | None = getattr(detokenizer, "thinking", None)
+    if thinking is None or settings.get("reward_sees") != "answer":
+        return None
+    return thinking.answer
+
+
 class PromptReward:
     """A reward and its session on one prompt.
 
@@ -31,10 +40,16 @@ class PromptReward:
         messages: the prompt as a conversation.
         usage: takes what the reward's work cost.
         clock: takes how long it took.
+        sees: what it is shown of a text; None is all.
     """
 
     def __init__(
-        self, reward: Reward, messages: Sequence[Message], usage: Usage, clock: Clock
+        self,
+        reward: Reward,
+        messages: Sequence[Message],
+        usage: Usage,
+        clock: Clock,
+        sees: Callable[[str], str] | None = None,
     ) -> None:
         self.name = reward.name
         self._reward = reward
@@ -43,6 +58,7 @@ class PromptReward:
         # answer.
         is_begun = self._messages[-1]["role"] == "assistant"
         self._beginning = self._messages.pop()["content"] if is_begun else ""
+        self._sees = sees
         self._usage = usage
         self._clock = clock
         self._session: RewardSession | None = None
@@ -57,8 +73,10 @@ class PromptReward:
             self._session = open_session(self._reward, self._messages)
 
     def to_score(self, batch: Sequence[Candidate]) -> ToScore:
-        """The batch with its texts behind the beginning that was given."""
+        """The batch with what the reward sees of its texts, behind the beginning that was given."""
         assert self._session is not None
+        if self._sees is not None:
+            batch = [replace(candidate, text=self._sees(candidate.text)) for candidate in batch]
         if self._beginning:
             batch = [
                 replace(candidate, text=self._beginning + candidate.text) for candidate in batch

@@ -329,8 +329,8 @@ def _next_schedule(member: _Run, scores: list[float]) -> Schedule | None:
     try:
         with contained("the algorithm or its policy"):
             return member.steps.send(scores)
-    except StopIteration:
-        member.search.end()
+    except StopIteration as end:
+        member.search.end(end.value)
         return None
 
 

@@ -14,13 +14,20 @@ from specrej.engines.base import Engine, Memory, Token
 from specrej.errors import contained
 from specrej.messages import as_conversation
 from specrej.rewards.base import Reward, Scores
+from specrej.search.answers import Answers
 from specrej.search.budget import Budget, Total
-from specrej.search.checks import check_start, check_tokens, checked_fates, engine_at_work
-from specrej.search.choosing import choose, ranked, standing
+from specrej.search.checks import (
+    check_fork,
+    check_start,
+    check_tokens,
+    checked_fates,
+    engine_at_work,
+)
+from specrej.search.choosing import choose, only, ranked, standing
 from specrej.search.clock import Clock
+from specrej.search.decoding import PromptEngine
 from specrej.search.progress import Progress
-from specrej.search.rewarding import PromptReward, ToScore
-from specrej.search.stopping import AnswerText
+from specrej.search.rewarding import PromptReward, ToScore, seen_of
 from specrej.types import (
     GREEDY_NOTE,
     Candidate,
@@ -31,6 +38,7 @@ from specrej.types import (
     SamplingParams,
     Schedule,
     Standing,
+    StepRule,
     Usage,
 )
 from specrej.version import __version__
@@ -74,22 +82,25 @@ class Search:
         )
         self._most_candidates = None if total is None else total.most_candidates
         self.candidates: list[Candidate] = []
-        self._texts: dict[int, AnswerText] = {}
-        """By the number of the candidate."""
         self.batch: list[Candidate] = []
         self.decisions: list[Decision] = []
         self.usage = Usage(prompt_tokens=len(self.prompt_ids))
         self.clock = Clock(self.usage)
         self._engine = engine
-        self._reward = PromptReward(reward, asked.messages, self.usage, self.clock)
+        self._decoder = PromptEngine(engine, self.prompt_ids, sampling, self.usage, self.clock)
+        self._answers = Answers(lambda: self._decoder.detokenizer(self._prompt), sampling.stop)
+        sees = seen_of(settings, engine.detokenizer(self._prompt))
+        self._reward = PromptReward(reward, asked.messages, self.usage, self.clock, sees)
         noted = {"note": GREEDY_NOTE} if sampling.is_greedy else {}
         self._settings = {**settings, **noted, "memory_bytes": self.budget_bytes}
-        self._handle: int | None = None
         self._cause: Cause = "complete"
         self.progress = Progress(settings)
         self._last_length = 0
         self._num_coming = 0
+        self._most_live: int | None = None
+        """Candidates that the wave may have live at a time, where some of them will be forks."""
         self._lost: Token | None = None
+        self._answer: Candidate | None = None
         self.number = 0
         """Which prompt of a batch it is of."""
         self.num_planned = 0
@@ -119,19 +130,37 @@ class Search:
             self._num_coming = min(left, fitting)
             yield wave
 
-    @engine_at_work()
-    def start(self, n: int) -> None:
+    def start(self, n: int, most: int | None = None) -> None:
         """See `SearchView.start`."""
-        check_start(self._settings, n, self.live, is_at_work=self.is_open)
+        check_start(self._settings, n, most, self.live, is_at_work=self.is_open)
         first = len(self.candidates)
         self.batch = [Candidate(index) for index in range(first, first + n)]
         self.candidates += self.batch
-        self._texts |= {
-            candidate.index: AnswerText(self._engine.detokenizer(self._prompt), self.sampling.stop)
-            for candidate in self.batch
-        }
+        self._answers.begin(range(first, first + n))
         self._last_length = 0
-        self._engine.add(self.handle, range(first, first + n))
+        self._most_live = most
+        self._decoder.add(range(first, first + n))
+
+    def fork(self, parents: Sequence[Candidate]) -> list[Candidate]:
+        """See `SearchView.fork`."""
+        if not parents:
+            return []
+        live, first = self.live, len(self.candidates)
+        check_fork(self._settings, parents, live, self._most_live)
+        longest = max((len(candidate.token_ids) for candidate in live), default=0)
+        self._budget.check_fork(len(live), len(parents), longest + 1)
+        forks = [parent.fork(first + place) for place, parent in enumerate(parents)]
+        indices = [fork.index for fork in forks]
+        self._decoder.fork([parent.index for parent in parents], indices)
+        for parent, fork in zip(parents, forks, strict=True):
+            self._answers.fork(parent, fork)
+        self.candidates += forks
+        self.batch += forks
+        return forks
+
+    def wait_after(self, ends: StepRule) -> None:
+        """See `SearchView.wait_after`."""
+        self._answers.ends = ends
 
     def standing(self, scores: Sequence[float]) -> Standing:
         """See `SearchView.standing`."""
@@ -142,9 +171,8 @@ class Search:
         scored, fates = self.batch, checked_fates(self._settings, self.batch, is_kept)
         stays = dict(zip((c.index for c in scored), fates, strict=True))
         going_on = ranked(c for c in scored if stays[c.index] and c.state == "live")
-        if going_on:
-            for candidate in going_on[self._budget.fitting(len(going_on[0].token_ids) + 1) :]:
-                stays[candidate.index] = False
+        for candidate in self._budget.surplus(going_on):
+            stays[candidate.index] = False
         if scored:  # a filter may have left nobody
             self._decide(self._cause, scored, [c for c in scored if not stays[c.index]])
         self.batch = self.live
@@ -154,19 +182,16 @@ class Search:
     @property
     def is_open(self) -> bool:
         """Whether the engine holds something of this prompt."""
-        return self._handle is not None
+        return self._decoder.is_open
 
     @property
     def handle(self) -> int:
         """The engine's number for this prompt, while it is open."""
-        assert self._handle is not None
-        return self._handle
+        return self._decoder.handle
 
     def open(self) -> None:
         """Prefill the prompt, and open the reward on it."""
-        with self.clock.span("prefill_s"), engine_at_work():
-            self._handle = self._engine.open(self.prompt_ids, self.sampling, self.budget_bytes)
-        self.usage.shared_prompt_tokens = self._engine.num_shared(self._handle)
+        self._decoder.open(self.budget_bytes)
         self._reward.open()
 
     def due(self, schedule: Schedule) -> Cause | None:
@@ -176,10 +201,13 @@ class Search:
             return "complete"
         if self.memory().next_step > self.budget_bytes:
             return "budget"
+        if self._answers.all_wait(live):
+            return "schedule"
         if not self.progress.is_new(self.usage.generated_tokens):
             return None
         with contained("the schedule"):
-            return "schedule" if schedule(len(live[0].token_ids), self._last_length) else None
+            longest = max(len(candidate.token_ids) for candidate in live)
+            return "schedule" if schedule(longest, self._last_length) else None
 
     def begin_decision(self, cause: Cause) -> None:
         """Make the batch ready to be scored: its texts are written. What is decided then has
@@ -190,7 +218,7 @@ class Search:
         """
         self.progress.decide(self.candidates, self.usage.generated_tokens)
         self._cause = cause
-        self._write_texts()
+        self._answers.write(self.batch)
 
     def to_score(self) -> ToScore:
         """The batch, and the session that is to score it."""
@@ -200,11 +228,14 @@ class Search:
         """The scores of the batch, in its order; `given` is what the reward gave or raised.
 
         Candidates that score minus infinity are rejected at once, and are no longer part of the
-        batch.
+        batch. Those that waited go on.
 
         Raises:
             RewardError: the reward failed, or gave NaN, infinity or no number; names the candidate.
         """
+        if self._answers.waiting:
+            self._answers.go_on(self.live)
+            self._decoder.hold([])
         if not self.batch:
             return []
         scores = self._reward.checked(self.batch, given)
@@ -216,21 +247,19 @@ class Search:
             candidate.rewards[len(self.decisions)] = score
         return passed
 
-    @engine_at_work()
     def memory(self) -> Memory:
         """KV held for this prompt."""
-        return self._engine.memory(self.handle)
+        return self._decoder.memory()
 
     def demand(self) -> Demand:
         """What the prompt and its candidates take of memory that searches share."""
-        if self._engine.can_hold_back:
-            return self._engine.demand(self.handle)
-        most = self.most_bytes()
-        return Demand(most, most, most, 0)
+        return self._decoder.demand(self.most_bytes())
 
     def most_bytes(self) -> int:
         """The most that blocks made from now on will hold, with the prompt."""
-        return self._budget.most_bytes(max(len(self.live), self._num_coming))
+        num_live = len(self.live)
+        most_live = self._most_live if num_live and self._most_live else num_live
+        return self._budget.most_bytes(max(most_live, self._num_coming))
 
     def first_bytes(self) -> int:
         """What must be free to begin."""
@@ -244,26 +273,22 @@ class Search:
             EngineError: one is of nobody who is being decoded.
         """
         check_tokens(tokens, self.candidates)
-        stopped = []
         drawn = [token for token in tokens if token.finish_reason != "lost"]
-        for token in drawn:
-            candidate = self.candidates[token.candidate]
-            candidate.take(token.token_id, token.logprob, token.top_logprobs)
-            candidate.finish_reason = token.finish_reason
-            if token.finish_reason != "eos" and self._has_stopped(candidate):
-                candidate.finish_reason = "stop"
-                if token.finish_reason is None:
-                    stopped.append(candidate.index)
-            if candidate.finish_reason is not None:
-                candidate.state = "complete"
+        stopped = [
+            token.candidate
+            for token in drawn
+            if self._answers.take(self.candidates[token.candidate], token)
+        ]
         if stopped:
-            self._engine.drop(self.handle, stopped)
+            self._decoder.drop(stopped)
         if len(drawn) < len(tokens):
             self._lose([token for token in tokens if token.finish_reason == "lost"])
+        if self._answers.waiting:
+            self._decoder.hold(self._answers.waiting_of(self.live))
         self.usage.generated_tokens += len(drawn)
         self.clock.add("decode_s", seconds)
         self.usage.num_steps += 1
-        self._note_engine()
+        self._decoder.note()
 
     @property
     def winner(self) -> Candidate | None:
@@ -272,16 +297,11 @@ class Search:
 
         A reward that filters can still leave nobody.
         """
-        if len(self.batch) != 1 or self._num_coming:
-            return None
-        left = [candidate for candidate in self.candidates if candidate.state != "rejected"]
-        return left[0] if len(left) == 1 else None
+        return None if self._num_coming else only(self.candidates, self.batch)
 
     def text_of(self, candidate: Candidate) -> str:
         """The candidate's text so far, up to a stop string."""
-        text = self._texts[candidate.index]
-        text.read(candidate.token_ids)
-        return text.text
+        return self._answers.text_of(candidate)
 
     def give_up(self) -> bool:
         """Reject half of the live candidates because the device has no memory left. False if
@@ -290,22 +310,22 @@ class Search:
         live = ranked(self.live)
         rejected = live[(len(live) + 1) // 2 :]
         if rejected:
-            for candidate in rejected:
-                candidate.text = self.text_of(candidate)
+            self._answers.write(rejected)
             self._decide("out_of_memory", live, rejected)
         return bool(rejected)
 
-    def end(self) -> None:
-        """The algorithm has ended: who is live now is rejected.
+    def end(self, answer: object = None) -> None:
+        """The algorithm has ended, with this answer: who is live now is rejected.
 
         Raises:
-            UsageError: it began nobody, or left live ones and nobody complete.
+            UsageError: it began nobody, left live ones and nobody complete, or the answer is none.
         """
         if live := self.live:
             self._decide(self._cause, live, live)
         is_answered = any(candidate.state == "complete" for candidate in self.candidates)
         if not is_answered and (live or not self.candidates):
             raise self.progress.unanswered(len(live))
+        self._answer = self.progress.answered(self.candidates, answer)
         self.batch = []
 
     def close(self) -> None:
@@ -313,23 +333,14 @@ class Search:
         try:
             self._reward.close()
         finally:
-            if self._handle is not None:
-                self._engine.close(self._handle)
-                self._handle = None
+            self._decoder.close()
 
     def result(self) -> Result:
-        """The best complete candidate that was not rejected; of equals the first.
-
-        Of an interrupted run the best there is, see `choosing.ranked`.
-
-        Raises:
-            RewardError: the reward's filter left nobody.
-            EngineError: the engine lost everybody.
-            SamplingError: it did, since nothing more can obey their constraint.
-            UsageError: the policy or the algorithm rejected everybody.
-        """
-        self._write_texts()
-        best = choose(self.candidates, self.decisions, self._reward.name, self._lost)
+        """The algorithm's answer, else what `choosing.choose` says, or raises."""
+        self._answers.write(self.batch)
+        best = self._answer or choose(
+            self.candidates, self.decisions, self._reward.name, self._lost
+        )
         return Result(
             best=best,
             candidates=tuple(self.candidates),
@@ -348,19 +359,10 @@ class Search:
         lost = [self.candidates[token.candidate] for token in tokens]
         for candidate in lost:
             candidate.finish_reason = "lost"
-            candidate.text = self.text_of(candidate)
+        self._answers.write(lost)
         self._lost = tokens[-1]
         self._decide("lost", lost, lost)
 
-    def _note_engine(self) -> None:
-        """What the engine says of its work so far."""
-        self.usage.peak_kv_bytes = self.memory().peak
-        overhead = self._engine.overhead(self.handle)
-        self.usage.unused_tokens = overhead.unused_tokens
-        self.usage.reread_tokens = overhead.reread_tokens
-        self.usage.num_preemptions = overhead.num_preemptions
-
-    @engine_at_work()
     def _decide(
         self, cause: Cause, scored: Sequence[Candidate], rejected: Sequence[Candidate]
     ) -> None:
@@ -370,7 +372,7 @@ class Search:
         for candidate in rejected:
             candidate.state = "rejected"
         self.batch = [candidate for candidate in self.batch if candidate.state != "rejected"]
-        self._engine.drop(self.handle, dropped)
+        self._decoder.drop(dropped)
         indices = [candidate.index for candidate in rejected]
         self._reward.drop(indices)
         kept_rewards = [c.reward for c in scored if c.state != "rejected" and c.reward is not None]
@@ -387,14 +389,4 @@ class Search:
         )
         if cause != "lost":  # which comes at any moment: a schedule counts on from where it was
             self._last_length = length
-        self._note_engine()
-
-    def _write_texts(self) -> None:
-        for candidate in self.batch:
-            candidate.text = self.text_of(candidate)
-
-    def _has_stopped(self, candidate: Candidate) -> bool:
-        if not self.sampling.stop:
-            return False
-        self.text_of(candidate)
-        return self._texts[candidate.index].has_stopped
+        self._decoder.note()

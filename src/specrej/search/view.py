@@ -5,12 +5,34 @@ for wave in search.waves(n, num_tokens=None):
     while search.live:
         scores = yield never                 # those of search.batch, in its order
         search.keep([score > 0 for score in scores])
+
+With forks, a wave says how many candidates it will have live together:
+
+search.wait_after(separated(PARAGRAPH, 128))   # decisions come where all have ended a step
+search.start(4, most=16)
+scores = yield never
+search.keep(...)
+search.fork(3 * search.live)                 # three copies of each that is left
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
-from specrej.types import Candidate, Decision, SamplingParams, Standing
+from specrej.types import Candidate, Decision, SamplingParams, Standing, StepRule
+
+_Algorithm = TypeVar("_Algorithm", bound=Callable[..., Any])
+
+
+def reads_top_logprobs(num: int) -> Callable[[_Algorithm], _Algorithm]:
+    """Say of an algorithm that it reads `Candidate.top_logprobs`, of so many tokens in each place:
+    they are asked of the engine, whatever the settings say.
+    """
+
+    def mark(algorithm: _Algorithm) -> _Algorithm:
+        algorithm.top_logprobs = num  # type: ignore[attr-defined]
+        return algorithm
+
+    return mark
 
 
 class SearchView(Protocol):
@@ -52,11 +74,34 @@ class SearchView(Protocol):
         all would be alike.
         """
 
-    def start(self, n: int) -> None:
+    def start(self, n: int, most: int | None = None) -> None:
         """Begin n new candidates; they are the batch.
 
+        Of an algorithm that forks, `most` is how many are live together at any time of this wave.
+        Their memory is set aside from here on, so that forks never wait for each other.
+
         Raises:
-            UsageError: n is below 1 or no whole number, or others are being decoded.
+            UsageError: n is below 1 or no whole number, most is below n, or others are being
+                decoded.
+        """
+
+    def fork(self, parents: Sequence[Candidate]) -> Sequence[Candidate]:
+        """Begin a copy of each of these live candidates at its length; one may be named often.
+
+        A copy has a number and a random stream of its own, and is a part of the batch. What it
+        begins with costs no tokens.
+
+        Raises:
+            UsageError: one is not live, or more would be live than `start` was told.
+            BudgetError: they do not fit in the budget; says how many do.
+            SamplingError: the engine cannot fork under what is asked for.
+        """
+
+    def wait_after(self, ends: StepRule) -> None:
+        """From now on a candidate whose step is over waits until all live ones do: then a decision
+        comes, and they go on.
+
+        `ends` is asked after each token: see `specrej.search.steps`.
         """
 
     def standing(self, scores: Sequence[float]) -> Standing:

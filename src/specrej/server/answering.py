@@ -6,30 +6,34 @@
 What was asked is from `protocol`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from specrej.options import options_of
 from specrej.search.choosing import ranked
 from specrej.server.calling import with_calls
 from specrej.server.legacy_logprobs import answer_entries, legacy_logprobs
 from specrej.server.protocol import CompletionRequest
+from specrej.server.reasoning import thinking_in, without_thought
 from specrej.server.tokens import Detokenizers, chat_logprobs
+from specrej.settings import Settings
 from specrej.types import Candidate, Conversation, Result
 
+_OWN_SETTINGS = options_of(Settings).keys() | {"memory_bytes", "note"}
+_OF_ENGINE = ("engine", "device", "weights", "special_tokens", "checked")
 _FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
 
 
 def best_answers(result: Result, num_answers: int) -> list[Candidate]:
-    """The best complete candidates that were not rejected, best first; of equals the first.
+    """`result.best`, then the best of the other complete candidates that were not rejected.
 
-    The first is `result.best`. There may be fewer than asked for: Speculative Rejection finishes
-    few of those it began. Of an interrupted run in which none is complete, `result.best` alone.
+    There may be fewer than asked for: Speculative Rejection finishes few of those it began. Of an
+    interrupted run in which none is complete, `result.best` alone.
     """
-    left = ranked(result.candidates)
-    return [candidate for candidate in left if candidate.state == "complete"][:num_answers] or left[
-        :1
-    ]
+    others = [one for one in ranked(result.candidates) if one is not result.best]
+    complete = [one for one in others if one.state == "complete"]
+    return [result.best, *complete][:num_answers]
 
 
 def to_body(
@@ -59,6 +63,30 @@ def to_body(
         `specrej`.
     """
     answers = best_answers(result, request.num_answers)
+    choices = _choices(request, answers, detokenizer, completion_id)
+    num_prompt = result.usage.prompt_tokens
+    num_completion = sum(len(answer.token_ids) for answer in answers)
+    return {
+        "id": completion_id,
+        "object": "text_completion" if request.kind == "text" else "chat.completion",
+        "created": created,
+        "model": model,
+        "choices": choices,
+        "usage": {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_completion,
+            "total_tokens": num_prompt + num_completion,
+        },
+        "specrej": _own_part(result, answers, request.returned, model),
+    }
+
+
+def _choices(
+    request: CompletionRequest,
+    answers: Sequence[Candidate],
+    detokenizer: Detokenizers,
+    completion_id: str,
+) -> list[dict[str, Any]]:
     is_text = request.kind == "text"
     to_choice, to_logprobs = (
         (_text_choice, _text_logprobs) if is_text else (_chat_choice, chat_logprobs)
@@ -77,21 +105,9 @@ def to_body(
             with_calls(choice, request, answer, detokenizer(request.prompt), completion_id)
             for choice, answer in zip(choices, answers, strict=True)
         ]
-    num_prompt = result.usage.prompt_tokens
-    num_completion = sum(len(answer.token_ids) for answer in answers)
-    return {
-        "id": completion_id,
-        "object": "text_completion" if is_text else "chat.completion",
-        "created": created,
-        "model": model,
-        "choices": choices,
-        "usage": {
-            "prompt_tokens": num_prompt,
-            "completion_tokens": num_completion,
-            "total_tokens": num_prompt + num_completion,
-        },
-        "specrej": _own_part(result, answers, request.returned),
-    }
+    if (thinking := thinking_in(request, detokenizer(request.prompt))) is not None:
+        choices = [without_thought(choice, thinking) for choice in choices]
+    return choices
 
 
 def _chat_choice(answer: Candidate) -> dict[str, Any]:
@@ -109,7 +125,7 @@ def _text_logprobs(
 
 
 def _own_part(
-    result: Result, answers: Sequence[Candidate], returned: Sequence[str]
+    result: Result, answers: Sequence[Candidate], returned: Sequence[str], model: str
 ) -> dict[str, Any]:
     """What the answers are worth, what all candidates took, and what `return` asked for."""
     usage = result.usage
@@ -131,4 +147,17 @@ def _own_part(
         part["decisions"] = [asdict(decision) for decision in result.decisions]
     if "candidates" in returned:
         part["candidates"] = [candidate.to_dict() for candidate in result.candidates]
+    if "run" in returned:
+        part["run"] = {
+            "best": result.best.index,
+            "usage": usage.to_dict(),
+            "settings": _public(result.settings, model),
+            "versions": dict(result.versions),
+        }
     return part
+
+
+def _public(settings: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """Settings without what is nobody's business: where the model is, what is behind the reward."""
+    known = {name: settings[name] for name in settings if name in {*_OWN_SETTINGS, *_OF_ENGINE}}
+    return {**known, "model": model, "reward": str(settings["reward"]).partition(":")[0]}

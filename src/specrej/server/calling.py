@@ -8,6 +8,7 @@ certain.add(text)                # what of a stream's text is no call, whatever 
 import hashlib
 from typing import Any
 
+from specrej.hub.thinking import Thinking
 from specrej.hub.tool_formats import Call, ToolForm
 from specrej.server.forcing import FORM
 from specrej.server.protocol import CompletionRequest
@@ -72,17 +73,20 @@ class CertainText:
 
     Args:
         form: how calls stand in it; None where there are none.
+        thinking: how thoughts do, which are no text; None where there are none.
     """
 
-    def __init__(self, form: ToolForm | None) -> None:
+    def __init__(self, form: ToolForm | None, thinking: Thinking | None = None) -> None:
         self.sent = ""
         self._form = form
+        self._thinking = thinking
         self._text = ""
 
     def add(self, text: str) -> str:
         """What can be sent now that this has come."""
         self._text += text
-        certain = self._text if self._form is None else self._form.certain(self._text)
+        told = self._text if self._thinking is None else self._thinking.answer(self._text)
+        certain = told if self._form is None else self._form.certain(told)
         new = certain[len(self.sent) :]
         self.sent += new
         return new

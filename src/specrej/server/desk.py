@@ -26,6 +26,7 @@ from specrej.server.guard import Entry
 from specrej.server.lanes import Lane, Lanes
 from specrej.server.logs import log_failure
 from specrej.server.metrics import Meters
+from specrej.server.reasoning import thinking_in
 from specrej.server.refusals import RefusalError, internal_error, refusal_of, refusal_of_body
 from specrej.server.responding import ResponseWriter
 from specrej.server.service import Service
@@ -108,6 +109,7 @@ class Desk:
                     note,
                     form,
                     [echo.text for echo in echoes],
+                    thinking_in(asked.request, reader),
                 ),
                 at_end=cancel,
             )

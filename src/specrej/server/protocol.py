@@ -54,7 +54,7 @@ OWN = tuple(
 )
 """The settings that a body gives under `specrej`. A policy may be code, which a request never
 names."""
-RETURNABLE = ("rewards", "decisions", "candidates")
+RETURNABLE = ("rewards", "decisions", "candidates", "run")
 _HONOURED = {
     "chat": {"model", "messages", "n", "logprobs", "response_format", "specrej"}
     | {*SAMPLING, *EITHER, *conversing.FIELDS},
@@ -109,7 +109,7 @@ class CompletionRequest:
         num_answers: the best so many are returned, where there are as many.
         has_logprobs: whether the tokens are returned with their log-probabilities; with those of
             how many others is a setting.
-        returned: what else is returned, of "rewards", "decisions" and "candidates".
+        returned: what else is returned, of `RETURNABLE`.
         calls_one: whether an answer may call one function at most.
         must_call: whether it is the call of a function, and nothing else.
         repeated: fields of the body that a response says again.
@@ -369,11 +369,11 @@ def _own_options(own: object, beside: Beside) -> dict[str, Any]:
     for name in own:
         if name not in known:
             raise UnknownNameError("field of specrej", name, known)
-    algorithm = own.get("algorithm")
-    # On a command line it may be module:function as well; a request makes the server import
-    # nothing.
-    if isinstance(algorithm, str) and not is_name("algorithm", algorithm):
-        raise UnknownNameError("algorithm", algorithm, names("algorithm"))
+    # On a command line these may be module:function as well; a request makes the server import
+    # nothing, and search for no pattern.
+    for kind in ("algorithm", "extract"):
+        if isinstance(name := own.get(kind), str) and not is_name(kind, name):
+            raise UnknownNameError(kind, name, names(kind))
     return {
         name: value for name, value in own.items() if value is not None and name not in beside.own
     }

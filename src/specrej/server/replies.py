@@ -80,6 +80,9 @@ class Answer(Replied):
     content: Annotated[str | None, Field(description="null where there are calls alone.")]
     refusal: None
     tool_calls: list[ToolCall] | None = None
+    reasoning_content: Annotated[
+        str | None, Field(description="What a reasoning model thought before.")
+    ] = None
 
 
 class _Choice(Replied):
@@ -131,6 +134,10 @@ class OwnPart(Replied):
     candidate_rewards: list[float | None] | None = None
     decisions: list[dict[str, Any]] | None = None
     candidates: list[dict[str, Any]] | None = None
+    run: Annotated[
+        dict[str, Any] | None,
+        Field(description="The index of the best candidate, usage, settings and versions."),
+    ] = None
 
 
 class _Completion(Replied):

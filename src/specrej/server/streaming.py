@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from specrej.errors import SpecrejError
+from specrej.hub.thinking import Thinking
 from specrej.hub.tool_formats import ToolForm
 from specrej.search.events import Decided, Ended, Queued, Started, Step, Text, payload_of
 from specrej.server.asked import Asked
@@ -149,6 +150,8 @@ class Head:
                 yield from self.opening(index)
             else:
                 text = text[len(sent) :]
+            if thought := choice.get("message", {}).get("reasoning_content"):
+                yield self.chunk(index, {"reasoning_content": thought})
             if text:
                 yield self.chunk(index, {"content": text})
             if calls := choice.get("message", {}).get("tool_calls"):
@@ -182,6 +185,7 @@ async def blocks(
     note: Callable[[Exception], None],
     form: ToolForm | None = None,
     echoes: Sequence[str] = ("",),
+    thinking: Thinking | None = None,
 ) -> AsyncIterator[bytes]:
     """What is sent for the events of a request.
 
@@ -195,9 +199,11 @@ async def blocks(
         note: is told of what should not have happened.
         form: how calls of functions stand in the answer; None where there are none.
         echoes: what the answers to each prompt begin with.
+        thinking: how thoughts stand in the answer; None where there are none.
     """
+    texts = [CertainText(form, thinking) for _ in echoes]
     try:
-        async for block in _blocks(events, head, finish, form, echoes):
+        async for block in _blocks(events, head, finish, texts, echoes):
             yield block
     except Exception as error:
         note(error)
@@ -208,12 +214,12 @@ async def _blocks(
     events: AsyncIterator[StreamEvent],
     head: Writer,
     finish: Finish,
-    form: ToolForm | None,
+    texts: Sequence[CertainText],
     echoes: Sequence[str],
 ) -> AsyncIterator[bytes]:
     for block in head.begin():
         yield block
-    texts, bodies = [CertainText(form) for _ in echoes], dict[int, Mapping[str, Any]]()
+    bodies = dict[int, Mapping[str, Any]]()
     for place, echo in enumerate(echoes):
         if certain := texts[place].add(echo):
             for block in head.text(certain, place):

@@ -42,7 +42,8 @@ def places(
     # Some engines are told no log-probabilities.
     for token_id, logprob, top in zip(answer.token_ids, answer.logprobs, tops, strict=False):
         text = answer.text[read : read + len(reader.add(token_id).text)]
-        yield AnswerToken(token_id, text, read, logprob, top)
+        # An algorithm may have asked for more.
+        yield AnswerToken(token_id, text, read, logprob, top[: request.settings.top_logprobs])
         read += len(text)
 
 

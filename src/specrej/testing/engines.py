@@ -23,12 +23,13 @@ import specrej
 from specrej.engines.base import Engine, Token
 from specrej.errors import BudgetError, PromptError, SamplingError, SpecrejError, UsageError
 from specrej.search.events import Decided, Event, Step
+from specrej.testing.forks import ForkSuite
 from specrej.testing.held import held
 from specrej.testing.subject import LENGTH, Subject, by_hash, ids
 from specrej.types import GREEDY_NOTE, Result, SamplingParams
 
 
-class EngineSuite:
+class EngineSuite(ForkSuite):
     """Tests of an engine.
 
     A subclass gives the fixture `subject`, and `opening` for the test that shuts an engine down.

@@ -19,7 +19,7 @@ from specrej.engines.torch import passes
 from specrej.engines.torch.engine import TorchEngine
 from specrej.engines.torch.loading import load_engine, wrap
 from specrej.engines.torch.sampling import History, sample
-from specrej.errors import SamplingError, UsageError
+from specrej.errors import SamplingError
 from specrej.hub import defaults
 from specrej.types import SamplingParams
 from tiny import (
@@ -287,17 +287,6 @@ def test_an_answer_of_one_token() -> None:
     assert [token.finish_reason for token in engine.step()] == ["length"] * 4
     assert engine.step() == []
     assert engine.memory(prompt).peak == budget
-
-
-def test_candidates_of_a_prompt_begin_together() -> None:
-    engine = make_engine(make_model("llama"))
-    prompt = engine.open(make_ids(20), SAMPLING, BUDGET)
-    engine.add(prompt, [0])
-    with pytest.raises(UsageError, match="advance together"):
-        engine.add(prompt, [1])
-    engine.drop(prompt, [0])
-    engine.add(prompt, [1])
-    assert [token.candidate for token in engine.step()] == [1]
 
 
 def test_dropping_nobody_changes_nothing() -> None:

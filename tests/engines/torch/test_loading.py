@@ -189,7 +189,7 @@ def test_two_gguf_files_in_a_directory(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"GGUF")
     with pytest.raises(ModelError, match=r"holds 2 GGUF files: a\.gguf, b\.gguf") as caught:
         load_engine(tmp_path)
-    assert caught.value.hint == "keep one of them there"
+    assert caught.value.hint == "name one of them, or keep one of them there"
 
 
 def test_a_broken_gguf_file(tmp_path: Path) -> None:

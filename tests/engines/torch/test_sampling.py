@@ -471,7 +471,7 @@ def test_bias_and_penalties_come_before_the_filters(
     scores = penalized(logits, prompt, answers, params)
     history = begin_history(params, prompt[0].tolist(), 4, width, logits.device)
     for place in range(num_drawn):
-        history.add(answers[:, place : place + 1])
+        history.add(answers[:, place : place + 1], range(4))
     assert (adjusted(logits, params, history) - scores).abs().max() < 1e-4
     order = [3, 1]
     left = adjusted(logits[order], params, history.of_rows(order))

@@ -51,6 +51,11 @@ class Vocabulary:
                 return both[len(before) :]
         return self._ids(text)
 
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of tokens that follow others."""
+        before = self._ids(_ANCHORS[0])
+        return self._text([*before, *ids]).removeprefix(self._text(before))
+
     def is_like(self, text: str, ids: Sequence[int]) -> bool:
         """Whether a server's text may be that of these tokens."""
         ours = self._tokenizer.decode(
@@ -80,6 +85,8 @@ class PartialAnswer:
         lost: why nothing more will come; empty where it may.
         cause: what was raised then, if anything.
         request: number of the request that is under way, 0 where none is.
+        position: tokens that its candidate was given.
+        target: tokens that it has, or ends before, when no request is under way.
     """
 
     index: int
@@ -91,10 +98,28 @@ class PartialAnswer:
     lost: str = ""
     cause: Exception | None = None
     request: int = 0
+    position: int = 0
+    target: int = 0
 
     @property
     def is_done(self) -> bool:
         return self.finish is not None or bool(self.lost)
+
+    def fork(self, index: int, vocabulary: Vocabulary) -> "PartialAnswer":
+        """Another candidate's answer that begins with what this one's candidate was given."""
+        num = self.position
+        fork = PartialAnswer(
+            index,
+            self.ids[:num],
+            self.logprobs[:num],
+            self.top_logprobs[:num],
+            self.text if num == len(self.ids) else vocabulary.text_of(self.ids[:num]),
+            position=num,
+            target=num,
+        )
+        if fork.text.endswith(_REPLACEMENT):
+            fork.lost = "a copy begins within a character, which text cannot say"
+        return fork
 
     def fail(self, failure: Exception) -> None:
         """Nothing more will come, because of this."""

@@ -25,6 +25,7 @@ from specrej.engines.base import (
     Overhead,
     Token,
     refuse_hidden_states,
+    refuse_middle,
 )
 from specrej.engines.openai.answers import PartialAnswer, Vocabulary
 from specrej.engines.openai.prompts import OpenPrompt
@@ -180,14 +181,16 @@ class OpenAIEngine:
         return self._prompts[prompt].num_shared
 
     def add(self, prompt: int, indices: Sequence[int]) -> None:
+        self._prompts[prompt].live.update({index: PartialAnswer(index) for index in indices})
+
+    def fork(self, prompt: int, parents: Sequence[int], indices: Sequence[int]) -> None:
         opened = self._prompts[prompt]
-        if opened.live:
-            raise UsageError(
-                "candidates of a prompt advance together: these begin when those before them have "
-                "ended"
-            )
-        opened.live = {index: PartialAnswer(index) for index in indices}
-        opened.position = opened.target = 0
+        refuse_middle(self.name, opened.sampling)
+        for parent, index in zip(parents, indices, strict=True):
+            opened.live[index] = opened.live[parent].fork(index, self._vocabulary)
+
+    def hold(self, prompt: int, indices: Sequence[int]) -> None:
+        self._prompts[prompt].held = set(indices)
 
     def step(self, limits: Mapping[int, int] | None = None) -> list[Token]:
         wanted = (
@@ -195,7 +198,7 @@ class OpenAIEngine:
             if limits is None
             else {handle: self._prompts[handle] for handle in limits}
         )
-        live = {handle: prompt for handle, prompt in wanted.items() if prompt.live}
+        live = {handle: prompt for handle, prompt in wanted.items() if prompt.stepping}
         self._ask_all(live)
         while live and not (
             self._arrived.empty() and any(prompt.is_ready for prompt in live.values())
@@ -219,18 +222,19 @@ class OpenAIEngine:
         if not prompt.is_read:
             self._send(handle, prompt, None, prompt.sent, num_tokens=1, position=0)
             return
-        prompt.target = min(
-            self._shape.on_grid(prompt.position + 1), prompt.sampling.max_new_tokens
-        )
+        for answer in prompt.stepping:
+            if answer.position == answer.target:
+                end = self._shape.on_grid(answer.position + 1)
+                answer.target = min(end, prompt.sampling.max_new_tokens)
         prompt.peak_bytes = max(prompt.peak_bytes, self._held(prompt))
-        for answer in prompt.live.values():
+        for answer in prompt.stepping:
             if prompt.failure is not None:
                 answer.fail(prompt.failure)
             self._go_on(handle, prompt, answer)
 
     def _go_on(self, handle: int, prompt: OpenPrompt, answer: PartialAnswer) -> None:
         """Ask for the rest of an answer's chunk, if there is a rest."""
-        missing = prompt.target - len(answer.ids)
+        missing = answer.target - len(answer.ids)
         if answer.is_done or missing <= 0:
             return
         if answer.ids and (prompt.sampling.frequency_penalty or prompt.sampling.presence_penalty):
@@ -306,7 +310,7 @@ class OpenAIEngine:
         self._count(prompt, answer, chunk)
         answer.take(
             chunk,
-            num_asked=self._num_asked(prompt.target - len(answer.ids)),
+            num_asked=self._num_asked(answer.target - len(answer.ids)),
             vocabulary=self._vocabulary,
             by_text=not self._server.gives_ids,
             prompt=prompt.sent if isinstance(prompt.sent, str) else "",
@@ -358,19 +362,14 @@ class OpenAIEngine:
 
     def memory(self, prompt: int) -> Memory:
         opened = self._prompts[prompt]
-        held = self._held(opened)
-        needs_chunk = opened.live and opened.position == opened.target
-        grown = (
-            self.kv_bytes(len(opened.ids), len(opened.live), opened.position + 1)
-            if needs_chunk
-            else held
-        )
+        held, grown = self._held(opened), self._held(opened, num_more=1)
         return Memory(held, max(held, grown), max(opened.peak_bytes, held))
 
-    def _held(self, prompt: OpenPrompt) -> int:
-        """KV of a prompt and its candidates when all that was asked for is there."""
-        num_candidates = len(prompt.live) if prompt.target else 0
-        return self.kv_bytes(len(prompt.ids), num_candidates, prompt.target)
+    def _held(self, prompt: OpenPrompt, num_more: int = 0) -> int:
+        """KV of a prompt and its candidates with all that was asked for, or so many tokens more."""
+        ends = [max(one.target, one.position + num_more) for one in prompt.live.values()]
+        longest = max(ends, default=0)
+        return self.kv_bytes(len(prompt.ids), len(prompt.live) if longest else 0, longest)
 
     def demand(self, prompt: int) -> Demand:
         memory = self.memory(prompt)
@@ -382,7 +381,7 @@ class OpenAIEngine:
             answer = opened.live.pop(index, None)
             if answer is None:
                 continue
-            opened.unused_tokens += max(len(answer.ids) - opened.position, 0)
+            opened.unused_tokens += max(len(answer.ids) - answer.position, 0)
             if answer.request in opened.running:
                 opened.running.pop(answer.request)[1].cancel()
 

@@ -29,10 +29,8 @@ class OpenPrompt:
     running: dict[int, tuple[PartialAnswer | None, Future[Chunk]]] = field(default_factory=dict)
     """Requests under way by number: that for a part of an answer, or that which has the prompt
     read."""
-    position: int = 0
-    """Tokens that each live candidate was given."""
-    target: int = 0
-    """Tokens that each has, or ends before, when nothing is under way."""
+    held: set[int] = field(default_factory=set)
+    """Candidates that wait."""
     is_read: bool = False
     num_shared: int = 0
     failure: SpecrejError | None = None
@@ -43,16 +41,22 @@ class OpenPrompt:
 
     @property
     def is_ready(self) -> bool:
-        """Whether every live candidate has a token to be given, or is known to be lost."""
-        return not self.running and self.position < self.target
+        """Whether every candidate that steps has a token to be given, or is known to be lost."""
+        return not self.running and all(one.position < one.target for one in self.stepping)
+
+    @property
+    def stepping(self) -> list[PartialAnswer]:
+        """The live candidates that take the next step."""
+        return [answer for answer in self.live.values() if answer.index not in self.held]
 
     def give(self, handle: int) -> list[Token]:
-        """A token for each live candidate, of the prompt with this handle; those that end are
+        """A token for each candidate that steps, of the prompt with this handle; those that end are
         live no longer.
         """
         tokens = []
-        place = self.position
-        for answer in list(self.live.values()):
+        for answer in self.stepping:
+            place = answer.position
+            answer.position += 1
             if place == len(answer.ids):
                 tokens.append(
                     Token(
@@ -77,5 +81,4 @@ class OpenPrompt:
             tokens.append(Token(handle, answer.index, answer.ids[place], logprob, reason, "", top))
             if reason is not None:
                 del self.live[answer.index]
-        self.position += 1
         return tokens

@@ -136,19 +136,21 @@ class Rows:
         self._matchers = [compiled.matcher.deep_copy() for _ in range(num_rows)]
         self._has_begun = False
 
-    def allowed(self) -> Tensor:
-        """What may come next, `[rows, vocabulary]`, or `[1, vocabulary]` for all before the
-        first token.
+    def allowed(self, rows: Sequence[int]) -> Tensor:
+        """What may come next in these rows, `[rows, vocabulary]`, or `[1, vocabulary]` for all
+        before the first token.
         """
-        allowed = self._grammars.allowed(self._matchers) if self._has_begun else self._first
+        allowed = self._first
+        if self._has_begun:
+            allowed = self._grammars.allowed([self._matchers[row] for row in rows])
         return torch.from_numpy(allowed).to(self._device)
 
-    def take(self, token_ids: Sequence[int]) -> None:
-        """What was drawn for each row; below 0 where it is lost."""
+    def take(self, token_ids: Sequence[int], rows: Sequence[int]) -> None:
+        """What was drawn for these rows; below 0 where one is lost."""
         self._has_begun = True
-        for matcher, token_id in zip(self._matchers, token_ids, strict=True):
+        for row, token_id in zip(rows, token_ids, strict=True):
             if token_id >= 0:
-                matcher.consume_token(token_id)
+                self._matchers[row].consume_token(token_id)
 
     def failure(self, row: int) -> SamplingError | None:
         """Why nothing may come next in a row; None where the constraint is not the cause."""
@@ -156,5 +158,13 @@ class Rows:
         return not_compiled(self._constraint, said) if said else None
 
     def reorder(self, order: Sequence[int]) -> None:
-        """Keep these rows, in this order."""
-        self._matchers = [self._matchers[row] for row in order]
+        """Keep these rows, in this order; a row that is named again is a copy."""
+        self._matchers = [
+            self._matchers[row].deep_copy() if row in order[:place] else self._matchers[row]
+            for place, row in enumerate(order)
+        ]
+
+    def joined(self, other: "Rows") -> "Rows":
+        """These rows and, behind them, others of the same constraint."""
+        self._matchers += other._matchers
+        return self

@@ -12,13 +12,12 @@ Knows tokens, rows and bytes; not rewards and not why a candidate is dropped.
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from importlib import metadata
 from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,12 +28,12 @@ from specrej.attention.prefixes import PromptPart
 from specrej.engines.base import PROMPTS_IN_TOTAL, Memory, Overhead, Token, check_bias
 from specrej.engines.reading import Likelihood
 from specrej.engines.streams import uniforms
-from specrej.engines.torch.constraints import Grammars, Rows
+from specrej.engines.torch.constraints import Grammars
 from specrej.engines.torch.passes import forward, memory_errors, prefill
 from specrej.engines.torch.reading import read
+from specrej.engines.torch.run import Run
 from specrej.engines.torch.sampling import (
     LOST,
-    History,
     begin_history,
     likeliest,
     logsumexp,
@@ -45,42 +44,15 @@ from specrej.errors import (
     EngineError,
     PromptError,
     SamplingError,
-    UsageError,
 )
 from specrej.flops import ModelFlops
 from specrej.hub.tokenizers import TextCodec
-from specrej.types import Detokenizer, FinishReason, Prompt, SamplingParams, TopLogprobs
+from specrej.types import Detokenizer, FinishReason, Prompt, SamplingParams
 
 _NOT_FINITE = "the model's logits are not finite (NaN or infinity)"
 _NOT_FINITE_HINT = (
     "its weights are broken, or overflow in this precision: try weights or a dtype of more range"
 )
-
-
-@dataclass
-class _Run:
-    """A group with how its candidates are sampled and where they stand."""
-
-    group: Group
-    sampling: SamplingParams
-    logits: Tensor
-    """Of the prompt's last position, `[1, vocabulary]`: the first token of every candidate is
-    drawn from them."""
-    prompt_hidden: Tensor
-    """The last hidden state `[1, hidden]` that these logits came from."""
-    newest: Tensor
-    """`[rows, 1]` last token of each row; undefined before the first."""
-    num_tokens: int = 0
-    drawn: tuple[int, ...] = ()
-    """The candidates that took part in the latest step."""
-    hidden: Tensor | None = None
-    """`[drawn, hidden]` what their tokens were drawn from."""
-    history: History = field(default_factory=History)
-    """What bias and penalties go by; held only where they are on."""
-    top: list[TopLogprobs | None] = field(default_factory=list)
-    """Of each row of the latest step, where the likeliest tokens are asked for."""
-    obeying: Rows | None = None
-    """Where the rows stand in the constraint that answers obey, where there is one."""
 
 
 class TorchEngine:
@@ -113,7 +85,7 @@ class TorchEngine:
         self._eos_ids = eos_ids
         self._description = dict(description)
         self._device = model.device
-        self._runs: dict[int, _Run] = {}
+        self._runs: dict[int, Run] = {}
         self._handles = count()
         num_logits = model.config.get_text_config().vocab_size
         self._num_logits = num_logits
@@ -126,7 +98,7 @@ class TorchEngine:
         return {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "transformers": transformers.__version__,
+            "transformers": metadata.version("transformers"),
         }
 
     @property
@@ -203,7 +175,7 @@ class TorchEngine:
             raise EngineError(f"after the prompt {_NOT_FINITE}", hint=_NOT_FINITE_HINT)
         handle = next(self._handles)
         newest = torch.empty(0, 1, dtype=torch.long, device=self._device)
-        self._runs[handle] = _Run(group, sampling, logits, hidden, newest)
+        self._runs[handle] = Run(group, sampling, logits, hidden, newest)
         self._settle()
         return handle
 
@@ -222,111 +194,123 @@ class TorchEngine:
 
     @torch.inference_mode()
     def add(self, prompt: int, indices: Sequence[int]) -> None:
-        run = self._runs[prompt]
-        if run.group.num_rows:
-            raise UsageError(
-                "candidates of a prompt advance together: these begin when those before them have "
-                "ended"
-            )
-        run.group.indices = list(indices)
-        run.newest = run.newest.new_empty(len(indices), 1)
-        run.num_tokens = 0
-        run.history = begin_history(
-            run.sampling,
-            run.group.prompt_ids,
-            len(indices),
-            run.logits.shape[-1],
-            self._device,
-        )
+        run, num_new = self._runs[prompt], len(indices)
+        run.group.indices += indices
+        run.lengths += [0] * num_new
+        run.newest = torch.cat([run.newest, run.newest.new_zeros(num_new, 1)])
+        width = run.logits.shape[-1]
+        new = begin_history(run.sampling, run.group.prompt_ids, num_new, width, self._device)
+        run.history = run.history.joined(new)
         if (constraint := run.sampling.constraint) is not None:
-            run.obeying = self._grammars.start(constraint, len(indices), self._device)
+            begun = self._grammars.start(constraint, num_new, self._device)
+            beside = run.obeying if len(run.lengths) > num_new else None
+            run.obeying = begun if beside is None else beside.joined(begun)
+
+    @torch.inference_mode()
+    def fork(self, prompt: int, parents: Sequence[int], indices: Sequence[int]) -> None:
+        run = self._runs[prompt]
+        rows = [run.group.indices.index(parent) for parent in parents]
+        for row, parent, index in zip(rows, parents, indices, strict=True):
+            if run.lengths[row]:
+                run.group.fork(parent, index)
+            else:
+                run.group.indices.append(index)
+        run.take_rows([*range(len(run.lengths)), *rows])
+
+    def hold(self, prompt: int, indices: Sequence[int]) -> None:
+        self._runs[prompt].held = set(indices)
 
     @torch.inference_mode()
     def step(self, limits: Mapping[int, int] | None = None) -> list[Token]:
         runs = {handle: self._runs[handle] for handle in (self._runs if limits is None else limits)}
-        live = {handle: run for handle, run in runs.items() if run.group.num_rows}
+        live = {handle: run for handle, run in runs.items() if run.plan_step()}
         with memory_errors():
-            begun = {handle: run for handle, run in live.items() if run.num_tokens}
-            for handle, run in begun.items():
+            fed = {handle: run for handle, run in live.items() if run.num_fed}
+            for handle, run in fed.items():
                 run.group.reserve(None if limits is None else limits[handle])
-            outputs = self._feed(list(begun.values()))
+            outputs = self._feed(list(fed.values()))
             drawn = [
-                self._draw(
-                    run, *(next(outputs) if run.num_tokens else (run.logits, run.prompt_hidden))
-                )
-                for run in live.values()
+                self._draw(run, next(outputs) if run.num_fed else None) for run in live.values()
             ]
         tokens = []
         for (handle, run), (ids, logprobs) in zip(live.items(), drawn, strict=True):
             tokens += self._advance(handle, run, ids, logprobs)
         return tokens
 
-    def _feed(self, runs: list[_Run]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits `[rows, vocabulary]` and last hidden states of each run's newest tokens, from
-        one pass.
+    def _feed(self, runs: list[Run]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits `[rows, vocabulary]` and last hidden states of the rows of each run that are fed,
+        from one pass.
         """
         if not runs:
             return iter(())
-        ids = torch.cat([run.newest for run in runs])
-        positions = [
-            len(run.group.prompt_ids) + run.group.length for run in runs for _ in run.group.indices
-        ]
+        positions = [position for run in runs for position in run.positions()]
+        apart = {place: run.apart() for place, run in enumerate(runs) if not run.is_even}
         logits, hidden = forward(
             self.model,
-            ids,
+            torch.cat([run.fed_ids() for run in runs]),
             torch.tensor(positions, device=self._device)[:, None],
-            DecodePass([r.group for r in runs]),
+            DecodePass([run.group for run in runs], apart),
         )
-        rows = [run.group.num_rows for run in runs]
-        return zip(torch.split(logits, rows), torch.split(hidden, rows), strict=True)
+        sizes = [run.num_fed for run in runs]
+        return zip(torch.split(logits, sizes), torch.split(hidden, sizes), strict=True)
 
-    def _draw(self, run: _Run, logits: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        run.drawn, run.hidden = tuple(run.group.indices), hidden
-        numbers = uniforms(run.sampling.seed, run.group.indices, run.num_tokens)
+    def _draw(self, run: Run, fed: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """A token for each row that steps; `fed` are logits and states of those that were fed."""
+        rows, num_fresh = run.rows, len(run.rows) - run.num_fed
+        first = run.logits, run.prompt_hidden
+        if fed is not None and num_fresh:
+            logits, hidden = (
+                torch.cat([own, shared.expand(num_fresh, -1)])
+                for own, shared in zip(fed, first, strict=True)
+            )
+        else:
+            logits, hidden = fed or first
+        run.drawn, run.hidden = tuple(run.group.indices[row] for row in rows), hidden
+        numbers = uniforms(run.sampling.seed, run.drawn, [run.lengths[row] for row in rows])
         if run.sampling.top_logprobs:
             top = likeliest(logits, run.sampling.top_logprobs)
             run.top = [*top] * (len(run.drawn) // len(top))  # all first tokens come from one row
-        allowed = None if run.obeying is None else run.obeying.allowed()
+        allowed = None if run.obeying is None else run.obeying.allowed(rows)
+        history = run.history if run.is_whole else run.history.of_rows(rows)
         drawn_by = torch.from_numpy(numbers).to(self._device)
-        return sample(logits, run.sampling, drawn_by, run.history, allowed)
+        return sample(logits, run.sampling, drawn_by, history, allowed)
 
-    def _advance(self, handle: int, run: _Run, ids: Tensor, logprobs: Tensor) -> list[Token]:
-        """Write one drawn token a row; rows that ended leave the group."""
-        group = run.group
-        if run.num_tokens:
-            group.length += 1
-        run.num_tokens += 1
-        run.newest = ids[:, None]
-        run.history.add(run.newest)  # rows that are lost leave below
-        tops = run.top or [None] * group.num_rows
+    def _advance(self, handle: int, run: Run, ids: Tensor, logprobs: Tensor) -> list[Token]:
+        """Write one drawn token a row that steps; rows that ended leave the group."""
+        rows = run.rows
+        if run.is_whole:
+            run.newest = ids[:, None]
+        else:
+            run.newest[rows] = ids[:, None]
+        run.history.add(ids[:, None], rows)  # rows that are lost leave below
+        tops = run.top or [None] * len(rows)
         drawn = ids.tolist()
         if run.obeying is not None:
-            run.obeying.take(drawn)
-        tokens = [
-            _lost(handle, index, run.obeying.failure(row) if run.obeying else None)
-            if token_id == LOST
-            else Token(
-                handle, index, token_id, logprob, self._finish_reason(run, token_id), "", top
-            )
-            for row, (index, token_id, logprob, top) in enumerate(
-                zip(group.indices, drawn, logprobs.tolist(), tops, strict=True)
-            )
-        ]
-        self._remove(run, [row for row, token in enumerate(tokens) if token.finish_reason])
+            run.obeying.take(drawn, rows)
+        tokens = []
+        for row, token_id, logprob, top in zip(rows, drawn, logprobs.tolist(), tops, strict=True):
+            index = run.group.indices[row]
+            run.lengths[row] += 1
+            if token_id == LOST:
+                failure = run.obeying.failure(row) if run.obeying else None
+                tokens.append(_lost(handle, index, failure))
+            else:
+                reason = self._finish_reason(run, row, token_id)
+                tokens.append(Token(handle, index, token_id, logprob, reason, "", top))
+        run.settle()
+        pairs = zip(rows, tokens, strict=True)
+        self._remove(run, [row for row, token in pairs if token.finish_reason])
         return tokens
 
-    def _finish_reason(self, run: _Run, token_id: int) -> FinishReason | None:
+    def _finish_reason(self, run: Run, row: int, token_id: int) -> FinishReason | None:
         if token_id in self._eos_ids and not run.sampling.ignore_eos:
             return "eos"
-        return "length" if run.num_tokens == run.sampling.max_new_tokens else None
+        return "length" if run.lengths[row] == run.sampling.max_new_tokens else None
 
-    def _remove(self, run: _Run, rows: Sequence[int]) -> None:
+    def _remove(self, run: Run, rows: Sequence[int]) -> None:
         if rows:
-            order = run.group.remove(rows)
-            run.newest = run.newest[order]
-            run.history = run.history.of_rows(order)
-            if run.obeying is not None:
-                run.obeying.reorder(order)
+            run.take_rows(run.group.remove(rows))
+            run.settle()
 
     def hidden_states(self, prompt: int) -> Mapping[int, NDArray[np.float32]]:
         run = self._runs[prompt]
@@ -342,13 +326,13 @@ class TorchEngine:
         run = self._runs[prompt]
         in_use = run.group.allocated_bytes()
         # The first tokens are drawn from the prompt's logits, so they need no KV.
-        next_step = run.group.next_step_bytes() if run.num_tokens else in_use
+        next_step = run.group.next_step_bytes() if any(run.lengths) else in_use
         return Memory(in_use, next_step, max(run.group.peak_bytes, in_use))
 
     def demand(self, prompt: int) -> Demand:
         run = self._runs[prompt]
         demand = run.group.demand()
-        return demand if run.num_tokens else demand._replace(least=demand.now, wanted=demand.now)
+        return demand if any(run.lengths) else demand._replace(least=demand.now, wanted=demand.now)
 
     @torch.inference_mode()
     def drop(self, prompt: int, indices: Sequence[int]) -> None:

@@ -33,13 +33,23 @@ class History(NamedTuple):
     counts: Tensor | None = None
     """`[rows, vocabulary]` int32, how often each answer has each token."""
 
-    def add(self, ids: Tensor) -> None:
-        """Take note of one more token a row, `[rows, 1]`; ids of lost rows may be anything."""
-        ids = ids.clamp(min=0)
+    def add(self, ids: Tensor, rows: Sequence[int]) -> None:
+        """Take note of one more token of these rows, `[rows, 1]`; a lost one's may be anything."""
+        if self.seen is None and self.counts is None:
+            return
+        places = torch.tensor(rows, device=ids.device), ids[:, 0].clamp(min=0)
         if self.seen is not None:
-            self.seen.scatter_(1, ids, True)
+            self.seen[places] = True
         if self.counts is not None:
-            self.counts.scatter_add_(1, ids, torch.ones_like(ids, dtype=self.counts.dtype))
+            self.counts[places] += 1
+
+    def joined(self, other: "History") -> "History":
+        """That of these rows and, behind them, of others."""
+        seen, counts = (
+            new if old is None or new is None else torch.cat([old, new])
+            for old, new in ((self.seen, other.seen), (self.counts, other.counts))
+        )
+        return History(other.bias, seen, counts)
 
     def of_rows(self, order: Sequence[int]) -> "History":
         """That of these rows."""

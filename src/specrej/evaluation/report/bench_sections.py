@@ -62,7 +62,7 @@ def bench_page(directory: Path, baseline: str | None) -> Page:
     plots = directory / "plots"
     plots.mkdir(exist_ok=True)
     sections = [
-        _efficiency(summary, plots),
+        efficiency_section(summary, plots),
         _race(chosen, chief, summary["baseline"], plots),
         _cost(summary, plots),
         Section("tables", "Tables", _on_tables(summary), tables=method_tables(summary, rows)),
@@ -78,7 +78,8 @@ def bench_page(directory: Path, baseline: str | None) -> Page:
     )
 
 
-def _efficiency(summary: Summary, plots: Path) -> Section:
+def efficiency_section(summary: Summary, plots: Path) -> Section:
+    """The improvement score against each kind of compute; the figures are saved in `plots`."""
     base = spoken(summary["baseline"])
     pictures = []
     for measure in COMPUTES:

@@ -6,6 +6,7 @@ estimated({"value": 1.234, "low": 1.1, "high": 1.4}, 2)      # Cell("1.23", "1.1
 headline(summary)  # "At equal reward, Speculative Rejection (α = 0.5) takes ..."
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 
@@ -119,6 +120,8 @@ def spoken(method: str) -> str:
     name, *numbers = method.split(":")
     if name == "best_of_n":
         return f"Best-of-{numbers[0]}"
+    if not is_rejecting(method):
+        return method.replace("_", " ")
     start = f", N\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{numbers[1]}" if len(numbers) > 1 else ""
     return f"Speculative Rejection (α\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{numbers[0]}{start})"
 
@@ -211,16 +214,28 @@ def provenance(info: RunInfo) -> list[Terms]:
         ("sha256 of the prompts", prompts["sha256"]),
         ("methods", ", ".join(info["methods"])),
     ]
+    by_category = _pairs(info.get("temperatures", {}))
     return [
         Terms("Run", run),
         Terms("Settings", _pairs(info["settings"])),
+        *([Terms("Temperatures by category", by_category)] if by_category else []),
         Terms("Engine", _pairs(info["engine"])),
         Terms("Versions", _pairs(info["versions"])),
     ]
 
 
 def _pairs(names: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Each by its name, in words; what was not set is left out."""
     return [
-        (name.replace("_", " "), f"{value:.6g}" if isinstance(value, float) else str(value))
+        (name.replace("_", " "), _in_words(value))
         for name, value in names.items()
+        if value not in (None, [], {})
     ]
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -8,7 +8,7 @@ Figures and tables show what replay.json holds.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -51,7 +51,7 @@ def replay_page(directory: Path) -> Page:
     plots.mkdir(exist_ok=True)
     sections = [
         _front(summary, plots),
-        _correlations(summary, plots),
+        correlation_section(summary["correlations"], plots),
         _losses(summary),
         _refused(summary),
         Section("run", "How it was run", terms=provenance(info)),
@@ -191,13 +191,14 @@ def _front_table(rows: "Mapping[str, PolicyRow]", unit: str, names: list[str]) -
     return Table(f"The front by {_UNITS[unit]}", columns, lines, note)
 
 
-def _correlations(summary: "ReplaySummary", plots: Path) -> Section:
+def correlation_section(correlations: "Sequence[CheckpointCorrelations]", plots: Path) -> Section:
+    """What a partial reward tells of the final one; the figures are saved in `plots`."""
     pictures = []
     for measure in _MEASURES:
-        values = {at["num_tokens"]: _by_prompt(at, measure) for at in summary["correlations"]}
+        values = {at["num_tokens"]: _by_prompt(at, measure) for at in correlations}
         told = "; ".join(
             f"{at['num_tokens']} tokens: {estimated(at['unfinished'][measure]['estimate'], 2).text}"
-            for at in summary["correlations"]
+            for at in correlations
         )
         pictures.append(
             picture(
@@ -216,7 +217,11 @@ def _correlations(summary: "ReplaySummary", plots: Path) -> Section:
         "median."
     )
     return Section(
-        "correlation", "What a partial reward tells", prose, pictures, [_correlation_table(summary)]
+        "correlation",
+        "What a partial reward tells",
+        prose,
+        pictures,
+        [correlation_table(correlations)],
     )
 
 
@@ -226,7 +231,8 @@ def _by_prompt(at: "CheckpointCorrelations", measure: "Measure") -> list[float]:
     ]
 
 
-def _correlation_table(summary: "ReplaySummary") -> Table:
+def correlation_table(correlations: "Sequence[CheckpointCorrelations]") -> Table:
+    """Means over prompts at each checkpoint."""
     lines = [
         TableRow(
             f"{at['num_tokens']} tokens",
@@ -236,7 +242,7 @@ def _correlation_table(summary: "ReplaySummary") -> Table:
                 *(estimated(at["all"][measure]["estimate"], 2) for measure in _MEASURES),
             ],
         )
-        for at in summary["correlations"]
+        for at in correlations
     ]
     of_all = (f"{measure.capitalize()}, all" for measure in _MEASURES)
     columns = (

@@ -82,6 +82,8 @@ def runners_of(turn: TurnRow) -> tuple[list[Runner], list[tuple[int, int]]]:
 
 
 def _winner(turn: TurnRow) -> int:
+    if "best" in turn:
+        return turn["best"]
     complete = [candidate for candidate in turn["candidates"] if candidate["state"] == "complete"]
     return min(complete, key=lambda candidate: rank(_last(candidate), candidate["index"]))["index"]
 

@@ -25,9 +25,12 @@ Cells = Callable[[str, MethodSummary], Sequence[Cell]]
 
 
 def method_tables(summary: Summary, rows: Sequence[BenchRow]) -> list[Table]:
-    """Gain and compute, speedups, wins, those by each judge, perplexity, risk."""
+    """Gain and compute, accuracy where answers can be checked, speedups, wins, those by each
+    judge, perplexity, risk.
+    """
     return [
         _gain(summary, rows),
+        *_accuracy(summary),
         _speedups(summary),
         _wins(summary),
         *_judged(summary),
@@ -76,6 +79,25 @@ def _gain(summary: Summary, rows: Sequence[BenchRow]) -> Table:
         f"of {base}, and 0 where it is that of its lowest candidate."
     )
     return Table("Gain and compute", columns, _lines(summary, cells), note)
+
+
+def _accuracy(summary: Summary) -> list[Table]:
+    """None where no answer can be checked."""
+
+    def cells(_: str, method: MethodSummary) -> list[Cell]:
+        accuracy = method["accuracy"]
+        counts = [Cell(str(accuracy[name])) for name in ("num_checked", "num_unchecked")]
+        return [share(accuracy["share"]), *counts]
+
+    if not any(method["accuracy"]["num_checked"] for method in summary["methods"].values()):
+        return []
+    note = (
+        "Share of the prompts whose answers can be checked on which the chosen answer is right, "
+        "with Wilson's interval; who failed is wrong. Not checked: prompts with an instruction "
+        "that is not known here."
+    )
+    columns = ("Method", "Accuracy", "Checked", "Not checked")
+    return [Table("Accuracy", columns, _lines(summary, cells), note)]
 
 
 def _begun(rows: Sequence[BenchRow], method: str) -> str:

@@ -4,7 +4,8 @@
     print(protocol.title, protocol.needs, protocol.open_points)
 
 A row is a module with its protocol, here in one table. `protocol` says what a row is made of,
-`running` runs one, `page` shows it. Answers come from `bench`, judgements from the judges.
+`running` runs one, `page` shows it. Answers come from `bench`, judgements from the judges. Two of
+the rows, and a trace, make the tables and figures of the paper: `paper`.
 """
 
 from specrej.errors import UnknownNameError
@@ -16,7 +17,10 @@ from specrej.evaluation.reproduce import (
     perplexity,
     reward,
 )
+from specrej.evaluation.reproduce.paper.plan import NAME as PAPER
 from specrej.evaluation.reproduce.protocol import Protocol
+
+__all__ = ["PAPER", "ROWS", "find_row"]
 
 ROWS: dict[str, Protocol] = {
     row.name: row
@@ -41,5 +45,5 @@ def find_row(name: str) -> Protocol:
         UnknownNameError: there is none; names those there are.
     """
     if name not in ROWS:
-        raise UnknownNameError("row", name, ROWS)
+        raise UnknownNameError("row", name, [*ROWS, PAPER])
     return ROWS[name]

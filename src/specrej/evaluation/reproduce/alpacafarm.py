@@ -2,6 +2,8 @@
 paper.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from specrej.evaluation.comparison import improvements
@@ -28,16 +30,17 @@ def _questions(answered: Answered) -> list[Question]:
 
 def _figures(answered: Answered) -> list[Measured]:
     others = _others(answered)
+    judged = preference_figures(answered, others, answered.baseline, list(others))
+    return [*judged, *_scores(answered)]
+
+
+def _scores(answered: Answered) -> list[Measured]:
+    """What needs no judge."""
     comparison = answered.comparison
     scores = {method: improvements(comparison, method) for method in answered.methods}
     return [
-        *preference_figures(answered, others, answered.baseline, list(others)),
-        *(
-            measured(
-                "improvement score", method, "%", mean_of(score), int(np.isfinite(score).sum())
-            )
-            for method, score in scores.items()
-        ),
+        measured("improvement score", method, "%", mean_of(score), int(np.isfinite(score).sum()))
+        for method, score in scores.items()
     ]
 
 
@@ -76,3 +79,7 @@ ROW = Protocol(
     figures=_figures,
     notes=_notes,
 )
+UNJUDGED_ROW = replace(
+    ROW, needs_judge=False, questions=lambda answered: [], figures=_scores, notes=_left_out
+)
+"""What there is of it without a judge."""

@@ -6,10 +6,10 @@ Curves, races and answers side by side are in the page that `specrej report` mak
 folder.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from specrej.evaluation.folder import read_info
-from specrej.evaluation.judge_client import CallsRow
 from specrej.evaluation.metrics import Cost
 from specrej.evaluation.report.headline import (
     estimated,
@@ -55,17 +55,22 @@ def write_page(directory: str | Path, outcome: RowOutcome) -> Path:
 
 
 def headline(outcome: RowOutcome) -> str:
-    """The row's figure in a sentence, and whether it is the protocol's."""
+    """The row's figure in a sentence, whether it is the protocol's, and what the judge left out."""
     figure = outcome["figures"][0]
     value = figure["estimate"]
     digits = digits_of(figure)
     ends = in_brackets(value["low"], value["high"], digits)
     number = estimated(value, digits).text
     is_own = "" if outcome["differences"] else ", by the protocol's own settings"
+    unread = f" {_unread(outcome)} judgements failed." if outcome["num_unread"] else ""
     return (
         f"{spoken(figure['method'])}: {figure['name']} {number}{_unit(figure)}{ends}, over "
-        f"{figure['num']:,}{is_own}."
+        f"{figure['num']:,}{is_own}.{unread}"
     )
+
+
+def _unread(outcome: RowOutcome) -> str:
+    return f"{outcome['num_unread']:,} of {outcome['num_judgements']:,}"
 
 
 def digits_of(figure: Measured) -> int:
@@ -78,31 +83,45 @@ def _unit(figure: Measured) -> str:
 
 
 def _figures(outcome: RowOutcome) -> Section:
+    """The methods side by side, a line for each figure."""
+    methods = list(dict.fromkeys(figure["method"] for figure in outcome["figures"]))
+    lines: dict[tuple[str, str], dict[str, Measured]] = {}
+    for figure in outcome["figures"]:
+        lines.setdefault((figure["name"], figure["unit"]), {})[figure["method"]] = figure
     rows = [
         TableRow(
-            spoken(figure["method"]),
+            name,
             [
-                Cell(figure["name"], is_words=True),
-                estimated(figure["estimate"], digits_of(figure)),
-                Cell(figure["unit"], is_words=True),
-                Cell(f"{figure['num']:,}"),
+                Cell(unit, is_words=True),
+                Cell(_over([given[method] for method in methods if method in given])),
+                *(_cell(given.get(method)) for method in methods),
             ],
-            figure["method"].startswith("speculative_rejection"),
         )
-        for figure in outcome["figures"]
+        for (name, unit), given in lines.items()
     ]
-    table = Table("Figures", ("Method", "Figure", "Value", "Unit", "Over"), rows)
+    table = Table("Figures", ("Figure", "Unit", "Over", *map(spoken, methods)), rows)
     prose = (
         "Below each figure is its 95% interval, by the bootstrap over prompts. Over: the prompts "
-        "or judgements that it rests on."
+        "or judgements that it rests on, method by method where they differ."
     )
     return Section("row", "The row", prose, tables=[table])
 
 
+def _cell(figure: Measured | None) -> Cell:
+    """A method's figure; nothing where it has none, as the method that others are compared with."""
+    return Cell("") if figure is None else estimated(figure["estimate"], digits_of(figure))
+
+
+def _over(figures: Sequence[Measured]) -> str:
+    nums = [f"{figure['num']:,}" for figure in figures]
+    return nums[0] if len(set(nums)) == 1 else " / ".join(nums)
+
+
 def _rests_on(outcome: RowOutcome) -> Section:
+    num_answers = outcome["num_prompts"] * len(outcome["methods"])
     run = [
         ("prompts", f"{outcome['prompts']} ({outcome['num_prompts']:,})"),
-        ("answers that failed", f"{outcome['num_failed']:,}"),
+        ("answers that failed", f"{outcome['num_failed']:,} of {num_answers:,}"),
         ("compared with", outcome["baseline"]),
     ]
     groups = [
@@ -111,7 +130,7 @@ def _rests_on(outcome: RowOutcome) -> Section:
         _counted("What the protocol leaves open", outcome["open_points"]),
         _counted("To be known", outcome["notes"]),
         Terms("Cost by method", [(name, _cost(cost)) for name, cost in outcome["cost"].items()]),
-        *([_judge(outcome["judge"], outcome["calls"])] if outcome["judge"] else []),
+        *([_judge(outcome["judge"], outcome)] if outcome["judge"] else []),
     ]
     return Section("basis", "What it rests on", terms=[group for group in groups if group.pairs])
 
@@ -127,11 +146,13 @@ def _cost(cost: Cost) -> str:
     )
 
 
-def _judge(name: str, calls: CallsRow) -> Terms:
+def _judge(name: str, outcome: RowOutcome) -> Terms:
+    calls = outcome["calls"]
     return Terms(
         "Judge",
         [
             ("model", name),
+            ("judgements that failed", _unread(outcome)),
             ("requests", f"{calls['requests']:,}"),
             ("from the cache", f"{calls['cached']:,}"),
             ("prompt tokens", f"{calls['prompt_tokens']:,}"),

@@ -4,7 +4,7 @@
     methods = parse_methods(protocol.methods, settings)
     for row in generate(protocol, loaded, methods, engine, reward, "out", settings=settings):
         ...
-    answered = read_answered("out", loaded, methods[0].name)
+    answered = read_answered("out", loaded, methods[0].name, judge)
     for judgement in ask_judge(protocol, answered, judge, "out"):
         ...
     answered = read_answered("out", loaded, methods[0].name, judge)
@@ -33,7 +33,13 @@ from specrej.evaluation.judge_scores import SCORES_FILE
 from specrej.evaluation.judge_weighted import PREFERENCES
 from specrej.evaluation.metrics import Cost, cost_of
 from specrej.evaluation.prompts import Loaded
-from specrej.evaluation.reproduce.protocol import Answered, Judgement, Measured, Protocol
+from specrej.evaluation.reproduce.protocol import (
+    Answered,
+    Judgement,
+    Measured,
+    Protocol,
+    Question,
+)
 from specrej.evaluation.rows import BenchRow
 from specrej.files.journal import Journal, read_rows, write_json
 from specrej.rewards.base import Reward
@@ -66,6 +72,9 @@ class RowOutcome(TypedDict):
     open_points: list[str]
     cost: dict[str, Cost]
     """By method, generation and reward."""
+    num_judgements: int
+    num_unread: int
+    """Judgements that the judge did not give, or not so that they could be read."""
     calls: CallsRow
     """Of the judge."""
 
@@ -183,33 +192,40 @@ def read_answered(
     )
 
 
+def unasked(protocol: Protocol, answered: Answered) -> list[Question]:
+    """What the judge has still to be asked, or asked again: of these questions no judgement is
+    there that could be read.
+    """
+    done = {
+        (file, _key({**row, "judge": None}))
+        for file, rows in answered.judgements.items()
+        for row in rows
+        if row["error"] is None
+    }
+    return [one for one in protocol.questions(answered) if (one.file, _key(one.key)) not in done]
+
+
 def ask_judge(
     protocol: Protocol, answered: Answered, judge: JudgeServer, directory: str | Path
 ) -> Iterator[Judgement]:
-    """Ask what was not asked yet, or could not be read; each judgement is on the disk when it is
-    yielded.
+    """Ask what is `unasked`; each judgement is on the disk when it is yielded.
+
+    Args:
+        protocol: the row.
+        answered: read with this judge, so that what it has said before is known.
+        judge: is asked.
+        directory: the run's.
 
     Raises:
         UsageError: the endpoint cannot be reached, or refuses the key or the model.
     """
     directory = Path(directory)
-    questions = protocol.questions(answered)
+    left = unasked(protocol, answered)
     with ExitStack() as stack:
         journals = {
             file: stack.enter_context(Journal(directory / file))
-            for file in dict.fromkeys(question.file for question in questions)
+            for file in dict.fromkeys(question.file for question in left)
         }
-        done = {
-            (file, _key(row))
-            for file, journal in journals.items()
-            for row in journal.rows
-            if row["error"] is None
-        }
-        left = [
-            question
-            for question in questions
-            if (question.file, _key({**question.key, "judge": judge.name})) not in done
-        ]
         client = JudgeClient(judge, directory / "judge_cache")
         rows = client.ask_all([question.ask for question in left])
         for question, row in zip(left, rows, strict=True):
@@ -255,6 +271,8 @@ def conclude(
             )
             for method in methods
         },
+        num_judgements=len(judged),
+        num_unread=sum(row["error"] is not None for row in judged),
         calls=total_calls(judged),
     )
 

@@ -1,0 +1,120 @@
+"""From how many rows on oneDNN multiplies float16 weights faster than fbgemm: measured once a
+machine.
+
+    many_rows = turning_point(model)    # 64; None where fbgemm is as fast at every size
+
+Which is faster depends on the processor. Both compute with the same rounded weights, in float32.
+What was measured stays in the user's cache, so that a machine goes on giving the same tokens.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specrej.attention.linear import PackedCall, both_kernels, linears_of, weight_and_bias
+from specrej.errors import UsageError
+from specrej.files.journal import write_json
+from specrej.hub.defaults import cache_dir
+
+SIZES = (8, 16, 32, 64, 128, 256)
+"""Rows that are multiplied. Fewer than the first always go through fbgemm: there the bytes that
+are read decide."""
+GAIN = 1.1
+"""OneDNN must be so much faster, since it needs twice the memory once more."""
+ROUNDS = 8
+_LEAST_NUMBERS = 1 << 18
+"""Layers with fewer weights are not worth a second form."""
+_LOG = logging.getLogger("specrej")
+
+
+def turning_point(model: Any) -> int | None:
+    """As of the cache, or measured and put there. Never a second form where the cache cannot be
+    written: the next process could measure something else.
+
+    Args:
+        model: of float32 on a CPU, not packed yet.
+    """
+    weights = _of_each_shape(model)
+    if not weights or both_kernels() is None:
+        return None
+    path = cache_dir() / "kernels" / f"{_key(weights)}.json"
+    try:
+        found: int | None = json.loads(path.read_text())["many_rows"]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = measure(weights)
+        try:
+            write_json(path, {"many_rows": found})
+        except UsageError as error:
+            _LOG.info("float16 weights are held in one form only: %s", error)
+            return None
+    return found
+
+
+def _of_each_shape(model: Any) -> list[Tensor]:
+    """One weight of each shape, of the layers that are worth it; the head goes as they do."""
+    head = model.get_output_embeddings()
+    layers = (parent.get_submodule(name) for parent, name in linears_of(model))
+    weights = [weight_and_bias(layer)[0] for layer in layers if layer is not head]
+    shapes = {weight.shape: weight for weight in weights if weight.numel() >= _LEAST_NUMBERS}
+    return list(shapes.values())
+
+
+def _key(weights: Sequence[Tensor]) -> str:
+    """What a measurement holds for."""
+    what = [
+        _processor(),
+        torch.backends.cpu.get_cpu_capability(),
+        torch.__version__,
+        str(torch.get_num_threads()),
+        *sorted(str(tuple(weight.shape)) for weight in weights),
+    ]
+    return hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith("model name")), "")
+
+
+@torch.inference_mode()
+def measure(weights: Sequence[Tensor], sizes: Sequence[int] = SIZES) -> int | None:
+    """The first of these sizes from which oneDNN is faster at it and at all that follow."""
+    pack_few, pack_many = both_kernels() or (None, None)
+    if pack_few is None or pack_many is None:
+        return None
+    few, many = ([pack(weight, None) for weight in weights] for pack in (pack_few, pack_many))
+    found = None
+    for size in sorted(sizes, reverse=True):
+        inputs = [torch.ones(size, weight.shape[1]) for weight in weights]
+        slow, fast = _in_turns(partial(_run, few, inputs), partial(_run, many, inputs))
+        if slow < fast * GAIN:
+            break
+        found = size
+    return found
+
+
+def _run(calls: Sequence[PackedCall], inputs: Sequence[Tensor]) -> None:
+    for call, rows in zip(calls, inputs, strict=True):
+        call(rows)
+
+
+def _in_turns(*runs: Callable[[], None]) -> list[float]:
+    """Seconds of the fastest of some rounds of each."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    for _ in range(ROUNDS):
+        for run, taken in zip(runs, seconds, strict=True):
+            begun = time.perf_counter()
+            run()
+            taken.append(time.perf_counter() - begun)
+    return list(map(min, seconds))

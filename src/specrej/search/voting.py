@@ -1,0 +1,84 @@
+"""Candidates that vote: who gives the same answer, and which answer weighs most.
+
+best = vote(finished(search.candidates), extractor_of("auto"), lambda candidate: 1.0)
+
+What an algorithm returns is the answer of its search, in place of the candidate of highest reward.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
+
+from specrej.rewards.answers import Extract, form_of, same_answer
+from specrej.search.choosing import rank
+from specrej.types import Candidate
+
+Weight = Callable[[Candidate], float]
+"""What a candidate's vote counts, at least 0."""
+
+
+def finished(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Those that can win: complete, and not rejected."""
+    return [candidate for candidate in candidates if candidate.state == "complete"]
+
+
+def vote(candidates: Sequence[Candidate], extract: Extract, weight: Weight) -> Candidate | None:
+    """The best candidate of the answer whose votes sum to most; of equal sums, the one whose best
+    candidate is better.
+
+    Candidates without an answer do not vote. None where nobody does: then the reward chooses.
+    """
+    groups = alike(candidates, extract)
+    if not groups:
+        return None
+    heaviest = max(groups, key=lambda group: (_sum(group, weight), *_merit(_best(group))))
+    return _best(heaviest)
+
+
+def consensus(candidates: Sequence[Candidate], extract: Extract, weight: Weight) -> float:
+    """The share of all votes that the leading answer has; 0 where nobody votes."""
+    sums = [_sum(group, weight) for group in alike(candidates, extract)]
+    return max(sums) / math.fsum(sums) if any(sums) else 0.0
+
+
+def alike(candidates: Sequence[Candidate], extract: Extract) -> list[list[Candidate]]:
+    """The candidates by their answers, in order of appearance; see `same_answer`."""
+    by_form: dict[str | Decimal, list[Candidate]] = {}
+    answers: dict[str | Decimal, str] = {}
+    for candidate in candidates:
+        if (answer := extract(candidate.text)) is not None:
+            form = form_of(answer)
+            by_form.setdefault(form, []).append(candidate)
+            answers.setdefault(form, answer)
+    groups: dict[str, list[Candidate]] = {}
+    for form, members in by_form.items():
+        equal = next((one for one in groups if same_answer(one, answers[form])), answers[form])
+        groups.setdefault(equal, []).extend(members)
+    return list(groups.values())
+
+
+def above_lowest(candidates: Sequence[Candidate]) -> Weight:
+    """A candidate's reward; where some are below 0, by how much it is above the lowest of all."""
+    least = min((c.reward for c in candidates if c.reward is not None), default=0.0)
+    return lambda candidate: (candidate.reward or 0.0) - min(least, 0.0)
+
+
+def borda(candidates: Sequence[Candidate], score: Weight, power: float) -> Weight:
+    """Votes by places: with n candidates the first has n^power, the last 1."""
+    order = sorted(candidates, key=lambda candidate: (-score(candidate), candidate.index))
+    votes = {one.index: float((len(order) - place) ** power) for place, one in enumerate(order)}
+    return lambda candidate: votes[candidate.index]
+
+
+def _sum(group: Sequence[Candidate], weight: Weight) -> float:
+    return math.fsum(weight(candidate) for candidate in group)
+
+
+def _best(group: Sequence[Candidate]) -> Candidate:
+    return min(group, key=lambda candidate: rank(candidate.reward, candidate.index))
+
+
+def _merit(candidate: Candidate) -> tuple[bool, float, int]:
+    """`rank`, the best highest."""
+    is_unscored, reward, index = rank(candidate.reward, candidate.index)
+    return not is_unscored, -reward, -index

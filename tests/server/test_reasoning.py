@@ -1,0 +1,105 @@
+"""Answers of a reasoning model over HTTP: what it thought stands beside its answer."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+from calling import END, TOOL, CallingEngine, ScriptReader
+from endpoint import DEFAULTS, client, fake_service, live
+from fakes import FakeReward
+from specrej.hub.thinking import Thinking
+from specrej.server import replies
+from specrej.types import Prompt
+
+USER: Any = {"role": "user", "content": "What is 6 times 7?"}
+CHAT: Any = {"model": "bytes", "messages": [USER], "stop": END, "max_tokens": 200, "seed": 3}
+TEXT = "<think>\nIt is 40 and 2.\n</think>\n\nIt is 42."
+CALL = '<think>I ask.</think>\n<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
+
+
+class ThinkingEngine(CallingEngine):
+    """Writes a thought and an answer."""
+
+    def detokenizer(self, prompt: Prompt) -> ScriptReader:
+        reader: Any = super().detokenizer(prompt)
+        reader.thinking = Thinking("<think>", "</think>")
+        return reader  # type: ignore[no-any-return]
+
+
+class Seen(FakeReward):
+    """Keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        super().__init__(self._note)
+
+    def _note(self, text: str) -> float:
+        self.texts.append(text)
+        return float(len(text))
+
+
+@contextmanager
+def serving(*script: str, reward: Any = None) -> Iterator[str]:
+    service = fake_service(ThinkingEngine("hermes", script), reward or FakeReward())
+    with live(service, defaults=replace(DEFAULTS, memory=20_000)) as url:
+        yield url
+
+
+def test_the_thought_is_beside_the_answer() -> None:
+    with serving(TEXT) as url:
+        body = httpx.post(f"{url}/v1/chat/completions", json=CHAT).json()
+        replies.ChatCompletion.model_validate(body)
+        message = body["choices"][0]["message"]
+        assert message["content"] == "It is 42."
+        assert message["reasoning_content"] == "It is 40 and 2."
+        replayed = {**CHAT, "messages": [USER, message, USER]}
+        assert httpx.post(f"{url}/v1/chat/completions", json=replayed).status_code == 200
+        text = {"model": "bytes", "prompt": "?", "stop": END, "max_tokens": 200}
+        whole = httpx.post(f"{url}/v1/completions", json=text).json()
+        assert whole["choices"][0]["text"] == TEXT
+
+
+def test_a_stream_gives_the_same_answer_and_thought() -> None:
+    with serving(TEXT) as url:
+        chunks = list(client(url).chat.completions.create(**CHAT, stream=True))
+    deltas: Any = [chunk.choices[0].delta for chunk in chunks]
+    assert "".join(delta.content or "" for delta in deltas) == "It is 42."
+    thoughts = [getattr(delta, "reasoning_content", None) for delta in deltas]
+    assert [thought for thought in thoughts if thought] == ["It is 40 and 2."]
+
+
+def test_a_call_behind_a_thought_is_a_call() -> None:
+    with serving(CALL) as url:
+        create: Any = client(url).chat.completions.create
+        choice = create(**CHAT, tools=[TOOL]).choices[0]
+        streamed = list(create(**CHAT, tools=[TOOL], stream=True))
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content is None
+    assert choice.message.reasoning_content == "I ask."
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == ""
+
+
+def test_an_answer_without_a_thought_is_as_ever() -> None:
+    with serving("It is 42.") as url:
+        body = httpx.post(f"{url}/v1/chat/completions", json=CHAT).json()
+    assert body["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": "It is 42.",
+        "refusal": None,
+    }
+
+
+@pytest.mark.parametrize(("sees", "expected"), [("all", TEXT), ("answer", "It is 42.")])
+def test_the_reward_sees_thoughts_or_not(sees: str, expected: str) -> None:
+    reward = Seen()
+    with serving(TEXT, reward=reward) as url:
+        own = {"reward_sees": sees, "decide": "every:20"}
+        asked = httpx.post(f"{url}/v1/chat/completions", json={**CHAT, "specrej": own})
+    assert asked.json()["choices"][0]["message"]["content"] == "It is 42."
+    assert expected in reward.texts
+    assert all(expected.startswith(text) for text in reward.texts)
+    assert ("" in reward.texts) == (sees == "answer")
