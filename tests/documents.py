@@ -59,11 +59,9 @@ def _why_not(before: str) -> str | None:
 def _lines(block: str) -> Iterator[str]:
     """Lines of a shell: those that a backslash or an open quote continues are one."""
     waiting = ""
-    for line in block.splitlines():
-        waiting += line.strip() if not waiting else "\n" + line.strip()
-        if waiting.endswith("\\"):
-            waiting = waiting[:-1] + " "
-        elif _is_whole(waiting):
+    for line in block.replace("\\\n    ", "").splitlines():
+        waiting += "\n" * bool(waiting) + line[4:]
+        if _is_whole(waiting):
             yield waiting
             waiting = ""
 

@@ -25,6 +25,9 @@ OURS = [(page, one) for page, one in ALL if one.program == "specrej"]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 ELSEWHERE = {
     "a server that runs until it is stopped": r"^serve\b",
+    "a server that runs": r"--server\b",
+    "a variable of the shell": r"\$",
+    "a prompt set from the network": r"^bench \w+ --",
     "a judge, or a benchmark's model": r"^(judge|reproduce)\b",
     "files of raters": r"^ratings import\b",
     "the files of the default models": r"^models\b",
@@ -125,7 +128,8 @@ def test_commands_run_one_after_the_other(
     monkeypatch.setattr(rewards, "_named", lambda _: FakeReward())
     monkeypatch.chdir(tmp_path)
     rows = [json.dumps({"id": f"p{number}", "prompt": f"Why {number}?"}) for number in range(8)]
-    Path("prompts.jsonl").write_text("\n".join(rows) + "\n")
+    for name in ("prompts.jsonl", "gsm8k.jsonl", "alpaca_farm_100.jsonl"):
+        Path(name).write_text("\n".join(rows) + "\n")
     for command in RUNNABLE[page]:
         words = small(command.words[1:])
         output = Path(words[words.index("--output") + 1]) if "--output" in words else Path("none")
