@@ -296,7 +296,7 @@ def test_a_reward_that_says_no_flops_has_none(loaded: Loaded, tmp_path: Path) ->
     ("words", "said"),
     [
         ([], "needs a method"),
-        (["beam_search:4"], "unknown method 'beam_search'"),
+        (["tabu_search:4"], "unknown method 'tabu_search'"),
         (["best_of_n"], "'best_of_n' is no method"),
         (["best_of_n:0.5"], "'best_of_n:0.5' is no method"),
         (["best_of_n:4:2"], "is no method"),
