@@ -19,12 +19,16 @@ from specrej.engines.torch.engine import TorchEngine
 from specrej.engines.torch.llama import Llama
 from specrej.engines.torch.loading import check_model, load_engine
 from specrej.errors import ModelError
+from specrej.hub.defaults import cache_dir, locate
 from specrej.types import SamplingParams
 from tiny import CHAT_TEMPLATE, decode, make_model, make_tokenizer, save_model
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    models = cache_dir() / "models"
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "models").symlink_to(models.resolve())
     monkeypatch.setenv("SPECREJ_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -209,7 +213,7 @@ def test_a_model_that_is_refused_is_not_remembered(
 
 
 def test_a_cache_that_cannot_be_written_to(tmp_path: Path, cache: Path, checks: list[str]) -> None:
-    cache.write_text("no directory")
+    (cache / "openings").write_text("no directory")
     directory = save_model(tmp_path / "model")
     first, again = (load_engine(directory, device="cpu") for _ in range(2))
     assert len(checks) == 2
@@ -247,3 +251,12 @@ def test_two_processes_at_once(tmp_path: Path, cache: Path) -> None:
     (record,) = records(cache)
     assert list(record.parent.iterdir()) == [record]
     assert remembered.recall(record.stem) is not None
+
+
+@pytest.mark.slow
+def test_the_default_model_opens_again_to_the_last_bit(checks: list[str]) -> None:
+    directory = locate("smollm2")
+    first, again = (load_engine(directory, device="cpu") for _ in range(2))
+    assert len(checks) == 1
+    assert isinstance(again.model, Llama)
+    assert facts(again) == facts(first)

@@ -116,11 +116,13 @@ def _open(
     loaded, tokenizer = open_pretrained(
         model, AutoModelForCausalLM, _KIND, device=device, dtype=dtype
     )
+    runner = twin_of(loaded) or loaded
     if known is not None:
-        with quiet_transformers():
-            use_groups(loaded)
-        return loaded, tokenizer, known
-    runner, found = _check(loaded, tokenizer)
+        if runner is loaded:
+            with quiet_transformers():
+                use_groups(loaded)
+        return runner, tokenizer, known
+    found = _check(loaded, runner, tokenizer)
     if key is not None:
         remember(key, _with_shortcuts(source, tokenizer, runner, found))
     return runner, tokenizer, found
@@ -148,10 +150,8 @@ def wrap(
         ModelError: the architecture needs what the engine cannot honour; named.
     """
     _check_weights(weights)
-    runner, opened = _check(model, tokenizer)
-    return _engine(
-        runner, TextCodec(tokenizer, special_tokens), opened, _pack(runner, weights), name
-    )
+    opened = _check(model, model, tokenizer)  # no twin: the caller may have changed what it does
+    return _engine(model, TextCodec(tokenizer, special_tokens), opened, _pack(model, weights), name)
 
 
 def _check_weights(weights: str | None) -> None:
@@ -178,18 +178,22 @@ def _engine(runner: Any, codec: TextCodec, opened: Opened, kernel: str, name: st
     )
 
 
-def _check(model: Any, tokenizer: Any) -> tuple[Any, Opened]:
-    """What runs a model of transformers, itself or a twin of it, and what is known of it.
+def _check(model: Any, runner: Any, tokenizer: Any) -> Opened:
+    """What is known of a model when its logits are seen to be transformers' own.
+
+    Args:
+        model: of transformers.
+        runner: what runs it here: itself, or its twin.
+        tokenizer: the model's.
 
     Raises:
         ModelError: the logits differ from transformers' own, or the model cannot run.
     """
     model.eval()
-    runner = twin_of(model) or model
     with quiet_transformers():
         layout, flops, difference = _verify(model, runner)
     text_config = model.config.get_text_config()
-    return runner, Opened(
+    return Opened(
         difference=difference,
         layout=layout,
         flops=flops,
