@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from specrej.cli import app
 from specrej.engines.torch import loading, remembered
 from specrej.engines.torch.engine import TorchEngine
 from specrej.engines.torch.llama import Llama
@@ -198,6 +200,12 @@ def test_a_check_that_is_asked_for(tmp_path: Path, cache: Path, checks: list[str
     (record,) = records(cache)
     assert check_model(directory, device="cpu") == json.loads(record.read_text())["difference"]
     assert len(checks) == 2
+    done = CliRunner().invoke(app, ["models", "check", directory, "--weights", "fp32"])
+    assert done.exit_code == 0
+    assert "the logits differ by" in done.stdout
+    assert len(checks) == 3
+    assert len(records(cache)) == 2
+    assert CliRunner().invoke(app, ["models", "check", "--weights", "int3"]).exit_code == 2
 
 
 def test_a_model_that_is_refused_is_not_remembered(
