@@ -206,9 +206,8 @@ def test_a_search_goes_on_with_the_candidates_that_are_left() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_prompt_that_loses_everybody_fails_and_says_why(value: float) -> None:
-    model = make_model("llama")
-    made, calls = make_engine(model), count(1)
-    hook = model.get_output_embeddings().register_forward_hook(
+    made, calls = make_engine(make_model("llama")), count(1)
+    hook = made.model.get_output_embeddings().register_forward_hook(
         lambda _module, _given, logits: (
             torch.full_like(logits, value) if next(calls) == 5 else logits
         )

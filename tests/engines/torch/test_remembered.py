@@ -13,18 +13,24 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from specrej.cli import app
 from specrej.engines.torch import checking, remembered
 from specrej.engines.torch.engine import TorchEngine
 from specrej.engines.torch.llama import Llama
 from specrej.engines.torch.loading import check_model, load_engine
 from specrej.errors import ModelError
+from specrej.hub.defaults import cache_dir, locate
 from specrej.types import SamplingParams
 from tiny import CHAT_TEMPLATE, decode, make_model, make_tokenizer, save_model
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    models = cache_dir() / "models"
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "models").symlink_to(models.resolve())
     monkeypatch.setenv("SPECREJ_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -194,6 +200,12 @@ def test_a_check_that_is_asked_for(tmp_path: Path, cache: Path, checks: list[str
     (record,) = records(cache)
     assert check_model(directory, device="cpu") == json.loads(record.read_text())["difference"]
     assert len(checks) == 2
+    done = CliRunner().invoke(app, ["models", "check", directory, "--weights", "fp32"])
+    assert done.exit_code == 0
+    assert "the logits differ by" in done.stdout
+    assert len(checks) == 3
+    assert len(records(cache)) == 2
+    assert CliRunner().invoke(app, ["models", "check", "--weights", "int3"]).exit_code == 2
 
 
 def test_a_model_that_is_refused_is_not_remembered(
@@ -209,7 +221,7 @@ def test_a_model_that_is_refused_is_not_remembered(
 
 
 def test_a_cache_that_cannot_be_written_to(tmp_path: Path, cache: Path, checks: list[str]) -> None:
-    cache.write_text("no directory")
+    (cache / "openings").write_text("no directory")
     directory = save_model(tmp_path / "model")
     first, again = (load_engine(directory, device="cpu") for _ in range(2))
     assert len(checks) == 2
@@ -247,3 +259,12 @@ def test_two_processes_at_once(tmp_path: Path, cache: Path) -> None:
     (record,) = records(cache)
     assert list(record.parent.iterdir()) == [record]
     assert remembered.recall(record.stem) is not None
+
+
+@pytest.mark.slow
+def test_the_default_model_opens_again_to_the_last_bit(checks: list[str]) -> None:
+    directory = locate("smollm2")
+    first, again = (load_engine(directory, device="cpu") for _ in range(2))
+    assert len(checks) == 1
+    assert isinstance(again.model, Llama)
+    assert facts(again) == facts(first)
