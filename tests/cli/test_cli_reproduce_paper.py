@@ -123,6 +123,8 @@ def test_tables_are_those_that_numpy_finds_in_the_files(finished: tuple[Path, Re
         assert given.keys() == expected.keys()
         for key, figure in expected.items():
             assert same(given[key], figure), key
+    order = ["best_of_n:4", "best_of_n:12", "best_of_n:240"]
+    assert [row["method"] for row in outcome["tables"][0]["rows"]][:3] == order
     shown = {row["method"]: row["paper"] for row in outcome["tables"][0]["rows"]}
     assert shown[WORDS[0]] == {}
     assert shown["speculative_rejection:0.5"]["Llama-3-8B"] == {

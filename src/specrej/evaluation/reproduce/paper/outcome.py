@@ -7,6 +7,7 @@ Nothing is computed here that a row, a bench or a trace does not say; it is put 
 numbers.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
@@ -207,7 +208,7 @@ def _seed(info: RunInfo) -> int:
 
 
 def _beside(published: Published, part: PaperPart, outcome: RowOutcome) -> BesideTable:
-    """The paper's methods and ours; those of the run first, in its order."""
+    """The paper's methods and ours: Best-of-N by N, then the others."""
     measured: dict[str, dict[str, Estimate]] = {method: {} for method in part.methods}
     for figure in outcome["figures"]:
         measured[figure["method"]][figure["name"]] = figure["estimate"]
@@ -225,9 +226,14 @@ def _beside(published: Published, part: PaperPart, outcome: RowOutcome) -> Besid
                     for generator, pair in published.rows.get(method, {}).items()
                 },
             )
-            for method in dict.fromkeys([*part.methods, *published.rows])
+            for method in sorted(dict.fromkeys([*part.methods, *published.rows]), key=_by_n)
         ],
     )
+
+
+def _by_n(method: str) -> float:
+    name, *numbers = method.split(":")
+    return int(numbers[0]) if name == "best_of_n" else math.inf
 
 
 def example_of(traces: Sequence[Trace]) -> Example | None:

@@ -3,8 +3,7 @@ its figures.
 
     TABLE_1.rows["best_of_n:240"]["Llama-3-8B"]       # (50.45, 50.27)
 
-The figures' single points are not at hand here: no data came with the paper. What can be said of
-them in words is in `FIGURES`.
+The figures' single points are not at hand. What can be said of them in words is in `FIGURES`.
 """
 
 from collections.abc import Mapping
