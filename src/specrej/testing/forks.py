@@ -183,7 +183,8 @@ class ForkSuite:
         assert usage.num_preemptions == 0
         # Whoever goes on after a step may read what of a page is not in the cache.
         num_begun = sum(len(decision.scored) for decision in result.decisions)
-        assert usage.reread_tokens <= subject.reread * (len(result.candidates) + num_begun)
+        each = subject.reread if subject.reread_later is None else subject.reread_later
+        assert usage.reread_tokens <= each * (len(result.candidates) + num_begun)
         again = subject.generate(**options)
         if subject.flips is None:
             assert ids(again) == ids(result)

@@ -29,6 +29,8 @@ class Subject:
         flips: one in so many tokens may flip because others were rejected or stand beside it; None
             where none may.
         reread: tokens that may be read again for each candidate: what of a prompt is not shared.
+        reread_later: tokens that may be read again for each fork, and whenever a candidate that has
+            waited goes on: what of its answer is not in the cache; None: as `reread`.
         unused: tokens that may be made and not used for each candidate: what an engine decodes
             ahead.
         prompts: of different lengths.
@@ -40,6 +42,7 @@ class Subject:
     engine: Engine
     flips: int | None = None
     reread: int = 0
+    reread_later: int | None = None
     unused: int = 0
     prompts: Sequence[str] = ("Why?", "Give three tips for staying healthy.", "Name a tree. " * 12)
     ending: str = "Why?"

@@ -58,7 +58,9 @@ class TestOpenVINO(EngineSuite):
     @pytest.fixture
     def subject(self, engine: PagedEngine) -> Subject:
         page_bytes = PAGE * engine.layout.bytes_per_token
-        return Subject(engine, reread=1, measured=lambda: in_use(engine) * page_bytes)
+        return Subject(
+            engine, reread=1, reread_later=PAGE, measured=lambda: in_use(engine) * page_bytes
+        )
 
 
 def test_the_cache_is_as_measured(engine: PagedEngine) -> None:
