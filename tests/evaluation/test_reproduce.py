@@ -122,6 +122,28 @@ def test_what_failed_counts(server: Server, tmp_path: Path) -> None:
     ] == [1.0] * 6
 
 
+def test_nobody_wins_or_ties_where_vanilla_decoding_failed(server: Server, tmp_path: Path) -> None:
+    protocol, loaded = find_row("hh-rlhf"), made(tmp_path, num_turns=1, num_prompts=6)
+    outcome = run(protocol, tmp_path, loaded, server)
+    (failed,) = {
+        row["prompt_id"]
+        for row in Files(tmp_path, METHODS[0]).rows
+        if row["error"] and row["method"] == METHODS[0]
+    }
+    for file in ("scores", "judgements"):
+        judged = Files(tmp_path, METHODS[0]).judged[file]
+        assert failed not in {row["prompt_id"] for row in judged}
+    assert outcome["notes"] == [f"1 prompts are left out: {METHODS[0]} failed on them."]
+    assert outcome["figures"][0]["num"] == 5
+    info, rows = make_bench(num_prompts=4, methods=METHODS, num_failures=0)
+    failure = {"kind": "RewardError", "message": "it raises"}
+    broken = [row | {"turns": [], "error": failure} for row in rows]
+    write_bench(tmp_path / "all", info, broken)  # type: ignore[arg-type]
+    left_out = run(protocol, tmp_path / "all", loaded, server)
+    assert (left_out["figures"][0]["estimate"]["value"], left_out["figures"][0]["num"]) == (None, 0)
+    assert "4 prompts are left out" in left_out["notes"][0]
+
+
 def test_grades_that_lacked_a_reference_are_counted(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
