@@ -122,6 +122,15 @@ def test_what_failed_counts(server: Server, tmp_path: Path) -> None:
     ] == [1.0] * 6
 
 
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "mt-bench"])
+def test_prompts_that_are_left_out_are_counted(server: Server, tmp_path: Path, name: str) -> None:
+    """Of `mt-bench` none are: a failed answer has the lowest grade."""
+    loaded = made(tmp_path, num_turns=1 if ROWS[name].single_turn else 2)
+    notes = run(ROWS[name], tmp_path, loaded, server)["notes"]
+    words = " of rewards" if name == "alpaca-eval" else ""
+    assert f"1 prompts are left out{words}: {METHODS[0]} failed on them." in notes
+
+
 def test_nobody_wins_or_ties_where_vanilla_decoding_failed(server: Server, tmp_path: Path) -> None:
     protocol, loaded = find_row("hh-rlhf"), made(tmp_path, num_turns=1, num_prompts=6)
     outcome = run(protocol, tmp_path, loaded, server)
