@@ -142,16 +142,38 @@ def test_a_judgement_that_failed_is_asked_for_again(
     run: Run, server: Server, tmp_path: Path
 ) -> None:
     server.answer = lambda request: completion("no")
-    assert (
-        run("mt-bench", tmp_path / "out").stdout.splitlines()[-1].count(" over 5. 15 of 15 ") == 1
-    )
+    last = run("mt-bench", tmp_path / "out").stdout.splitlines()[-1]
+    assert last.count(" over 5. 15 of 15 ") == 1
+    assert last.endswith("nothing succeeded: all 15 failed")
     first = run("mt-bench", tmp_path / "out", "--resume", "--json")
+    assert first.exit_code == 1
     figures = json.loads(first.stdout)["figures"]
     assert (figures[0]["name"], figures[0]["estimate"]["value"]) == ("mean grade", 1)
     server.answer = lambda request: completion("[[9]]")
     again = json.loads(run("mt-bench", tmp_path / "out", "--resume", "--json").stdout)
     assert again["figures"][0]["estimate"]["value"] == 9
     assert next(f for f in again["figures"] if "failed" in f["name"])["estimate"]["value"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "reply"),
+    [
+        ("mt-bench", b"<!DOCTYPE html><p>Welcome"),
+        ("hh-rlhf", b'{"choices": []}'),
+        ("alpacafarm", (500, {}, b"<p>Bad gateway")),
+        ("mt-bench", (429, {"Retry-After": "0"}, b"{}")),
+    ],
+)
+def test_a_judge_that_never_answers_is_no_result(
+    run: Run, server: Server, tmp_path: Path, name: str, reply: Any
+) -> None:
+    """What needs no judge, such as the same text twice, does not hide it."""
+    server.answer = lambda request: reply
+    done = run(name, tmp_path / "out", "--limit", "2", "--methods", "best_of_n:1,best_of_n:2")
+    assert done.exit_code == 1, done.stderr
+    outcome = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+    assert 0 < outcome["num_asked"] == outcome["num_unread"] <= outcome["num_judgements"]
+    assert "nothing succeeded: all" in done.stdout.splitlines()[-1]
 
 
 def test_a_trial_becomes_the_whole_row(run: Run, server: Server, tmp_path: Path) -> None:

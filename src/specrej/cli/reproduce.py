@@ -148,11 +148,10 @@ def _end(output: Path, outcome: "RowOutcome", *, as_json: bool) -> None:
                 typer.echo(f"{title}: {one}")
         asked = f"; {_asked(outcome['calls'])}" if outcome["judge"] else ""
         line = f"{headline(outcome)} Elsewhere: {outcome['known']}. Page: {page}{asked}"
-    end_with(
-        line,
-        num_failed=outcome["num_failed"],
-        num_all=outcome["num_prompts"] * len(outcome["methods"]),
-    )
+    num_failed, num_all = outcome["num_failed"], outcome["num_prompts"] * len(outcome["methods"])
+    if 0 < outcome["num_asked"] == outcome["num_unread"]:
+        num_failed = num_all = outcome["num_asked"]  # a figure without any judgement is none
+    end_with(line, num_failed=num_failed, num_all=num_all)
 
 
 def _asked(calls: "CallsRow") -> str:

@@ -73,6 +73,8 @@ class RowOutcome(TypedDict):
     cost: dict[str, Cost]
     """By method, generation and reward."""
     num_judgements: int
+    num_asked: int
+    """Of them, those that took a judge: the same text twice, and a failed answer, take none."""
     num_unread: int
     """Judgements that the judge did not give, or not so that they could be read."""
     calls: CallsRow
@@ -272,9 +274,14 @@ def conclude(
             for method in methods
         },
         num_judgements=len(judged),
+        num_asked=sum(map(_was_asked, judged)),
         num_unread=sum(row["error"] is not None for row in judged),
         calls=total_calls(judged),
     )
+
+
+def _was_asked(row: Judgement) -> bool:
+    return row["error"] is not None or row["calls"]["requests"] + row["calls"]["cached"] > 0
 
 
 def _differences(protocol: Protocol, answered: Answered, settings: Settings) -> list[str]:
