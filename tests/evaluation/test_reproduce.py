@@ -17,6 +17,7 @@ from recomputed import FIGURES, Files
 from servers import Server, record_waits, serving
 from specrej.errors import UsageError
 from specrej.evaluation import judge_grade
+from specrej.evaluation.judge import record
 from specrej.evaluation.judge_client import JudgeServer
 from specrej.evaluation.prompts import Loaded, Task
 from specrej.evaluation.reproduce import ROWS, find_row, mt_bench
@@ -151,6 +152,19 @@ def test_nobody_wins_or_ties_where_vanilla_decoding_failed(server: Server, tmp_p
     left_out = run(protocol, tmp_path / "all", loaded, server)
     assert (left_out["figures"][0]["estimate"]["value"], left_out["figures"][0]["num"]) == (None, 0)
     assert "4 prompts are left out" in left_out["notes"][0]
+
+
+def test_two_processes_do_not_judge_one_folder(server: Server, tmp_path: Path) -> None:
+    protocol, loaded = find_row("hh-rlhf"), made(tmp_path, num_turns=1, num_prompts=3)
+    judge = JudgeServer(base_url=f"{server.url}/v1", model="some-judge", concurrency=1)
+    answered = read_answered(tmp_path, loaded, METHODS[0], judge)
+    first = ask_judge(protocol, answered, judge, tmp_path)
+    next(first)
+    for second in (ask_judge(protocol, answered, judge, tmp_path), record(tmp_path / "x", [])):
+        with pytest.raises(UsageError, match="another process is writing to"):
+            list(second)
+    assert len(list(first)) > 0
+    assert list(record(tmp_path / "x", [])) == []
 
 
 def test_grades_that_lacked_a_reference_are_counted(

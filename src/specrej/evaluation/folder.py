@@ -48,7 +48,7 @@ def open_run(
             or holds this run already and `resume` was not asked for.
     """
     directory = Path(directory)
-    with _locked(directory):
+    with locked(directory):
         _check(directory, resume=resume)
         if (directory / RUN).exists():
             _check_same(directory, info, sha256_of_first)
@@ -66,12 +66,17 @@ def check_free(directory: str | Path, *, resume: bool) -> None:
         UsageError: the folder cannot be written, is in use, holds files of no run, or holds a run
             and `resume` was not asked for.
     """
-    with _locked(Path(directory)):
+    with locked(Path(directory)):
         _check(Path(directory), resume=resume)
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
+    """Be the only one that writes to a folder, which is made; until the block ends.
+
+    Raises:
+        UsageError: the folder cannot be written, or another process is writing to it.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with FileLock(directory / _LOCK, timeout=0):

@@ -25,7 +25,7 @@ from typing import TypedDict
 from specrej.engines.base import Engine
 from specrej.errors import UsageError
 from specrej.evaluation.bench import Method, run_bench
-from specrej.evaluation.folder import METHODS_OWN, read_bench
+from specrej.evaluation.folder import METHODS_OWN, locked, read_bench
 from specrej.evaluation.judge import JUDGEMENTS
 from specrej.evaluation.judge_client import CallsRow, JudgeClient, JudgeServer, total_calls
 from specrej.evaluation.judge_grade import GRADES
@@ -219,11 +219,13 @@ def ask_judge(
         directory: the run's.
 
     Raises:
-        UsageError: the endpoint cannot be reached, or refuses the key or the model.
+        UsageError: the endpoint cannot be reached, or refuses the key or the model; or another
+            process is writing to the folder.
     """
     directory = Path(directory)
     left = unasked(protocol, answered)
     with ExitStack() as stack:
+        stack.enter_context(locked(directory))
         journals = {
             file: stack.enter_context(Journal(directory / file))
             for file in dict.fromkeys(question.file for question in left)
