@@ -20,7 +20,7 @@ import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from specrej.engines.base import Engine
 from specrej.errors import UsageError
@@ -78,7 +78,7 @@ class RowOutcome(TypedDict):
     num_unread: int
     """Judgements that the judge did not give, or not so that they could be read."""
     calls: CallsRow
-    """Of the judge."""
+    """Of the judge: all that the folder's journals hold, what was asked again included."""
 
 
 def check(
@@ -177,19 +177,19 @@ def read_answered(
     Raises:
         UsageError: the folder holds no bench, or what is there cannot be read.
     """
-    judgements: dict[str, list[Judgement]] = {}
+    said: dict[str, list[dict[str, Any]]] = {}
     for file in _JOURNALS:
         path = Path(directory) / file
         rows = read_rows(path) if judge is not None and path.exists() else []
-        latest = {_key(row): row for row in rows}
-        judgements[file] = [
-            row for row in latest.values() if judge is not None and row["judge"] == judge.name
-        ]
+        said[file] = [row for row in rows if judge is not None and row["judge"] == judge.name]
     return Answered(
         loaded=loaded,
         rows=read_bench(directory)[1],
         baseline=baseline,
-        judgements=judgements,
+        judgements={
+            file: list({_key(row): row for row in rows}.values()) for file, rows in said.items()
+        },
+        calls=total_calls(row for rows in said.values() for row in rows),
         disagreement=disagreement,
     )
 
@@ -278,7 +278,7 @@ def conclude(
         num_judgements=len(judged),
         num_asked=sum(map(_was_asked, judged)),
         num_unread=sum(row["error"] is not None for row in judged),
-        calls=total_calls(judged),
+        calls=answered.calls,
     )
 
 
