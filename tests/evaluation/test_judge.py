@@ -575,6 +575,30 @@ def test_verdicts_are_recorded_as_they_come_and_the_last_one_counts(
     assert read_verdicts(tmp_path) == [won, other]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "{}",
+        "[]",
+        "\udcff",
+        '{"letter": "A"}',
+        '{"prompt_tokens": 1, "completion_tokens": 1}',
+    ],
+)
+def test_a_damaged_reply_in_the_cache_is_asked_for_again(
+    server: Server, ask: Ask, tmp_path: Path, content: str
+) -> None:
+    server.answer = prefer("good")
+    whole = ask(pair())
+    for path in (tmp_path / "cache").iterdir():
+        path.write_text(content, errors="surrogateescape")
+    (again,) = ask(pair())
+    assert (again["verdict"], again["calls"]["requests"]) == (whole[0]["verdict"], 2)
+    assert ask(pair())[0]["calls"]["cached"] == 2
+
+
 def test_a_cache_that_cannot_be_written_is_said(server: Server, ask: Ask, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UsageError, match=r"cannot write .*cache"):

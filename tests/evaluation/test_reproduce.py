@@ -154,6 +154,26 @@ def test_nobody_wins_or_ties_where_vanilla_decoding_failed(server: Server, tmp_p
     assert "4 prompts are left out" in left_out["notes"][0]
 
 
+@pytest.mark.parametrize("name", ["alpacafarm", "hh-rlhf", "mt-bench"])
+def test_a_judgement_that_lacks_a_field_is_damaged(
+    server: Server, tmp_path: Path, name: str
+) -> None:
+    loaded = made(tmp_path, num_turns=1, num_prompts=3)
+    run(ROWS[name], tmp_path, loaded, server)
+    judge = JudgeServer(base_url=f"{server.url}/v1", model="some-judge")
+    journals = [path for path in tmp_path.glob("*.jsonl") if path.name != "results.jsonl"]
+    assert journals
+    for path in journals:
+        whole = path.read_text()
+        rows = [json.loads(line) for line in whole.splitlines()]
+        for key in rows[0]:
+            broken = [rows[0], {k: v for k, v in rows[1].items() if k != key}]
+            path.write_text("".join(json.dumps(row) + "\n" for row in broken))
+            with pytest.raises(UsageError, match=f"line 2 of .*{path.name} is damaged.*{key}"):
+                read_answered(tmp_path, loaded, METHODS[0], judge)
+        path.write_text(whole)
+
+
 def test_two_processes_do_not_judge_one_folder(server: Server, tmp_path: Path) -> None:
     protocol, loaded = find_row("hh-rlhf"), made(tmp_path, num_turns=1, num_prompts=3)
     judge = JudgeServer(base_url=f"{server.url}/v1", model="some-judge", concurrency=1)

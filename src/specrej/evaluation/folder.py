@@ -155,12 +155,13 @@ def read_bench(directory: str | Path) -> tuple[RunInfo, list[BenchRow]]:
     """What a bench has written so far.
 
     Raises:
-        UsageError: the folder holds no bench.
+        UsageError: the folder holds no bench, or a row is damaged.
     """
     info = read_info(directory)
     if info["kind"] != "bench":
         raise UsageError(f"{directory} holds a {info['kind']}, not a bench")
-    return info, cast("list[BenchRow]", read_rows(Path(directory) / RESULTS))
+    rows = read_rows(Path(directory) / RESULTS, BenchRow.__required_keys__)
+    return info, cast("list[BenchRow]", rows)
 
 
 def count_rows(directory: str | Path) -> int:

@@ -134,7 +134,8 @@ def read_verdicts(directory: str | Path) -> list[VerdictRow]:
         UsageError: what is there cannot be read.
     """
     path = Path(directory) / JUDGEMENTS
-    rows = cast("list[VerdictRow]", read_rows(path)) if path.exists() else []
+    found = read_rows(path, VerdictRow.__required_keys__) if path.exists() else []
+    rows = cast("list[VerdictRow]", found)
     latest = {(row["prompt_id"], row["method"], row["baseline"], row["judge"]): row for row in rows}
     return list(latest.values())
 

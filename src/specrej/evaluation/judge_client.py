@@ -158,8 +158,7 @@ class JudgeClient:
         asked = [self._remote.service.url, request]
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         path = self._cache / f"{key}.json"
-        if path.exists():
-            kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if (kept := _kept(path)) is not None:
             calls["cached"] += 1
             _add_tokens(calls, kept)
             return kept
@@ -197,6 +196,18 @@ class JudgeClient:
             raise
         calls["requests"] += reply.num_requests
         return reply.text
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """A reply of the cache: what it says, and its tokens. None where there is none, or a damaged
+    one.
+    """
+    try:
+        reply = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    tokens = {"prompt_tokens", "completion_tokens"}
+    return reply if isinstance(reply, dict) and reply.keys() > tokens else None
 
 
 def _add_tokens(calls: CallsRow, reply: Mapping[str, Any]) -> None:

@@ -26,11 +26,11 @@ from specrej.engines.base import Engine
 from specrej.errors import UsageError
 from specrej.evaluation.bench import Method, run_bench
 from specrej.evaluation.folder import METHODS_OWN, locked, read_bench
-from specrej.evaluation.judge import JUDGEMENTS
+from specrej.evaluation.judge import JUDGEMENTS, VerdictRow
 from specrej.evaluation.judge_client import CallsRow, JudgeClient, JudgeServer, total_calls
-from specrej.evaluation.judge_grade import GRADES
-from specrej.evaluation.judge_scores import SCORES_FILE
-from specrej.evaluation.judge_weighted import PREFERENCES
+from specrej.evaluation.judge_grade import GRADES, GradeRow
+from specrej.evaluation.judge_scores import SCORES_FILE, ScoresRow
+from specrej.evaluation.judge_weighted import PREFERENCES, PreferenceRow
 from specrej.evaluation.metrics import Cost, cost_of
 from specrej.evaluation.prompts import Loaded
 from specrej.evaluation.reproduce.protocol import (
@@ -45,7 +45,13 @@ from specrej.files.journal import Journal, read_rows, write_json
 from specrej.rewards.base import Reward
 from specrej.settings import Settings
 
-_JOURNALS = (GRADES, JUDGEMENTS, PREFERENCES, SCORES_FILE)
+_JOURNALS = {
+    GRADES: GradeRow.__required_keys__,
+    JUDGEMENTS: VerdictRow.__required_keys__,
+    PREFERENCES: PreferenceRow.__required_keys__,
+    SCORES_FILE: ScoresRow.__required_keys__,
+}
+"""The fields of each."""
 _KEY = ("prompt_id", "method", "baseline", "turn", "template", "judge")
 """The fields that tell one judgement in a journal from another, where it has them."""
 
@@ -178,9 +184,9 @@ def read_answered(
         UsageError: the folder holds no bench, or what is there cannot be read.
     """
     said: dict[str, list[dict[str, Any]]] = {}
-    for file in _JOURNALS:
+    for file, fields in _JOURNALS.items():
         path = Path(directory) / file
-        rows = read_rows(path) if judge is not None and path.exists() else []
+        rows = read_rows(path, fields) if judge is not None and path.exists() else []
         said[file] = [row for row in rows if judge is not None and row["judge"] == judge.name]
     return Answered(
         loaded=loaded,
