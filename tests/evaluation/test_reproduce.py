@@ -247,3 +247,20 @@ def test_disagreement_must_be_a_number_for_each_prompt(tmp_path: Path) -> None:
         else:
             with pytest.raises(UsageError, match="no disagreement of the prompt 'p002'"):
                 read_disagreement(path, loaded)
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        ('{"id": "p000", "disagreement": 3}', "has the prompt 'p000' twice"),
+        ('{"id": "p002", "disagreement": -0.5}', "disagreement of -0.5 on the prompt 'p002'"),
+    ],
+)
+def test_disagreement_is_given_once_and_never_negative(
+    tmp_path: Path, last: str, said: str
+) -> None:
+    path = tmp_path / "disagreement.jsonl"
+    whole = "".join(f'{{"id": "p00{i}", "disagreement": {i}}}\n' for i in range(2))
+    path.write_text(f"{whole}{last}\n")
+    with pytest.raises(UsageError, match=said):
+        read_disagreement(path, made(tmp_path, num_turns=1, num_prompts=3))

@@ -128,15 +128,28 @@ def read_disagreement(path: str | Path, loaded: Loaded) -> dict[str, float]:
     """How much is disagreed on each prompt, from lines of JSON: {"id": "a", "disagreement": 0.7}.
 
     Raises:
-        UsageError: the file cannot be read, or lacks a prompt or a number.
+        UsageError: the file cannot be read, lacks a prompt or a number, has a prompt twice, or a
+            number below 0.
     """
-    known = {
-        str(row.get("id")): float(value)
-        for row in read_rows(path)
-        if isinstance(value := row.get("disagreement"), int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    }
+    known: dict[str, float] = {}
+    for row in read_rows(path):
+        name, value = str(row.get("id")), row.get("disagreement")
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not math.isfinite(value)
+        ):
+            continue
+        if name in known:
+            raise UsageError(
+                f"{path} has the prompt {name!r} twice", hint="give each prompt one line"
+            )
+        if value < 0:
+            raise UsageError(
+                f"{path} has a disagreement of {value:g} on the prompt {name!r}",
+                hint="expected 0, where all agree, or more",
+            )
+        known[name] = float(value)
     for task in loaded.tasks:
         if task.id not in known:
             raise UsageError(
