@@ -238,7 +238,11 @@ def hh_rlhf(files: Files) -> Figures:
         if method == files.baseline:
             continue
         for file, of in (("scores", ""), ("judgements", ", both orders")):
-            verdicts = [row["verdict"] for row in files.judged[file] if row["method"] == method]
+            verdicts = [
+                row["verdict"]
+                for row in files.judged[file]
+                if row["method"] == method and row["prompt_id"] in files.ids
+            ]
             for name in ("win", "tie", "loss", "failed"):
                 found[f"{name}{of}", method] = mean([v == name for v in verdicts], 100)
             found[f"win-tie{of}", method] = mean([v in ("win", "tie") for v in verdicts], 100)

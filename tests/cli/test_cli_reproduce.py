@@ -113,6 +113,15 @@ def test_a_row_comes_to_figures_that_numpy_computes_again(
     assert outcome["cost"]["best_of_n:8"]["num_prompts"] == 4
     page = (tmp_path / "out" / f"{name}.html").read_text()
     assert ROWS[name].open_points[0][:40].replace("'", "&#39;") in page
+    last, first = done.stdout.splitlines()[-1], outcome["figures"][0]
+    assert f", over {first['num']} " in last
+    is_comparison = name in ("alpacafarm", "hh-rlhf")
+    assert (" against Best-of-2, over" in last) == is_comparison
+    assert ("; Best-of-2: " in last) != is_comparison
+    said = "speedup against best_of_n:2, generation alone: "
+    assert (said in last and ", everything inside: " in last) == (name == "perplexity")
+    ignored = f"the row {name!r} asks no judge: --judge is not used" in done.stderr
+    assert ignored != ROWS[name].needs_judge
     num_requests = len(server.requests)
     assert (num_requests > 0) == (ROWS[name].needs_judge)
     assert outcome["calls"]["requests"] == num_requests
@@ -142,16 +151,39 @@ def test_a_judgement_that_failed_is_asked_for_again(
     run: Run, server: Server, tmp_path: Path
 ) -> None:
     server.answer = lambda request: completion("no")
-    assert (
-        run("mt-bench", tmp_path / "out").stdout.splitlines()[-1].count(" over 5. 15 of 15 ") == 1
-    )
+    last = run("mt-bench", tmp_path / "out").stdout.splitlines()[-1]
+    assert ", over 5 judgements; Best-of-2: 1.000. 15 of 15 judgements failed. " in last
+    assert last.endswith("nothing succeeded: all 15 failed")
     first = run("mt-bench", tmp_path / "out", "--resume", "--json")
+    assert first.exit_code == 1
     figures = json.loads(first.stdout)["figures"]
     assert (figures[0]["name"], figures[0]["estimate"]["value"]) == ("mean grade", 1)
     server.answer = lambda request: completion("[[9]]")
     again = json.loads(run("mt-bench", tmp_path / "out", "--resume", "--json").stdout)
+    assert again["calls"]["requests"] == len(server.requests) == (2 + 2 + 1) * 15
     assert again["figures"][0]["estimate"]["value"] == 9
     assert next(f for f in again["figures"] if "failed" in f["name"])["estimate"]["value"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "reply"),
+    [
+        ("mt-bench", b"<!DOCTYPE html><p>Welcome"),
+        ("hh-rlhf", b'{"choices": []}'),
+        ("alpacafarm", (500, {}, b"<p>Bad gateway")),
+        ("mt-bench", (429, {"Retry-After": "0"}, b"{}")),
+    ],
+)
+def test_a_judge_that_never_answers_is_no_result(
+    run: Run, server: Server, tmp_path: Path, name: str, reply: Any
+) -> None:
+    """What needs no judge, such as the same text twice, does not hide it."""
+    server.answer = lambda request: reply
+    done = run(name, tmp_path / "out", "--limit", "2", "--methods", "best_of_n:1,best_of_n:2")
+    assert done.exit_code == 1, done.stderr
+    outcome = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+    assert 0 < outcome["num_asked"] == outcome["num_unread"] <= outcome["num_judgements"]
+    assert "nothing succeeded: all" in done.stdout.splitlines()[-1]
 
 
 def test_a_trial_becomes_the_whole_row(run: Run, server: Server, tmp_path: Path) -> None:
@@ -233,6 +265,20 @@ def test_all_rows_are_listed() -> None:
     [
         (["rewards"], "unknown row 'rewards'"),
         (["reward"], "a row needs a folder of its own"),
+        (
+            [
+                "mt-bench",
+                "--output",
+                "OUT",
+                "--prompts",
+                "FILE",
+                "--judge",
+                "j",
+                "--judge-url",
+                "x",
+            ],
+            "'x' is no address of a judge",
+        ),
         (
             ["alpacafarm", "--output", "OUT", "--prompts", "TURNS", "--judge", "j"],
             "takes single questions, prompt 'b' has several turns",

@@ -23,7 +23,15 @@ from specrej.evaluation import recording
 from specrej.evaluation.report import bench_sections, replay_sections
 from specrej.evaluation.report.page import Picture
 from specrej.evaluation.reproduce.paper import page
-from specrej.evaluation.reproduce.paper.outcome import NO_JUDGE
+from specrej.evaluation.reproduce.paper.outcome import (
+    NO_CORRELATION,
+    NO_EXAMPLE,
+    NO_JUDGE,
+    NO_PERPLEXITY,
+    NO_SCORE,
+    UNREAD,
+    empty_tables,
+)
 from specrej.evaluation.reproduce.paper.plan import (
     METHODS,
     TABLE_2_METHODS,
@@ -302,6 +310,29 @@ def test_without_a_judge_all_but_table_1_is_there(
     assert after["tables"][1] == before["tables"][1]
     assert after["figures"] == before["figures"]
     assert NO_JUDGE in (tmp_path / "out" / "paper.html").read_text()
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_what_is_empty_is_left_out(run: Run, tmp_path: Path) -> None:
+    """A reward that is the same for all."""
+    words = ("best_of_n:2", "speculative_rejection:0.5:4")
+    done = run("paper", tmp_path / "out", "--reward", "regex:~{9}", "--limit", "2", methods=words)
+    assert done.exit_code == 0, done.stderr
+    after = outcome_of(tmp_path / "out")
+    assert after["left_out"] == [NO_SCORE, NO_EXAMPLE, NO_CORRELATION]
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("The candidates of Best-of-2 differ in reward on no prompt")
+    assert "slower" not in last
+
+
+def test_a_table_without_figures_of_its_own_is_left_out() -> None:
+    perplexity = {"name": "perplexity", "estimate": {"value": 2.0}}
+    table_2: Any = {"figures": [perplexity]}
+    for num_asked, num_unread, empty in ((2, 1, []), (0, 0, []), (2, 2, [UNREAD])):
+        table_1: Any = {"num_asked": num_asked, "num_unread": num_unread}
+        assert empty_tables(table_1, table_2, is_judged=True) == empty
+    none: Any = {"figures": [perplexity | {"estimate": {"value": None}}]}
+    assert empty_tables(table_1, none, is_judged=True) == [UNREAD, NO_PERPLEXITY]
 
 
 @pytest.mark.parametrize("table", [TABLE_1, TABLE_2])

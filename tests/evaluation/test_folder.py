@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 from fakes import FakeEngine, FakeReward
 from older import older
 from specrej.errors import UsageError
-from specrej.evaluation.bench import describe_run
+from specrej.evaluation.bench import describe_run, parse_methods, run_bench
 from specrej.evaluation.folder import RESULTS, RUN, check_free, open_run, read_bench, read_info
-from specrej.evaluation.rows import RunInfo
+from specrej.evaluation.rows import BenchRow, RunInfo
 from specrej.files.journal import Journal, write_json
 from specrej.settings import Settings
 from traces import loaded_of
@@ -31,12 +32,15 @@ INFO = RunInfo(
 )
 
 
+ROW = BenchRow(prompt_id="a", category=None, method="best_of_n:2", place=0, turns=[], error=None)
+
+
 def test_a_new_folder_says_what_it_holds(tmp_path: Path) -> None:
     with (
         open_run(tmp_path / "new" / "out", INFO, resume=False),
         Journal(tmp_path / "new" / "out" / RESULTS) as journal,
     ):
-        journal.append({"prompt_id": "a"})
+        journal.append(ROW)
     info, rows = read_bench(tmp_path / "new" / "out")
     assert info == INFO
     assert [row["prompt_id"] for row in rows] == ["a"]
@@ -158,6 +162,32 @@ def test_what_is_no_description_of_a_run_is_said(tmp_path: Path, content: str) -
     (tmp_path / RUN).write_text(content)
     with pytest.raises(UsageError, match="holds no run"):
         read_info(tmp_path)
+
+
+@pytest.mark.parametrize("name", [None, "turns", "method", "error"])
+def test_a_row_that_lacks_a_field_is_damaged(tmp_path: Path, name: str | None) -> None:
+    with open_run(tmp_path, INFO, resume=False), Journal(tmp_path / RESULTS) as journal:
+        journal.append(ROW)
+        journal.append({key: value for key, value in ROW.items() if name and key != name})
+    with pytest.raises(UsageError, match=rf"line 2 of .* it lacks .*{name or 'prompt_id'}"):
+        read_bench(tmp_path)
+
+
+def test_a_bench_does_not_go_on_with_a_damaged_row(tmp_path: Path) -> None:
+    settings, loaded = Settings(max_new_tokens=4), loaded_of(["Why?"])
+    methods = parse_methods(["best_of_n:2"], settings)
+
+    def bench(*, resume: bool) -> Iterator[BenchRow]:
+        engine, reward = FakeEngine(), FakeReward()
+        return run_bench(
+            loaded, methods, engine, reward, tmp_path, settings=settings, resume=resume
+        )
+
+    assert len(list(bench(resume=False))) == 1
+    with (tmp_path / RESULTS).open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(UsageError, match=r"line 2 of .* is damaged: it lacks category, error"):
+        list(bench(resume=True))
 
 
 def test_two_writers_are_one_too_many(tmp_path: Path) -> None:

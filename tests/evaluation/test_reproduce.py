@@ -17,6 +17,7 @@ from recomputed import FIGURES, Files
 from servers import Server, record_waits, serving
 from specrej.errors import UsageError
 from specrej.evaluation import judge_grade
+from specrej.evaluation.judge import record
 from specrej.evaluation.judge_client import JudgeServer
 from specrej.evaluation.prompts import Loaded, Task
 from specrej.evaluation.reproduce import ROWS, find_row, mt_bench
@@ -122,6 +123,70 @@ def test_what_failed_counts(server: Server, tmp_path: Path) -> None:
     ] == [1.0] * 6
 
 
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "mt-bench"])
+def test_prompts_that_are_left_out_are_counted(server: Server, tmp_path: Path, name: str) -> None:
+    """Of `mt-bench` none are: a failed answer has the lowest grade."""
+    loaded = made(tmp_path, num_turns=1 if ROWS[name].single_turn else 2)
+    notes = run(ROWS[name], tmp_path, loaded, server)["notes"]
+    words = " of rewards" if name == "alpaca-eval" else ""
+    assert f"1 prompts are left out{words}: {METHODS[0]} failed on them." in notes
+
+
+def test_nobody_wins_or_ties_where_vanilla_decoding_failed(server: Server, tmp_path: Path) -> None:
+    protocol, loaded = find_row("hh-rlhf"), made(tmp_path, num_turns=1, num_prompts=6)
+    outcome = run(protocol, tmp_path, loaded, server)
+    (failed,) = {
+        row["prompt_id"]
+        for row in Files(tmp_path, METHODS[0]).rows
+        if row["error"] and row["method"] == METHODS[0]
+    }
+    for file in ("scores", "judgements"):
+        judged = Files(tmp_path, METHODS[0]).judged[file]
+        assert failed not in {row["prompt_id"] for row in judged}
+    assert outcome["notes"] == [f"1 prompts are left out: {METHODS[0]} failed on them."]
+    assert outcome["figures"][0]["num"] == 5
+    info, rows = make_bench(num_prompts=4, methods=METHODS, num_failures=0)
+    failure = {"kind": "RewardError", "message": "it raises"}
+    broken = [row | {"turns": [], "error": failure} for row in rows]
+    write_bench(tmp_path / "all", info, broken)  # type: ignore[arg-type]
+    left_out = run(protocol, tmp_path / "all", loaded, server)
+    assert (left_out["figures"][0]["estimate"]["value"], left_out["figures"][0]["num"]) == (None, 0)
+    assert "4 prompts are left out" in left_out["notes"][0]
+
+
+@pytest.mark.parametrize("name", ["alpacafarm", "hh-rlhf", "mt-bench"])
+def test_a_judgement_that_lacks_a_field_is_damaged(
+    server: Server, tmp_path: Path, name: str
+) -> None:
+    loaded = made(tmp_path, num_turns=1, num_prompts=3)
+    run(ROWS[name], tmp_path, loaded, server)
+    judge = JudgeServer(base_url=f"{server.url}/v1", model="some-judge")
+    journals = [path for path in tmp_path.glob("*.jsonl") if path.name != "results.jsonl"]
+    assert journals
+    for path in journals:
+        whole = path.read_text()
+        rows = [json.loads(line) for line in whole.splitlines()]
+        for key in rows[0]:
+            broken = [rows[0], {k: v for k, v in rows[1].items() if k != key}]
+            path.write_text("".join(json.dumps(row) + "\n" for row in broken))
+            with pytest.raises(UsageError, match=f"line 2 of .*{path.name} is damaged.*{key}"):
+                read_answered(tmp_path, loaded, METHODS[0], judge)
+        path.write_text(whole)
+
+
+def test_two_processes_do_not_judge_one_folder(server: Server, tmp_path: Path) -> None:
+    protocol, loaded = find_row("hh-rlhf"), made(tmp_path, num_turns=1, num_prompts=3)
+    judge = JudgeServer(base_url=f"{server.url}/v1", model="some-judge", concurrency=1)
+    answered = read_answered(tmp_path, loaded, METHODS[0], judge)
+    first = ask_judge(protocol, answered, judge, tmp_path)
+    next(first)
+    for second in (ask_judge(protocol, answered, judge, tmp_path), record(tmp_path / "x", [])):
+        with pytest.raises(UsageError, match="another process is writing to"):
+            list(second)
+    assert len(list(first)) > 0
+    assert list(record(tmp_path / "x", [])) == []
+
+
 def test_grades_that_lacked_a_reference_are_counted(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,3 +247,20 @@ def test_disagreement_must_be_a_number_for_each_prompt(tmp_path: Path) -> None:
         else:
             with pytest.raises(UsageError, match="no disagreement of the prompt 'p002'"):
                 read_disagreement(path, loaded)
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        ('{"id": "p000", "disagreement": 3}', "has the prompt 'p000' twice"),
+        ('{"id": "p002", "disagreement": -0.5}', "disagreement of -0.5 on the prompt 'p002'"),
+    ],
+)
+def test_disagreement_is_given_once_and_never_negative(
+    tmp_path: Path, last: str, said: str
+) -> None:
+    path = tmp_path / "disagreement.jsonl"
+    whole = "".join(f'{{"id": "p00{i}", "disagreement": {i}}}\n' for i in range(2))
+    path.write_text(f"{whole}{last}\n")
+    with pytest.raises(UsageError, match=said):
+        read_disagreement(path, made(tmp_path, num_turns=1, num_prompts=3))

@@ -91,6 +91,7 @@ def reproduce(
     **given: Any,
 ) -> None:
     """Run one row of a benchmark table by its protocol: answers, judge, figures, page."""
+    from specrej.cli import display
     from specrej.cli.reproduce_paper import reproduce_paper
     from specrej.evaluation.reproduce import PAPER, ROWS, find_row
     from specrej.evaluation.reproduce.paper.plan import plan_of
@@ -115,6 +116,8 @@ def reproduce(
         own = with_protocol(protocol, given, asked)
         chosen = words or list(protocol.methods)
         check(protocol, loaded, server, known)
+        if server is not None and not protocol.needs_judge:
+            display.print_note(f"the row {name!r} asks no judge: --judge is not used")
         with stoppable(how_to_resume(output)):
             settings = generate_answers(protocol, loaded, own, chosen, output, resume=resume)
             answered = judge_answers(protocol, loaded, chosen[0], server, known, output)
@@ -148,11 +151,10 @@ def _end(output: Path, outcome: "RowOutcome", *, as_json: bool) -> None:
                 typer.echo(f"{title}: {one}")
         asked = f"; {_asked(outcome['calls'])}" if outcome["judge"] else ""
         line = f"{headline(outcome)} Elsewhere: {outcome['known']}. Page: {page}{asked}"
-    end_with(
-        line,
-        num_failed=outcome["num_failed"],
-        num_all=outcome["num_prompts"] * len(outcome["methods"]),
-    )
+    num_failed, num_all = outcome["num_failed"], outcome["num_prompts"] * len(outcome["methods"])
+    if 0 < outcome["num_asked"] == outcome["num_unread"]:
+        num_failed = num_all = outcome["num_asked"]  # a figure without any judgement is none
+    end_with(line, num_failed=num_failed, num_all=num_all)
 
 
 def _asked(calls: "CallsRow") -> str:

@@ -181,7 +181,7 @@ def run_bench(
         info["temperatures"] = dict(temperatures)
     with (
         open_run(directory, info, resume=resume, sha256_of_first=loaded.sha256_of_first),
-        Journal(Path(directory) / RESULTS) as journal,
+        Journal(Path(directory) / RESULTS, BenchRow.__required_keys__) as journal,
     ):
         done = {(row["prompt_id"], row["method"]) for row in journal.rows}
         _warm_up(engine, reward, settings)

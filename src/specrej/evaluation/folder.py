@@ -48,7 +48,7 @@ def open_run(
             or holds this run already and `resume` was not asked for.
     """
     directory = Path(directory)
-    with _locked(directory):
+    with locked(directory):
         _check(directory, resume=resume)
         if (directory / RUN).exists():
             _check_same(directory, info, sha256_of_first)
@@ -66,12 +66,18 @@ def check_free(directory: str | Path, *, resume: bool) -> None:
         UsageError: the folder cannot be written, is in use, holds files of no run, or holds a run
             and `resume` was not asked for.
     """
-    with _locked(Path(directory)):
+    with locked(directory):
         _check(Path(directory), resume=resume)
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def locked(directory: str | Path) -> Iterator[None]:
+    """Be the only one that writes to a folder, which is made; until the block ends.
+
+    Raises:
+        UsageError: the folder cannot be written, or another process is writing to it.
+    """
+    directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with FileLock(directory / _LOCK, timeout=0):
@@ -150,12 +156,13 @@ def read_bench(directory: str | Path) -> tuple[RunInfo, list[BenchRow]]:
     """What a bench has written so far.
 
     Raises:
-        UsageError: the folder holds no bench.
+        UsageError: the folder holds no bench, or a row is damaged.
     """
     info = read_info(directory)
     if info["kind"] != "bench":
         raise UsageError(f"{directory} holds a {info['kind']}, not a bench")
-    return info, cast("list[BenchRow]", read_rows(Path(directory) / RESULTS))
+    rows = read_rows(Path(directory) / RESULTS, BenchRow.__required_keys__)
+    return info, cast("list[BenchRow]", rows)
 
 
 def count_rows(directory: str | Path) -> int:

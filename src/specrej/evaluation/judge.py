@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 from specrej.errors import UnknownNameError
+from specrej.evaluation.folder import locked
 from specrej.evaluation.judge_client import (
     CallsRow,
     JudgeClient,
@@ -117,9 +118,9 @@ def record(path: str | Path, verdicts: Iterable[VerdictRow]) -> Iterator[Verdict
     """Append verdicts to a journal; each is on the disk when it is yielded.
 
     Raises:
-        UsageError: the file cannot be written.
+        UsageError: the file cannot be written, or another process is writing to its folder.
     """
-    with Journal(path) as journal:
+    with locked(Path(path).parent), Journal(path) as journal:
         for verdict in verdicts:
             journal.append(verdict)
             yield verdict
@@ -133,7 +134,8 @@ def read_verdicts(directory: str | Path) -> list[VerdictRow]:
         UsageError: what is there cannot be read.
     """
     path = Path(directory) / JUDGEMENTS
-    rows = cast("list[VerdictRow]", read_rows(path)) if path.exists() else []
+    found = read_rows(path, VerdictRow.__required_keys__) if path.exists() else []
+    rows = cast("list[VerdictRow]", found)
     latest = {(row["prompt_id"], row["method"], row["baseline"], row["judge"]): row for row in rows}
     return list(latest.values())
 

@@ -15,6 +15,7 @@ What is asked, and what a reply means, is each judge's own: `judge` (both orders
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +66,11 @@ class JudgeServer:
     concurrency: int = 8
 
     def __post_init__(self) -> None:
+        if not re.match(r"https?://[^/\s]", self.base_url):
+            raise UsageError(
+                f"{without_secrets(self.base_url)!r} is no address of a judge",
+                hint="expected http:// or https:// and a host, such as http://localhost:8000/v1",
+            )
         self.service()
 
     @property
@@ -158,8 +164,7 @@ class JudgeClient:
         asked = [self._remote.service.url, request]
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         path = self._cache / f"{key}.json"
-        if path.exists():
-            kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if (kept := _kept(path)) is not None:
             calls["cached"] += 1
             _add_tokens(calls, kept)
             return kept
@@ -197,6 +202,18 @@ class JudgeClient:
             raise
         calls["requests"] += reply.num_requests
         return reply.text
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """A reply of the cache: what it says, and its tokens. None where there is none, or a damaged
+    one.
+    """
+    try:
+        reply = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    tokens = {"prompt_tokens", "completion_tokens"}
+    return reply if isinstance(reply, dict) and reply.keys() > tokens else None
 
 
 def _add_tokens(calls: CallsRow, reply: Mapping[str, Any]) -> None:

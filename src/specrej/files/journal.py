@@ -11,7 +11,7 @@ touched.
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -23,20 +23,25 @@ from specrej.files.reading import without_mark
 class Journal:
     """A JSONL file with one writer.
 
-    Attributes:
+    Args:
         path: the file, made where it is not there.
+        fields: that each row has.
+
+    Attributes:
+        path: the file.
         rows: what it held on opening; rows appended since are not added.
 
     Raises:
-        UsageError: the file cannot be opened, or holds a line that is no JSON object.
+        UsageError: the file cannot be opened, or holds a line that is no JSON object or lacks a
+            field.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, fields: Collection[str] = ()) -> None:
         path = self.path = Path(path)
         try:
             content = path.read_bytes() if path.exists() else b""
             self._end = content.rfind(b"\n") + 1
-            self.rows = _parse(path, content)
+            self.rows = _parse(path, content, fields)
             self._file = path.open("ab", buffering=0)
             self._file.truncate(self._end)
         except OSError as error:
@@ -78,18 +83,22 @@ class Journal:
         self.close()
 
 
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
+def read_rows(path: str | Path, fields: Collection[str] = ()) -> list[dict[str, Any]]:
     """The whole rows of a journal that somebody else may be writing.
 
+    Args:
+        path: the file.
+        fields: that each row has.
+
     Raises:
-        UsageError: there is no such file, or a line is no JSON object.
+        UsageError: there is no such file, or a line is no JSON object or lacks a field.
     """
     path = Path(path)
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    return _parse(path, content)
+    return _parse(path, content, fields)
 
 
 def write_json(path: str | Path, content: object) -> None:
@@ -142,7 +151,7 @@ def _written_whole(path: Path) -> Iterator[TextIO]:
             partial.unlink(missing_ok=True)
 
 
-def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:
+def _parse(path: Path, content: bytes, fields: Collection[str]) -> list[dict[str, Any]]:
     """The rows of all lines that have an end."""
     rows = []
     for number, line in enumerate(without_mark(content, str(path)).split(b"\n")[:-1], 1):
@@ -152,5 +161,10 @@ def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:
             raise UsageError(f"line {number} of {path} is no JSON: {error}") from error
         if not isinstance(row, dict):
             raise UsageError(f"line {number} of {path} is no JSON object")
+        if missing := sorted(set(fields) - row.keys()):
+            raise UsageError(
+                f"line {number} of {path} is damaged: it lacks {', '.join(missing)}",
+                hint="take the line out to have it made again",
+            )
         rows.append(row)
     return rows

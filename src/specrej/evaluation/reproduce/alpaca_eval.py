@@ -12,6 +12,7 @@ from specrej.evaluation.reproduce.sharing import (
     OPEN_VARIANCE,
     high_variance,
     high_variance_ids,
+    note_left_out,
     note_variance,
     preference_figures,
     preference_notes,
@@ -48,7 +49,8 @@ def _figures(answered: Answered) -> list[Measured]:
 
 
 def _notes(answered: Answered) -> list[str]:
-    return preference_notes(answered, _others(answered), _WRITER, _all_ids(answered))
+    notes = preference_notes(answered, _others(answered), _WRITER, _all_ids(answered))
+    return [*notes, *note_left_out(answered, " of rewards")]
 
 
 def _hard_questions(answered: Answered) -> list[Question]:
@@ -66,7 +68,7 @@ def _hard_figures(answered: Answered) -> list[Measured]:
 def _hard_notes(answered: Answered) -> list[str]:
     chosen = high_variance_ids(answered)
     notes = preference_notes(answered, _others(answered), _WRITER, chosen)
-    return [*note_variance(answered), *notes]
+    return [*note_variance(answered), *notes, *note_left_out(answered)]
 
 
 _alike = partial(

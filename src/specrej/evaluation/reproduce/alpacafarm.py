@@ -11,6 +11,7 @@ from specrej.evaluation.intervals import mean_of
 from specrej.evaluation.reproduce.protocol import Answered, Measured, Protocol, Question
 from specrej.evaluation.reproduce.sharing import (
     measured,
+    note_left_out,
     preference_figures,
     preference_notes,
     weigh_all,
@@ -46,14 +47,8 @@ def _scores(answered: Answered) -> list[Measured]:
 
 def _notes(answered: Answered) -> list[str]:
     others = _others(answered)
-    left_out = _left_out(answered)
-    return [*preference_notes(answered, others, answered.baseline, list(others)), *left_out]
-
-
-def _left_out(answered: Answered) -> list[str]:
-    """Prompts that no figure rests on."""
-    num = answered.comparison.num_without_baseline
-    return [f"{num} prompts are left out: {answered.baseline} failed on them."] if num else []
+    notes = preference_notes(answered, others, answered.baseline, list(others))
+    return [*notes, *note_left_out(answered)]
 
 
 ROW = Protocol(
@@ -80,6 +75,6 @@ ROW = Protocol(
     notes=_notes,
 )
 UNJUDGED_ROW = replace(
-    ROW, needs_judge=False, questions=lambda answered: [], figures=_scores, notes=_left_out
+    ROW, needs_judge=False, questions=lambda answered: [], figures=_scores, notes=note_left_out
 )
 """What there is of it without a judge."""

@@ -15,19 +15,20 @@ from specrej.evaluation.reproduce.protocol import (
     Protocol,
     Question,
 )
-from specrej.evaluation.reproduce.sharing import bias_figures, measured, percent
+from specrej.evaluation.reproduce.sharing import bias_figures, measured, note_left_out, percent
 from specrej.evaluation.rows import BenchRow
 
 _WON = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 
 
 def _questions(answered: Answered) -> list[Question]:
-    vanilla = {row["prompt_id"]: row for row in answered.rows if row["method"] == answered.baseline}
+    compared = answered.comparison.rows
     return [
         question
-        for row in answered.rows
-        if row["method"] != answered.baseline and row["prompt_id"] in vanilla
-        for question in _both(row, vanilla[row["prompt_id"]])
+        for method in answered.methods
+        if method != answered.baseline
+        for row, other in zip(compared[method], compared[answered.baseline], strict=True)
+        for question in _both(row, other)
     ]
 
 
@@ -51,7 +52,7 @@ def _figures(answered: Answered) -> list[Measured]:
         scored, strict = (
             [
                 row
-                for row in answered.judged(file, method, list(answered.tasks))
+                for row in answered.judged(file, method, answered.comparison.prompt_ids)
                 if row["baseline"] == answered.baseline
             ]
             for file in (SCORES_FILE, JUDGEMENTS)
@@ -67,7 +68,9 @@ def _figures(answered: Answered) -> list[Measured]:
 
 
 def _rates(method: str, rows: Sequence[Judgement], of: str) -> list[Measured]:
-    """Shares of all judgements, those that failed included."""
+    """Shares of all judgements, those that failed included. A prompt on which vanilla decoding
+    failed has none.
+    """
     verdicts = np.array([row["verdict"] for row in rows], dtype=str)
     shares = {
         "win-tie": np.isin(verdicts, ["win", "tie"]),
@@ -117,4 +120,5 @@ ROW = Protocol(
     ),
     questions=_questions,
     figures=_figures,
+    notes=note_left_out,
 )

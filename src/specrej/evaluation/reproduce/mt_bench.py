@@ -24,6 +24,7 @@ from specrej.evaluation.reproduce.sharing import (
     high_variance,
     high_variance_ids,
     measured,
+    note_left_out,
     note_variance,
     risk_figures,
 )
@@ -157,5 +158,6 @@ HARD_ROW = Protocol(
     notes=lambda answered: [
         *note_variance(answered),
         *_ungraded(answered, high_variance_ids(answered)),
+        *note_left_out(answered),
     ],
 )

@@ -7,7 +7,7 @@ import numpy as np
 from specrej.evaluation.comparison import Comparison, compute, failed, rewards
 from specrej.evaluation.intervals import Array, Estimate, estimate, mean_of
 from specrej.evaluation.reproduce.protocol import Answered, Measured, Protocol
-from specrej.evaluation.reproduce.sharing import measured
+from specrej.evaluation.reproduce.sharing import measured, note_left_out
 from specrej.evaluation.speedup import sum_ratio
 
 Seconds = Callable[[Comparison, str], Array]
@@ -77,4 +77,5 @@ ROW = Protocol(
         "8,000 tokens in all, prompt and answer, are not enforced beside the model's context.",
     ),
     figures=_figures,
+    notes=note_left_out,
 )

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 from specrej.evaluation.comparison import Comparison, align
 from specrej.evaluation.intervals import Estimate
-from specrej.evaluation.judge_client import JudgeClient
+from specrej.evaluation.judge_client import CallsRow, JudgeClient, total_calls
 from specrej.evaluation.prompts import Loaded, Task
 from specrej.evaluation.rows import BenchRow
 
@@ -56,7 +56,8 @@ class Answered:
         loaded: the prompts.
         rows: of the bench.
         baseline: the method that others are compared with.
-        judgements: by the journal's name.
+        judgements: by the journal's name; of each question the last.
+        calls: what all tries cost, those that were asked again included.
         disagreement: by prompt, from a user's file; None where rewards say on which prompts
             candidates differ.
     """
@@ -65,6 +66,7 @@ class Answered:
     rows: Sequence[BenchRow]
     baseline: str
     judgements: Mapping[str, Sequence[Judgement]] = field(default_factory=dict)
+    calls: CallsRow = field(default_factory=lambda: total_calls([]))
     disagreement: Mapping[str, float] | None = None
 
     @cached_property

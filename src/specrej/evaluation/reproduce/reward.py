@@ -9,6 +9,7 @@ from specrej.evaluation.reproduce.sharing import (
     DARC_OPEN,
     OPEN_VARIANCE,
     high_variance,
+    note_left_out,
     note_variance,
     risk_figures,
 )
@@ -41,5 +42,5 @@ ROW = Protocol(
     ),
     by_variance=True,
     figures=_figures,
-    notes=note_variance,
+    notes=lambda answered: [*note_variance(answered), *note_left_out(answered)],
 )

@@ -20,17 +20,17 @@ import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from specrej.engines.base import Engine
 from specrej.errors import UsageError
 from specrej.evaluation.bench import Method, run_bench
-from specrej.evaluation.folder import METHODS_OWN, read_bench
-from specrej.evaluation.judge import JUDGEMENTS
+from specrej.evaluation.folder import METHODS_OWN, locked, read_bench
+from specrej.evaluation.judge import JUDGEMENTS, VerdictRow
 from specrej.evaluation.judge_client import CallsRow, JudgeClient, JudgeServer, total_calls
-from specrej.evaluation.judge_grade import GRADES
-from specrej.evaluation.judge_scores import SCORES_FILE
-from specrej.evaluation.judge_weighted import PREFERENCES
+from specrej.evaluation.judge_grade import GRADES, GradeRow
+from specrej.evaluation.judge_scores import SCORES_FILE, ScoresRow
+from specrej.evaluation.judge_weighted import PREFERENCES, PreferenceRow
 from specrej.evaluation.metrics import Cost, cost_of
 from specrej.evaluation.prompts import Loaded
 from specrej.evaluation.reproduce.protocol import (
@@ -45,7 +45,13 @@ from specrej.files.journal import Journal, read_rows, write_json
 from specrej.rewards.base import Reward
 from specrej.settings import Settings
 
-_JOURNALS = (GRADES, JUDGEMENTS, PREFERENCES, SCORES_FILE)
+_JOURNALS = {
+    GRADES: GradeRow.__required_keys__,
+    JUDGEMENTS: VerdictRow.__required_keys__,
+    PREFERENCES: PreferenceRow.__required_keys__,
+    SCORES_FILE: ScoresRow.__required_keys__,
+}
+"""The fields of each."""
 _KEY = ("prompt_id", "method", "baseline", "turn", "template", "judge")
 """The fields that tell one judgement in a journal from another, where it has them."""
 
@@ -73,10 +79,12 @@ class RowOutcome(TypedDict):
     cost: dict[str, Cost]
     """By method, generation and reward."""
     num_judgements: int
+    num_asked: int
+    """Of them, those that took a judge: the same text twice, and a failed answer, take none."""
     num_unread: int
     """Judgements that the judge did not give, or not so that they could be read."""
     calls: CallsRow
-    """Of the judge."""
+    """Of the judge: all that the folder's journals hold, what was asked again included."""
 
 
 def check(
@@ -120,15 +128,28 @@ def read_disagreement(path: str | Path, loaded: Loaded) -> dict[str, float]:
     """How much is disagreed on each prompt, from lines of JSON: {"id": "a", "disagreement": 0.7}.
 
     Raises:
-        UsageError: the file cannot be read, or lacks a prompt or a number.
+        UsageError: the file cannot be read, lacks a prompt or a number, has a prompt twice, or a
+            number below 0.
     """
-    known = {
-        str(row.get("id")): float(value)
-        for row in read_rows(path)
-        if isinstance(value := row.get("disagreement"), int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    }
+    known: dict[str, float] = {}
+    for row in read_rows(path):
+        name, value = str(row.get("id")), row.get("disagreement")
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not math.isfinite(value)
+        ):
+            continue
+        if name in known:
+            raise UsageError(
+                f"{path} has the prompt {name!r} twice", hint="give each prompt one line"
+            )
+        if value < 0:
+            raise UsageError(
+                f"{path} has a disagreement of {value:g} on the prompt {name!r}",
+                hint="expected 0, where all agree, or more",
+            )
+        known[name] = float(value)
     for task in loaded.tasks:
         if task.id not in known:
             raise UsageError(
@@ -175,19 +196,19 @@ def read_answered(
     Raises:
         UsageError: the folder holds no bench, or what is there cannot be read.
     """
-    judgements: dict[str, list[Judgement]] = {}
-    for file in _JOURNALS:
+    said: dict[str, list[dict[str, Any]]] = {}
+    for file, fields in _JOURNALS.items():
         path = Path(directory) / file
-        rows = read_rows(path) if judge is not None and path.exists() else []
-        latest = {_key(row): row for row in rows}
-        judgements[file] = [
-            row for row in latest.values() if judge is not None and row["judge"] == judge.name
-        ]
+        rows = read_rows(path, fields) if judge is not None and path.exists() else []
+        said[file] = [row for row in rows if judge is not None and row["judge"] == judge.name]
     return Answered(
         loaded=loaded,
         rows=read_bench(directory)[1],
         baseline=baseline,
-        judgements=judgements,
+        judgements={
+            file: list({_key(row): row for row in rows}.values()) for file, rows in said.items()
+        },
+        calls=total_calls(row for rows in said.values() for row in rows),
         disagreement=disagreement,
     )
 
@@ -217,11 +238,13 @@ def ask_judge(
         directory: the run's.
 
     Raises:
-        UsageError: the endpoint cannot be reached, or refuses the key or the model.
+        UsageError: the endpoint cannot be reached, or refuses the key or the model; or another
+            process is writing to the folder.
     """
     directory = Path(directory)
     left = unasked(protocol, answered)
     with ExitStack() as stack:
+        stack.enter_context(locked(directory))
         journals = {
             file: stack.enter_context(Journal(directory / file))
             for file in dict.fromkeys(question.file for question in left)
@@ -272,9 +295,14 @@ def conclude(
             for method in methods
         },
         num_judgements=len(judged),
+        num_asked=sum(map(_was_asked, judged)),
         num_unread=sum(row["error"] is not None for row in judged),
-        calls=total_calls(judged),
+        calls=answered.calls,
     )
+
+
+def _was_asked(row: Judgement) -> bool:
+    return row["error"] is not None or row["calls"]["requests"] + row["calls"]["cached"] > 0
 
 
 def _differences(protocol: Protocol, answered: Answered, settings: Settings) -> list[str]:

@@ -73,6 +73,12 @@ def note_variance(answered: Answered) -> list[str]:
     ]
 
 
+def note_left_out(answered: Answered, of: str = "") -> list[str]:
+    """Prompts that no figure (or none of these figures) rests on."""
+    num = answered.comparison.num_without_baseline
+    return [f"{num} prompts are left out{of}: {answered.baseline} failed on them."] if num else []
+
+
 def risk_figures(answered: Answered, places: Sequence[int], of: str = "") -> list[Measured]:
     """Mean, sigma, mean - lambda * sigma and CVaR10% of each method's rewards on these prompts."""
     found = []

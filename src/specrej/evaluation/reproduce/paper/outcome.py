@@ -44,6 +44,10 @@ from specrej.evaluation.trace import Trace, load, load_failures
 
 NO_JUDGE = "Table 1: a judge gives its win rates, and none was given (--judge MODEL)"
 NO_TRACE = "Figures 2 and 4: no prompt could be recorded"
+UNREAD = "Table 1: none of the judge's replies could be read"
+NO_PERPLEXITY = "Table 2: the method that others are compared with failed on all prompts"
+NO_SCORE = "Figure 3: on no prompt the first method's candidates differ in reward, so no score"
+NO_CORRELATION = "Figure 4: no prompt has three candidates whose rewards differ"
 NO_EXAMPLE = "Figure 2: no prompt has three unfinished candidates whose rewards differ"
 
 
@@ -158,7 +162,11 @@ def conclude_paper(
     of_tables = [outcomes[part.protocol.name] for part in plan.parts]
     traces = list(load(plan.trace)) if any(plan.trace.glob("*.parquet")) else []
     info, rows = read_bench(plan.parts[0].folder)
-    example = example_of(traces)
+    figures = PaperFigures(
+        example=example_of(traces),
+        efficiency=summarize(rows, plan.parts[0].methods[0]),
+        correlations=correlations(traces) if traces else [],
+    )
     spent = {name: _spent(outcome) for name, outcome in outcomes.items()} | {
         "trace": _spent_on(traces)
     }
@@ -174,19 +182,16 @@ def conclude_paper(
         num_failed=sum(one["num_failed"] for one in of_tables) + len(load_failures(plan.trace)),
         num_all=num_prompts * (sum(len(one["methods"]) for one in of_tables) + 1),
         tables=[
-            _beside(TABLE_1, plan.parts[0], of_tables[0]),
-            _beside(TABLE_2, plan.parts[1], of_tables[1]),
+            _beside(published, part, outcome)
+            for published, part, outcome in zip(
+                (TABLE_1, TABLE_2), plan.parts, of_tables, strict=True
+            )
         ],
-        figures=PaperFigures(
-            example=example,
-            efficiency=summarize(rows, plan.parts[0].methods[0]),
-            correlations=correlations(traces) if traces else [],
-        ),
+        figures=figures,
         paper_figures=dict(FIGURES),
         left_out=[
-            *([] if judge else [NO_JUDGE]),
-            *([] if traces else [NO_TRACE]),
-            *([NO_EXAMPLE] if traces and example is None else []),
+            *empty_tables(*of_tables, is_judged=judge is not None),
+            *_empty_figures(figures, is_traced=bool(traces)),
         ],
         differences=_of_parts(outcomes, "differences"),
         notes=_of_parts(outcomes, "notes"),
@@ -199,6 +204,37 @@ def conclude_paper(
             "trace": read_info(plan.trace),
         },
     )
+
+
+def empty_tables(table_1: RowOutcome, table_2: RowOutcome, *, is_judged: bool) -> list[str]:
+    """Why a table has none of its own figures, by what its row came to."""
+    empty = [] if is_judged else [NO_JUDGE]
+    if 0 < table_1["num_asked"] == table_1["num_unread"]:
+        empty.append(UNREAD)
+    perplexities = [one for one in table_2["figures"] if one["name"] == "perplexity"]
+    if all(one["estimate"]["value"] is None for one in perplexities):
+        empty.append(NO_PERPLEXITY)
+    return empty
+
+
+def _empty_figures(figures: PaperFigures, *, is_traced: bool) -> list[str]:
+    empty = [] if has_score(figures["efficiency"]) else [NO_SCORE]
+    if not is_traced:
+        return [*empty, NO_TRACE]
+    if figures["example"] is None:
+        empty.append(NO_EXAMPLE)
+    known = (
+        measured["estimate"]["value"]
+        for at in figures["correlations"]
+        for part in (at["unfinished"], at["all"])
+        for measured in part.values()
+    )
+    return empty if any(value is not None for value in known) else [*empty, NO_CORRELATION]
+
+
+def has_score(summary: Summary) -> bool:
+    """Whether some method has an improvement score, which speedups in Figure 3 are at."""
+    return any(one["improvement"]["value"] is not None for one in summary["methods"].values())
 
 
 def _seed(info: RunInfo) -> int:

@@ -41,6 +41,7 @@ from specrej.evaluation.reproduce.paper.outcome import (
     Example,
     PaperOutcome,
     Spent,
+    has_score,
 )
 from specrej.evaluation.reproduce.paper.plan import NAME
 from specrej.evaluation.reproduce.paper.published import GENERATORS
@@ -84,7 +85,13 @@ def write_page(directory: str | Path, outcome: PaperOutcome) -> Path:
 
 def finding(outcome: PaperOutcome) -> str:
     """What Speculative Rejection saves here, in a sentence."""
-    return headline(outcome["figures"]["efficiency"])
+    summary = outcome["figures"]["efficiency"]
+    if summary["num_prompts"] and not has_score(summary):
+        return (
+            f"The candidates of {spoken(summary['baseline'])} differ in reward on no prompt, so "
+            "there is no score, and no speedup at equal score."
+        )
+    return headline(summary)
 
 
 def paper_tables(outcome: PaperOutcome) -> list[Table]:
