@@ -123,7 +123,7 @@ def test_the_engine_executes_what_is_counted(
     """Chunks of a long prompt, windows, several answers, one of them rejected: on our own
     attention."""
     monkeypatch.setattr("specrej.engines.torch.passes.PREFILL_CHUNK", 16)
-    monkeypatch.setattr("specrej.engines.torch.loading.PREFILL_CHUNK", 16)
+    monkeypatch.setattr("specrej.engines.torch.checking.PREFILL_CHUNK", 16)
     engine = wrap(plain(make_model(architecture, dtype=torch.float64)), make_tokenizer())
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         prompt = engine.open(make_ids(37), SamplingParams(max_new_tokens=9, ignore_eos=True), 2**30)
