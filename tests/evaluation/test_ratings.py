@@ -312,6 +312,24 @@ def test_spreadsheets_write_tables_in_their_own_ways(
     assert {rating.rater for rating in ratings} == {"anna"}
 
 
+@pytest.mark.parametrize("first", ["sep=;\n", "SEP=;\r\n", "sep=|\n"])
+def test_excels_line_before_the_table_is_understood(
+    first: str, bench: Path, tmp_path: Path
+) -> None:
+    export_sheet(bench, [tmp_path / "sheet.csv"])
+    scores: dict[int, object] = {1: 7, 2: 8}
+    mark = first[4]
+    filled = fill(tmp_path / "sheet.csv", tmp_path / "anna.csv", lambda n: scores.get(n, ""), mark)
+    with filled.open(newline="") as file:
+        whole = file.read()
+    filled.write_bytes((first + whole).encode())
+    assert sorted(rating.score for rating in read_ratings(bench, [filled])[0]) == [7, 8]
+    filled.write_bytes((first + whole + "cut\r\n").encode())
+    last = (first + whole).count("\n") + 1
+    with pytest.raises(UsageError, match=f"line {last}: 1 cells"):
+        read_ratings(bench, [filled])
+
+
 def test_every_fault_is_told_with_file_and_line(bench: Path, tmp_path: Path) -> None:
     export_sheet(bench, [tmp_path / "sheet.csv"])
     [name] = read_keys(bench)
@@ -321,7 +339,10 @@ def test_every_fault_is_told_with_file_and_line(bench: Path, tmp_path: Path) -> 
         f"{name},2,q,a,11\n{name},3,q,a,good\n{name},1,q,a,6\n{name},4\ns000,1,q,a,5\ns000,2,q,a,5\n"
     )
     saved = tmp_path / "ben.jsonl"
-    saved.write_text(lines_of(name, "ben", {1: 5, 2: 0, 3: 7.5, 4: True, 5: None}) + "{}\n{\n[]\n")
+    nameless = json.dumps({"sheet": name, "rater": None, "item": 9, "score": 5}) + "\n"
+    saved.write_text(
+        lines_of(name, "ben", {1: 5, 2: 0, 3: 7.5, 4: True, 5: None}) + "{}\n{\n[]\n" + nameless
+    )
     with pytest.raises(UsageError) as found:
         import_ratings(bench, [table, saved, tmp_path / "gone.csv", bench / "run.json"])
     number = len(json.loads((bench / "ratings" / f"{name}.json").read_text())["items"])
@@ -339,7 +360,7 @@ def test_every_fault_is_told_with_file_and_line(bench: Path, tmp_path: Path) -> 
         f"{saved} line 5: {wanted.format(5, 'None')}",
         *(
             f"{saved} line {line}: no rating, which has sheet, rater, item and score"
-            for line in (6, 7, 8)
+            for line in (6, 7, 8, 9)
         ),
         f"{tmp_path / 'gone.csv'} cannot be read: No such file or directory",
         f"{bench / 'run.json'} line 1: no rating, which has sheet, rater, item and score",

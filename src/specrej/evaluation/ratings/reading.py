@@ -161,6 +161,8 @@ def _json_lines(path: Path, text: str) -> Iterator[_Line | str]:
             row = json.loads(line)
             cells = {name: str(row[name]).strip() for name in _NEEDED}
             rater = str(row["rater"]).strip() or path.stem
+            if row["rater"] is None:
+                raise ValueError
         except (ValueError, TypeError, KeyError, RecursionError):
             yield f"{where}: no rating, which has sheet, rater, item and score"
             continue
@@ -171,8 +173,10 @@ def _csv_lines(path: Path, text: str) -> Iterator[_Line | str]:
     """The rows; a row's line is its first, since texts in cells have lines as well."""
     # An answer may be longer than the module takes by itself.
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
-    where = f"{path} line 1"
+    table, delimiter = _parted(text)
+    rows = csv.reader(table, delimiter=delimiter)
+    skipped = text.count("\n", 0, table.tell())
+    where = f"{path} line {skipped + 1}"
     try:
         header = [name.strip().lower() for name in next(rows, [])]
         if missing := [name for name in _NEEDED if name not in header]:
@@ -181,9 +185,9 @@ def _csv_lines(path: Path, text: str) -> Iterator[_Line | str]:
                 "export wrote, or a file that its page saved"
             )
         places = {name: header.index(name) for name in _NEEDED}
-        start = rows.line_num + 1
+        start = skipped + rows.line_num + 1
         for row in rows:
-            where, start = f"{path} line {start}", rows.line_num + 1
+            where, start = f"{path} line {start}", skipped + rows.line_num + 1
             if not any(map(str.strip, row)):
                 continue
             if len(row) <= max(places.values()):
@@ -195,10 +199,15 @@ def _csv_lines(path: Path, text: str) -> Iterator[_Line | str]:
         raise UsageError(f"{where}: no CSV: {error}") from error
 
 
-def _delimiter(text: str) -> str:
-    """What parts the columns of the first line."""
-    first = text.lstrip().partition("\n")[0]
-    return max(",;\t", key=first.count)
+def _parted(text: str) -> tuple[io.StringIO, str]:
+    """The table from its header on, and what parts its columns. Excel may say that in a line of
+    its own before, "sep=;"; else the header shows it.
+    """
+    table = io.StringIO(text, newline="")
+    if said := re.match(r"sep=(.)\r?\n", text, re.IGNORECASE):
+        table.seek(said.end())
+        return table, said[1]
+    return table, max(",;\t", key=text.lstrip().partition("\n")[0].count)
 
 
 def _whole(words: str) -> int | None:
