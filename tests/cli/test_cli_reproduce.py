@@ -113,6 +113,15 @@ def test_a_row_comes_to_figures_that_numpy_computes_again(
     assert outcome["cost"]["best_of_n:8"]["num_prompts"] == 4
     page = (tmp_path / "out" / f"{name}.html").read_text()
     assert ROWS[name].open_points[0][:40].replace("'", "&#39;") in page
+    last, first = done.stdout.splitlines()[-1], outcome["figures"][0]
+    assert f", over {first['num']} " in last
+    is_comparison = name in ("alpacafarm", "hh-rlhf")
+    assert (" against Best-of-2, over" in last) == is_comparison
+    assert ("; Best-of-2: " in last) != is_comparison
+    said = "speedup against best_of_n:2, generation alone: "
+    assert (said in last and ", everything inside: " in last) == (name == "perplexity")
+    ignored = f"the row {name!r} asks no judge: --judge is not used" in done.stderr
+    assert ignored != ROWS[name].needs_judge
     num_requests = len(server.requests)
     assert (num_requests > 0) == (ROWS[name].needs_judge)
     assert outcome["calls"]["requests"] == num_requests
@@ -143,7 +152,7 @@ def test_a_judgement_that_failed_is_asked_for_again(
 ) -> None:
     server.answer = lambda request: completion("no")
     last = run("mt-bench", tmp_path / "out").stdout.splitlines()[-1]
-    assert last.count(" over 5. 15 of 15 ") == 1
+    assert ", over 5 judgements; Best-of-2: 1.000. 15 of 15 judgements failed. " in last
     assert last.endswith("nothing succeeded: all 15 failed")
     first = run("mt-bench", tmp_path / "out", "--resume", "--json")
     assert first.exit_code == 1
@@ -256,6 +265,20 @@ def test_all_rows_are_listed() -> None:
     [
         (["rewards"], "unknown row 'rewards'"),
         (["reward"], "a row needs a folder of its own"),
+        (
+            [
+                "mt-bench",
+                "--output",
+                "OUT",
+                "--prompts",
+                "FILE",
+                "--judge",
+                "j",
+                "--judge-url",
+                "x",
+            ],
+            "'x' is no address of a judge",
+        ),
         (
             ["alpacafarm", "--output", "OUT", "--prompts", "TURNS", "--judge", "j"],
             "takes single questions, prompt 'b' has several turns",

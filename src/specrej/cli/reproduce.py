@@ -91,6 +91,7 @@ def reproduce(
     **given: Any,
 ) -> None:
     """Run one row of a benchmark table by its protocol: answers, judge, figures, page."""
+    from specrej.cli import display
     from specrej.cli.reproduce_paper import reproduce_paper
     from specrej.evaluation.reproduce import PAPER, ROWS, find_row
     from specrej.evaluation.reproduce.paper.plan import plan_of
@@ -115,6 +116,8 @@ def reproduce(
         own = with_protocol(protocol, given, asked)
         chosen = words or list(protocol.methods)
         check(protocol, loaded, server, known)
+        if server is not None and not protocol.needs_judge:
+            display.print_note(f"the row {name!r} asks no judge: --judge is not used")
         with stoppable(how_to_resume(output)):
             settings = generate_answers(protocol, loaded, own, chosen, output, resume=resume)
             answered = judge_answers(protocol, loaded, chosen[0], server, known, output)

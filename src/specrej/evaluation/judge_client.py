@@ -15,6 +15,7 @@ What is asked, and what a reply means, is each judge's own: `judge` (both orders
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +66,11 @@ class JudgeServer:
     concurrency: int = 8
 
     def __post_init__(self) -> None:
+        if not re.match(r"https?://[^/\s]", self.base_url):
+            raise UsageError(
+                f"{without_secrets(self.base_url)!r} is no address of a judge",
+                hint="expected http:// or https:// and a host, such as http://localhost:8000/v1",
+            )
         self.service()
 
     @property

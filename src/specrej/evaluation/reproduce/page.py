@@ -14,6 +14,7 @@ from specrej.evaluation.metrics import Cost
 from specrej.evaluation.report.headline import (
     estimated,
     in_brackets,
+    plural,
     provenance,
     spoken,
     title_of,
@@ -55,18 +56,40 @@ def write_page(directory: str | Path, outcome: RowOutcome) -> Path:
 
 
 def headline(outcome: RowOutcome) -> str:
-    """The row's figure in a sentence, whether it is the protocol's, and what the judge left out."""
-    figure = outcome["figures"][0]
-    value = figure["estimate"]
-    digits = digits_of(figure)
-    ends = in_brackets(value["low"], value["high"], digits)
-    number = estimated(value, digits).text
+    """The row's figure beside or against the first method's, on what it rests, whether it is the
+    protocol's, and what the judge left out.
+    """
+    if not outcome["figures"]:
+        return f"There is nothing to compare with {spoken(outcome['baseline'])}."
+    figure, *others = outcome["figures"]
+    against, beside = "", ""
+    if figure["method"] != outcome["baseline"]:
+        first = [
+            one
+            for one in others
+            if (one["name"], one["method"]) == (figure["name"], outcome["baseline"])
+        ]
+        against = "" if first else f" against {spoken(outcome['baseline'])}"
+        beside = "".join(f"; {spoken(one['method'])}: {_valued(one)}" for one in first)
+    speedups = [
+        f"; {one['name']}: {_valued(one)}"
+        for one in others
+        if one["unit"] == "times" and one["method"] == figure["method"] != outcome["baseline"]
+    ]
+    over = plural(figure["num"], "judgement" if figure["unit"] == "1 to 10" else "prompt")
     is_own = "" if outcome["differences"] else ", by the protocol's own settings"
     unread = f" {_unread(outcome)} judgements failed." if outcome["num_unread"] else ""
     return (
-        f"{spoken(figure['method'])}: {figure['name']} {number}{_unit(figure)}{ends}, over "
-        f"{figure['num']:,}{is_own}.{unread}"
+        f"{spoken(figure['method'])}: {figure['name']} {_valued(figure)}{against}, over {over}"
+        f"{is_own}{beside}{''.join(speedups)}.{unread}"
     )
+
+
+def _valued(figure: Measured) -> str:
+    """The figure and its interval in a sentence."""
+    value, digits = figure["estimate"], digits_of(figure)
+    ends = in_brackets(value["low"], value["high"], digits)
+    return f"{estimated(value, digits).text}{_unit(figure)}{ends}"
 
 
 def _unread(outcome: RowOutcome) -> str:
