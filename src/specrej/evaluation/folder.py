@@ -66,17 +66,18 @@ def check_free(directory: str | Path, *, resume: bool) -> None:
         UsageError: the folder cannot be written, is in use, holds files of no run, or holds a run
             and `resume` was not asked for.
     """
-    with locked(Path(directory)):
+    with locked(directory):
         _check(Path(directory), resume=resume)
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: str | Path) -> Iterator[None]:
     """Be the only one that writes to a folder, which is made; until the block ends.
 
     Raises:
         UsageError: the folder cannot be written, or another process is writing to it.
     """
+    directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with FileLock(directory / _LOCK, timeout=0):

@@ -23,13 +23,13 @@ from specrej.files.reading import without_mark
 class Journal:
     """A JSONL file with one writer.
 
-    Attributes:
-        path: the file, made where it is not there.
-        rows: what it held on opening; rows appended since are not added.
-
     Args:
-        path: the file.
+        path: the file, made where it is not there.
         fields: that each row has.
+
+    Attributes:
+        path: the file.
+        rows: what it held on opening; rows appended since are not added.
 
     Raises:
         UsageError: the file cannot be opened, or holds a line that is no JSON object or lacks a
