@@ -231,7 +231,7 @@ def test_a_thread_that_stands_still_ends_the_server() -> None:
         return [whole.status_code, other.status_code, (await client.get("/health")).status_code]
 
     async def go() -> list[int]:
-        statuses: list[int] = await Running(Still(), patience_s=0.2).go(ask)
+        statuses: list[int] = await Running(Still(), patience_s=2).go(ask)
         return statuses
 
     try:

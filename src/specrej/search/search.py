@@ -76,6 +76,7 @@ class Search:
         self._prompt = prompt if isinstance(prompt, str) else asked
         with engine_at_work():
             self.prompt_ids = engine.encode(self._prompt)
+            sees = seen_of(settings, engine.detokenizer(self._prompt))
         self.sampling = sampling
         self._budget = Budget(
             engine, len(self.prompt_ids), sampling.max_new_tokens, budget_bytes, total
@@ -89,7 +90,6 @@ class Search:
         self._engine = engine
         self._decoder = PromptEngine(engine, self.prompt_ids, sampling, self.usage, self.clock)
         self._answers = Answers(lambda: self._decoder.detokenizer(self._prompt), sampling.stop)
-        sees = seen_of(settings, engine.detokenizer(self._prompt))
         self._reward = PromptReward(reward, asked.messages, self.usage, self.clock, sees)
         noted = {"note": GREEDY_NOTE} if sampling.is_greedy else {}
         self._settings = {**settings, **noted, "memory_bytes": self.budget_bytes}
