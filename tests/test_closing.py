@@ -89,7 +89,8 @@ def test_one_client_serves_all_prompts_and_nothing_is_left_of_it(server: Server,
     score_together(reward, [(session, answers) for session in sessions[:2]])
     for session in sessions:
         session.close()
-    assert [t.name for t in threading.enumerate()].count("specrej-remote") == 1
+    new = set(threading.enumerate()) - threads
+    assert [thread.name for thread in new].count("specrej-remote") == 1
     reward.open(PROMPT).score(answers)
     assert server.num_connections <= 2  # side by side: those of the joint batch
     reward.close()

@@ -233,7 +233,7 @@ def test_a_run_that_has_not_ended_is_reported_on(tmp_path: Path) -> None:
 def test_verdicts_of_a_judge_are_shown(tmp_path: Path) -> None:
     bench(tmp_path)
     pair = {"method": "speculative_rejection:0.5", "baseline": "best_of_n:16"}
-    unread = {"first": None, "second": None, "error": None, "calls": {}}
+    unread: dict[str, Any] = {"first": None, "second": None, "error": None, "calls": {}}
     verdict = {**pair, **unread, "judge": "somebody", "verdict": "win"}
     lines = [json.dumps({**verdict, "prompt_id": f"p00{number}"}) for number in range(4)]
     lines += [json.dumps({**verdict, "judge": "<other>", "verdict": "failed", "prompt_id": "p000"})]
