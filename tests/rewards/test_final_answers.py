@@ -94,3 +94,15 @@ def test_any_text_has_a_form_and_at_most_one_last_number(text: str) -> None:
     form_of(text)
     found = answers.number(text)
     assert found is None or re.fullmatch(r"[-+]?[\d,]*\.?\d+", found)
+
+
+def _boom(text: str) -> str:
+    raise ValueError(text)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"), [(_boom, "failed: ValueError"), (len, "must return a text or None, got 4")]
+)
+def test_a_function_that_gives_no_answer_is_named(spec: Any, said: str) -> None:
+    with pytest.raises(UsageError, match="extract <.*" + said):
+        extractor_of(spec)("text")

@@ -19,8 +19,10 @@ from fakes import LETTERS, FakeEngine, FakeReward, alike, by_hash, in_thirds
 from specrej.engines.base import Token
 from specrej.errors import SamplingError, UsageError
 from specrej.registry import ALGORITHMS
+from specrej.rewards.answers import extractor_of
 from specrej.search.algorithms import best_of_n
 from specrej.search.policies import fraction
+from specrej.search.voting import by_reward, vote
 from specrej.types import Candidate, Result, SamplingParams
 
 some = settings(max_examples=40, deadline=None, derandomize=True)
@@ -298,3 +300,24 @@ def test_the_document_has_every_algorithm() -> None:
     assert re.findall(r"^\| `(\w+)` \| `\1:", text, re.MULTILINE) == sorted(
         ALGORITHMS, key=text.index
     )
+
+
+@pytest.mark.parametrize(
+    ("rewards", "winner"),
+    [
+        ([-1.0, -1.0, -1.0], 1),
+        ([-0.10, -0.11, -0.11], 1),
+        ([-0.10, -5.0, -5.0], 0),
+        ([1.0, 1.0, 1.0], 1),
+        ([1e308, 1.7e308, 1.7e308], 1),
+    ],
+)
+def test_a_majority_of_equal_rewards_wins_whatever_their_sign(
+    rewards: list[float], winner: int
+) -> None:
+    voters = [
+        Candidate(index=place, text=text, state="complete", rewards={0: reward})
+        for place, (text, reward) in enumerate(zip(["7", "42", "42"], rewards, strict=True))
+    ]
+    best = vote(voters, extractor_of("auto"), by_reward(voters))
+    assert best is voters[winner]

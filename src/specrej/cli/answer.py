@@ -76,6 +76,8 @@ def _show_asked(url: str, prompt: str, given: dict[str, Any], *, json: bool) -> 
     text = _read(prompt)
     typer.echo(f"asking {without_secrets(url)}", err=True)
     result = ask(url, text, settings, opening, os.environ.get("SPECREJ_API_KEY"))
+    if (kind := result.settings["reward"]) != str(opening.reward):
+        display.print_note(f"the server says only that its reward is of the kind {kind!r}")
     if json:
         display.print_json(result.to_dict())
     else:

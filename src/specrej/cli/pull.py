@@ -15,6 +15,8 @@ models_app = typer.Typer(help="List the default models, pull them into the cache
 def list_models(context: typer.Context, *, json: Json = False) -> None:
     """List the default models, pull them into the cache, or check one."""
     if context.invoked_subcommand is not None:
+        if json:
+            raise typer.BadParameter("stands behind the name of a command", param_hint="--json")
         return
     from specrej.cli import display
 
@@ -44,15 +46,20 @@ def check(
     weights: Annotated[
         str | None, typer.Option(help="As generate's --weights.", metavar="fp16|fp32")
     ] = None,
+    json: Json = False,
 ) -> None:
     """Compare the torch engine's logits with transformers' own once more. Opening a model does so
     once for each kernel and version, and remembers it.
     """
     with exit_codes(), stdout_for_results():
+        from specrej.cli import display
         from specrej.engines.torch.loading import check_model
 
         difference = check_model(model, weights=weights)
         versions = installed_versions()
+    if json:
+        display.print_json({"model": model, "difference": difference, "versions": versions})
+        return
     typer.echo(
         f"{model}: the logits differ by {difference:.1e} of the largest from those of transformers "
         f"{versions['transformers']} on torch {versions['torch']}"

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from decimal import Decimal
 from functools import cache
 
-from specrej.errors import UsageError
-from specrej.registry import find
+from specrej.errors import SpecrejError, UsageError, contained, named
+from specrej.registry import EXTRACTS, find
 from specrej.rewards.math_verify import MathVerifier, is_installed
 
 Extract = Callable[[str], str | None]
@@ -51,8 +51,26 @@ def extractor_of(spec: str | Extract) -> Extract:
             f"extract must be a function from a text to an answer; {spec!r} is {found!r}",
             hint="docs/algorithms.md has an example",
         )
-    extract: Extract = found
-    return extract
+    is_ours = isinstance(spec, str) and spec in EXTRACTS
+    return found if is_ours else _checked(found, spec)
+
+
+def _checked(extract: Extract, spec: str | Extract) -> Extract:
+    """A user's function, whose faults name it."""
+
+    def checked(text: str) -> str | None:
+        try:
+            with contained(f"extract {spec!r}"):
+                answer = extract(text)
+        except SpecrejError:
+            raise
+        except Exception as error:
+            raise UsageError(f"extract {spec!r} failed: {named(error)}") from error
+        if answer is not None and not isinstance(answer, str):
+            raise UsageError(f"extract {spec!r} must return a text or None, got {answer!r}")
+        return answer
+
+    return checked
 
 
 def automatic(text: str) -> str | None:

@@ -8,7 +8,7 @@ from specrej.rewards.answers import Extract, extractor_of
 from specrej.search.algorithms import Steps, best_of_n
 from specrej.search.policies import everyone
 from specrej.search.view import SearchView
-from specrej.search.voting import above_lowest, finished, vote
+from specrej.search.voting import by_reward, finished, vote
 from specrej.types import Policy
 
 
@@ -31,7 +31,7 @@ def weighted_best_of_n(
     """
     yield from best_of_n(search, n, policy)
     voters = finished(search.candidates)
-    return vote(voters, extractor_of(extract), above_lowest(voters))
+    return vote(voters, extractor_of(extract), by_reward(voters))
 
 
 def voted_rejection(
@@ -49,7 +49,7 @@ def voted_rejection(
             rule = policy.keep if search.live else everyone
             search.keep(rule(search.standing(scores)))
     voters = finished(search.candidates)
-    return vote(voters, extractor_of(extract), above_lowest(voters))
+    return vote(voters, extractor_of(extract), by_reward(voters))
 
 
 def threshold(search: SearchView, n: int | None, policy: Policy, *, threshold: float) -> Steps:

@@ -57,10 +57,17 @@ def alike(candidates: Sequence[Candidate], extract: Extract) -> list[list[Candid
     return list(groups.values())
 
 
-def above_lowest(candidates: Sequence[Candidate]) -> Weight:
-    """A candidate's reward; where some are below 0, by how much it is above the lowest of all."""
-    least = min((c.reward for c in candidates if c.reward is not None), default=0.0)
-    return lambda candidate: (candidate.reward or 0.0) - min(least, 0.0)
+def by_reward(candidates: Sequence[Candidate]) -> Weight:
+    """A candidate's reward; where some are below 0, the exponential of how far it is from the
+    highest of all: equal rewards are a majority vote then.
+    """
+    rewards = [one.reward for one in candidates if one.reward is not None]
+    if not rewards or min(rewards) >= 0:
+        return lambda candidate: candidate.reward or 0.0
+    highest = max(rewards)
+    return lambda candidate: (
+        0.0 if candidate.reward is None else math.exp(candidate.reward - highest)
+    )
 
 
 def borda(candidates: Sequence[Candidate], score: Weight, power: float) -> Weight:
@@ -71,7 +78,10 @@ def borda(candidates: Sequence[Candidate], score: Weight, power: float) -> Weigh
 
 
 def _sum(group: Sequence[Candidate], weight: Weight) -> float:
-    return math.fsum(weight(candidate) for candidate in group)
+    try:
+        return math.fsum(weight(candidate) for candidate in group)
+    except OverflowError:  # of rewards that are near the largest float
+        return math.inf
 
 
 def _best(group: Sequence[Candidate]) -> Candidate:

@@ -38,9 +38,15 @@ def ask(
         api_key: where the server wants one.
 
     Raises:
-        UsageError: the server has another model or reward, or does not take what is asked for.
+        UsageError: this is no URL, or the server has another model or reward, or does not take
+            what is asked for.
         EngineError: no server answers, or it fails.
     """
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(
+            f"a server's URL begins with http:// or https://, got {without_secrets(url)!r}",
+            hint="local is http://127.0.0.1:8000",
+        )
     _check(opening, settings)
     base = url.rstrip("/").removesuffix("/v1")
     shown = without_secrets(base)

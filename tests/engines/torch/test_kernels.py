@@ -83,11 +83,14 @@ def test_a_machine_measures_once(
     assert len(calls) == 2
 
 
-def test_a_broken_measurement_is_made_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("content", ["{", '{"many_rows": "abc"}', '{"many_rows": -5}'])
+def test_a_broken_measurement_is_made_anew(
+    content: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = measured(monkeypatch, 16)
     kernels.turning_point(make_model("llama"))
     (path,) = cache.iterdir()
-    path.write_text("{")
+    path.write_text(content)
     assert kernels.turning_point(make_model("llama")) == 16
     assert len(calls) == 2
 

@@ -48,6 +48,8 @@ def turning_point(model: Any) -> int | None:
     path = cache_dir() / "kernels" / f"{_key(weights)}.json"
     try:
         found: int | None = json.loads(path.read_text())["many_rows"]
+        if found not in (None, *SIZES):
+            raise ValueError(found)
     except (OSError, ValueError, KeyError, TypeError):
         found = measure(weights)
         try:

@@ -10,7 +10,9 @@ CPU and for the kernel. What differs in one of them is found out anew.
 """
 
 import contextlib
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -108,18 +110,25 @@ def key_of(source: str, weights: str, device: str) -> str | None:
 def recall(key: str) -> Opened | None:
     """The record of a key; None where there is none, or one that cannot be read."""
     try:
-        return Opened.from_dict(json.loads(_path(key).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError):
+        record = json.loads(_path(key).read_text(encoding="utf-8"))
+        return Opened.from_dict(record) if record.pop("digest") == _digest(record) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
 def remember(key: str, opened: Opened) -> None:
     """Keep a record. Where the cache cannot be written to, the next opening takes longer."""
     with contextlib.suppress(OSError):
-        write_whole(_path(key), json.dumps(opened.to_dict()) + "\n")
+        record = opened.to_dict()
+        write_whole(_path(key), json.dumps({**record, "digest": _digest(record)}) + "\n")
         kept = sorted(_path(key).parent.glob("*.json"), key=lambda path: path.stat().st_mtime)
         for path in kept[:-MOST_KEPT]:
             path.unlink(missing_ok=True)
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """What tells a record that was damaged."""
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()[:16]
 
 
 def _path(key: str) -> Path:
