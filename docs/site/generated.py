@@ -50,6 +50,7 @@ def bodies_page() -> str:
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             lines += _endpoint(f"{method.upper()} {path}", operation)
+    lines += ["## Schemas", ""]
     for name, schema in sorted(document["components"]["schemas"].items()):
         lines += _schema(name, schema)
     return "\n".join(lines)
