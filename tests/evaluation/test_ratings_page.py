@@ -1,6 +1,7 @@
 """The page for raters, in a browser and from a file: keys, progress that stays, what it saves."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,7 +96,9 @@ def test_scores_stay_in_the_browser(page: "Page", tmp_path: Path) -> None:
     assert chosen(page) == ["9"]
     with opened(page.context, tmp_path / "sheet.html") as other:  # a second window
         press(other, "1")
-    page.wait_for_function("document.querySelector('#progress').textContent[0] === '3'")
+    from playwright.sync_api import expect  # the page forbids what waits for a function
+
+    expect(page.locator("#progress")).to_have_text(re.compile("^3"))
     lines = saved(page, tmp_path / "anna.jsonl", "anna").read_text().splitlines()
     assert [json.loads(line)["score"] for line in lines] == [4, 9, 1]
 
