@@ -94,7 +94,7 @@ def bench(
     """Run several methods on many prompts, on one engine, in the same memory, with the same
     seed.
     """
-    from specrej.cli.progress import RowProgress
+    from specrej.cli.progress import RowProgress, follow_rows
     from specrej.evaluation.bench import parse_methods, run_bench
     from specrej.evaluation.folder import check_free, count_rows
     from specrej.evaluation.metrics import default_baseline
@@ -123,12 +123,7 @@ def bench(
             run = run_bench(
                 loaded, chosen, engine, reward, output, settings=settings, resume=resume
             )
-            with closing(run) as rows:
-                for row in rows:
-                    error = row["error"]
-                    progress.advance(
-                        f"{row['prompt_id']} {row['method']}", error and error["message"]
-                    )
+            follow_rows(run, progress)
         _end_bench(output, named, num_before, settings.seed, as_json=json)
 
 

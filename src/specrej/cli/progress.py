@@ -22,6 +22,7 @@ from specrej.cli.display import plain
 
 if TYPE_CHECKING:
     from specrej.evaluation.recording import RecordedPrompt
+    from specrej.evaluation.rows import BenchRow
 
 _LINE_S = 1.0
 """Without a terminal, seconds from one line to the next: a job may have a hundred thousand rows."""
@@ -98,6 +99,14 @@ class RowProgress:
         )
         left = f"{minutes // 60}:{minutes % 60:02}:{left_s:02} left"
         return f"{60 * rate:,.1f} {self._unit}/min, {tokens}{left}"
+
+
+def follow_rows(run: "Generator[BenchRow, None, None]", progress: RowProgress) -> None:
+    """Let a bench go to its end."""
+    with closing(run) as rows:
+        for row in rows:
+            error = row["error"]
+            progress.advance(f"{row['prompt_id']} {row['method']}", error and error["message"])
 
 
 def follow(run: "Generator[RecordedPrompt, None, None]", progress: RowProgress) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from specrej.cli.reproducing import (
     judge_answers,
     judge_of,
     prompts_of,
+    say_lines,
     with_protocol,
 )
 from specrej.errors import UsageError
@@ -143,12 +144,12 @@ def _end(output: Path, outcome: "RowOutcome", *, as_json: bool) -> None:
         display.print_json(outcome)
     else:
         tables.print_measured(outcome["figures"], digits_of)
-        for title, lines in (
-            ("other than the protocol", outcome["differences"]),
-            ("to be known", outcome["notes"]),
-        ):
-            for one in lines:
-                typer.echo(f"{title}: {one}")
+        say_lines(
+            {
+                "other than the protocol": outcome["differences"],
+                "to be known": outcome["notes"],
+            }
+        )
         asked = f"; {_asked(outcome['calls'])}" if outcome["judge"] else ""
         line = f"{headline(outcome)} Elsewhere: {outcome['known']}. Page: {page}{asked}"
     num_failed, num_all = outcome["num_failed"], outcome["num_prompts"] * len(outcome["methods"])

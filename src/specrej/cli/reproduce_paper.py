@@ -14,7 +14,7 @@ from specrej.cli.options import (
     stdout_for_results,
     stoppable,
 )
-from specrej.cli.reproducing import generate_answers, judge_answers, with_protocol
+from specrej.cli.reproducing import generate_answers, judge_answers, say_lines, with_protocol
 from specrej.evaluation.reproduce.paper import plan as planned
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _record(plan: "Plan", loaded: "Loaded", options: dict[str, Any], *, resume: 
 def _end(output: Path, outcome: "PaperOutcome", *, as_json: bool) -> None:
     """Write what it came to, and say it."""
     from specrej.cli import display, tables
-    from specrej.evaluation.reproduce.paper.page import finding, paper_tables, write_page
+    from specrej.evaluation.reproduce.paper.page import cost_of, finding, paper_tables, write_page
     from specrej.files.journal import write_json
 
     write_json(output / f"{planned.NAME}.json", outcome)
@@ -150,19 +150,17 @@ def _end(output: Path, outcome: "PaperOutcome", *, as_json: bool) -> None:
         for table in paper_tables(outcome):
             tables.print_page_table(table)
         typer.echo(f"95% intervals are in {planned.NAME}.json and on the page")
-        for title, lines in (
-            ("left out", outcome["left_out"]),
-            ("other than the paper", outcome["differences"]),
-            ("to be known", outcome["notes"]),
-        ):
-            for one in lines:
-                typer.echo(f"{title}: {one}")
-        spent, calls = outcome["spent"]["total"], outcome["calls"]
+        say_lines(
+            {
+                "left out": outcome["left_out"],
+                "other than the paper": outcome["differences"],
+                "to be known": outcome["notes"],
+            }
+        )
         line = (
             f"{finding(outcome)} The paper: {outcome['paper_figures']['3']}. Page: {page}; "
-            f"{spent['seconds']:,.1f} s, {spent['generated_tokens']:,} tokens generated, "
-            f"{spent['reward_tokens']:,} read by the reward, "
-            f"{calls['requests']} requests to the judge; seed {outcome['seed']}"
+            f"{cost_of(outcome['spent']['total'])}, "
+            f"{outcome['calls']['requests']} requests to the judge; seed {outcome['seed']}"
         )
     end_with(line, num_failed=outcome["num_failed"], num_all=outcome["num_all"])
 

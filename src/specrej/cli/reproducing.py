@@ -6,9 +6,11 @@ answered = judge_answers(protocol, loaded, words[0], server, None, Path("out"))
 """
 
 import os
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from specrej.cli.options import note_greedy, open_given, settings_of, stdout_for_results
 from specrej.errors import UsageError
@@ -83,7 +85,7 @@ def generate_answers(
     resume: bool,
 ) -> "Settings":
     """All answers; the settings that they have in common."""
-    from specrej.cli.progress import RowProgress
+    from specrej.cli.progress import RowProgress, follow_rows
     from specrej.evaluation.bench import parse_methods
     from specrej.evaluation.folder import check_free, count_rows
     from specrej.evaluation.reproduce.running import generate
@@ -102,10 +104,7 @@ def generate_answers(
         run = generate(
             protocol, loaded, methods, engine, reward, output, settings=settings, resume=resume
         )
-        with closing(run) as rows:
-            for row in rows:
-                error = row["error"]
-                progress.advance(f"{row['prompt_id']} {row['method']}", error and error["message"])
+        follow_rows(run, progress)
     return settings
 
 
@@ -129,3 +128,10 @@ def judge_answers(
         for judgement in ask_judge(protocol, answered, server, output):
             progress.advance(judgement["prompt_id"], judgement["error"])
     return read_answered(output, loaded, baseline, server, known)
+
+
+def say_lines(titled: Mapping[str, Sequence[str]]) -> None:
+    """Each line behind what it is."""
+    for title, lines in titled.items():
+        for one in lines:
+            typer.echo(f"{title}: {one}")

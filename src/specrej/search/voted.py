@@ -27,7 +27,7 @@ def weighted_best_of_n(
 ) -> Steps:
     """The answer whose candidates' rewards sum to most (Li et al., ACL 2023, arXiv 2206.02336).
 
-    Rewards that can be below 0 count from the lowest of the candidates.
+    Where some are below 0, see `voting.by_reward`.
     """
     yield from best_of_n(search, n, policy)
     voters = finished(search.candidates)

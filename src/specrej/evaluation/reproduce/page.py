@@ -149,16 +149,17 @@ def _rests_on(outcome: RowOutcome) -> Section:
     ]
     groups = [
         Terms("Run", run),
-        _counted("Other than the protocol", outcome["differences"]),
-        _counted("What the protocol leaves open", outcome["open_points"]),
-        _counted("To be known", outcome["notes"]),
+        counted("Other than the protocol", outcome["differences"]),
+        counted("What the protocol leaves open", outcome["open_points"]),
+        counted("To be known", outcome["notes"]),
         Terms("Cost by method", [(name, _cost(cost)) for name, cost in outcome["cost"].items()]),
         *([_judge(outcome["judge"], outcome)] if outcome["judge"] else []),
     ]
     return Section("basis", "What it rests on", terms=[group for group in groups if group.pairs])
 
 
-def _counted(title: str, lines: list[str]) -> Terms:
+def counted(title: str, lines: Sequence[str]) -> Terms:
+    """Lines with their numbers."""
     return Terms(title, [(str(number), line) for number, line in enumerate(lines, 1)])
 
 

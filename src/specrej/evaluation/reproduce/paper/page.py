@@ -35,6 +35,7 @@ from specrej.evaluation.report.page import (
     render,
 )
 from specrej.evaluation.report.replay_sections import correlation_section, correlation_table
+from specrej.evaluation.reproduce.page import counted
 from specrej.evaluation.reproduce.paper.outcome import (
     BesideRow,
     BesideTable,
@@ -266,21 +267,18 @@ def _rests_on(outcome: PaperOutcome) -> Section:
     judged = [(name.replace("_", " "), f"{calls[name]:,}") for name in calls]  # type: ignore[literal-required]
     groups = [
         Terms("Run", run),
-        _counted("Left out", outcome["left_out"]),
-        _counted("Other than the paper", outcome["differences"]),
-        _counted("What the paper leaves open", outcome["open_points"]),
-        _counted("To be known", outcome["notes"]),
-        Terms("Cost", [(name, _cost(spent)) for name, spent in outcome["spent"].items()]),
+        counted("Left out", outcome["left_out"]),
+        counted("Other than the paper", outcome["differences"]),
+        counted("What the paper leaves open", outcome["open_points"]),
+        counted("To be known", outcome["notes"]),
+        Terms("Cost", [(name, cost_of(spent)) for name, spent in outcome["spent"].items()]),
         Terms("Requests to the judge", judged if outcome["judge"] else []),
     ]
     return Section("basis", "What it rests on", terms=[group for group in groups if group.pairs])
 
 
-def _counted(title: str, lines: Sequence[str]) -> Terms:
-    return Terms(title, [(str(place), line) for place, line in enumerate(lines, 1)])
-
-
-def _cost(spent: Spent) -> str:
+def cost_of(spent: Spent) -> str:
+    """What a part took, in words."""
     return (
         f"{spent['seconds']:,.1f} s, {spent['generated_tokens']:,} tokens generated, "
         f"{spent['reward_tokens']:,} read by the reward"
