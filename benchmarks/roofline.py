@@ -36,6 +36,7 @@ import numpy as np
 import specrej
 from specrej.api import run_one
 from specrej.errors import SpecrejError, UsageError
+from specrej.evaluation.folder import read_info
 from specrej.evaluation.machines import (
     VOCABULARY,
     Cpu,
@@ -279,7 +280,7 @@ def on_paper(given: argparse.Namespace, traces: Sequence[Trace]) -> dict[str, An
         "recorded_n": min(trace.num_candidates for trace in traces),
         "reward": given.reward if given.machine == "h100" else traces[0].settings["reward"],
         "tables": tables,
-        "seed": traces[0].settings["seed"],
+        "seed": read_info(traces[0].path.parent)["settings"]["seed"],
     }
 
 

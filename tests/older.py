@@ -1,4 +1,4 @@
-"""What an older version wrote: that of 2026-11-27, whose settings were these."""
+"""What was written before settings were added to those of 2026-11-27, which were these."""
 
 import json
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def older(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_older(path: Path) -> None:
-    """Rewrite a JSON file (run.json, or that of a job), or a trace, as that version wrote it."""
+    """Rewrite a JSON file (run.json, or that of a job), or a trace, with no other settings."""
     if path.suffix == ".parquet":
         table = pq.read_table(path)
         about = json.loads(table.schema.metadata[b"specrej"])

@@ -99,6 +99,26 @@ def test_bench_prints_gain_and_cost_and_says_what_is_next(run: Run, tmp_path: Pa
     assert len(read_rows(tmp_path / "out" / RESULTS)) == 9
 
 
+def test_generate_with_a_rows_seed_gives_its_answer(
+    run: Run, tmp_path: Path, tiny_model: str
+) -> None:
+    how = ["--decide", "every:4", "--memory", "1MiB"]
+    assert run("bench", tmp_path / "out", "--methods", METHODS, *how).exit_code == 0
+    rows = read_bench(tmp_path / "out")[1]
+    options = ["--model", tiny_model, "--reward", "logprob", "--max-new-tokens", "12", *how]
+    options += ["--alpha", "0.5", "--n", "6", "--json"]
+    seeds = set()
+    for row in rows:
+        if row["method"] == "speculative_rejection:0.5:6":
+            question, turn = row["turns"][0]["messages"][0]["content"], row["turns"][0]
+            done = ask("generate", question, *options, "--seed", str(row["seed"]))
+            answer = json.loads(done.stdout)
+            assert (answer["text"], answer["seed"]) == (turn["text"], row["seed"])
+            assert answer["reward"] == pytest.approx(turn["reward"], abs=1e-6)
+            seeds.add(row["seed"])
+    assert len(seeds) == len(PROMPTS)
+
+
 def test_bench_as_json_is_the_run_and_its_summary(run: Run, tmp_path: Path) -> None:
     done = run(
         "bench",
@@ -364,6 +384,10 @@ def test_what_fails_from_end_to_end_exits_with_1(
         tmp_path / "new" / "a.jsonl",
     )
     assert (exported.exit_code, "3 of them empty" in exported.stdout) == (1, True), exported.stderr
+    pair = ["--method", "best_of_n:2", "--baseline", "best_of_n:6"]
+    judged = ask("judge", tmp_path / "out", *pair, "--judge-model", "nobody-is-asked")
+    assert judged.exit_code == 1
+    assert "0 win, 0 tie, 0 loss, 3 failed; 0 requests" in judged.stdout
 
 
 def test_verdicts_stand_in_json_and_tables_a_judge_each(run: Run, tmp_path: Path) -> None:

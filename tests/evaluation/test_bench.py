@@ -16,9 +16,13 @@ from older import make_older
 from specrej.errors import UsageError
 from specrej.evaluation.bench import parse_methods, run_bench
 from specrej.evaluation.folder import RESULTS, RUN, read_bench, read_info
+from specrej.evaluation.policy_grid import ReplayPolicy
 from specrej.evaluation.prompts import Loaded, load_prompts
+from specrej.evaluation.recording import record
+from specrej.evaluation.replay import Replayer, Rescorer
 from specrej.evaluation.report import write_report
 from specrej.evaluation.rows import BenchRow
+from specrej.evaluation.trace import load
 from specrej.messages import as_messages
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward
@@ -101,12 +105,9 @@ def test_each_row_is_what_generate_gives(loaded: Loaded, tmp_path: Path) -> None
     for row in rows:
         assert row["error"] is None
         for turn in row["turns"]:
+            own = {**OPTIONS, **options[row["method"]], "seed": row["seed"]}
             result = specrej.generate(
-                turn["messages"],
-                model=FakeEngine(),
-                reward=FakeReward(),
-                **OPTIONS,
-                **options[row["method"]],
+                turn["messages"], model=FakeEngine(), reward=FakeReward(), **own
             )
             assert (turn["text"], turn["reward"]) == (result.text, result.reward)
             assert turn["usage"]["generated_tokens"] == result.usage.generated_tokens
@@ -122,6 +123,51 @@ def test_each_row_is_what_generate_gives(loaded: Loaded, tmp_path: Path) -> None
             assert turn["lowest_text"] in {
                 c.text for c in complete if c.reward == turn["lowest_reward"]
             }
+
+
+def test_a_prompts_seed_is_its_own_and_all_methods(loaded: Loaded, tmp_path: Path) -> None:
+    rows = bench(loaded, tmp_path / "out")
+    seeds = {(row["prompt_id"], row["seed"]) for row in rows}
+    assert dict(seeds) == loaded.seeds(OPTIONS["seed"])
+    assert len(seeds) == len({seed for _, seed in seeds}) == len(PROMPTS)
+
+
+def test_a_bench_has_the_candidates_of_a_trace_with_its_seed(
+    loaded: Loaded, tmp_path: Path
+) -> None:
+    """The first turn of each prompt: a bench's Best-of-N is a trace's, and so is its replay."""
+    rows = bench(loaded, tmp_path / "out")
+    settings = replace(SETTINGS, n=12, memory="1MiB")
+    engine, traced = FakeEngine(), tmp_path / "traces"
+    steps = record(loaded, engine, FakeReward(), traced, settings=settings, checkpoints=[8])
+    assert not [step for step in steps if step.error]
+    for trace in load(traced):
+        replayer = Replayer(trace, Rescorer(FakeReward(), engine.decode))
+        live = {row["method"]: row for row in rows if row["prompt_id"] == trace.prompt_id}
+        best = live["best_of_n:9"]
+        assert best["seed"] == trace.settings["seed"]
+        assert best["turns"][0]["reward"] == trace.final_rewards[:9].max()
+        policy = ReplayPolicy(alpha=0.25, n=12, min_tokens=6, memory="4KiB")
+        outcome, turn = replayer.run(policy), live["speculative_rejection:0.25:12"]["turns"][0]
+        assert (outcome.best, outcome.reward) == (turn["best"], turn["reward"])
+        assert [d.rejected for d in outcome.decisions] == [
+            tuple(d["rejected"]) for d in turn["decisions"]
+        ]
+
+
+def test_a_bench_of_one_seed_for_all_prompts_is_read_and_not_gone_on_with(
+    loaded: Loaded, tmp_path: Path
+) -> None:
+    bench(loaded, tmp_path / "out")
+    info = {name: it for name, it in read_info(tmp_path / "out").items() if name != "seeds"}
+    (tmp_path / "out" / RUN).write_text(json.dumps(info))
+    path = tmp_path / "out" / RESULTS
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    older = [{name: it for name, it in row.items() if name != "seed"} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in older))
+    assert write_report(tmp_path / "out").exists()
+    with pytest.raises(UsageError, match='its seeds was missing, now it is "one for each prompt"'):
+        bench(loaded, tmp_path / "out", resume=True)
 
 
 def test_what_is_yielded_is_on_the_disk(loaded: Loaded, tmp_path: Path) -> None:
@@ -217,7 +263,7 @@ def test_a_trial_goes_on_with_more_prompts(loaded: Loaded, tmp_path: Path) -> No
     assert read_info(tmp_path / "other")["prompts"]["num_prompts"] == 1
 
 
-def test_a_bench_that_an_older_version_began_goes_on(loaded: Loaded, tmp_path: Path) -> None:
+def test_a_bench_begun_before_settings_were_added_goes_on(loaded: Loaded, tmp_path: Path) -> None:
     whole = bench(loaded, tmp_path / "out")
     make_older(tmp_path / "out" / RUN)
     path = tmp_path / "out" / RESULTS

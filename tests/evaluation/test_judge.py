@@ -161,8 +161,9 @@ def test_what_needs_no_judge_is_not_asked(server: Server, ask: Ask) -> None:
         ("same", "tie"),
         ("lost", "loss"),
         ("won", "win"),
-        ("both", "tie"),
+        ("both", "failed"),
     ]
+    assert [judged["error"] for judged in verdicts] == [None] * 3 + ["neither method has an answer"]
     assert total_calls(verdicts) == {
         "requests": 0,
         "cached": 0,

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation import prompt_sets
 from specrej.evaluation.prompt_sets import NAMED_SETS, read_dialogue
-from specrej.evaluation.prompts import Loaded, load_prompts
+from specrej.evaluation.prompts import Loaded, Task, load_prompts
 
 Load = Callable[..., Loaded]
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -52,6 +52,39 @@ def test_a_row_holds_a_text_a_conversation_or_turns(load: Load) -> None:
         ("c", ("One?", "Two?"), None, 3),
     ]
     assert loaded.broken == ()
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", "d"]), min_size=1), st.data())
+def test_a_seed_depends_on_what_is_asked_and_on_nothing_else(
+    texts: list[str], data: st.DataObject
+) -> None:
+    """Not on ids, order, limit or other prompts; the same question asked again has another one."""
+    seeds = seeds_of(texts, 7)
+    assert len(set(seeds)) == len(texts)
+    assert not set(seeds) & set(seeds_of(texts, 8))
+    assert all(0 <= seed < 2**53 for seed in seeds)
+    limit = data.draw(st.integers(1, len(texts)))
+    assert seeds_of(texts[:limit], 7) == seeds[:limit]
+    shuffled = data.draw(st.permutations(texts))
+    assert set(zip(shuffled, seeds_of(shuffled, 7), strict=True)) == set(
+        zip(texts, seeds, strict=True)
+    )
+
+
+def seeds_of(texts: Sequence[str], seed: int) -> list[int]:
+    """In the order of the prompts, whose ids are others each time the file is another one."""
+    tasks = tuple(
+        Task(id=f"{len(texts)}-{place}-{seed}", turns=(text,), category=None, line=place + 1)
+        for place, text in enumerate(texts)
+    )
+    seeds = Loaded(source="-", tasks=tasks, broken=(), sha256="").seeds(seed)
+    return [seeds[task.id] for task in tasks]
+
+
+def test_a_text_and_its_conversation_have_the_same_seed(load: Load) -> None:
+    as_text = load({"id": "a", "prompt": "Hello"}, {"id": "b", "turns": ["Hello", "Bye"]}).seeds(1)
+    assert load({"id": "x", "messages": [USER]}).seeds(1) == {"x": as_text["a"]}
+    assert as_text["a"] != as_text["b"]
 
 
 @pytest.mark.parametrize("name", ["id", "prompt_id", "question_id", "key"])

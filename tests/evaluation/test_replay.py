@@ -3,7 +3,7 @@ real model.
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +87,16 @@ def trace_of_case(case: Case) -> Trace:
     return trace_of(case.prompt, case.checkpoints, engine, FakeReward(case.rate), **options)
 
 
+def live_run(case: Case, trace: Trace, options: Mapping[str, Any]) -> Result:
+    """With the seed that the trace says it has."""
+    return specrej.generate(
+        case.prompt,
+        model=FakeEngine(eos=case.eos),
+        reward=FakeReward(case.rate),
+        **{**case.sampling, **options, "seed": trace.settings["seed"]},
+    )
+
+
 def assert_same(outcome: ReplayedRun, live: Result) -> None:
     assert outcome.best == live.best.index
     assert outcome.reward == live.reward
@@ -106,13 +116,7 @@ def assert_same(outcome: ReplayedRun, live: Result) -> None:
 @some
 def test_a_replay_is_the_live_run(case: Case) -> None:
     trace = trace_of_case(case)
-    live = specrej.generate(
-        case.prompt,
-        model=FakeEngine(eos=case.eos),
-        reward=FakeReward(case.rate),
-        **case.sampling,
-        **case.policy,
-    )
+    live = live_run(case, trace, case.policy)
     replayer = Replayer(trace, Rescorer(FakeReward(case.rate), FakeEngine().decode))
     policy = ReplayPolicy(**case.policy)
     if len(live.candidates) > trace.num_candidates:
@@ -140,14 +144,8 @@ def test_a_rule_is_told_the_same_by_a_replay(case: Case, decide: str) -> None:
     usual = policy_of(Settings(decide=decide))
     policy = Policy(when=usual.when, keep=whimsical, first_tokens=case.policy["min_tokens"])
     options = {"policy": policy, "n": case.policy["n"], "memory": case.policy["memory"]}
-    live = specrej.generate(
-        case.prompt,
-        model=FakeEngine(eos=case.eos),
-        reward=FakeReward(case.rate),
-        **case.sampling,
-        **options,
-    )
     trace = trace_of_case(case)
+    live = live_run(case, trace, options)
     assume(len(live.candidates) <= trace.num_candidates)
     replayer = Replayer(trace, Rescorer(FakeReward(case.rate), FakeEngine().decode))
     assert_same(replayer.run(ReplayPolicy(**options)), live)
@@ -184,7 +182,12 @@ def test_a_decision_by_budget_and_its_extra_rejections_are_replayed() -> None:
     trace = ample(12, engine=FakeEngine(eos=0.0))
     policy: dict[str, Any] = {"alpha": 0.1, "n": 12, "memory": rows(12, 7), "min_tokens": 4}
     live = specrej.generate(
-        "Why?", model=FakeEngine(eos=0.0), reward=FakeReward(), max_new_tokens=LENGTH, **policy
+        "Why?",
+        model=FakeEngine(eos=0.0),
+        reward=FakeReward(),
+        max_new_tokens=LENGTH,
+        seed=trace.settings["seed"],
+        **policy,
     )
     outcome = Replayer(trace, Rescorer(FakeReward(), FakeEngine().decode)).run(
         ReplayPolicy(**policy)
@@ -365,6 +368,7 @@ def test_a_replay_on_the_real_model_is_the_live_run(tmp_path: Path) -> None:
         tmp_path, [prompt], [8, 16], engine, reward, n=10, memory="1GiB", **options
     )
     assert trace.hidden_states().shape == (10, 2, 576)
+    options["seed"] = trace.settings["seed"]
     replayer = Replayer(trace, Rescorer(reward, engine.decode))
     budget = trace.layout.peak_bytes(trace.num_prompt_tokens, 10, 16)
     policies: list[dict[str, Any]] = [

@@ -20,6 +20,7 @@ import specrej
 from fakes import FLOPS, FakeEngine, FakeReward, by_hash, in_thirds, text_of
 from older import make_older
 from specrej.errors import UsageError
+from specrej.evaluation.folder import read_info
 from specrej.evaluation.recording import RecordedPrompt, record
 from specrej.evaluation.trace import load, load_failures
 from specrej.settings import Settings
@@ -79,6 +80,7 @@ def test_a_trace_is_best_of_n_with_rewards_and_states_at_the_checkpoints(
     with TemporaryDirectory() as folder:
         (trace,) = traces_in(Path(folder), ["Why?"], checkpoints, FakeEngine(eos=eos), **options)
         states, final_states = trace.hidden_states(), trace.final_hidden_states()
+    options["seed"] = trace.settings["seed"]
     live = specrej.generate(
         "Why?", model=FakeEngine(eos=eos), reward=FakeReward(), algorithm="best_of_n", **options
     ).candidates
@@ -115,11 +117,9 @@ def test_a_trace_says_what_it_is_of(tmp_path: Path) -> None:
     )
     assert trace.usage["generated_tokens"] == trace.lengths.sum()
     assert trace.usage["total_s"] > 0
-    assert (trace.settings["seed"], trace.settings["reward"], trace.settings["n"]) == (
-        3,
-        "by_hash",
-        3,
-    )
+    assert trace.settings["seed"] == loaded_of(["Why?"]).seeds(3)["0"]
+    assert read_info(tmp_path)["settings"]["seed"] == 3
+    assert (trace.settings["reward"], trace.settings["n"]) == ("by_hash", 3)
 
 
 def test_states_beyond_half_precision_stay_finite(tmp_path: Path) -> None:
@@ -192,6 +192,7 @@ def test_a_prompt_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) ->
     (failure,) = load_failures(tmp_path)
     assert (failure["prompt_id"], failure["kind"]) == ("1", "RewardError")
     assert "too hard" in failure["message"]
+    assert failure["seed"] == loaded_of(PROMPTS).seeds(SETTINGS.seed)["1"]
     assert run(tmp_path, reward=FailsOn("How?"), resume=True) == []
 
 
@@ -290,6 +291,16 @@ def test_traces_that_an_older_version_recorded_are_gone_on_with_and_read(tmp_pat
     for one, other in zip(load(tmp_path), whole, strict=True):
         assert one.settings == other.settings
         assert one.texts == other.texts
+
+
+def test_traces_of_one_seed_for_all_prompts_are_read_and_not_gone_on_with(tmp_path: Path) -> None:
+    run(tmp_path)
+    info = json.loads((tmp_path / "run.json").read_text())
+    del info["seeds"]
+    (tmp_path / "run.json").write_text(json.dumps(info))
+    assert len(list(load(tmp_path))) == len(PROMPTS)
+    with pytest.raises(UsageError, match='its seeds was missing, now it is "one for each prompt"'):
+        run(tmp_path, resume=True)
 
 
 def test_traces_of_another_model_are_refused(tmp_path: Path) -> None:

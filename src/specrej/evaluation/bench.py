@@ -1,5 +1,5 @@
-"""Methods side by side on the same prompts: one engine, one memory budget, one seed, everything
-inside the clock.
+"""Methods side by side on the same prompts: one engine, one memory budget, one seed a prompt,
+everything inside the clock.
 
     methods = parse_methods(["best_of_n:8", "speculative_rejection:0.5"], settings)
     prompts = load_prompts("prompts.jsonl")
@@ -7,7 +7,8 @@ inside the clock.
         print(row["prompt_id"], row["method"])
 
 Each prompt runs all methods before the next prompt begins, and their order rotates from prompt to
-prompt, so that a drift of the machine hits all alike. Rows are on the disk when they are yielded.
+prompt, so that a drift of the machine hits all alike. A prompt's seed is the same for all methods,
+and no other prompt's (`Loaded.seeds`). Rows are on the disk when they are yielded.
 `metrics` compares them.
 """
 
@@ -134,6 +135,7 @@ def describe_run(
             name: value for name, value in settings.to_dict().items() if name not in METHODS_OWN
         }
         | {"model": engine.describe()["model"], "reward": reward.name},
+        seeds="one for each prompt",
         engine=dict(engine.describe()),
         versions={"specrej": __version__, **engine.versions()},
     )
@@ -184,6 +186,7 @@ def run_bench(
         Journal(Path(directory) / RESULTS, BenchRow.__required_keys__) as journal,
     ):
         done = {(row["prompt_id"], row["method"]) for row in journal.rows}
+        seeds = loaded.seeds(settings.seed)
         _warm_up(engine, reward, settings)
         for number, task in enumerate(loaded.tasks):
             first = number % len(methods)
@@ -191,7 +194,7 @@ def run_bench(
                 if (task.id, method.name) not in done:
                     row = _run(
                         task,
-                        _at_temperature(method, task, temperatures),
+                        _on_prompt(method, task, seeds[task.id], temperatures),
                         place,
                         engine,
                         reward,
@@ -201,11 +204,11 @@ def run_bench(
                     yield row
 
 
-def _at_temperature(method: Method, task: Task, temperatures: Mapping[str, float]) -> Method:
-    """The method at the temperature of the task's category."""
+def _on_prompt(method: Method, task: Task, seed: int, temperatures: Mapping[str, float]) -> Method:
+    """The method with the task's seed, at the temperature of its category."""
     usual = method.settings.temperature
     temperature = temperatures.get(task.category or "", usual)
-    return replace(method, settings=replace(method.settings, temperature=temperature))
+    return replace(method, settings=replace(method.settings, seed=seed, temperature=temperature))
 
 
 def _warm_up(engine: Engine, reward: Reward, settings: Settings) -> None:
@@ -225,6 +228,7 @@ def _run(
         category=task.category,
         method=method.name,
         place=place,
+        seed=method.settings.seed,
         turns=[],
         error=None,
     )

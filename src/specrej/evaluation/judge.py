@@ -62,8 +62,8 @@ class VerdictRow(TypedDict):
     judge: str
     """See `JudgeServer.name`."""
     verdict: Literal["win", "tie", "loss", "failed"]
-    """For the method; failed: the judge gave no answer that can be read. Stays in the
-    denominator."""
+    """For the method; failed: the judge gave no answer that can be read, which stays in the
+    denominator, or neither method has an answer."""
     first: Preference | None
     """What the judge said with the method shown first, None where it did not say or was not
     asked."""
@@ -85,7 +85,8 @@ def judge(
     """Verdicts in the order of the method's rows, as they come; one for each prompt that both
     methods have a row of.
 
-    Not asked: the same texts tie, and a failed row loses against one that did not fail.
+    Not asked: the same texts tie, and a failed row loses against one that did not fail. Where both
+    rows failed, the verdict has: there is nothing to compare.
 
     Args:
         rows: a bench's rows.
@@ -154,7 +155,7 @@ def judge_pair(client: JudgeClient, row: BenchRow, other: BenchRow) -> VerdictRo
         calls=total_calls([]),
     )
     if (known := settled(row, other)) is not None:
-        verdict["verdict"] = known
+        verdict["verdict"], verdict["error"] = known
         return verdict
     try:
         first = verdict["first"] = _prefer(client, row, other, verdict["calls"])
@@ -165,16 +166,20 @@ def judge_pair(client: JudgeClient, row: BenchRow, other: BenchRow) -> VerdictRo
     return verdict
 
 
-def settled(row: BenchRow, other: BenchRow) -> Preference | None:
-    """The verdict for `row` where nobody need be asked: a failed row loses against one that did not
-    fail, and the same texts tie; None elsewhere.
+def settled(
+    row: BenchRow, other: BenchRow
+) -> tuple[Preference | Literal["failed"], str | None] | None:
+    """The verdict for `row`, and why it failed, where nobody need be asked; None elsewhere.
+
+    A failed row loses against one that did not fail, and the same texts tie. Where both failed
+    there is nothing to compare.
     """
     if row["error"] and other["error"]:
-        return "tie"
+        return "failed", "neither method has an answer"
     if row["error"] or other["error"]:
-        return "loss" if row["error"] else "win"
+        return "loss" if row["error"] else "win", None
     same = [turn["text"] for turn in row["turns"]] == [turn["text"] for turn in other["turns"]]
-    return "tie" if same else None
+    return ("tie", None) if same else None
 
 
 def _prefer(client: JudgeClient, row: BenchRow, other: BenchRow, calls: CallsRow) -> Preference:

@@ -43,7 +43,8 @@ class ScoresRow(TypedDict):
     judge: str
     """See `JudgeServer.name`."""
     verdict: Literal["win", "tie", "loss", "failed"]
-    """For the method, by the sums of the scores; failed: the judge gave none that can be read."""
+    """For the method, by the sums of the scores; failed: the judge gave none that can be read, or
+    neither method has an answer."""
     scores: dict[str, float] | None
     """Of the method by `CRITERIA`; None where nobody was asked, or the judge failed."""
     other_scores: dict[str, float] | None
@@ -74,7 +75,7 @@ def score_pair(client: JudgeClient, row: BenchRow, other: BenchRow) -> ScoresRow
         calls=total_calls([]),
     )
     if (known := settled(row, other)) is not None:
-        scored["verdict"] = known
+        scored["verdict"], scored["error"] = known
         return scored
     digest = hashlib.sha256(row["prompt_id"].encode()).digest()
     first = scored["method_first"] = digest[0] % 2 == 0

@@ -21,6 +21,7 @@ import math
 import os
 import reprlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +44,8 @@ _KINDS: dict[str, tuple[type[Any], str]] = {
     "turns": (list, "a list of texts"),
 }
 _IDS = ("id", "prompt_id", "question_id", "key")
+_SEED_BITS = 53
+"""A number that every reader of JSON keeps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +91,25 @@ class Loaded:
     def sha256_of_first(self, num: int) -> str:
         """What `sha256` is where only the first `num` tasks are loaded."""
         return _hash(self.tasks[:num])
+
+    def seeds(self, seed: int) -> dict[str, int]:
+        """A seed for each task, by id, so that no two prompts share their random numbers.
+
+        It depends on the run's seed and on what is asked, neither on ids nor on the other tasks.
+        Of tasks that ask the same, each has a seed of its own, by their order.
+
+        Args:
+            seed: of the run.
+        """
+        found: dict[str, int] = {}
+        num_before: Counter[str] = Counter()
+        for task in self.tasks:
+            asked = json.dumps([as_messages(turn) for turn in task.turns], sort_keys=True)
+            content = json.dumps([seed, asked, num_before[asked]])
+            num_before[asked] += 1
+            digest = hashlib.sha256(content.encode()).digest()
+            found[task.id] = int.from_bytes(digest[:8], "big") >> (64 - _SEED_BITS)
+        return found
 
 
 def load_prompts(source: str | Path, limit: int | None = None) -> Loaded:

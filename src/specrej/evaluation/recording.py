@@ -9,6 +9,7 @@ and hidden states.
 Speculative Rejection with alpha = 0 scores at the checkpoints and rejects nobody, so its candidates
 are those of Best-of-N. One Parquet file a prompt, there as a whole or not at all; a prompt that
 failed has a line in `failures.jsonl`. Of a conversation of several turns the first is recorded.
+Each prompt has the seed that a bench with the same seed gives it (`Loaded.seeds`).
 `trace` reads what is written here.
 """
 
@@ -86,6 +87,7 @@ def record(
         Journal(directory / FAILURES) as journal,
     ):
         failed = {row["prompt_id"] for row in journal.rows}
+        seeds = loaded.seeds(settings.seed)
         paths = [directory / f"{number:05d}.parquet" for number in range(len(loaded.tasks))]
         left = [
             (p, t)
@@ -93,10 +95,12 @@ def record(
             if t.id not in failed and not p.exists()
         ]
         for num_done, (path, task) in enumerate(left, len(paths) - len(left) + 1):
-            error = _record(path, task, engine, reward, settings, lengths)
+            own = replace(settings, seed=seeds[task.id])
+            error = _record(path, task, engine, reward, own, lengths)
             if error is not None:
+                kind, message = type(error).__name__, str(error)
                 journal.append(
-                    {"prompt_id": task.id, "kind": type(error).__name__, "message": str(error)}
+                    {"prompt_id": task.id, "seed": own.seed, "kind": kind, "message": message}
                 )
             yield RecordedPrompt(num_done, len(paths), task.id, error)
 

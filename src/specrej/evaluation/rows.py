@@ -103,6 +103,9 @@ class BenchRow(TypedDict):
     """As given, such as "best_of_n:8" or "speculative_rejection:0.5"."""
     place: int
     """How many methods ran on this prompt before it."""
+    seed: NotRequired[int]
+    """Of all its turns: with it `specrej generate` draws the same. See `Loaded.seeds`; older runs
+    lack it, and used the run's."""
     turns: list[TurnRow]
     """Those that came to their end: all of them where `error` is None."""
     error: FailureRow | None
@@ -137,6 +140,9 @@ class RunInfo(TypedDict):
     methods: list[str]
     settings: dict[str, object]
     """Model, reward, seed, memory, sampling: all options but the methods' own."""
+    seeds: NotRequired[Literal["one for each prompt"]]
+    """They come from that of the settings; older runs, which lack this, used that one for all, and
+    cannot be resumed."""
     engine: dict[str, str]
     versions: dict[str, str]
     policy_files: NotRequired[dict[str, str]]

@@ -46,8 +46,8 @@ class Trace:
         flops: what prefilling and decoding cost it; None where it does not know.
         reward_flops_per_token: what the reward says that reading a token costs it; None where it
             does not.
-        settings: of the recorded run, seed and sampling included; one that was added since has its
-            default.
+        settings: of the recorded run, sampling included, with the seed of this prompt; one that was
+            added since has its default.
         usage: see `specrej.types.Usage`.
         lengths: `[n]` tokens of each candidate.
         rewards: `[n, checkpoints]` float64.
