@@ -179,7 +179,7 @@ def test_a_judge_that_never_answers_is_no_result(
 ) -> None:
     """What needs no judge, such as the same text twice, does not hide it."""
     server.answer = lambda request: reply
-    done = run(name, tmp_path / "out", "--limit", "2", "--methods", "best_of_n:1,best_of_n:2")
+    done = run(name, tmp_path / "out", "--limit", "2", "--methods", "best_of_n:1,best_of_n:8")
     assert done.exit_code == 1, done.stderr
     outcome = json.loads((tmp_path / "out" / f"{name}.json").read_text())
     assert 0 < outcome["num_asked"] == outcome["num_unread"] <= outcome["num_judgements"]

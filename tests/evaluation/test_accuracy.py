@@ -21,6 +21,7 @@ from specrej.evaluation.metrics import summarize
 from specrej.evaluation.prompts import load_prompts
 from specrej.evaluation.report import write_report
 from specrej.rewards.answers import extractor_of
+from traces import loaded_of
 
 AUTO = extractor_of("auto")
 
@@ -179,8 +180,9 @@ def test_wilsons_ends_are_where_the_score_test_turns(counts: tuple[int, int]) ->
 def test_a_bench_counts_right_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = {"extract": "text", "max_new_tokens": 6, "n": 3, "algorithm": "best_of_n"}
     words = [f"Question {number}?" for number in range(4)]
+    [seed] = loaded_of(words[:1]).seeds(0).values()
     given_rows = [
-        {"prompt": words[0], "answer": ask(words[0], plain)},
+        {"prompt": words[0], "answer": ask(words[0], {**plain, "seed": seed})},
         {"prompt": words[1], "answer": "something else"},
         {"prompt": words[2], "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
         {"prompt": words[3], "instruction_id_list": ["language:response_language"]},

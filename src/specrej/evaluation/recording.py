@@ -98,10 +98,9 @@ def record(
             own = replace(settings, seed=seeds[task.id])
             error = _record(path, task, engine, reward, own, lengths)
             if error is not None:
+                about = {"prompt_id": task.id, "seed": own.seed}
                 kind, message = type(error).__name__, str(error)
-                journal.append(
-                    {"prompt_id": task.id, "seed": own.seed, "kind": kind, "message": message}
-                )
+                journal.append({**about, "kind": kind, "message": message})
             yield RecordedPrompt(num_done, len(paths), task.id, error)
 
 

@@ -84,8 +84,9 @@ def relabel(
                 continue
             error = _relabel(trace, reward, detokenizer, directory / path.name)
             if error is not None:
+                about = {"prompt_id": trace.prompt_id, "seed": trace.settings["seed"]}
                 kind, message = type(error).__name__, str(error)
-                journal.append({"prompt_id": trace.prompt_id, "kind": kind, "message": message})
+                journal.append({**about, "kind": kind, "message": message})
             yield RecordedPrompt(num_done, len(paths), trace.prompt_id, error)
 
 

@@ -138,8 +138,8 @@ def trace_files(directory: str | Path) -> list[Path]:
 
 
 def load_failures(directory: str | Path) -> list[dict[str, Any]]:
-    """Prompts that have no trace, as they failed: `prompt_id`, `kind` and `message` of the
-    error.
+    """Prompts that have no trace, as they failed: `prompt_id`, `seed` (older folders lack it),
+    `kind` and `message` of the error.
     """
     return read_rows(Path(directory) / FAILURES)
 
