@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from specrej.attention.fused import Fused
 from specrej.attention.groups import Group, Scoring
 from specrej.errors import ModelError
 
@@ -116,29 +117,41 @@ class DecodePass:
 
     groups: Sequence[Group]
     apart: "Mapping[int, ExtendPass]" = field(default_factory=dict)
+    fused: Fused | None = None
+    """Attends where it can; None leaves it to torch."""
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
     ) -> Tensor:
+        can_fuse = self.fused is not None and self.fused.can_attend(query, key, value, scoring)
         outputs, start = [], 0
         for place, group in enumerate(self.groups):
-            if (extend := self.apart.get(place)) is not None:
-                rows = slice(start, start + sum(extend.counts))
-                asked, new_key, new_value = (
-                    each[rows].transpose(0, 2) for each in (query, key, value)
-                )
-                given = extend.attend(layer, asked, new_key, new_value, scoring)
-                outputs.append(given.transpose(0, 1))
-                start = rows.stop
-                continue
-            rows = slice(start, start + group.num_rows)
-            group.keys[layer][: group.num_rows, :, group.length].copy_(key[rows, :, 0])
-            group.values[layer][: group.num_rows, :, group.length].copy_(value[rows, :, 0])
-            stop = len(group.prompt_ids) + group.length + 1
-            first = 0 if scoring.window is None else max(stop - scoring.window, 0)
-            outputs.append(_attend_to_group(group, layer, query[rows], scoring, slice(first, stop)))
+            extend = self.apart.get(place)
+            num_fed = group.num_rows if extend is None else sum(extend.counts)
+            rows = slice(start, start + num_fed)
+            given = query[rows], key[rows], value[rows]
+            if extend is not None:
+                asked, new_key, new_value = (each.transpose(0, 2) for each in given)
+                seen = extend.attend(layer, asked, new_key, new_value, scoring)
+                outputs.append(seen.transpose(0, 1))
+            elif self.fused is not None and can_fuse:
+                outputs.append(self.fused.attend(group, layer, *given, scoring))
+            else:
+                outputs.append(_attend_to_newest(group, layer, *given, scoring))
             start = rows.stop
         return _joined(outputs, 0)
+
+
+def _attend_to_newest(
+    group: Group, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
+) -> Tensor:
+    """See `Fused.attend`, by torch's operations."""
+    rows = len(query)
+    group.keys[layer][:rows, :, group.length].copy_(key[:, :, 0])
+    group.values[layer][:rows, :, group.length].copy_(value[:, :, 0])
+    stop = len(group.prompt_ids) + group.length + 1
+    first = 0 if scoring.window is None else max(stop - scoring.window, 0)
+    return _attend_to_group(group, layer, query, scoring, slice(first, stop))
 
 
 @dataclass

@@ -17,8 +17,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from specrej.attention.attention import Pass
+from specrej.attention.fused import Fused
 from specrej.attention.groups import Scoring
 
 _BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
@@ -26,6 +28,7 @@ _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = {"q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+_SILUS = {"SiLU", "SiLUActivation"}
 
 
 def can_be_written_out(backbone: nn.Module) -> bool:
@@ -66,17 +69,27 @@ class Decoder(nn.Module):
         backbone: its layers are taken over one by one, so that no more than one of them is there
             twice.
         scoring: how each layer turns queries and keys into scores.
+        fused: runs what is not a matrix product; None leaves it to torch.
         is_trial: leave the backbone whole; its layers are there twice then.
     """
 
-    def __init__(self, backbone: Any, scoring: Mapping[int, Scoring], *, is_trial: bool) -> None:
+    def __init__(
+        self,
+        backbone: Any,
+        scoring: Mapping[int, Scoring],
+        fused: Fused | None,
+        *,
+        is_trial: bool,
+    ) -> None:
         super().__init__()
         self.config = backbone.config
-        self.embed_tokens, self.norm = backbone.embed_tokens, _Norm(backbone.norm)
+        if backbone.embed_tokens.weight.dtype != torch.float32:
+            fused = None
+        self.embed_tokens, self.norm = backbone.embed_tokens, _Norm(backbone.norm, fused)
         self.rotary_emb = backbone.rotary_emb
         self.layers = nn.ModuleList()
         for number, layer in enumerate(backbone.layers):
-            self.layers.append(_Layer(layer, number, scoring[number]))
+            self.layers.append(_Layer(layer, number, scoring[number], fused))
             if not is_trial:
                 backbone.layers[number] = nn.Identity()
 
@@ -94,17 +107,18 @@ class Decoder(nn.Module):
         half = cos.shape[-1] // 2
         turns = torch.complex(cos[..., :half].contiguous(), sin[..., :half].contiguous())
         turns = turns[:, :, None]  # [batch, tokens, heads, pairs]
+        added = None
         for layer in self.layers:
-            hidden = layer(hidden, turns, kv)
-        normed: Tensor = self.norm(hidden)
+            added = layer(hidden, added, turns, kv)
+        normed: Tensor = self.norm(hidden, added)
         return normed
 
 
 class _Layer(nn.Module):
-    def __init__(self, layer: Any, number: int, scoring: Scoring) -> None:
+    def __init__(self, layer: Any, number: int, scoring: Scoring, fused: Fused | None) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
-        self._number, self._scoring = number, scoring
+        self._number, self._scoring, self._fused = number, scoring, fused
         self._dim = attention.head_dim
         order = torch.arange(self._dim).view(2, -1).t().flatten()
         self.qkv = _joined(
@@ -114,46 +128,68 @@ class _Layer(nn.Module):
         self._num_kv_heads = attention.k_proj.out_features // self._dim
         self.out = attention.o_proj
         has_norms = hasattr(attention, "q_norm")
-        self.q_norm = _Norm(attention.q_norm, order) if has_norms else None
-        self.k_norm = _Norm(attention.k_norm, order) if has_norms else None
+        self.q_norm = _Norm(attention.q_norm, None, order) if has_norms else None
+        self.k_norm = _Norm(attention.k_norm, None, order) if has_norms else None
         self.gate_up = _joined([mlp.gate_proj, mlp.up_proj], [None, None])
         self.down, self.act = mlp.down_proj, mlp.act_fn
+        self._is_silu = self.act is functional.silu or type(self.act).__name__ in _SILUS
         self.before, self.between = (
-            _Norm(layer.input_layernorm),
-            _Norm(layer.post_attention_layernorm),
+            _Norm(layer.input_layernorm, fused),
+            _Norm(layer.post_attention_layernorm, fused),
         )
 
-    def forward(self, hidden: Tensor, turns: Tensor, kv: Pass) -> Tensor:
+    def forward(self, hidden: Tensor, added: Tensor | None, turns: Tensor, kv: Pass) -> Tensor:
+        """Add to the hidden states, in place, what the layer before returned, then what attention
+        gives. What is left to be added is returned: the next norm does it.
+        """
         batch, tokens, _ = hidden.shape
-        heads = self.qkv(self.before(hidden)).view(batch, tokens, -1, self._dim)
-        num_turned = self._num_heads + self._num_kv_heads
+        heads = self.qkv(self.before(hidden, added)).view(batch, tokens, -1, self._dim)
+        sizes = (self._num_heads, self._num_kv_heads, self._num_kv_heads)
         if self.q_norm is not None and self.k_norm is not None:
-            queries, keys, values = heads.split(
-                (self._num_heads, self._num_kv_heads, self._num_kv_heads), 2
-            )
+            queries, keys, values = heads.split(sizes, 2)
             heads = torch.cat((self.q_norm(queries), self.k_norm(keys), values), 2)
-        torch.view_as_complex(heads[:, :, :num_turned].unflatten(-1, (-1, 2))).mul_(turns)
-        query, key, value = heads.transpose(1, 2).split(
-            (self._num_heads, self._num_kv_heads, self._num_kv_heads), 1
-        )
+        self._turn(heads, turns)
+        query, key, value = heads.transpose(1, 2).split(sizes, 1)
         seen = kv.attend(self._number, query, key, value, self._scoring)
-        hidden.add_(self.out(seen.reshape(batch, tokens, -1)))
-        gate, up = self.gate_up(self.between(hidden)).chunk(2, -1)
-        return hidden.add_(self.down(self.act(gate).mul_(up)))
+        out = self.out(seen.reshape(batch, tokens, -1))
+        left: Tensor = self.down(self._gate(self.gate_up(self.between(hidden, out))))
+        return left
+
+    def _turn(self, heads: Tensor, turns: Tensor) -> None:
+        num_turned = self._num_heads + self._num_kv_heads
+        if self._fused is not None:
+            self._fused.turn(heads, num_turned, turns)
+        else:
+            pairs = heads[:, :, :num_turned].view(*heads.shape[:2], num_turned, -1, 2)
+            torch.view_as_complex(pairs).mul_(turns)
+
+    def _gate(self, gate_up: Tensor) -> Tensor:
+        if self._fused is not None and self._is_silu:
+            return self._fused.gate(gate_up)
+        gate, up = gate_up.chunk(2, -1)
+        gated: Tensor = self.act(gate).mul_(up)
+        return gated
 
 
 class _Norm(nn.Module):
     """The root mean square of each row becomes 1, in half the time of `functional.rms_norm`."""
 
-    def __init__(self, norm: Any, order: Tensor | None = None) -> None:
+    def __init__(self, norm: Any, fused: Fused | None, order: Tensor | None = None) -> None:
         super().__init__()
         weight = norm.weight.detach()
         weight = weight if order is None else weight[order]
         # x / sqrt(mean(x^2) + eps) = x * sqrt(dim) / hypot(|x|, sqrt(dim * eps))
         self.weight = nn.Parameter(weight * len(weight) ** 0.5, requires_grad=False)
-        self._least = weight.new_tensor((len(weight) * norm.variance_epsilon) ** 0.5)
+        least = (len(weight) * norm.variance_epsilon) ** 0.5
+        self._least, self._least_number = weight.new_tensor(least), least
+        self._fused = fused
 
-    def forward(self, rows: Tensor) -> Tensor:
+    def forward(self, rows: Tensor, added: Tensor | None = None) -> Tensor:
+        """Of rows, to which `added` is added in place first."""
+        if self._fused is not None:
+            return self._fused.norm(rows, self.weight, self._least_number, added)
+        if added is not None:
+            rows.add_(added)
         lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).hypot_(self._least)
         return rows.div(lengths).mul_(self.weight)
 

@@ -21,7 +21,7 @@ from specrej.settings import Settings
 from specrej.types import Candidate, Conversation, Result
 
 _OWN_SETTINGS = options_of(Settings).keys() | {"memory_bytes", "note"}
-_OF_ENGINE = ("engine", "device", "weights", "special_tokens", "checked")
+_OF_ENGINE = ("engine", "device", "weights", "fused", "special_tokens", "checked")
 _FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
 
 

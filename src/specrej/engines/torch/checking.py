@@ -17,6 +17,7 @@ from specrej.attention.decoder import Decoder, can_be_written_out
 from specrej.attention.groups import GRANULE, Group, Scoring
 from specrej.attention.layout import PREFILL_CHUNK, KvLayout
 from specrej.attention.verify import TOLERANCE, Recorder, differ, verify
+from specrej.engines.torch.kernels import fused
 from specrej.engines.torch.remembered import Opened
 from specrej.flops import AttentionFlops, ModelFlops, linear_flops
 from specrej.hub.quiet import quiet_transformers
@@ -106,7 +107,7 @@ def _scoring_of_ours(
 
 
 def _write_out(model: Any, scoring: tuple[Scoring, ...], *, is_trial: bool) -> None:
-    decoder = Decoder(model.base_model, dict(enumerate(scoring)), is_trial=is_trial)
+    decoder = Decoder(model.base_model, dict(enumerate(scoring)), fused(), is_trial=is_trial)
     setattr(model, model.base_model_prefix, decoder)
 
 
@@ -142,7 +143,7 @@ def _probe(model: Any, ids: Tensor) -> tuple[Tensor, Recorder]:
         group.reserve()
         position = _PROBE_PROMPT + step
         positions = torch.full((2, 1), position, device=ids.device)
-        decode = DecodePass([group])
+        decode = DecodePass([group], fused=fused())
         output = model(
             input_ids=ids[:, position, None], position_ids=positions, use_cache=False, kv=decode
         )

@@ -29,6 +29,7 @@ from specrej.engines.base import PROMPTS_IN_TOTAL, Memory, Overhead, Token, chec
 from specrej.engines.reading import Likelihood
 from specrej.engines.streams import uniforms
 from specrej.engines.torch.constraints import Grammars
+from specrej.engines.torch.kernels import fused
 from specrej.engines.torch.passes import forward, memory_errors, prefill
 from specrej.engines.torch.reading import read
 from specrej.engines.torch.run import Run
@@ -249,7 +250,7 @@ class TorchEngine:
             self.model,
             torch.cat([run.fed_ids() for run in runs]),
             torch.tensor(positions, device=self._device)[:, None],
-            DecodePass([run.group for run in runs], apart),
+            DecodePass([run.group for run in runs], apart, fused()),
         )
         sizes = [run.num_fed for run in runs]
         return zip(torch.split(logits, sizes), torch.split(hidden, sizes), strict=True)

@@ -12,13 +12,13 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from specrej.attention.fused import Fused, compile_fused, processor
 from specrej.attention.linear import PackedCall, both_kernels, linears_of, weight_and_bias
 from specrej.errors import UsageError
 from specrej.files.journal import write_json
@@ -33,6 +33,12 @@ ROUNDS = 8
 _LEAST_NUMBERS = 1 << 18
 """Layers with fewer weights are not worth a second form."""
 _LOG = logging.getLogger("specrej")
+
+
+@cache
+def fused() -> Fused | None:
+    """The parts between matrix products, compiled, in this process; None where torch runs them."""
+    return compile_fused(cache_dir() / "kernels")
 
 
 def turning_point(model: Any) -> int | None:
@@ -72,21 +78,13 @@ def _of_each_shape(model: Any) -> list[Tensor]:
 def _key(weights: Sequence[Tensor]) -> str:
     """What a measurement holds for."""
     what = [
-        _processor(),
+        processor(),
         torch.backends.cpu.get_cpu_capability(),
         torch.__version__,
         str(torch.get_num_threads()),
         *sorted(str(tuple(weight.shape)) for weight in weights),
     ]
     return hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line for line in lines if line.startswith("model name")), "")
 
 
 @torch.inference_mode()

@@ -20,6 +20,7 @@ from torch.nn import functional
 from specrej.attention.attention import Pass
 from specrej.attention.decoder import Decoder
 from specrej.attention.groups import Scoring
+from specrej.engines.torch.kernels import fused
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +64,7 @@ class Llama(nn.Module):
         scoring = Scoring(scaling=config.head_dim**-0.5, window=None, softcap=None)
         layers = range(config.num_hidden_layers)
         self.model = Decoder(
-            _parts(config, tensors), dict.fromkeys(layers, scoring), is_trial=False
+            _parts(config, tensors), dict.fromkeys(layers, scoring), fused(), is_trial=False
         )
         head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
         self.lm_head = _linear(tensors, head)

@@ -25,7 +25,7 @@ from specrej.attention.linear import WEIGHTS, pack_linears
 from specrej.engines.opening import EngineOptions
 from specrej.engines.torch.checking import check, set_up
 from specrej.engines.torch.engine import TorchEngine
-from specrej.engines.torch.kernels import turning_point
+from specrej.engines.torch.kernels import fused, turning_point
 from specrej.engines.torch.llama import Llama, LlamaConfig, Rotary, shape_of
 from specrej.engines.torch.remembered import Opened, key_of, recall, remember
 from specrej.errors import UnknownNameError, UsageError
@@ -165,6 +165,7 @@ def _engine(runner: Any, codec: TextCodec, opened: Opened, kernel: str, name: st
             "model": name,
             "device": str(runner.device),
             "weights": kernel,
+            "fused": "by torch" if fused() is None else "compiled",
             "special_tokens": codec.special_tokens,
             "checked": f"logits, with those of transformers {metadata.version('transformers')}",
         },

@@ -22,6 +22,7 @@ import torch
 
 from specrej.attention.groups import Scoring
 from specrej.attention.layout import KvLayout
+from specrej.engines.torch.kernels import fused
 from specrej.engines.torch.llama import LlamaConfig
 from specrej.flops import ModelFlops
 from specrej.hub.defaults import cache_dir
@@ -99,10 +100,10 @@ def key_of(source: str, weights: str, device: str) -> str | None:
     place = directory.resolve()
     # Our own files count beside the version: who changes them must see the check again.
     package = Path(__file__).parents[2]
-    ours = sorted([*package.glob("attention/*.py"), *package.glob("engines/torch/*.py")])
+    ours = sorted([*package.glob("attention/*.[pc]*"), *package.glob("engines/torch/*.py")])
     return fingerprint(
         [*sorted(place.iterdir()), *ours],
-        *(str(place), weights, device, __version__, torch.__version__),
+        *(str(place), weights, device, fused() is not None, __version__, torch.__version__),
         *(metadata.version("transformers"), torch.backends.cpu.get_cpu_capability()),
     )
 

@@ -1,0 +1,194 @@
+/* What a step does between its matrix products, each in one pass over its rows: see fused.py.
+
+   Rows are independent of each other, so a row's numbers do not depend on how many stand beside
+   it. Compiled with sums in any order, but infinities and NaN as they are: a candidate on which
+   the model overflows must show it. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Below this many numbers waking the other threads takes longer than the work. */
+#define WORTH_THREADS 262144
+/* Positions whose scores are held at once, and most numbers of one head's queries. */
+#define TILE 128
+#define MOST 4096
+#define MOST_SHARED 64
+
+/* After Cephes' expf: within two units in the last place, and a loop of it becomes vectors. */
+static inline float exponential(float x) {
+    x = x < -87.3f ? -87.3f : x;
+    x = x > 88.3f ? 88.3f : x;
+    float n = rintf(x * 1.44269504088896341f);
+    float r = fmaf(n, -0.693359375f, x);
+    r = fmaf(n, 2.12194440e-4f, r);
+    float p = 1.9875691500e-4f;
+    p = fmaf(p, r, 1.3981999507e-3f);
+    p = fmaf(p, r, 8.3334519073e-3f);
+    p = fmaf(p, r, 4.1665795894e-2f);
+    p = fmaf(p, r, 1.6666665459e-1f);
+    p = fmaf(p, r, 5.0000001201e-1f);
+    float y = fmaf(p, r * r, r + 1.0f);
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return y * power;
+}
+
+/* rows[i] += added[i] where added is there; out[i] = rows[i] / hypot(|rows[i]|, least) * weight. */
+void add_norm(float *rows, const float *added, const float *weight, float least, float *out,
+              int64_t num_rows, int64_t dim, int threads) {
+#pragma omp parallel for num_threads(threads) if (num_rows * dim >= WORTH_THREADS)
+    for (int64_t r = 0; r < num_rows; r++) {
+        float *row = rows + r * dim, *to = out + r * dim;
+        if (added) {
+            const float *more = added + r * dim;
+            for (int64_t i = 0; i < dim; i++) row[i] += more[i];
+        }
+        float sum = least * least;
+        for (int64_t i = 0; i < dim; i++) sum += row[i] * row[i];
+        float by = 1.0f / sqrtf(sum);
+        for (int64_t i = 0; i < dim; i++) to[i] = row[i] * by * weight[i];
+    }
+}
+
+/* Neighbouring pairs of the first `turned` of each row's heads, times a complex number each. */
+void turn(float *rows, const float *turns, int64_t num_rows, int64_t heads, int64_t turned,
+          int64_t dim, int threads) {
+#pragma omp parallel for num_threads(threads) if (num_rows * turned * dim >= WORTH_THREADS)
+    for (int64_t r = 0; r < num_rows; r++) {
+        const float *by = turns + r * dim;
+        for (int64_t h = 0; h < turned; h++) {
+            float *head = rows + (r * heads + h) * dim;
+            for (int64_t i = 0; i < dim; i += 2) {
+                float real = head[i], imaginary = head[i + 1];
+                head[i] = real * by[i] - imaginary * by[i + 1];
+                head[i + 1] = real * by[i + 1] + imaginary * by[i];
+            }
+        }
+    }
+}
+
+/* out = silu(first half of a row) * second half. */
+void gate(const float *rows, float *out, int64_t num_rows, int64_t inner, int threads) {
+#pragma omp parallel for num_threads(threads) if (num_rows * inner >= WORTH_THREADS / 2)
+    for (int64_t r = 0; r < num_rows; r++) {
+        const float *gates = rows + r * 2 * inner, *up = gates + inner;
+        float *to = out + r * inner;
+        for (int64_t i = 0; i < inner; i++)
+            to[i] = gates[i] / (1.0f + exponential(-gates[i])) * up[i];
+    }
+}
+
+/* Sixteen numbers at a time, in as many registers as the CPU needs for them. */
+#define WIDE 16
+typedef float wide __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
+typedef float half __attribute__((vector_size(2 * WIDE)));
+typedef float quarter __attribute__((vector_size(WIDE)));
+
+static inline float sum_of(wide x) {
+    half a = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
+             __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+    quarter b = __builtin_shufflevector(a, a, 0, 1, 2, 3) +
+                __builtin_shufflevector(a, a, 4, 5, 6, 7);
+    b += __builtin_shufflevector(b, b, 2, 3, 0, 1);
+    return b[0] + b[1];
+}
+
+/* Softmax over keys that come in pieces (Milakov and Gimelshein 2018), of the queries of one head. */
+struct softmax {
+    float most[MOST_SHARED], sum[MOST_SHARED];
+    wide out[MOST / WIDE];
+};
+
+/* `n` is the number of `wide` in a head: a constant, where its numbers are to stay in registers. */
+static inline __attribute__((always_inline)) void
+see(struct softmax *state, const wide *queries, const float *keys, const float *values,
+    int64_t num_keys, int64_t shared, int64_t n) {
+    float scores[TILE];
+    for (int64_t start = 0; start < num_keys; start += TILE) {
+        int64_t size = num_keys - start < TILE ? num_keys - start : TILE;
+        const wide *key = (const wide *)(keys + start * n * WIDE);
+        const wide *value = (const wide *)(values + start * n * WIDE);
+        for (int64_t s = 0; s < shared; s++) {
+            const wide *query = queries + s * n;
+            for (int64_t j = 0; j < size; j++) {
+                wide products = query[0] * key[j * n];
+                for (int64_t i = 1; i < n; i++) products += query[i] * key[j * n + i];
+                scores[j] = sum_of(products);
+            }
+            float before = state->most[s], most = before, sum = 0.0f;
+            for (int64_t j = 0; j < size; j++) most = scores[j] > most ? scores[j] : most;
+            for (int64_t j = 0; j < size; j++) {
+                scores[j] = exponential(scores[j] - most);
+                sum += scores[j];
+            }
+            float by = most > before ? exponential(before - most) : 1.0f;
+            wide out[MOST / WIDE];
+            for (int64_t i = 0; i < n; i++) out[i] = state->out[s * n + i] * by;
+            for (int64_t j = 0; j < size; j++)
+                for (int64_t i = 0; i < n; i++) out[i] += scores[j] * value[j * n + i];
+            for (int64_t i = 0; i < n; i++) state->out[s * n + i] = out[i];
+            state->sum[s] = state->sum[s] * by + sum;
+            state->most[s] = most;
+        }
+    }
+}
+
+static void see_any(struct softmax *state, const wide *queries, const float *keys,
+                    const float *values, int64_t num_keys, int64_t shared, int64_t dim) {
+    if (dim == 64)
+        see(state, queries, keys, values, num_keys, shared, 64 / WIDE);
+    else if (dim == 128)
+        see(state, queries, keys, values, num_keys, shared, 128 / WIDE);
+    else
+        see(state, queries, keys, values, num_keys, shared, dim / WIDE);
+}
+
+/* Keys and values of one part of a prompt: [kv_heads, length, dim], heads `stride` apart. */
+struct part {
+    const float *keys, *values;
+    int64_t length, key_stride, value_stride;
+};
+
+/* Stores each row's newest key and value behind its own, and attends from it to the prompt's parts
+   and to its own from `first` on. Queries are [rows, heads, dim], keys and values [rows, kv_heads,
+   dim], rows `strides` apart; the block is [rows, kv_heads, slots, dim]; out is [rows, heads, dim]. */
+void attend(const float *queries, const float *new_keys, const float *new_values,
+            int64_t query_stride, int64_t key_stride, int64_t value_stride,
+            const struct part *parts, int64_t num_parts, float *keys, float *values,
+            int64_t slots, int64_t length, int64_t first, float *out, int64_t num_rows,
+            int64_t kv_heads, int64_t shared, int64_t dim, float scaling, int threads) {
+#pragma omp parallel for collapse(2) num_threads(threads) schedule(static)
+    for (int64_t k = 0; k < kv_heads; k++) {
+        for (int64_t r = 0; r < num_rows; r++) {
+            wide scaled[MOST / WIDE];
+            struct softmax state;
+            int64_t size = shared * dim;
+            const float *asked = queries + r * query_stride + k * size;
+            for (int64_t i = 0; i < size; i++) ((float *)scaled)[i] = asked[i] * scaling;
+            for (int64_t s = 0; s < shared; s++) {
+                state.most[s] = -INFINITY;
+                state.sum[s] = 0.0f;
+            }
+            memset(state.out, 0, size * sizeof(float));
+            float *own_keys = keys + (r * kv_heads + k) * slots * dim;
+            float *own_values = values + (r * kv_heads + k) * slots * dim;
+            memcpy(own_keys + length * dim, new_keys + r * key_stride + k * dim,
+                   dim * sizeof(float));
+            memcpy(own_values + length * dim, new_values + r * value_stride + k * dim,
+                   dim * sizeof(float));
+            for (int64_t p = 0; p < num_parts; p++)
+                see_any(&state, scaled, parts[p].keys + k * parts[p].key_stride,
+                        parts[p].values + k * parts[p].value_stride, parts[p].length, shared, dim);
+            see_any(&state, scaled, own_keys + first * dim, own_values + first * dim,
+                    length + 1 - first, shared, dim);
+            float *to = out + r * kv_heads * size + k * size;
+            const float *sums = (const float *)state.out;
+            for (int64_t s = 0; s < shared; s++) {
+                float by = 1.0f / state.sum[s];
+                for (int64_t d = 0; d < dim; d++) to[s * dim + d] = sums[s * dim + d] * by;
+            }
+        }
+    }
+}

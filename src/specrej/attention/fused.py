@@ -1,0 +1,236 @@
+"""What a step does between its matrix products, compiled on the user's machine: `fused.c`.
+
+    fused = compile_fused(folder)          # None where there is no compiler, or it does not serve
+    fused.norm(rows, weight, least)
+    fused.attend(group, layer, query, key, value, scoring)
+
+By torch's operations these parts take a third of a step: each of them reads and writes all rows,
+and wakes threads for less work than the waking takes. Here each is one pass. Float32 on a CPU, by a
+C compiler in a second or two, once: the library stays in the folder. It is compiled for this CPU,
+so its name stands for the CPU, the compiler and the source. Its threads are those of torch's
+OpenMP, whose functions it finds in the process.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from specrej.attention.groups import Group, Scoring
+
+_SOURCE = Path(__file__).with_name("fused.c")
+_FLAGS = (
+    *("-std=gnu11", "-O3", "-march=native", "-fPIC", "-fopenmp"),
+    # Sums in any order, which makes vectors of them. NaN and infinity stay what they are.
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
+)
+_MOST_NUMBERS, _MOST_SHARED, _WIDE = 4096, 64, 16
+"""Of the queries of one key head, and what the size of a head must be a multiple of: as in the
+source."""
+_LOG = logging.getLogger("specrej")
+
+
+class _Part(ctypes.Structure):
+    _fields_ = (
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("length", ctypes.c_int64),
+        ("key_stride", ctypes.c_int64),
+        ("value_stride", ctypes.c_int64),
+    )
+
+
+_P, _I, _F, _N = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+_SIGNATURES = {
+    "add_norm": (_P, _P, _P, _F, _P, _I, _I, _N),
+    "turn": (_P, _P, _I, _I, _I, _I, _N),
+    "gate": (_P, _P, _I, _I, _N),
+    "attend": (*(_P,) * 3, *(_I,) * 3, _P, _I, *(_P,) * 2, *(_I,) * 3, _P, *(_I,) * 4, _F, _N),
+}
+
+
+class Fused:
+    """The compiled functions. Tensors are float32, on the CPU and contiguous, unless it is said.
+
+    Raises:
+        OSError: the library cannot be loaded.
+        AttributeError: a function is missing.
+    """
+
+    def __init__(self, library: Path) -> None:
+        functions = ctypes.CDLL(str(library))
+        for name, types in _SIGNATURES.items():
+            function = getattr(functions, name)
+            function.argtypes, function.restype = types, None
+        self._add_norm, self._turn, self._gate, self._attend = (
+            getattr(functions, name) for name in _SIGNATURES
+        )
+
+    def norm(self, rows: Tensor, weight: Tensor, least: float, added: Tensor | None) -> Tensor:
+        """Rows `[..., dim]`, to which `added` is added in place first, over the hypotenuse of
+        their length and `least`, times the weight `[dim]`.
+        """
+        out, dim = torch.empty_like(rows), rows.shape[-1]
+        more = None if added is None else added.data_ptr()
+        self._add_norm(
+            *(rows.data_ptr(), more, weight.data_ptr(), least, out.data_ptr()),
+            *(rows.numel() // dim, dim, torch.get_num_threads()),
+        )
+        return out
+
+    def turn(self, heads: Tensor, num_turned: int, turns: Tensor) -> None:
+        """Multiply neighbouring pairs of the first heads, `[..., heads, dim]`, by complex numbers
+        `[..., dim / 2]`, in place.
+        """
+        *_, num_heads, dim = heads.shape
+        self._turn(
+            *(heads.data_ptr(), turns.data_ptr(), heads.numel() // (num_heads * dim)),
+            *(num_heads, num_turned, dim, torch.get_num_threads()),
+        )
+
+    def gate(self, gate_up: Tensor) -> Tensor:
+        """`[..., inner]`: silu of the first half of the last dimension times its second half."""
+        inner = gate_up.shape[-1] // 2
+        out = gate_up.new_empty(*gate_up.shape[:-1], inner)
+        rows = out.numel() // inner
+        self._gate(gate_up.data_ptr(), out.data_ptr(), rows, inner, torch.get_num_threads())
+        return out
+
+    def can_attend(self, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> bool:
+        """Whether `attend` serves for these."""
+        shared, dim = query.shape[1] // key.shape[1], query.shape[3]
+        return (
+            query.dtype == torch.float32
+            and query.device.type == "cpu"
+            and scoring.softcap is None
+            and value.shape[3] == dim
+            and dim % _WIDE == 0
+            and shared <= _MOST_SHARED
+            and shared * dim <= _MOST_NUMBERS
+            and query.stride()[1::2] == key.stride()[1::2] == value.stride()[1::2] == (dim, 1)
+        )
+
+    def attend(
+        self,
+        group: Group,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scoring: Scoring,
+    ) -> Tensor:
+        """Store the newest key and value of each row of a group, and attend to all its positions;
+        `[rows, 1, heads, dim]`.
+
+        Args:
+            group: its rows have the same length.
+            layer: whose keys and values.
+            query: `[rows, heads, 1, dim]`; the heads of a row next to each other.
+            key: `[rows, kv_heads, 1, dim]`, as value.
+            value: see key.
+            scoring: without a softcap.
+        """
+        num_prompt, length = len(group.prompt_ids), group.length
+        first = 0
+        if scoring.window is not None:
+            first = max(num_prompt + length + 1 - scoring.window, 0)
+        parts = [
+            _Part(
+                *(keys.data_ptr(), values.data_ptr(), keys.shape[1]),
+                *(keys.stride(0), values.stride(0)),
+            )
+            for keys, values in group.prompt_kv(layer, first)
+        ]
+        keys, values = group.keys[layer], group.values[layer]
+        _, kv_heads, slots, dim = keys.shape
+        rows, heads = query.shape[:2]
+        out = query.new_empty(rows, 1, heads, dim)
+        strides = query.stride(0), key.stride(0), value.stride(0)
+        self._attend(
+            *(query.data_ptr(), key.data_ptr(), value.data_ptr(), *strides),
+            *((_Part * len(parts))(*parts), len(parts)),
+            *(keys.data_ptr(), values.data_ptr(), slots, length, max(first - num_prompt, 0)),
+            *(out.data_ptr(), rows, kv_heads, heads // kv_heads, dim),
+            *(scoring.scaling, torch.get_num_threads()),
+        )
+        return out
+
+
+def compile_fused(folder: Path) -> Fused | None:
+    """The compiled functions, from the folder or put there; None where the environment says
+    `SPECREJ_FUSED=off`, nothing compiles them, or they do not compute what torch does.
+    """
+    compiler = shutil.which(os.environ.get("CC") or "cc")
+    if compiler is None or os.environ.get("SPECREJ_FUSED") == "off":
+        return None
+    try:
+        return _sound(Fused(_library(compiler, folder)))
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        _LOG.info("the parts between matrix products are left to torch: %s", error)
+        return None
+
+
+def _library(compiler: str, folder: Path) -> Path:
+    """From the folder, or compiled into it. Its name ends with a digest of what is in it: whoever
+    loads a library that was cut short is killed.
+    """
+    begins = f"fused-{_key(compiler)}"
+    for found in folder.glob(f"{begins}-*.so"):
+        if found.name == f"{begins}-{_digest(found.read_bytes())}.so":
+            return found
+        found.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as made_in:
+        # In two steps: one that is linked with OpenMP may bring a second one beside torch's.
+        for step in (
+            [*_FLAGS, "-c", str(_SOURCE), "-o", "fused.o"],
+            ["-shared", "fused.o", "-o", "fused.so", "-lm"],
+        ):
+            run = [compiler, *step]
+            subprocess.run(run, cwd=made_in, capture_output=True, check=True, timeout=60)
+        made = Path(made_in, "fused.so")
+        return made.replace(folder / f"{begins}-{_digest(made.read_bytes())}.so")
+
+
+def _key(compiler: str) -> str:
+    """What a library was compiled from, by what and for what."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+    flags = " ".join(_FLAGS).encode()
+    return _digest(b"\n".join([_SOURCE.read_bytes(), version, flags, processor().encode()]))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def processor() -> str:
+    """The model and the instructions of this machine's CPU, as Linux names them; "" elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    kinds = ("model name", "flags", "Features")
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(kinds)))
+
+
+def _sound(fused: Fused) -> Fused | None:
+    """Itself where it computes what torch does on a few rows; a model's check sees the rest."""
+    generator = torch.Generator().manual_seed(0)
+    rows, added, weight = (
+        torch.randn(shape, generator=generator) for shape in ((3, 8), (3, 8), (8,))
+    )
+    expected = functional.rms_norm(rows + added, (8,), weight, eps=0.5)
+    normed = fused.norm(rows.clone(), weight * 8**0.5, 2.0, added)
+    gated = functional.silu(rows[:, :4]) * rows[:, 4:]
+    is_sound = torch.allclose(normed, expected, atol=1e-5) and torch.allclose(
+        fused.gate(rows), gated, atol=1e-5
+    )
+    return fused if is_sound else None

@@ -1,0 +1,208 @@
+"""The compiled parts of a step against torch's own operations."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from specrej.attention.attention import DecodePass
+from specrej.attention.fused import Fused, compile_fused
+from specrej.attention.groups import Group, Scoring
+from specrej.attention.layout import KvLayout
+
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+EXAMPLES = settings(max_examples=40, deadline=None)
+SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 70))
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> Fused:
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+    compiled = compile_fused(tmp_path_factory.mktemp("kernels"))
+    assert compiled is not None
+    return compiled
+
+
+def numbers(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+@given(shape=SHAPES, adds=st.booleans(), scale=st.sampled_from([1e-6, 1.0, 1e6]))
+@EXAMPLES
+def test_norm_is_that_of_torch(
+    fused: Fused, shape: tuple[int, int, int], adds: bool, scale: float
+) -> None:
+    rows, added, weight = numbers(*shape, scale=scale), numbers(*shape, seed=1), numbers(shape[-1])
+    dim, eps = shape[-1], 1e-5
+    expected_rows = rows + added if adds else rows.clone()
+    expected = functional.rms_norm(expected_rows, (dim,), weight, eps)
+    normed = fused.norm(rows, weight * dim**0.5, (dim * eps) ** 0.5, added if adds else None)
+    torch.testing.assert_close(rows, expected_rows, rtol=0, atol=0)
+    torch.testing.assert_close(normed, expected, rtol=1e-5, atol=1e-6)
+
+
+@given(shape=SHAPES, scale=st.sampled_from([1e-3, 1.0, 30.0]))
+@EXAMPLES
+def test_gate_is_that_of_torch(fused: Fused, shape: tuple[int, int, int], scale: float) -> None:
+    *rows, inner = shape
+    both = numbers(*rows, 2 * inner, scale=scale)
+    expected = functional.silu(both[..., :inner]) * both[..., inner:]
+    torch.testing.assert_close(fused.gate(both), expected, rtol=1e-5, atol=1e-9)
+
+
+@given(tokens=st.integers(1, 4), heads=st.integers(2, 5), pairs=st.integers(1, 40))
+@EXAMPLES
+def test_turned_heads_are_complex_products(
+    fused: Fused, tokens: int, heads: int, pairs: int
+) -> None:
+    both = numbers(2, tokens, heads, 2 * pairs)
+    turns = torch.view_as_complex(numbers(2, tokens, 1, pairs, 2))
+    expected = torch.view_as_complex(both.view(2, tokens, heads, pairs, 2)) * turns
+    expected = torch.view_as_real(expected).flatten(-2)
+    expected[:, :, -1] = both[:, :, -1]
+    fused.turn(both, heads - 1, turns)
+    torch.testing.assert_close(both, expected, rtol=1e-5, atol=1e-6)
+
+
+def make_group(parts: list[int], rows: int, heads: int, dim: int, length: int) -> Group:
+    """A group with numbers in it, its prompt in parts of these lengths."""
+    total = sum(parts)
+    group = Group(list(range(total)), 0, KvLayout(0, 0, 8), length + 3)
+    group.prompt_keys, group.prompt_values = (
+        [numbers(heads, total, dim)],
+        [numbers(heads, total, dim, seed=1)],
+    )
+    for stop in torch.tensor(parts).cumsum(0).tolist()[:-1]:
+        group.divide(stop)
+    group.indices, group.length = list(range(rows)), length
+    group.keys, group.values = (
+        [numbers(rows + 1, heads, length + 3, dim, seed=seed)] for seed in (2, 3)
+    )
+    return group
+
+
+@given(
+    parts=st.lists(st.integers(1, 150), min_size=1, max_size=3),
+    rows=st.integers(1, 4),
+    heads=st.integers(1, 3),
+    shared=st.integers(1, 4),
+    dim=st.sampled_from([16, 48, 64, 80, 128, 256]),
+    length=st.integers(0, 140),
+    window=st.one_of(st.none(), st.integers(1, 300)),
+)
+@EXAMPLES
+def test_attention_is_that_of_torch(
+    fused: Fused,
+    parts: list[int],
+    rows: int,
+    heads: int,
+    shared: int,
+    dim: int,
+    length: int,
+    window: int | None,
+) -> None:
+    scoring = Scoring(dim**-0.5, window, None)
+    groups = [make_group(parts, rows, heads, dim, length) for _ in range(2)]
+    # Heads of one row stand next to each other, as the layers give them.
+    asked = numbers(rows, 1, heads * (shared + 2), dim, seed=4).transpose(1, 2)
+    query, key, value = torch.split(asked, [heads * shared, heads, heads], 1)
+    expected = DecodePass([groups[0]]).attend(0, query, key, value, scoring)
+    assert fused.can_attend(query, key, value, scoring)
+    seen = DecodePass([groups[1]], fused=fused).attend(0, query, key, value, scoring)
+    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-5)
+    blocks = (group.keys + group.values for group in groups)
+    for one, other in zip(*blocks, strict=True):
+        torch.testing.assert_close(one[:rows], other[:rows], rtol=0, atol=0)
+
+
+def test_a_row_has_the_same_numbers_alone_as_beside_others(fused: Fused) -> None:
+    scoring = Scoring(0.125, None, None)
+    asked = numbers(300, 1, 5, 64).transpose(1, 2)
+    query, key, value = torch.split(asked, [3, 1, 1], 1)
+    many = make_group([70], 300, 1, 64, 40)
+    seen = fused.attend(many, 0, query, key, value, scoring)
+    alone = make_group([70], 1, 1, 64, 40)
+    alone.keys, alone.values = [many.keys[0][7:8].clone()], [many.values[0][7:8].clone()]
+    again = fused.attend(alone, 0, query[7:8], key[7:8], value[7:8], scoring)
+    assert torch.equal(again, seen[7:8])
+    rows, weight = numbers(2000, 576), numbers(576)
+    normed = fused.norm(rows.clone(), weight, 0.1, None)
+    assert torch.equal(fused.norm(rows[9:10].clone(), weight, 0.1, None), normed[9:10])
+    assert torch.equal(fused.gate(rows[9:10].clone()), fused.gate(rows)[9:10])
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_stays_so_and_in_its_row(fused: Fused, broken: float) -> None:
+    rows = numbers(3, 32)
+    rows[1, 5] = broken
+    normed = fused.norm(rows.clone(), numbers(32), 0.1, None)
+    gated = fused.gate(torch.cat((rows, numbers(3, 32).clamp(min=0.1)), -1))
+    query, key, value = torch.split(numbers(3, 3, 1, 32), 1, 1)
+    query[1, 0, 0, 5] = broken
+    group = make_group([4], 3, 1, 32, 2)
+    seen = fused.attend(group, 0, query, key, value, Scoring(1.0, None, None))
+    for out in (normed, gated, seen.flatten(1)):
+        assert out.isfinite().all(-1).tolist() == [True, False, True]
+
+
+def test_what_it_cannot_do_is_left_to_torch(fused: Fused) -> None:
+    query, key, value = torch.split(numbers(2, 5, 1, 64), [3, 1, 1], 1)
+    plain = Scoring(1.0, None, None)
+    assert fused.can_attend(query, key, value, plain)
+    assert not fused.can_attend(query, key, value, Scoring(1.0, None, 30.0))
+    assert not fused.can_attend(query.double(), key.double(), value.double(), plain)
+    assert not fused.can_attend(query[..., :63], key[..., :63], value[..., :63], plain)
+    query, key, value = torch.split(numbers(2, 67, 1, 64), [65, 1, 1], 1)
+    assert not fused.can_attend(query, key, value, plain)
+
+
+def _fail(**_: object) -> None:
+    pytest.fail("compiled again")
+
+
+@needs_compiler
+def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compile_fused(tmp_path / "new") is not None
+    (library,) = (tmp_path / "new").iterdir()
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", _fail)
+    assert compile_fused(tmp_path / "new") is not None
+    assert [*(tmp_path / "new").iterdir()] == [library]
+
+
+@needs_compiler
+def test_none_where_nothing_compiles_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert compile_fused(tmp_path) is None
+    monkeypatch.setenv("CC", shutil.which("false") or "false")
+    assert compile_fused(tmp_path) is None
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("SPECREJ_FUSED", "off")
+    assert compile_fused(tmp_path) is None
+    assert not [*tmp_path.iterdir()]
+    monkeypatch.delenv("SPECREJ_FUSED")
+    (tmp_path / "file").write_text("")
+    assert compile_fused(tmp_path / "file") is None
+
+
+@needs_compiler
+def test_a_damaged_library_is_compiled_again(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from specrej.attention.fused import compile_fused;"
+        "print(compile_fused(Path(sys.argv[1])) is not None)"
+    )
+    # In processes of their own: what is loaded stays, and a library cut short kills who loads it.
+    run = [sys.executable, "-c", script, str(tmp_path)]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "True\n"
+    (library,) = tmp_path.iterdir()
+    library.write_bytes(library.read_bytes()[:1000])
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "True\n"
+    assert len(list(tmp_path.iterdir())) == 1
