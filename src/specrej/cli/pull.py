@@ -49,8 +49,8 @@ def check(
     json: Json = False,
 ) -> None:
     """Compare the torch engine's logits with transformers' own once more. Opening a model does so
-    once for each kernel and version, and remembers it. Also names the engine that should be the
-    fastest here.
+    once for each kernel and version, and remembers it. Also names the engine that auto takes here,
+    if it is another.
     """
     with exit_codes(), stdout_for_results():
         from specrej.cli import display
@@ -69,6 +69,6 @@ def check(
     )
     if fastest != "torch":
         typer.echo(
-            f"{fastest} should be faster than torch on this machine: --engine auto takes it where "
-            "it can; the same seed then gives other tokens"
+            f"{fastest} is what --engine auto takes here, often faster than torch; the same seed "
+            "gives other tokens there"
         )
