@@ -219,6 +219,7 @@ _REASONS: dict[str | None, FinishReason | None] = {None: None, "stop": "eos", "l
 
 def _sampling_params(sampling: SamplingParams, seed: int) -> Any:
     from vllm import SamplingParams as Params
+    from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import RequestOutputKind
 
     try:
@@ -240,7 +241,7 @@ def _sampling_params(sampling: SamplingParams, seed: int) -> Any:
             structured_outputs=_structured(sampling.constraint),
             output_kind=RequestOutputKind.DELTA,
         )
-    except ValueError as error:  # it takes no temperature above 2
+    except (ValueError, VLLMValidationError) as error:  # it takes no temperature above 2
         raise SamplingError(
             first_line(error), hint="vLLM takes no more; the torch engine does"
         ) from error
