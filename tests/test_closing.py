@@ -411,10 +411,10 @@ def test_a_command_closes_what_it_opened(monkeypatch: pytest.MonkeyPatch, *, fai
     monkeypatch.setattr("specrej.engines.opening.open_engine", open_engine)
     given = {**vars(Opening()), "model": "m", "reward": "r"}
     if fails:
-        with pytest.raises(ModelError), options.open_given(given):
+        with pytest.raises(ModelError), options.open_given(given, []):
             pass
     else:
-        with options.open_given(given) as opened:
+        with options.open_given(given, []) as opened:
             assert opened == (engine, reward)
             assert not engine.is_shut
             assert not reward.is_closed

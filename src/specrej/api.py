@@ -98,7 +98,7 @@ def generate(
     """
     opening, asked = read_options(options, settings)
     asked.check(prompt)  # a model takes long to open only to hear that the prompt is empty
-    engine, reward = opening.open()
+    engine, reward = opening.open([asked])
     try:
         return run_observed(engine, reward, prompt, asked, observe)
     finally:
@@ -137,7 +137,7 @@ def generate_batch(
     check_prompts(prompts)
     opening, asked = read_options(options, settings)
     check_sharing(total_memory, in_flight)
-    engine, reward = opening.open()
+    engine, reward = opening.open([asked])
     policy_note(engine, reward, asked)
     pool = open_pool(engine, asked, total_memory)
     requests = (RunRequest(prompt, asked) for prompt in prompts)
@@ -165,7 +165,7 @@ def compare(
     check_compared(options)
     opening, asked = read_options(options, settings)
     asked.check(prompt)
-    engine, reward = opening.open()
+    engine, reward = opening.open([asked])
     try:
         return run_three(engine, reward, prompt, asked, observe)
     finally:

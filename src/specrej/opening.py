@@ -5,7 +5,7 @@ opening = Opening(model="smollm2", reward="relevance", weights="fp32")
 engine, reward = opening.open()
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -16,6 +16,8 @@ from specrej.errors import UsageError
 from specrej.options import option, options_of
 from specrej.rewards import as_reward
 from specrej.rewards.base import Reward
+from specrej.search.resolving import needed_sampling
+from specrej.settings import Settings
 
 Model = str | Path | Engine
 RewardSpec = str | Path | Reward | Callable[[str, list[str]], Sequence[float]]
@@ -100,8 +102,11 @@ class Opening:
         metavar="text|allow",
     )
 
-    def open(self) -> tuple[Engine, Reward]:
+    def open(self, runs: Iterable[Settings] = ()) -> tuple[Engine, Reward]:
         """The engine and the reward; the reward first, which is the cheaper one to be wrong about.
+
+        Args:
+            runs: settings that are known already: "auto" takes an engine that can run them all.
 
         Raises:
             UnknownNameError: nothing has this name.
@@ -112,7 +117,7 @@ class Opening:
         """
         reward = self.open_reward()
         try:
-            return self.open_engine(), reward
+            return self.open_engine(runs), reward
         except BaseException:
             self._close_reward(reward)
             raise
@@ -132,8 +137,8 @@ class Opening:
     def open_reward(self) -> Reward:
         return as_reward(self.reward, self.reward_memory)
 
-    def open_engine(self) -> Engine:
-        """The engine; one that is open is returned as it is."""
+    def open_engine(self, runs: Iterable[Settings] = ()) -> Engine:
+        """The engine; one that is open is returned as it is. `runs` as for `open`."""
         if not isinstance(self.engine, str):
             return self._handed_in("engine", self.engine)
         if not isinstance(self.model, str | Path):
@@ -145,6 +150,7 @@ class Opening:
             weights=self.weights,
             device=self.device,
             special_tokens=self.special_tokens,
+            must_draw=map(needed_sampling, runs),
         )
 
     def _handed_in(self, role: str, given: Engine) -> Engine:

@@ -80,7 +80,7 @@ class Session:
         self._batches = set[Generator[tuple[int, Outcome], None, None]]()
         """Those of `iter_batch` that have begun and wait to be asked for their next outcome."""
         self._totals: dict[tuple[int | None, int], Total] = {}
-        self.engine, self.reward = self._opening.open()
+        self.engine, self.reward = self._opening.open([self.settings])
         self._is_open = True
 
     def __enter__(self) -> Self:

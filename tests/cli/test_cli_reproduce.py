@@ -354,7 +354,7 @@ def test_a_row_runs_on_the_default_models(
     name: str,
 ) -> None:
     """Few and short answers, by the generator that all rows share; each opens its own reward."""
-    monkeypatch.setattr(Opening, "open_engine", lambda opening: default_engine)
+    monkeypatch.setattr(Opening, "open_engine", lambda *_: default_engine)
     monkeypatch.setattr(default_engine, "shutdown", lambda: None)
     options = ["--model", "smollm2", "--methods", "best_of_n:2,speculative_rejection:0.5:6"]
     options += ["--decide", "every:3", "--max-new-tokens", "6"]

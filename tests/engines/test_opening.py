@@ -13,7 +13,9 @@ from fakes import FakeEngine
 from specrej.engines import opening
 from specrej.engines.opening import EngineOptions
 from specrej.errors import ModelError, UnknownNameError, UsageError
-from tiny import make_model, make_tokenizer
+from specrej.opening import Opening
+from specrej.settings import Settings
+from tiny import make_model, make_tokenizer, save_model
 
 
 def test_an_engine_is_returned_as_it_is() -> None:
@@ -93,10 +95,11 @@ def test_auto_takes_the_fastest_of_what_is_there(
     monkeypatch: pytest.MonkeyPatch,
     installed: set[str],
     has_gpu: bool,
-    asked: dict[str, str],
+    asked: dict[str, Any],
     chosen: str,
 ) -> None:
     monkeypatch.setattr(opening, "_is_installed", lambda module: module in installed)
+    monkeypatch.setattr(opening, "require", lambda *_: {})
     monkeypatch.setattr(opening, "_has_gpu", lambda: has_gpu)
     assert opening.fastest_engine(EngineOptions(arguments={}, **asked)) == chosen
 
@@ -110,7 +113,83 @@ def test_auto_takes_torch_for_a_model_that_the_fastest_cannot_open(
     make_tokenizer().save_pretrained(tmp_path)
     engine = specrej.open_engine(tmp_path, engine="auto")
     assert engine.describe()["engine"] == "torch"
-    assert "the engine 'openvino' cannot open" in caplog.text
+    [told] = caplog.messages
+    assert told.startswith(f"the engine 'torch' is taken for {tmp_path}, not 'openvino': ")
+
+
+def test_auto_passes_over_a_version_that_is_not_supported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(opening, "_has_gpu", lambda: False)
+    monkeypatch.setattr(opening, "_is_installed", lambda _: True)
+    versions(monkeypatch, {"gguf": "0.19.0", "openvino-genai": "2025.1.0"})
+    assert opening.fastest_engine(EngineOptions(arguments={})) == "torch"
+    [told] = caplog.messages
+    assert "openvino-genai 2025.1.0 is installed; specrej works with" in told
+
+
+@pytest.fixture(scope="module")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+REFUSED: list[dict[str, Any]] = [
+    {"frequency_penalty": 0.5},
+    {"presence_penalty": -0.5},
+    {"logit_bias": {"5": 2.0}},
+    {"top_logprobs": 2},
+    {"regex": "[a-z]+"},
+    {"json_schema": {"type": "object"}},
+    {"algorithm": "self_certainty"},  # reads top_logprobs
+]
+"""Settings of which OpenVINO refuses each."""
+
+
+@pytest.mark.parametrize("refused", REFUSED, ids=lambda given: next(iter(given)))
+def test_auto_takes_torch_for_a_run_that_the_fastest_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tiny_llama: str,
+    refused: dict[str, Any],
+) -> None:
+    pytest.importorskip("openvino_genai")
+    monkeypatch.setattr(opening, "_has_gpu", lambda: False)
+    monkeypatch.setattr("specrej.engines.openvino.find_model", None)  # nothing is opened there
+    result = specrej.generate(
+        "Why?",
+        model=tiny_llama,
+        engine="auto",
+        reward="logprob",
+        n=2,
+        max_new_tokens=4,
+        min_tokens=2,
+        **refused,
+    )
+    assert result.settings["engine"] == "torch"
+    [told] = caplog.messages
+    name = "top_logprobs" if "algorithm" in refused else next(iter(refused))
+    assert told.startswith(
+        f"the engine 'torch' is taken for {tiny_llama}, not 'openvino': {name} cannot be honoured"
+    )
+
+
+def test_one_run_of_many_decides_for_auto_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tiny_llama: str
+) -> None:
+    """A row that an engine refuses fails by itself, where that engine is the one asked for."""
+    pytest.importorskip("openvino_genai")
+    monkeypatch.setattr(opening, "_has_gpu", lambda: False)
+    plain, refused = Settings(), Settings(**REFUSED[0])
+    for engine, runs, opened in (
+        ("auto", [plain, plain], "openvino"),
+        ("auto", [plain, refused], "torch"),
+        ("openvino", [plain, refused], "openvino"),
+    ):
+        caplog.clear()
+        engine_of_it = Opening(model=tiny_llama, engine=engine).open_engine(runs)
+        assert engine_of_it.describe()["engine"] == opened
+        assert bool(caplog.messages) == (opened == "torch")
+        engine_of_it.shutdown()
 
 
 def test_auto_says_that_nobody_has_a_model(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import pytest
 from in_process import generator
 
 import specrej
+from specrej.engines.opening import EngineOptions
+from specrej.engines.vllm import open_as_asked
 from specrej.errors import SamplingError
 from specrej.testing import EngineSuite, Subject
 from specrej.testing.subject import in_pages
-from specrej.types import Candidate
+from specrej.types import Candidate, SamplingParams
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
@@ -35,6 +37,12 @@ SCHEMA = {
     "required": ["name", "is_red"],
     "additionalProperties": False,
 }
+
+
+def test_what_vllm_cannot_draw_is_said_before_it_opens_a_model() -> None:
+    options = EngineOptions(arguments={}, must_draw=[SamplingParams(temperature=3.0)])
+    with pytest.raises(SamplingError, match="temperature"):
+        open_as_asked("no-such-model", options)
 
 
 def test_candidates_obey_in_vllm() -> None:

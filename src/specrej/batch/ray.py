@@ -157,7 +157,7 @@ class Worker:
     def _open(self, setup: ActorSetup) -> None:
         from specrej.batch.job import local_rows
 
-        engine, reward = setup.opening.open()
+        engine, reward = setup.opening.open([setup.settings])
         weakref.finalize(
             self, setup.opening.close, engine, reward
         )  # of an actor that ends by itself; nobody tells it

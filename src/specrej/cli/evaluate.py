@@ -115,7 +115,7 @@ def bench(
         with (
             stdout_for_results(),
             RowProgress(total=total, unit="rows", num_done=num_before) as progress,
-            open_given(given) as (engine, reward),
+            open_given(given, [method.settings for method in chosen]) as (engine, reward),
         ):
             for method in chosen:
                 note_policy(engine, reward, method.settings)
@@ -159,7 +159,7 @@ def trace(
         with (
             stdout_for_results(),
             RowProgress(total=len(loaded.tasks), unit="prompts") as progress,
-            open_given(given) as (engine, reward),
+            open_given(given, [settings]) as (engine, reward),
         ):
             progress.begin()
             run = record(

@@ -11,7 +11,7 @@ import inspect
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_origin
@@ -227,10 +227,12 @@ def opening_of(given: dict[str, Any]) -> Opening:
 
 
 @contextlib.contextmanager
-def open_given(given: dict[str, Any]) -> Iterator[tuple[Engine, Reward]]:
-    """The engine and the reward that the options name, until the command needs them no more."""
+def open_given(given: dict[str, Any], runs: Iterable[Settings]) -> Iterator[tuple[Engine, Reward]]:
+    """The engine and the reward that the options name, for runs with these settings, until the
+    command needs them no more.
+    """
     opening = opening_of(given)
-    engine, reward = opening.open()
+    engine, reward = opening.open(runs)
     try:
         yield engine, reward
     finally:

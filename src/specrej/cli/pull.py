@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from specrej.cli.options import Json, exit_codes, stdout_for_results
-from specrej.engines.opening import installed_versions
+from specrej.engines.opening import EngineOptions, fastest_engine, installed_versions
 from specrej.hub import defaults
 
 models_app = typer.Typer(help="List the default models, pull them into the cache, or check one.")
@@ -49,7 +49,8 @@ def check(
     json: Json = False,
 ) -> None:
     """Compare the torch engine's logits with transformers' own once more. Opening a model does so
-    once for each kernel and version, and remembers it.
+    once for each kernel and version, and remembers it. Also names the engine that auto takes here,
+    if it is another.
     """
     with exit_codes(), stdout_for_results():
         from specrej.cli import display
@@ -57,10 +58,17 @@ def check(
 
         difference = check_model(model, weights=weights)
         versions = installed_versions()
+        fastest = fastest_engine(EngineOptions(arguments={}))
     if json:
-        display.print_json({"model": model, "difference": difference, "versions": versions})
+        found = {"model": model, "difference": difference, "fastest_engine": fastest}
+        display.print_json({**found, "versions": versions})
         return
     typer.echo(
         f"{model}: the logits differ by {difference:.1e} of the largest from those of transformers "
         f"{versions['transformers']} on torch {versions['torch']}"
     )
+    if fastest != "torch":
+        typer.echo(
+            f"{fastest} is what --engine auto takes here, often faster than torch; the same seed "
+            "gives other tokens there"
+        )

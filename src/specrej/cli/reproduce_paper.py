@@ -119,7 +119,7 @@ def _record(plan: "Plan", loaded: "Loaded", options: dict[str, Any], *, resume: 
     with (
         stdout_for_results(),
         RowProgress(total=len(loaded.tasks), unit="traces") as progress,
-        open_given(options) as (engine, reward),
+        open_given(options, [settings]) as (engine, reward),
     ):
         progress.begin()
         run = record(

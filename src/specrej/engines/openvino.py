@@ -23,6 +23,7 @@ from specrej.engines.openvino_requests import (
     MOST_PAGE_TOKENS,
     Cache,
     OpenVinoBackend,
+    check_drawing,
     last_line,
     measure,
 )
@@ -63,9 +64,12 @@ def open_as_asked(model: str | Path, options: EngineOptions) -> PagedEngine:
         UsageError: OpenVINO GenAI is not installed, in another version, or takes no such argument.
         UnknownNameError: nothing has this name.
         ModelError: OpenVINO cannot open the model.
+        SamplingError: it cannot draw tokens as it must.
     """
     options.refuse("openvino", "weights", "device")
     versions = _versions()
+    for sampling in options.must_draw:
+        check_drawing(sampling)
     asked = OpenVINOOptions.of(options.arguments)
     source = find_model(model)
     codec, config = source.codec(options.special_tokens), source.config()

@@ -43,9 +43,6 @@ _REQUEST_SEED_BITS = 32
 _NEARLY_ALL = 1 - 2**-24
 """The largest top_p that OpenVINO sorts for. What it leaves out has a probability of 1e-7 at
 most."""
-
-"""Ways of drawing that are refused. OpenVINO has the two penalties, but it counts the tokens of one
-request, which are those of a page here."""
 _NEARLY_NONE = 1e-6
 """A top_p that keeps the likeliest token alone."""
 
@@ -165,12 +162,7 @@ class OpenVinoBackend:
         return self._versions
 
     def check_sampling(self, sampling: SamplingParams) -> None:
-        refuse_ways("openvino", sampling, EXTRA_WAYS)
-        refuse_constraint(
-            sampling,
-            self.name,
-            "a candidate is a chain of requests, and OpenVINO begins a constraint anew with each",
-        )
+        check_drawing(sampling)
 
     def submit(
         self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int
@@ -294,6 +286,21 @@ class OpenVinoBackend:
             self._advance()
         share: float = self._pipeline.get_metrics().cache_usage / 100
         return round(share * self._cache.num_pages) - self._has_filler
+
+
+def check_drawing(sampling: SamplingParams) -> None:
+    """See that OpenVINO can draw tokens in this way. It has the two penalties, but it counts the
+    tokens of one request, which are those of a page here.
+
+    Raises:
+        SamplingError: it cannot; says why.
+    """
+    refuse_ways(OpenVinoBackend.name, sampling, EXTRA_WAYS)
+    refuse_constraint(
+        sampling,
+        OpenVinoBackend.name,
+        "a candidate is a chain of requests, and OpenVINO begins a constraint anew with each",
+    )
 
 
 def _tensor(ids: Sequence[int]) -> Any:

@@ -60,9 +60,12 @@ def open_as_asked(model: str | Path, options: EngineOptions) -> PagedEngine:
     Raises:
         UsageError: vLLM is not installed, in another version, or takes no such argument.
         ModelError: vLLM cannot open the model.
+        SamplingError: it cannot draw tokens as it must.
     """
     options.refuse("vllm", "weights", "device")
     versions = import_vllm()
+    for sampling in options.must_draw:
+        _sampling_params(sampling, seed=0)
     source = locate_model(model)
     backend = VllmBackend(source, options.arguments, str(model), versions)
     config = backend.config
@@ -160,12 +163,7 @@ class VllmBackend:
     def submit(
         self, key: int, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int
     ) -> None:
-        try:
-            params = _sampling_params(sampling, seed)
-        except ValueError as error:  # it takes no temperature above 2
-            raise SamplingError(
-                first_line(error), hint="vLLM takes no more; the torch engine does"
-            ) from error
+        params = _sampling_params(sampling, seed)
         self._is_new.add(key)
         if sampling.top_logprobs:
             self._num_top[key] = sampling.top_logprobs
@@ -221,26 +219,32 @@ _REASONS: dict[str | None, FinishReason | None] = {None: None, "stop": "eos", "l
 
 def _sampling_params(sampling: SamplingParams, seed: int) -> Any:
     from vllm import SamplingParams as Params
+    from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import RequestOutputKind
 
-    return Params(
-        n=1,
-        seed=seed,
-        max_tokens=sampling.max_new_tokens,
-        temperature=sampling.divisor,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-        repetition_penalty=sampling.repetition_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        presence_penalty=sampling.presence_penalty,
-        logit_bias=dict(sampling.logit_bias) or None,
-        ignore_eos=sampling.ignore_eos,
-        logprobs=sampling.top_logprobs,
-        detokenize=False,
-        structured_outputs=_structured(sampling.constraint),
-        output_kind=RequestOutputKind.DELTA,
-    )
+    try:
+        return Params(
+            n=1,
+            seed=seed,
+            max_tokens=sampling.max_new_tokens,
+            temperature=sampling.divisor,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            presence_penalty=sampling.presence_penalty,
+            logit_bias=dict(sampling.logit_bias) or None,
+            ignore_eos=sampling.ignore_eos,
+            logprobs=sampling.top_logprobs,
+            detokenize=False,
+            structured_outputs=_structured(sampling.constraint),
+            output_kind=RequestOutputKind.DELTA,
+        )
+    except (ValueError, VLLMValidationError) as error:  # it takes no temperature above 2
+        raise SamplingError(
+            first_line(error), hint="vLLM takes no more; the torch engine does"
+        ) from error
 
 
 def _likeliest(given: Mapping[int, Any], k: int) -> TopLogprobs:

@@ -5,6 +5,7 @@ algorithm_of(Settings(algorithm="best_of_n"))
 policy_of(Settings(alpha=0.5, decide="every:32"))    # from a command line's words
 policy_of(Settings(policy="policy.json"))            # from `specrej calibrate`
 sampling_of(Settings(algorithm="deepconf"), engine)  # with the log-probabilities that it reads
+needed_sampling(Settings(algorithm="deepconf"))      # the same before there is an engine
 """
 
 import inspect
@@ -84,11 +85,10 @@ def sampling_of(settings: Settings, engine: Engine) -> SamplingParams:
     Raises:
         SamplingError: the engine cannot draw them so; names the algorithm where it is for its sake.
     """
-    engine.check_sampling(sampling := settings.sampling)
-    num_read = getattr(algorithm_of(settings), "top_logprobs", 0)
-    if num_read <= sampling.top_logprobs:
+    engine.check_sampling(settings.sampling)
+    sampling = needed_sampling(settings)
+    if sampling == settings.sampling:
         return sampling
-    sampling = replace(sampling, top_logprobs=num_read)
     try:
         engine.check_sampling(sampling)
     except SamplingError as error:
@@ -97,6 +97,13 @@ def sampling_of(settings: Settings, engine: Engine) -> SamplingParams:
             f"the algorithm {name!r} reads top_logprobs: {error}", hint=error.hint
         ) from error
     return sampling
+
+
+def needed_sampling(settings: Settings) -> SamplingParams:
+    """How tokens are to be drawn, with as many of the likeliest as the algorithm reads."""
+    sampling = settings.sampling
+    num_read = getattr(algorithm_of(settings), "top_logprobs", 0)
+    return replace(sampling, top_logprobs=max(num_read, sampling.top_logprobs))
 
 
 def policy_of(settings: Settings) -> Policy:

@@ -207,7 +207,9 @@ def test_another_kernel_is_checked(tmp_path: Path, checks: list[str]) -> None:
     assert len(checks) == 2
 
 
-def test_a_check_that_is_asked_for(tmp_path: Path, cache: Path, checks: list[str]) -> None:
+def test_a_check_that_is_asked_for(
+    tmp_path: Path, cache: Path, checks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory = save_model(tmp_path / "model")
     load_engine(directory, device="cpu")
     (record,) = records(cache)
@@ -217,6 +219,11 @@ def test_a_check_that_is_asked_for(tmp_path: Path, cache: Path, checks: list[str
     assert done.exit_code == 0
     assert "the logits differ by" in done.stdout
     assert len(checks) == 3
+    monkeypatch.setattr("specrej.cli.pull.fastest_engine", lambda _: "vllm")
+    command = ["models", "check", directory, "--weights", "fp32"]
+    assert "vllm is what --engine auto takes here" in CliRunner().invoke(app, command).stdout
+    told = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert told["fastest_engine"] == "vllm"
     assert len(records(cache)) == 2
     assert CliRunner().invoke(app, ["models", "check", "--weights", "int3"]).exit_code == 2
 
