@@ -168,7 +168,9 @@ def batch(
         job = _describe(requests, settings, keep, given, budget_tokens)
         opening = given, settings, total_memory, in_flight
         open_rows = (
-            partial(_open_ray, *opening, cluster) if cluster else partial(_open_local, *opening)
+            partial(_open_ray, *opening, cluster)
+            if cluster
+            else partial(_open_local, *opening, budget_tokens)
         )
         with (
             stdout_for_results(),
@@ -273,12 +275,19 @@ def _open(output: Path, job: "JobInfo", *, resume: bool) -> AbstractContextManag
 
 @contextmanager
 def _open_local(
-    given: dict[str, Any], settings: Settings, total_memory: str | None, in_flight: int
+    given: dict[str, Any],
+    settings: Settings,
+    total_memory: str | None,
+    in_flight: int,
+    budget_tokens: int | None,
 ) -> Iterator[tuple["RowsOf", "Pool"]]:
     """What runs requests on an engine of this process, and the memory that they share."""
     from specrej.batch.job import local_rows
+    from specrej.rewards.base import check_absolute
 
     with open_given(given) as (engine, reward):
+        if budget_tokens is not None:
+            check_absolute(reward, "a budget of tokens, which goes to the prompts that gain most,")
         note_policy(engine, reward, settings)
         pool = api.open_pool(engine, settings, total_memory)
         yield local_rows(engine, reward, pool, in_flight), pool

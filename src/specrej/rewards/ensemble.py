@@ -19,7 +19,14 @@ from typing import Any
 
 from specrej.errors import UnknownNameError, UsageError
 from specrej.rewards import as_reward
-from specrej.rewards.base import Reward, RewardSession, Scores, open_session
+from specrej.rewards.base import (
+    Reward,
+    RewardSession,
+    Scores,
+    check_absolute,
+    is_relative,
+    open_session,
+)
 from specrej.rewards.combining import Scale, combiner
 from specrej.rewards.ensemble_spec import FORM, EnsembleSpec, read_spec, written
 from specrej.rewards.scores import checked_scores, failing_as
@@ -47,6 +54,7 @@ class EnsembleReward:
         name: a spec that gives the ensemble again, where the names of its members do.
         flops_per_token: that of the members, where all that read tokens have the same: `num_tokens`
             is the sum over members, so it is None where they differ or one does not say.
+        is_relative: whether a member is.
         members: in the order given.
         judges: the members, and behind them the filter if there is one.
     """
@@ -84,7 +92,7 @@ class EnsembleReward:
 
         Raises:
             UnknownNameError: a name that nobody knows.
-            UsageError: no members, or a number outside its range.
+            UsageError: no members, a number outside its range, or a filter that is relative.
         """
         self.weights = list(weights) if weights is not None else [1.0] * len(members)
         self.scale, self.filter_when = scale, filter_when
@@ -96,6 +104,8 @@ class EnsembleReward:
         try:
             self.members = [self._open(member) for member in members]
             self.filter: Reward | None = None if filter is None else self._open(filter)
+            if self.filter is not None:
+                check_absolute(self.filter, "the filter of an ensemble")
         except BaseException:
             self.close()
             raise
@@ -111,6 +121,7 @@ class EnsembleReward:
         }
         self.name = self._spec(options)
         self.flops_per_token = _flops_per_token(self.judges)
+        self.is_relative = any(map(is_relative, self.members))
 
     def _spec(self, options: Mapping[str, Any]) -> str:
         """What gives this ensemble again; what is as usual is left out."""
@@ -246,6 +257,7 @@ class EnsembleSession:
     Attributes:
         sessions: of the reward's judges, in their order.
         num_tokens: tokens that all of them have read.
+        num_comparisons: of those that compare.
         reuse: the least that those keep which read tokens.
         peak_kv_bytes: sum of the most that each held.
         member_scores: each member's latest score by the candidate's index, before weights, scale
@@ -263,7 +275,7 @@ class EnsembleSession:
                 self.sessions.append(session)
             self._scales = [Scale() for _ in reward.members]
             self.member_scores: dict[int, tuple[float, ...]] = {}
-            self.num_tokens = self.peak_kv_bytes = 0
+            self.num_tokens = self.num_comparisons = self.peak_kv_bytes = 0
             self.reuse: Reuse = "none"
             self._count()
             self._closing = opening.pop_all()
@@ -327,6 +339,7 @@ class EnsembleSession:
 
     def _count(self) -> None:
         self.num_tokens = sum(session.num_tokens for session in self.sessions)
+        self.num_comparisons = sum(getattr(one, "num_comparisons", 0) for one in self.sessions)
         self.peak_kv_bytes = sum(session.peak_kv_bytes for session in self.sessions)
         kept: list[Reuse] = [session.reuse for session in self.sessions if session.num_tokens]
         self.reuse = min(kept, key=_REUSES.index, default="none")

@@ -141,6 +141,8 @@ def _own_part(
     }
     if result.note is not None:
         part["note"] = result.note
+    if result.is_relative:
+        part["is_relative"] = True
     if "rewards" in returned:
         part["candidate_rewards"] = [candidate.reward for candidate in result.candidates]
     if "decisions" in returned:
