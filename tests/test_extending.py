@@ -75,6 +75,7 @@ def test_each_example_is_short() -> None:
             "my_rewards",
             "my_overlap",
             "test_my_overlap",
+            "my_ranker",
             "my_policies",
             "my_algorithms",
             "my_engine",

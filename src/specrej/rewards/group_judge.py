@@ -9,7 +9,8 @@ answers of a decision, labelled by numbers, and returns their order.
 One request a decision, at temperature 0, which must fit in the judge's context. An answer's score
 is the share of the others that stand below it. Equal answers are shown once and share a place. The
 order in which they are shown depends on their texts alone; a judge that prefers what stands first
-prefers no candidate by its index. The same answers are not asked about again.
+prefers no candidate by its index. Answers that were all ranked together last are not asked about
+again.
 
 What is shown stands between marks, as `judge` has them. The reply must be the JSON object asked
 for, with each label once; another one is asked for once more, then it is a RewardError that names
@@ -17,6 +18,7 @@ the candidates. Such scores are relative: see `specrej.rewards.base.RelativeRewa
 """
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Unpack
 
 from specrej.messages import as_texts
@@ -128,19 +130,19 @@ class RankingSession(RemoteSession):
     ) -> tuple[list[float], int]:
         given = [(one.text, one.finish_reason is not None) for one in candidates]
         num_tokens = 0
-        if set(given) != set(self._ranked):
-            self._ranked, num_tokens = await self._asked(remote, messages, sorted(set(given)))
+        if not set(given) <= set(self._ranked):
+            self._ranked, num_tokens = await self._asked(remote, messages, set(given))
         places = [self._ranked.index(one) for one in given]
         return [_share_below(place, places) for place in places], num_tokens
 
     async def _asked(
-        self, remote: Remote, messages: Sequence[Message], answers: Sequence[Shown]
+        self, remote: Remote, messages: Sequence[Message], distinct: AbstractSet[Shown]
     ) -> tuple[list[Shown], int]:
         """The answers as the judge ranks them, and the tokens of its replies."""
-        if len(answers) == 1:
-            return list(answers), 0
         # In an order that nobody chose: that of the texts would put empty ones first.
-        answers = sorted(answers, key=mark_of)
+        answers = sorted(distinct, key=mark_of)
+        if len(answers) == 1:
+            return answers, 0
         turns = ranking_rubric(messages, answers, self._criteria)
         num_tokens = 0
         for _ in range(2):

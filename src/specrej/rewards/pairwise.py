@@ -158,7 +158,8 @@ class PairwiseReward:
         probabilities, num_tokens = self._comparer.compare([*pairs, *turned])
         half = len(pairs)
         return [
-            ((there + 1 - back) / 2, num_there + num_back)
+            # So written that equal ones are even to the last bit: a knockout asks for more or less.
+            (0.5 + (there - back) / 2, num_there + num_back)
             for there, back, num_there, num_back in zip(
                 probabilities[:half],
                 probabilities[half:],

@@ -20,7 +20,7 @@ from specrej.server.tokens import Detokenizers, chat_logprobs
 from specrej.settings import Settings
 from specrej.types import Candidate, Conversation, Result
 
-_OWN_SETTINGS = options_of(Settings).keys() | {"memory_bytes", "note"}
+_OWN_SETTINGS = options_of(Settings).keys() | {"memory_bytes", "note", "has_relative_rewards"}
 _OF_ENGINE = ("engine", "device", "weights", "special_tokens", "checked")
 _FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
 
