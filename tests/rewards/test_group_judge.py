@@ -14,9 +14,10 @@ from fakes import FakeEngine
 from servers import Server, completion, record_waits, serving
 from specrej.errors import RewardError, UsageError
 from specrej.rewards import as_reward
-from specrej.rewards.base import is_relative
+from specrej.rewards.base import Reward, is_relative
 from specrej.rewards.group_judge import RankingReward, ranking_rubric, read_ranking
 from specrej.rewards.together import score_together
+from specrej.testing import RewardSuite
 from specrej.types import Candidate, Message
 
 KEY = "sk-very-secret"
@@ -202,3 +203,15 @@ def test_a_ranked_run_ends_with_the_judges_best(server: Server) -> None:
     assert len(result.text) == max(len(one.text) for one in complete)
     assert result.usage.reward_comparisons == len(server.requests)
     assert result.usage.reward_tokens == 103 * len(server.requests)
+
+
+class TestRanking(RewardSuite):
+    @pytest.fixture
+    def reward(self, server: Server) -> Iterator[Reward]:
+        reward = ranker(server)
+        yield reward
+        reward.close()
+
+    @pytest.fixture
+    def opening(self, server: Server) -> Callable[[], Reward]:
+        return lambda: ranker(server)

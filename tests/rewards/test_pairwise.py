@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 from specrej.errors import RewardError, UnknownNameError, UsageError
 from specrej.rewards import as_reward
 from specrej.rewards.base import is_relative
-from specrej.rewards.pairwise import FunctionComparer, Pair, PairwiseReward
-from specrej.rewards.ranking import SCHEMES
+from specrej.rewards.pairwise import FunctionComparer, PairwiseReward
+from specrej.rewards.ranking import SCHEMES, Pair
 from specrej.rewards.together import score_together
 from specrej.types import Candidate, Message
 
@@ -64,7 +65,9 @@ def scores_of(
 
 def both_orders(table: Sequence[Sequence[float]]) -> NDArray[np.float64]:
     """`[k, k]`: how likely each is better than each other, whichever stands first."""
-    return 0.5 + (np.array(table) - np.array(table).T) / 2
+    given = np.array(table)
+    averaged: NDArray[np.float64] = 0.5 + (given - given.T) / 2
+    return averaged
 
 
 @given(tables)
@@ -97,11 +100,11 @@ def test_knockout_counts_rounds(table: list[list[float]]) -> None:
 
 @given(tables, schemes, st.randoms(use_true_random=False))
 def test_the_order_of_candidates_changes_nothing(
-    table: list[list[float]], scheme: str, random: "np.random.Generator"
+    table: list[list[float]], scheme: str, random: Random
 ) -> None:
     candidates = letters(len(table))
     expected = dict(enumerate(scores_of(table, scheme, candidates)))
-    random.shuffle(candidates)  # type: ignore[arg-type]
+    random.shuffle(candidates)
     found = scores_of(table, scheme, candidates)
     assert [expected[candidate.index] for candidate in candidates] == found
 

@@ -113,7 +113,8 @@ def test_comparisons_are_counted() -> None:
 def test_threshold_is_refused(member: str) -> None:
     reward: Any = ranker() if member == "plain" else EnsembleReward([ranker(), "logprob"])
     with pytest.raises(
-        UsageError, match=r"the algorithm 'threshold' needs a reward .*; '(pairwise:better|ensemble:)"
+        UsageError,
+        match=r"the algorithm 'threshold' needs a reward .*; '(pairwise:better|ensemble:)",
     ):
         run("threshold", reward, seed=0, n=4, threshold=0.5)
 

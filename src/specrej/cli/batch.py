@@ -166,12 +166,7 @@ def batch(
         requests = read_all(source, settings, keep, given["model"])
         check_spending(requests, settings, budget_tokens, cluster)
         job = _describe(requests, settings, keep, given, budget_tokens)
-        opening = given, settings, total_memory, in_flight
-        open_rows = (
-            partial(_open_ray, *opening, cluster)
-            if cluster
-            else partial(_open_local, *opening, budget_tokens)
-        )
+        open_rows = _opener(cluster, budget_tokens, given, settings, total_memory, in_flight)
         with (
             stdout_for_results(),
             _open(output, job, resume=resume) as there,
@@ -271,6 +266,15 @@ def _open(output: Path, job: "JobInfo", *, resume: bool) -> AbstractContextManag
     from specrej.batch.output import open_output, open_stdout
 
     return open_stdout() if output == _STDOUT else open_output(output, job, resume=resume)
+
+
+def _opener(
+    cluster: dict[str, Any], budget_tokens: int | None, *opening: Any
+) -> Callable[[], AbstractContextManager[tuple["RowsOf", "Pool | None"]]]:
+    """Opens what runs requests, here or on a cluster."""
+    if cluster:
+        return partial(_open_ray, *opening, cluster=cluster)
+    return partial(_open_local, *opening, budget_tokens=budget_tokens)
 
 
 @contextmanager

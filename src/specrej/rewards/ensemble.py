@@ -54,7 +54,6 @@ class EnsembleReward:
         name: a spec that gives the ensemble again, where the names of its members do.
         flops_per_token: that of the members, where all that read tokens have the same: `num_tokens`
             is the sum over members, so it is None where they differ or one does not say.
-        is_relative: whether a member is.
         members: in the order given.
         judges: the members, and behind them the filter if there is one.
     """
@@ -103,9 +102,7 @@ class EnsembleReward:
         self._opened: list[Reward] = []
         try:
             self.members = [self._open(member) for member in members]
-            self.filter: Reward | None = None if filter is None else self._open(filter)
-            if self.filter is not None:
-                check_absolute(self.filter, "the filter of an ensemble")
+            self.filter: Reward | None = None if filter is None else self._open_filter(filter)
         except BaseException:
             self.close()
             raise
@@ -121,7 +118,11 @@ class EnsembleReward:
         }
         self.name = self._spec(options)
         self.flops_per_token = _flops_per_token(self.judges)
-        self.is_relative = any(map(is_relative, self.members))
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether a member is, see `specrej.rewards.base.RelativeReward`."""
+        return any(map(is_relative, self.members))
 
     def _spec(self, options: Mapping[str, Any]) -> str:
         """What gives this ensemble again; what is as usual is left out."""
@@ -134,6 +135,11 @@ class EnsembleReward:
         reward = as_reward(spec)
         if reward is not spec:
             self._opened.append(reward)
+        return reward
+
+    def _open_filter(self, spec: Any) -> Reward:
+        reward = self._open(spec)
+        check_absolute(reward, "the filter of an ensemble")
         return reward
 
     def close(self) -> None:

@@ -18,7 +18,8 @@ be opened: the default template is its input format, for models that were made l
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -31,8 +32,8 @@ from specrej.hub.tokenizers import TextCodec
 from specrej.rewards.classifier import read_logits
 from specrej.rewards.function import last_question
 from specrej.rewards.labels import choose_output
-from specrej.rewards.pairwise import Pair
 from specrej.rewards.pretrained import open_network, score_by_length, token_limit
+from specrej.rewards.ranking import Pair
 from specrej.rewards.spec import check_sizes
 
 _LOG = logging.getLogger("specrej")
@@ -83,12 +84,7 @@ class PairClassifier:
                 device or dtype for a loaded model.
         """
         check_sizes(batch_size=batch_size, max_tokens=max_tokens)
-        if any(template.count(name) != 1 for name in _FIELDS):
-            raise UsageError(
-                f"the template of a pair must have {', '.join(_FIELDS)} once each, got "
-                f"{template!r}",
-                hint=f"such as {TEMPLATE}",
-            )
+        parts = split(template)
         self._model, tokenizer, source = open_network(
             model,
             AutoModelForSequenceClassification,
@@ -111,7 +107,7 @@ class PairClassifier:
         self._codec = TextCodec(tokenizer)
         before, behind = self._codec.added
         self._parts: list[tuple[str, list[int]]] = [("", before)]
-        for part in re.split(f"({'|'.join(map(re.escape, _FIELDS))})", template):
+        for part in parts:
             ids = tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
             self._parts.append((part, []) if part in _FIELDS else ("", ids))
         self._parts.append(("", behind))
@@ -123,11 +119,20 @@ class PairClassifier:
             PromptError: a prompt leaves no room for two answers.
             RewardError: a pass failed; names the first candidates of its pairs.
         """
-        rows = [self._row(pair) for pair in pairs]
-        lengths = [len(row) for row in rows]
+        encode = cache(self._codec.encode_content)  # each answer is in many pairs
+        rows = [self._row(pair, encode) for pair in pairs]
+        if num_cut := sum(is_cut for _, is_cut in rows):
+            _LOG.warning(
+                "reward %r reads %d tokens: in %d of %d pairs answers lose their ends",
+                self.name,
+                self.max_tokens,
+                num_cut,
+                len(pairs),
+            )
+        lengths = [len(row) for row, _ in rows]
 
         def forward(batch: list[int]) -> list[float]:
-            logits = read_logits(self._model, [{"input_ids": rows[i]} for i in batch])
+            logits = read_logits(self._model, [{"input_ids": rows[i][0]} for i in batch])
             return [self._probability(row) for row in logits]
 
         firsts = [pair.first for pair in pairs]
@@ -142,11 +147,11 @@ class PairClassifier:
         # Written so that no preference, however strong, overflows.
         return (1 + math.tanh((logits[self._better] - sum(others)) / 2)) / 2
 
-    def _row(self, pair: Pair) -> list[int]:
-        """Token ids of a pair, as many as the model reads."""
+    def _row(self, pair: Pair, encode: Callable[[str], list[int]]) -> tuple[list[int], bool]:
+        """Token ids of a pair, as many as the model reads, and whether its answers are cut."""
         texts = (last_question(pair.messages), pair.first.text, pair.second.text)
-        prompt, one, other = map(self._codec.encode_content, texts)
-        num_fixed = len(prompt) + sum(len(ids) for _, ids in self._parts)
+        prompt, one, other = map(encode, texts)
+        is_cut, num_fixed = False, len(prompt) + sum(len(ids) for _, ids in self._parts)
         if self.max_tokens is not None:
             room = self.max_tokens - num_fixed
             if room < 2:
@@ -155,28 +160,28 @@ class PairClassifier:
                     f"{self.max_tokens}: there is no room for two answers",
                     hint="shorten the prompt, or choose a reward that reads more",
                 )
-            one, other = self._cut(pair, one, other, room)
+            is_cut = len(one) + len(other) > room
+            # Each may have half, and what the other leaves.
+            one, other = (
+                one[: max(room // 2, room - len(other))],
+                other[: max(room - room // 2, room - len(one))],
+            )
         of_field = dict(zip(_FIELDS, (prompt, one, other), strict=True))
-        return [token_id for name, ids in self._parts for token_id in of_field.get(name, ids)]
+        return [i for name, ids in self._parts for i in of_field.get(name, ids)], is_cut
 
-    def _cut(
-        self, pair: Pair, one: list[int], other: list[int], room: int
-    ) -> tuple[list[int], list[int]]:
-        """Both answers within the room: each may have half, and what the other leaves."""
-        if len(one) + len(other) <= room:
-            return one, other
-        num_one = max(room // 2, room - len(other))
-        num_other = max(room - room // 2, room - len(one))
-        _LOG.warning(
-            "reward %r reads %d tokens: of candidates %d and %d it sees the first %d and %d",
-            self.name,
-            self.max_tokens,
-            pair.first.index,
-            pair.second.index,
-            min(num_one, len(one)),
-            min(num_other, len(other)),
+
+def split(template: str) -> list[str]:
+    """A template's fields and what stands between them, in their order.
+
+    Raises:
+        UsageError: it has not each field once.
+    """
+    if any(template.count(name) != 1 for name in _FIELDS):
+        raise UsageError(
+            f"the template of a pair must have {', '.join(_FIELDS)} once each, got {template!r}",
+            hint=f"such as {TEMPLATE}",
         )
-        return one[:num_one], other[:num_other]
+    return re.split(f"({'|'.join(map(re.escape, _FIELDS))})", template)
 
 
 def _name_of(source: str, label: str | int | None, template: str) -> str:

@@ -14,12 +14,12 @@ Such scores are relative: see `specrej.rewards.base.RelativeReward`.
 
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from specrej.errors import RewardError, UnknownNameError, UsageError
 from specrej.registry import import_attribute
 from specrej.rewards.function import last_question
-from specrej.rewards.ranking import SCHEMES
+from specrej.rewards.ranking import SCHEMES, Comparer, Pair
 from specrej.rewards.spec import parse_options
 from specrej.types import Candidate, Message, Reuse
 
@@ -27,31 +27,8 @@ Better = Callable[[str, str, str], Any]
 """`(prompt, a, b)` -> the probability that a is better than b, from 0 to 1."""
 
 
-class Pair(NamedTuple):
-    """Two answers to a prompt, in the order in which they are shown."""
-
-    messages: Sequence[Message]
-    first: Candidate
-    second: Candidate
-
-
 Play = Generator[list[Pair], list[tuple[float, int]], list[float]]
 """Yields pairs, is sent the probability and the tokens read of each, and returns scores."""
-
-
-class Comparer(Protocol):
-    """What compares pairs of answers."""
-
-    name: str
-    """What follows `pairwise:`."""
-    flops_per_token: float | None
-    """See `specrej.rewards.base.Reward`."""
-
-    def compare(self, pairs: Sequence[Pair]) -> tuple[Sequence[float], Sequence[int]]:
-        """The probability that the first is better, and the tokens read, of each pair."""
-
-    def close(self) -> None:
-        """Free what it holds. May be called twice."""
 
 
 class FunctionComparer:

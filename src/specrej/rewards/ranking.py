@@ -1,16 +1,42 @@
-"""How comparisons of the answers of a group become a score for each.
+"""What compares answers in pairs, and how comparisons within a group become a score for each.
 
-    game = round_robin(3)
-    pairs = next(game)                  # [(0, 1), (0, 2), (1, 2)]
-    game.send([0.9, 0.6, 0.5])          # StopIteration, whose value is [0.75, 0.3, 0.45]
+    game = round_robin(3)      # yields [(0, 1), (0, 2), (1, 2)]
+    # sent [0.9, 0.6, 0.5], it returns [0.75, 0.3, 0.45]
 
 A game is a generator over places 0 to k - 1. It yields the pairs that it wants compared, and is
 sent the probability, for each, that the first of the two is better. It returns the scores. Who has
 a higher one won more; what was compared with other answers has other scores.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from itertools import combinations
+from typing import NamedTuple, Protocol
+
+from specrej.types import Candidate, Message
+
+
+class Pair(NamedTuple):
+    """Two answers to a prompt, in the order in which they are shown."""
+
+    messages: Sequence[Message]
+    first: Candidate
+    second: Candidate
+
+
+class Comparer(Protocol):
+    """What compares pairs of answers."""
+
+    name: str
+    """What follows `pairwise:`."""
+    flops_per_token: float | None
+    """See `specrej.rewards.base.Reward`."""
+
+    def compare(self, pairs: Sequence[Pair]) -> tuple[Sequence[float], Sequence[int]]:
+        """The probability that the first is better, and the tokens read, of each pair."""
+
+    def close(self) -> None:
+        """Free what it holds. May be called twice."""
+
 
 Game = Generator[list[tuple[int, int]], list[float], list[float]]
 
