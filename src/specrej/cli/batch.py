@@ -166,7 +166,7 @@ def batch(
         requests = read_all(source, settings, keep, given["model"])
         check_spending(requests, settings, budget_tokens, cluster)
         job = _describe(requests, settings, keep, given, budget_tokens)
-        open_rows = _opener(cluster, budget_tokens, given, settings, total_memory, in_flight)
+        open_rows = _opener((given, settings, total_memory, in_flight), cluster, budget_tokens)
         with (
             stdout_for_results(),
             _open(output, job, resume=resume) as there,
@@ -269,12 +269,14 @@ def _open(output: Path, job: "JobInfo", *, resume: bool) -> AbstractContextManag
 
 
 def _opener(
-    cluster: dict[str, Any], budget_tokens: int | None, *opening: Any
+    opening: tuple[dict[str, Any], Settings, str | None, int],
+    cluster: dict[str, Any],
+    budget_tokens: int | None,
 ) -> Callable[[], AbstractContextManager[tuple["RowsOf", "Pool | None"]]]:
     """Opens what runs requests, here or on a cluster."""
     if cluster:
-        return partial(_open_ray, *opening, cluster=cluster)
-    return partial(_open_local, *opening, budget_tokens=budget_tokens)
+        return partial(_open_ray, *opening, cluster)
+    return partial(_open_local, *opening, budget_tokens)
 
 
 @contextmanager
