@@ -15,6 +15,7 @@ import pytest
 
 import specrej
 from fakes import FakeEngine
+from specrej.rewards.pairwise import FunctionComparer, PairwiseReward
 from tiny import save_model
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "extending.md"
@@ -75,6 +76,7 @@ def test_each_example_is_short() -> None:
             "my_rewards",
             "my_overlap",
             "test_my_overlap",
+            "my_ranker",
             "my_policies",
             "my_algorithms",
             "my_engine",
@@ -106,6 +108,18 @@ def test_an_object_is_a_reward(example: Callable[[str], Any]) -> None:
     for one in result.candidates:
         if one.state == "complete":
             assert one.reward == len({"a", "b", "c"} & set(one.text.split())) / 3
+
+
+def test_a_function_of_two_texts_ranks(example: Callable[[str], Any]) -> None:
+    better = example("my_ranker:better")
+    assert better("", "a b c", "a a a") == 0.5 + (1 - 1 / 3) / 2 == 1 - better("", "a a a", "a b c")
+    ways: list[Any] = ["pairwise:my_ranker:better", PairwiseReward(FunctionComparer(better))]
+    one, other = (
+        specrej.generate("Hi", model=FakeEngine(), reward=reward, decide="every:8", **RUN)
+        for reward in ways
+    )
+    assert fields(one) == fields(other)
+    assert one.usage.reward_comparisons > 0
 
 
 @pytest.mark.usefixtures("installed")

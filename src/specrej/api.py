@@ -26,17 +26,17 @@ from specrej.engines.base import Engine
 from specrej.engines.reading import with_text
 from specrej.errors import BudgetError, SpecrejError, UsageError, contained
 from specrej.memory import format_bytes, parse_bytes
-from specrej.rewards.base import Reward
+from specrej.rewards.base import Reward, check_absolute, is_relative
 from specrej.search.algorithms import Steps
 from specrej.search.budget import Total
 from specrej.search.calibrated import mismatches
 from specrej.search.events import Observer, Watcher
 from specrej.search.pool import Pool
-from specrej.search.resolving import policy_of, sampling_of, steps_of
+from specrej.search.resolving import check_rewards, policy_of, sampling_of, steps_of
 from specrej.search.scheduler import Maker, Outcome, Watch, as_outcome, run
 from specrej.search.search import Search
 from specrej.settings import Settings
-from specrej.types import Candidate, Policy, Prompt, Result
+from specrej.types import RELATIVE_NOTE, Candidate, Policy, Prompt, Result
 
 IN_FLIGHT = 16
 """Most prompts side by side by default: beyond that, attention, prompt by prompt, takes what
@@ -259,9 +259,11 @@ def run_three(
     """`compare` with everything opened and checked; its runs are prompts 0, 1 and 2 of the events.
 
     Raises:
+        UsageError: rewards are relative: those of two runs cannot be compared.
         SpecrejError: a run failed.
         Interrupted: Ctrl-C; carries the runs that there are, the last of them unfinished.
     """
+    check_absolute(reward, "to compare methods")
     results: dict[str, Result] = {}
 
     def add(method: str, algorithm: str, n: int | str, memory: str | int | None) -> Result:
@@ -325,6 +327,7 @@ def prepare(
     Raises:
         PromptError: the prompt is none, or is not to be answered as it ends.
         SamplingError: the engine cannot draw tokens as the settings say.
+        UsageError: the algorithm or the policy cannot go by rewards that are relative.
     """
     settings.check(prompt)
     prompt = with_text(engine, prompt)
@@ -338,7 +341,9 @@ def prepare(
         prompt,
         sampling_of(settings, engine),
         settings.memory_bytes,
-        settings.to_dict() | ({} if note is None else {"note": note}),
+        settings.to_dict()
+        | ({} if note is None else {"note": note})
+        | ({"has_relative_rewards": True} if is_relative(reward) else {}),
         total,
     )
     search.number = number
@@ -352,7 +357,8 @@ def policy_note(engine: Engine, reward: Reward, settings: Settings) -> str | Non
     a result.
 
     Raises:
-        UsageError: there is something, and the settings are strict.
+        UsageError: there is something, and the settings are strict; or the algorithm or the policy
+            cannot go by such rewards.
     """
     return _note_of(policy_of(settings), engine, reward, settings)
 
@@ -363,7 +369,12 @@ def _num_candidates(policy: Policy, settings: Settings) -> int | None:
 
 
 def _note_of(policy: Policy, engine: Engine, reward: Reward, settings: Settings) -> str | None:
-    """What a result says of a policy that was calibrated for something else than is here."""
+    """What a result says of rewards that are relative, or of a policy that was calibrated for
+    something else than is here.
+    """
+    check_rewards(settings, policy, reward)
+    if is_relative(reward):
+        return RELATIVE_NOTE
     asked = settings.to_dict()
     n = _num_candidates(policy, settings)
     here = {**asked, "n": n, **engine.describe(), "reward": reward.name}

@@ -38,6 +38,8 @@ REWARDS = {
     "exact_match": "specrej.rewards.verifiable:parse_exact_match",
     "math": "specrej.rewards.verifiable:parse_math",
     "judge": "specrej.rewards.judge:parse_judge",
+    "pairwise": "specrej.rewards.pairwise:parse_pairwise",
+    "ranking": "specrej.rewards.group_judge:parse_ranking",
     "http": "specrej.rewards.http:parse_http",
     "vllm": "specrej.rewards.vllm:parse_vllm",
     "vllm-classify": "specrej.rewards.http:parse_vllm_classify",

@@ -30,6 +30,12 @@ GREEDY_NOTE = "temperature 0 is greedy: all candidates would be the same answer,
 """What a result says of itself where a greedy run began with one candidate, whatever n says."""
 
 
+RELATIVE_NOTE = (
+    "its rewards compare the answers of this run, and say nothing beside those of another"
+)
+"""What a result says of itself where its reward is relative."""
+
+
 class Piece(NamedTuple):
     """What one more token makes of an answer."""
 
@@ -86,7 +92,8 @@ class Usage:
     of prompt and answers were read more than once, `num_preemptions` counts how often KV was taken
     away to be made anew: of engines that run ahead, or cache in pages. `reward_reuse` is what the
     reward model kept of its KV between decisions, to the last ("answers": prompt and answers),
-    `reward_kv_bytes` the most it held.
+    `reward_kv_bytes` the most it held. `reward_comparisons` counts what a relative reward compared:
+    pairs, each order by itself, or rankings that a judge was asked for.
     """
 
     prompt_tokens: int = 0
@@ -104,6 +111,7 @@ class Usage:
     num_preemptions: int = 0
     reward_reuse: Reuse = "none"
     reward_kv_bytes: int = 0
+    reward_comparisons: int = 0
 
     @property
     def total_s(self) -> float:
@@ -134,6 +142,13 @@ class Result:
     def note(self) -> str | None:
         """What is to be known of how it came about; None where there is nothing."""
         return self.settings.get("note")
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether its rewards say who is better, among those scored at one decision, and nothing
+        else.
+        """
+        return bool(self.settings.get("has_relative_rewards"))
 
     @property
     def text(self) -> str:

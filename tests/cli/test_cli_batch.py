@@ -507,6 +507,20 @@ def test_a_budget_of_tokens_is_spent_in_waves(run: Run, tmp_path: Path) -> None:
     assert f"{spent} of a budget of 400 tokens spent; candidates of a prompt: " in again.stdout
 
 
+def test_a_reward_that_ranks_has_no_mean_and_no_budget(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lengths.py").write_text("def better(prompt, a, b):\n    return len(a) > len(b)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ranked = ("--reward", "pairwise:lengths:better", "--algorithm", "best_of_n")
+    result = run(tmp_path / "out.jsonl", *ranked, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["reward"] == {"mean": None, "n": 0}
+    result = run(tmp_path / "spent.jsonl", *ranked, "--budget-tokens", "400")
+    assert result.exit_code == 2
+    assert "a budget of tokens, which goes to the prompts that gain most" in result.stderr
+
+
 def test_rows_of_a_budget_go_to_stdout_too(run: Run, tmp_path: Path) -> None:
     spending = ("--algorithm", "best_of_n", "--budget-tokens", "400")
     assert run(tmp_path / "out.jsonl", *spending).exit_code == 0

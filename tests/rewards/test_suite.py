@@ -13,6 +13,8 @@ from specrej.rewards import as_reward
 from specrej.rewards.base import Reward
 from specrej.rewards.classifier import ClassifierReward
 from specrej.rewards.likelihood import LikelihoodReward
+from specrej.rewards.pair_classifier import PairClassifier
+from specrej.rewards.pairwise import FunctionComparer, PairwiseReward
 from specrej.rewards.process import ProcessReward
 from specrej.rewards.reference import ReferenceReward
 from specrej.testing import RewardSuite
@@ -38,6 +40,16 @@ def regex() -> Reward:
 
 def ensemble() -> Reward:
     return as_reward("ensemble:regex:Sleep*0.5+logprob*0.25")
+
+
+def pairwise() -> Reward:
+    return PairwiseReward(FunctionComparer(lambda prompt, a, b: len(a) / (len(a) + len(b))))
+
+
+def knockout() -> Reward:
+    model = make_causal(transformers.AutoModelForSequenceClassification, 2)
+    model.config.pad_token_id = 0
+    return PairwiseReward(PairClassifier((model, make_tokenizer())), scheme="knockout")
 
 
 def classifier() -> Reward:
@@ -66,7 +78,19 @@ def relevance() -> Reward:
 
 @pytest.mark.parametrize(
     "make",
-    [FakeReward, function, logprob, regex, ensemble, classifier, process, reference, likelihood],
+    [
+        FakeReward,
+        function,
+        logprob,
+        regex,
+        ensemble,
+        classifier,
+        process,
+        reference,
+        likelihood,
+        pairwise,
+        knockout,
+    ],
 )
 class TestReward(RewardSuite):
     has_ties = True

@@ -18,6 +18,7 @@ import specrej
 from endpoint import DEFAULTS, fake_service, live, until
 from fakes import FakeEngine, FakeReward, by_hash
 from specrej.errors import UsageError
+from specrej.rewards.pairwise import FunctionComparer, PairwiseReward
 from specrej.server.asked import Limits
 from specrej.server.score import parse_score
 
@@ -58,6 +59,17 @@ def test_all_forms_are_answered_alike(url: str, form: dict[str, Any]) -> None:
 
     assert asked(form) == asked(ASKED)
     assert asked({"text_1": "Why?", "text_2": "Air."}) == asked(ASKED)[:1]
+
+
+def test_a_reward_that_compares_does_so_within_a_request() -> None:
+    longer = FunctionComparer(lambda prompt, a, b: float(len(a) > len(b)))
+    with live(fake_service(reward=PairwiseReward(longer))) as url:
+        told = httpx.post(url + PATH, json={**ASKED, "answers": ["abc", "a", "ab"]}).json()["data"]
+        asked = {"model": "bytes", "messages": [{"role": "user", "content": "Why?"}]}
+        answer = httpx.post(f"{url}/v1/chat/completions", json=asked).json()
+    assert [one["score"] for one in told] == [1.0, 0.0, 0.5]
+    assert answer["specrej"]["is_relative"] is True
+    assert "say nothing beside those of another" in answer["specrej"]["note"]
 
 
 @hypothesis_settings(max_examples=15, deadline=None, derandomize=True)

@@ -239,6 +239,7 @@ def _column_types() -> dict[str, "pa.DataType"]:
             **dict.fromkeys(("peak_kv_bytes", "num_steps", "reward_kv_bytes"), pa.int64()),
             **dict.fromkeys(("unused_tokens", "reread_tokens", "num_preemptions"), pa.int64()),
             "reward_reuse": pa.string(),
+            "reward_comparisons": pa.int64(),
         }
     )
     return {

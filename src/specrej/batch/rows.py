@@ -138,10 +138,12 @@ def _plain_row(request: Request, result: Result) -> dict[str, Any]:
         "answers": [_answer(candidate) for candidate in best_answers(result, request.num_kept)],
     }
     if request.num_kept > 1:
-        worst = lowest(result.candidates, result.decisions)
+        worst = lowest(result.candidates, result.decisions, is_relative=result.is_relative)
         row["lowest"] = worst and _answer(worst)
     if result.note is not None:
         row["note"] = result.note
+    if result.is_relative:
+        row["is_relative"] = True
     return row | {
         "usage": result.usage.to_dict(),
         "num_candidates": len(result.candidates),

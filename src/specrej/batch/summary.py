@@ -114,7 +114,7 @@ def figures_of(row: Mapping[str, Any]) -> Figures:
     if "response" in row:
         body = row["response"]["body"]
         own, num_prompt = body["specrej"], body["usage"]["prompt_tokens"]
-        reward = own["rewards"][0]
+        reward = None if own.get("is_relative") else own["rewards"][0]
         return Figures(
             row_id(row),
             None,
@@ -130,7 +130,7 @@ def figures_of(row: Mapping[str, Any]) -> Figures:
         row_id(row),
         None,
         None,
-        row["reward"],
+        None if row.get("is_relative") else row["reward"],
         usage["prompt_tokens"],
         usage["generated_tokens"],
         usage["reward_tokens"],

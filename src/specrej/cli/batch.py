@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -167,11 +167,7 @@ def batch(
         check_spending(requests, settings, budget_tokens, cluster)
         job = _describe(requests, settings, keep, given, budget_tokens)
         opening = given, settings, total_memory, in_flight
-        open_rows = (
-            partial(_open_ray, *opening, cluster)
-            if cluster
-            else partial(_open_local, *opening, requests)
-        )
+        open_rows = _opener(opening, cluster, requests, budget_tokens)
         with (
             stdout_for_results(),
             _open(output, job, resume=resume) as there,
@@ -273,6 +269,18 @@ def _open(output: Path, job: "JobInfo", *, resume: bool) -> AbstractContextManag
     return open_stdout() if output == _STDOUT else open_output(output, job, resume=resume)
 
 
+def _opener(
+    opening: tuple[dict[str, Any], Settings, str | None, int],
+    cluster: dict[str, Any],
+    requests: "list[Request | BrokenRequest]",
+    budget_tokens: int | None,
+) -> Callable[[], AbstractContextManager[tuple["RowsOf", "Pool | None"]]]:
+    """Opens what runs requests, here or on a cluster."""
+    if cluster:
+        return partial(_open_ray, *opening, cluster)
+    return partial(_open_local, *opening, requests, budget_tokens)
+
+
 @contextmanager
 def _open_local(
     given: dict[str, Any],
@@ -280,14 +288,18 @@ def _open_local(
     total_memory: str | None,
     in_flight: int,
     requests: "list[Request | BrokenRequest]",
+    budget_tokens: int | None,
 ) -> Iterator[tuple["RowsOf", "Pool"]]:
     """What runs requests on an engine of this process, and the memory that they share."""
     from specrej.batch.job import local_rows
     from specrej.batch.requests import Request
+    from specrej.rewards.base import check_absolute
 
     # Those of rows that are done count, so that a resumed job takes the same engine again.
     runs = (request.settings for request in requests if isinstance(request, Request))
     with open_given(given, runs) as (engine, reward):
+        if budget_tokens is not None:
+            check_absolute(reward, "a budget of tokens, which goes to the prompts that gain most,")
         note_policy(engine, reward, settings)
         pool = api.open_pool(engine, settings, total_memory)
         yield local_rows(engine, reward, pool, in_flight), pool
@@ -312,12 +324,6 @@ def _open_ray(
     yield ray_rows(setup, **cluster), None
 
 
-@contextmanager
-def _open_nothing() -> Iterator[tuple["RowsOf", None]]:
-    """Of a job that is done."""
-    yield (lambda _: iter(())), None
-
-
 def _run(
     requests: list["Request | BrokenRequest"],
     output: "Output",
@@ -332,10 +338,10 @@ def _run(
     from specrej.cli.progress import RowProgress
 
     now = Tally()
-    opening = open_rows if num_left(requests, output) else _open_nothing
+    none: tuple[RowsOf, None] = (lambda _: iter(()), None)
     with (
         RowProgress(total=len(requests), unit="prompts", num_done=len(output.done)) as progress,
-        opening() as (rows_of, pool),
+        open_rows() if num_left(requests, output) else nullcontext(none) as (rows_of, pool),
     ):
         progress.begin()
         begun_s = time.perf_counter()

@@ -32,7 +32,7 @@ from specrej.flops import flops_of
 from specrej.messages import as_messages
 from specrej.registry import is_name, names
 from specrej.rewards.answers import extractor_of
-from specrej.rewards.base import Reward
+from specrej.rewards.base import Reward, check_absolute
 from specrej.search.calibrated import fingerprints
 from specrej.search.choosing import rank
 from specrej.search.events import Observer
@@ -121,7 +121,12 @@ def describe_run(
     settings: Settings,
     methods: Sequence[str],
 ) -> RunInfo:
-    """What is written to run.json: it tells one run from another."""
+    """What is written to run.json: it tells one run from another.
+
+    Raises:
+        UsageError: rewards are relative: neither methods nor checkpoints could be compared.
+    """
+    check_absolute(reward, f"a {kind}")
     info = RunInfo(
         kind=kind,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -35,7 +35,7 @@ from specrej.evaluation.trace import (
 )
 from specrej.files.journal import Journal
 from specrej.messages import as_messages
-from specrej.rewards.base import Reward
+from specrej.rewards.base import Reward, check_absolute
 from specrej.search.clock import Clock
 from specrej.search.rewarding import PromptReward
 from specrej.search.scoring import ask
@@ -67,9 +67,10 @@ def relabel(
         resume: go on with the run that the directory holds, with traces that came since as well.
 
     Raises:
-        UsageError: `source` is no folder of traces; the directory holds something else, or cannot
-            be written.
+        UsageError: `source` is no folder of traces; rewards are relative; the directory holds
+            something else, or cannot be written.
     """
+    check_absolute(reward, "a trace")
     directory, paths = Path(directory), trace_files(source)
     info = _describe(source, reward)
     with open_run(directory, info, resume=resume), Journal(directory / FAILURES) as journal:

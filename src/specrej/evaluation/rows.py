@@ -58,6 +58,7 @@ class UsageRow(TypedDict):
     """Older runs lack this one and those below."""
     reward_reuse: NotRequired[Reuse]
     reward_kv_bytes: NotRequired[int]
+    reward_comparisons: NotRequired[int]
     unused_tokens: NotRequired[int]
     reread_tokens: NotRequired[int]
     num_preemptions: NotRequired[int]

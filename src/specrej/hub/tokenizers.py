@@ -126,7 +126,7 @@ class TextCodec:
         if prompt.token_ids:
             return self._known(prompt.token_ids)
         if prompt.suffix:
-            before, _ = self._added
+            before, _ = self.added
             return [*before, *fill_in(self.tokenizer, prompt, prompt.suffix)]
         return self._continued(prompt)
 
@@ -151,7 +151,7 @@ class TextCodec:
         what it puts behind.
         """
         ids = list(self.tokenizer(text)["input_ids"])
-        before, behind = self._added
+        before, behind = self.added
         if behind and ids[-len(behind) :] == behind:
             ids = ids[: -len(behind)]
         if before and ids[len(before) : 2 * len(before)] == before:
@@ -163,7 +163,7 @@ class TextCodec:
         return ChatTokenizer(self.tokenizer, self.special_tokens)
 
     @cached_property
-    def _added(self) -> tuple[list[int], list[int]]:
+    def added(self) -> tuple[list[int], list[int]]:
         """Ids that the tokenizer puts before a text, and behind it."""
         text = list(self.tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
         whole = list(self.tokenizer(_PROBE)["input_ids"])

@@ -5,6 +5,7 @@
     as_reward("org/model")                  # a classifier: an id or a local directory, also a Path
     as_reward("classifier:org/model#helpful?partial=open")      # ... one of its outputs, by label
     as_reward("ensemble:relevance*0.7+logprob")                 # several rewards as one
+    as_reward("pairwise:metrics:better")    # a function that compares two answers
     as_reward("theirs:argument")            # of a package: see `specrej.registry`
     as_reward("metrics:brevity")            # a function of a module, in the current directory first
     as_reward(lambda prompt, texts: [len(text) for text in texts])

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from specrej.errors import RewardError
+from specrej.errors import RewardError, UsageError
 from specrej.registry import missing
 from specrej.types import Candidate, Message, Reuse
 
@@ -85,6 +85,19 @@ class BatchedReward(Reward, Protocol):
         """
 
 
+class RelativeReward(Reward, Protocol):
+    """A reward whose scores say who is better within the group that was scored, and nothing else.
+
+    A search shows it, with a batch, the complete answers that can still win, and takes their new
+    scores: so those that are compared were given together. What sets scores beside each other that
+    were not, of other prompts, runs or decisions, is refused (`check_absolute`). Sessions have
+    `num_comparisons`: how often the reward compared so far.
+    """
+
+    is_relative: bool
+    """True. A reward without it is none."""
+
+
 @dataclass(slots=True)
 class StatelessSession:
     """The session of a reward that keeps nothing between two decisions.
@@ -132,3 +145,27 @@ def open_session(reward: Reward, messages: Sequence[Message]) -> RewardSession:
             hint="docs/extending.md says what they are; a StatelessSession has them all",
         )
     return session
+
+
+def is_relative(reward: Reward) -> bool:
+    """Whether it says so; a user's own reward may lack the attribute."""
+    return bool(getattr(reward, "is_relative", False))
+
+
+def check_absolute(reward: Reward, what: str) -> None:
+    """See that scores of a reward mean the same everywhere.
+
+    Args:
+        reward: scores.
+        what: needs that, in the words that the error begins with.
+
+    Raises:
+        UsageError: they are relative.
+    """
+    if is_relative(reward):
+        raise UsageError(
+            f"{what} needs a reward whose scores mean the same everywhere; {reward.name!r} says "
+            "who is better within one group of answers",
+            hint="give a reward that scores each answer by itself, such as classifier:MODEL or "
+            "judge:MODEL",
+        )

@@ -188,24 +188,32 @@ class ClassifierReward:
 
         return score_by_length(self.name, candidates, lengths, self._batch_size, forward), lengths
 
-    @torch.inference_mode()
     def _forward(self, rows: Sequence[Encoded]) -> list[float]:
-        """The chosen logit of each row, whatever the other rows are."""
-        given = self._text_config.pad_token_id
-        padding = choose_padding(
-            given, self._text_config.vocab_size, [row["input_ids"][-1] for row in rows]
-        )
-        fillers = {"input_ids": padding, "token_type_ids": 0}
-        inputs = {name: _pad([row[name] for row in rows], fillers[name]) for name in rows[0]}
-        inputs["attention_mask"] = _pad([[1] * len(row["input_ids"]) for row in rows], 0)
-        self._text_config.pad_token_id = padding
-        try:
-            logits = self._model(
-                **{name: values.to(self._model.device) for name, values in inputs.items()}
-            ).logits
-        finally:
-            self._text_config.pad_token_id = given
-        return [weigh(row, self.weights) for row in logits.float().tolist()]
+        """The chosen logits of each row, weighed."""
+        return [weigh(row, self.weights) for row in read_logits(self._model, rows)]
+
+
+@torch.inference_mode()
+def read_logits(model: Any, rows: Sequence[Encoded]) -> list[list[float]]:
+    """The logits of each row from transformers' own pass, whatever the other rows are.
+
+    Args:
+        model: a sequence classifier.
+        rows: what it reads, of the same names each.
+    """
+    config = model.config.get_text_config()
+    given = config.pad_token_id
+    padding = choose_padding(given, config.vocab_size, [row["input_ids"][-1] for row in rows])
+    fillers = {"input_ids": padding, "token_type_ids": 0}
+    inputs = {name: _pad([row[name] for row in rows], fillers[name]) for name in rows[0]}
+    inputs["attention_mask"] = _pad([[1] * len(row["input_ids"]) for row in rows], 0)
+    config.pad_token_id = padding
+    try:
+        on_device = {name: values.to(model.device) for name, values in inputs.items()}
+        logits: list[list[float]] = model(**on_device).logits.float().tolist()
+    finally:
+        config.pad_token_id = given
+    return logits
 
 
 def choose_padding(pad_token_id: int | None, vocab_size: int, last_ids: Sequence[int]) -> int:

@@ -19,7 +19,14 @@ from typing import Any
 
 from specrej.errors import UnknownNameError, UsageError
 from specrej.rewards import as_reward
-from specrej.rewards.base import Reward, RewardSession, Scores, open_session
+from specrej.rewards.base import (
+    Reward,
+    RewardSession,
+    Scores,
+    check_absolute,
+    is_relative,
+    open_session,
+)
 from specrej.rewards.combining import Scale, combiner
 from specrej.rewards.ensemble_spec import FORM, EnsembleSpec, read_spec, written
 from specrej.rewards.scores import checked_scores, failing_as
@@ -84,7 +91,7 @@ class EnsembleReward:
 
         Raises:
             UnknownNameError: a name that nobody knows.
-            UsageError: no members, or a number outside its range.
+            UsageError: no members, a number outside its range, or a filter that is relative.
         """
         self.weights = list(weights) if weights is not None else [1.0] * len(members)
         self.scale, self.filter_when = scale, filter_when
@@ -95,7 +102,7 @@ class EnsembleReward:
         self._opened: list[Reward] = []
         try:
             self.members = [self._open(member) for member in members]
-            self.filter: Reward | None = None if filter is None else self._open(filter)
+            self.filter: Reward | None = None if filter is None else self._open_filter(filter)
         except BaseException:
             self.close()
             raise
@@ -112,6 +119,11 @@ class EnsembleReward:
         self.name = self._spec(options)
         self.flops_per_token = _flops_per_token(self.judges)
 
+    @property
+    def is_relative(self) -> bool:
+        """Whether a member is, see `specrej.rewards.base.RelativeReward`."""
+        return any(map(is_relative, self.members))
+
     def _spec(self, options: Mapping[str, Any]) -> str:
         """What gives this ensemble again; what is as usual is left out."""
         given = {key: value for key, value in options.items() if value != _DEFAULTS[key]}
@@ -123,6 +135,11 @@ class EnsembleReward:
         reward = as_reward(spec)
         if reward is not spec:
             self._opened.append(reward)
+        return reward
+
+    def _open_filter(self, spec: Any) -> Reward:
+        reward = self._open(spec)
+        check_absolute(reward, "the filter of an ensemble")
         return reward
 
     def close(self) -> None:
@@ -246,6 +263,7 @@ class EnsembleSession:
     Attributes:
         sessions: of the reward's judges, in their order.
         num_tokens: tokens that all of them have read.
+        num_comparisons: of those that compare.
         reuse: the least that those keep which read tokens.
         peak_kv_bytes: sum of the most that each held.
         member_scores: each member's latest score by the candidate's index, before weights, scale
@@ -263,7 +281,7 @@ class EnsembleSession:
                 self.sessions.append(session)
             self._scales = [Scale() for _ in reward.members]
             self.member_scores: dict[int, tuple[float, ...]] = {}
-            self.num_tokens = self.peak_kv_bytes = 0
+            self.num_tokens = self.num_comparisons = self.peak_kv_bytes = 0
             self.reuse: Reuse = "none"
             self._count()
             self._closing = opening.pop_all()
@@ -327,6 +345,7 @@ class EnsembleSession:
 
     def _count(self) -> None:
         self.num_tokens = sum(session.num_tokens for session in self.sessions)
+        self.num_comparisons = sum(getattr(one, "num_comparisons", 0) for one in self.sessions)
         self.peak_kv_bytes = sum(session.peak_kv_bytes for session in self.sessions)
         kept: list[Reuse] = [session.reuse for session in self.sessions if session.num_tokens]
         self.reuse = min(kept, key=_REUSES.index, default="none")

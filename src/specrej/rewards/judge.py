@@ -90,14 +90,7 @@ class JudgeReward:
         Raises:
             UsageError: no model, no such URL, a value that cannot be honoured.
         """
-        if not model or "://" in model:
-            raise UsageError(
-                f"the reward 'judge' needs a model's name, got {model!r}",
-                hint="judge:MODEL, or judge:URL#MODEL for an endpoint that is not OpenAI's",
-            )
-        self.name = (
-            f"judge:{model}" if base_url == OPENAI_URL else f"judge:{shown_url(base_url)}#{model}"
-        )
+        self.name = name_at("judge", base_url, model)
         self._service = RemoteService(url=f"{base_url.rstrip('/')}/chat/completions", **options)
         self._connections = Connections(self._service)
         self._chat = JsonChat(model)
@@ -282,17 +275,40 @@ def between(name: str, text: str, mark: str) -> str:
     return f"<{name} {mark}>\n{text}\n</{name} {mark}>"
 
 
-def parse_judge(argument: str = "") -> JudgeReward:
-    """The reward of `judge:MODEL`, `judge:URL#MODEL` or `judge:URL#MODEL?option=value&...`.
+def name_at(kind: str, base_url: str, model: str) -> str:
+    """What a reward is called that asks this model there: `kind:MODEL`, or `kind:URL#MODEL`.
+
+    Raises:
+        UsageError: no model, or no such URL.
+    """
+    if not model or "://" in model:
+        raise UsageError(
+            f"the reward {kind!r} needs a model's name, got {model!r}",
+            hint=f"{kind}:MODEL, or {kind}:URL#MODEL for an endpoint that is not OpenAI's",
+        )
+    return f"{kind}:{model}" if base_url == OPENAI_URL else f"{kind}:{shown_url(base_url)}#{model}"
+
+
+def parse_endpoint(argument: str) -> dict[str, Any]:
+    """Keywords for a reward that asks a judge, from `MODEL`, `URL#MODEL` or
+    `URL#MODEL?option=value&...`.
 
     The API key is that of the environment variable `key_env`; without it, OpenAI alone gets that of
     OPENAI_API_KEY.
 
     Raises:
-        UsageError: the argument is of another form; see also `JudgeReward`.
+        UsageError: the argument is of another form.
     """
     url, _, rest = argument.partition("#") if "#" in argument else (OPENAI_URL, "", argument)
     model, options = parse_options(rest, {"criteria": str, **SERVICE_OPTIONS})
     usual = os.environ.get("OPENAI_API_KEY") if url == OPENAI_URL else None
-    given: dict[str, Any] = {"api_key": usual, **as_keywords(options)}
-    return JudgeReward(model, base_url=url, **given)
+    return {"model": model, "base_url": url, "api_key": usual, **as_keywords(options)}
+
+
+def parse_judge(argument: str = "") -> JudgeReward:
+    """The reward of `judge:MODEL`, `judge:URL#MODEL` or `judge:URL#MODEL?option=value&...`.
+
+    Raises:
+        UsageError: see `parse_endpoint` and `JudgeReward`.
+    """
+    return JudgeReward(**parse_endpoint(argument))

@@ -47,11 +47,14 @@ def only(candidates: Iterable[Candidate], batch: Sequence[Candidate]) -> Candida
     return left[0] if len(left) == 1 else None
 
 
-def lowest(candidates: Iterable[Candidate], decisions: Sequence[Decision]) -> Candidate | None:
+def lowest(
+    candidates: Iterable[Candidate], decisions: Sequence[Decision], *, is_relative: bool = False
+) -> Candidate | None:
     """The worst of those that came to their end and were scored, rejected or not; of equals the
     last.
 
     Who was lost or did not pass a filter has no reward for its finished text: it does not count.
+    Of a relative reward those count alone that were compared last, with the answer.
     None if only one does.
     """
     filtered = {
@@ -64,11 +67,20 @@ def lowest(candidates: Iterable[Candidate], decisions: Sequence[Decision]) -> Ca
         and candidate.reward is not None
         and candidate.index not in filtered
     ]
+    if is_relative:
+        latest = max((max(candidate.rewards) for candidate in ended), default=0)
+        ended = [candidate for candidate in ended if latest in candidate.rewards]
     return (
         max(ended, key=lambda candidate: rank(candidate.reward, candidate.index))
         if len(ended) > 1
         else None
     )
+
+
+def earlier(candidates: Iterable[Candidate], batch: Sequence[Candidate]) -> list[Candidate]:
+    """The complete ones outside the batch, which can still be the answer."""
+    here = {candidate.index for candidate in batch}
+    return [one for one in candidates if one.state == "complete" and one.index not in here]
 
 
 def standing(
@@ -81,14 +93,7 @@ def standing(
         batch: those of them that were scored.
         scores: of the batch, in its order.
     """
-    here = {candidate.index for candidate in batch}
-    before = [
-        candidate.reward
-        for candidate in candidates
-        if candidate.state == "complete"
-        and candidate.index not in here
-        and candidate.reward is not None
-    ]
+    before = [one.reward for one in earlier(candidates, batch) if one.reward is not None]
     return Standing(
         num_tokens=max((len(candidate.token_ids) for candidate in batch), default=0),
         scores=scores,

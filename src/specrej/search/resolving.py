@@ -18,6 +18,7 @@ from specrej.errors import SamplingError, SpecrejError, UsageError, named
 from specrej.options import options_of
 from specrej.policy import parse_decide
 from specrej.registry import find
+from specrej.rewards.base import Reward, check_absolute
 from specrej.search.algorithms import Steps
 from specrej.search.calibrated import read_policy
 from specrej.search.checks import checked_steps
@@ -104,6 +105,19 @@ def needed_sampling(settings: Settings) -> SamplingParams:
     sampling = settings.sampling
     num_read = getattr(algorithm_of(settings), "top_logprobs", 0)
     return replace(sampling, top_logprobs=max(num_read, sampling.top_logprobs))
+
+
+def check_rewards(settings: Settings, policy: Policy, reward: Reward) -> None:
+    """See that the algorithm and the policy can go by this reward's scores.
+
+    Raises:
+        UsageError: the scores are relative, and one of them compares what was not scored together.
+    """
+    named = settings.to_dict()
+    if getattr(algorithm_of(settings), "needs_absolute_rewards", False):
+        check_absolute(reward, f"the algorithm {named['algorithm']!r}")
+    if policy.recorded:
+        check_absolute(reward, f"the policy {named['policy']!r}, which was calibrated on scores,")
 
 
 def policy_of(settings: Settings) -> Policy:

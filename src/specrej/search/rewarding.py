@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from specrej.errors import SpecrejError
 from specrej.hub.thinking import Thinking
-from specrej.rewards.base import Reward, RewardSession, Scores, open_session
+from specrej.rewards.base import Reward, RewardSession, Scores, is_relative, open_session
 from specrej.rewards.scores import checked_scores, failing_as
+from specrej.search.choosing import earlier
 from specrej.search.clock import Clock
 from specrej.types import Candidate, Detokenizer, Message, Usage
 
@@ -52,6 +53,10 @@ class PromptReward:
         sees: Callable[[str], str] | None = None,
     ) -> None:
         self.name = reward.name
+        self._is_relative = is_relative(reward)
+        self._beside: list[Candidate] = []
+        self.scored_again: list[tuple[Candidate, float]] = []
+        """Who was scored beside the last batch, and how."""
         self._reward = reward
         self._messages = list(messages)
         # To a reward, the beginning of an answer that was given and what continues it are one
@@ -72,9 +77,14 @@ class PromptReward:
         with self._working("the prompt"):
             self._session = open_session(self._reward, self._messages)
 
-    def to_score(self, batch: Sequence[Candidate]) -> ToScore:
-        """The batch with what the reward sees of its texts, behind the beginning that was given."""
+    def to_score(self, batch: Sequence[Candidate], candidates: Sequence[Candidate] = ()) -> ToScore:
+        """The batch with what the reward sees of its texts, behind the beginning that was given.
+
+        A relative reward is shown, beside it, those of all candidates that can still be the answer.
+        """
         assert self._session is not None
+        self._beside = earlier(candidates, batch) if self._is_relative and batch else []
+        batch = [*self._beside, *batch]
         if self._sees is not None:
             batch = [replace(candidate, text=self._sees(candidate.text)) for candidate in batch]
         if self._beginning:
@@ -92,12 +102,15 @@ class PromptReward:
         with self._working(f"candidates {batch[0].index} to {batch[-1].index}"):
             if isinstance(given, BaseException):
                 raise given
-            scores = checked_scores(self.name, batch, given)
+            num_beside = len(self._beside)
+            scores = checked_scores(self.name, [*self._beside, *batch], given)
+            self.scored_again = list(zip(self._beside, scores[:num_beside], strict=True))
             assert self._session is not None
             self._usage.reward_tokens = self._session.num_tokens
             self._usage.reward_reuse = self._session.reuse
             self._usage.reward_kv_bytes = self._session.peak_kv_bytes
-        return scores
+            self._usage.reward_comparisons = getattr(self._session, "num_comparisons", 0)
+        return scores[num_beside:]
 
     def drop(self, indices: Sequence[int]) -> None:
         """Let the reward forget these candidates.

@@ -221,8 +221,8 @@ class Search:
         self._answers.write(self.batch)
 
     def to_score(self) -> ToScore:
-        """The batch, and the session that is to score it."""
-        return self._reward.to_score(self.batch)
+        """The batch, who is scored beside it, and the session that is to score them."""
+        return self._reward.to_score(self.batch, self.candidates)
 
     def take_scores(self, given: Scores) -> list[float]:
         """The scores of the batch, in its order; `given` is what the reward gave or raised.
@@ -243,7 +243,8 @@ class Search:
         if failed:
             self._decide("filter", failed, failed)
         passed = [score for score in scores if score > -math.inf]
-        for candidate, score in zip(self.batch, passed, strict=True):
+        again = self._reward.scored_again
+        for candidate, score in (*again, *zip(self.batch, passed, strict=True)):
             candidate.rewards[len(self.decisions)] = score
         return passed
 

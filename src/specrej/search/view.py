@@ -35,6 +35,14 @@ def reads_top_logprobs(num: int) -> Callable[[_Algorithm], _Algorithm]:
     return mark
 
 
+def needs_absolute_rewards(algorithm: _Algorithm) -> _Algorithm:
+    """Say of an algorithm that it compares rewards of several decisions, or with a number: it is
+    refused with a relative reward.
+    """
+    algorithm.needs_absolute_rewards = True  # type: ignore[attr-defined]
+    return algorithm
+
+
 class SearchView(Protocol):
     """One prompt's candidates, within one memory budget. What it shows is to be read, not
     changed.

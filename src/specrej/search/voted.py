@@ -7,7 +7,7 @@ behind the * is the setting of that name. Of equal votes the reward decides.
 from specrej.rewards.answers import Extract, extractor_of
 from specrej.search.algorithms import Steps, best_of_n
 from specrej.search.policies import everyone
-from specrej.search.view import SearchView
+from specrej.search.view import SearchView, needs_absolute_rewards
 from specrej.search.voting import by_reward, finished, vote
 from specrej.types import Policy
 
@@ -52,6 +52,7 @@ def voted_rejection(
     return vote(voters, extractor_of(extract), by_reward(voters))
 
 
+@needs_absolute_rewards
 def threshold(search: SearchView, n: int | None, policy: Policy, *, threshold: float) -> Steps:
     """Best-of-N that ends with the first answer of at least this reward (satisficing, Simon 1956).
 

@@ -20,7 +20,7 @@ from specrej.server.tokens import Detokenizers, chat_logprobs
 from specrej.settings import Settings
 from specrej.types import Candidate, Conversation, Result
 
-_OWN_SETTINGS = options_of(Settings).keys() | {"memory_bytes", "note"}
+_OWN_SETTINGS = options_of(Settings).keys() | {"memory_bytes", "note", "has_relative_rewards"}
 _OF_ENGINE = ("engine", "device", "weights", "fused", "special_tokens", "checked")
 _FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
 
@@ -141,6 +141,8 @@ def _own_part(
     }
     if result.note is not None:
         part["note"] = result.note
+    if result.is_relative:
+        part["is_relative"] = True
     if "rewards" in returned:
         part["candidate_rewards"] = [candidate.reward for candidate in result.candidates]
     if "decisions" in returned:

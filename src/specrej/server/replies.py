@@ -128,6 +128,9 @@ class OwnPart(Replied):
     note: Annotated[
         str | None, Field(description="What is to be known of how the answer came about.")
     ] = None
+    is_relative: Annotated[
+        bool | None, Field(description="The rewards compare answers of this run alone.")
+    ] = None
     is_late: Annotated[
         bool, Field(description="The deadline came; the answer is the best complete one by then.")
     ]
