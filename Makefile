@@ -27,8 +27,9 @@ test: $(VENV)/.ready
 	$(MAKE) --jobs=3 --keep-going test-vllm test-commands test-engines test-rest test-server test-torch check test-clients test-tools docs
 
 # Jobs side by side have no cores to share among threads, and tiny models nothing to share. The tests
-# of the torch engine have the threads that users have.
+# of the torch engine have the threads that users have, but none that spin.
 test-rest test-commands test-server test-engines test-vllm test-clients test-tools: export OMP_NUM_THREADS ?= 1
+test-torch: export OMP_WAIT_POLICY ?= passive
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check .

@@ -1,4 +1,7 @@
-"""The default generator, opened once for all tests of a process: each opening takes seconds."""
+"""The default generator, opened once for all tests of a process: each opening takes seconds.
+
+Whoever uses it closes its prompts, and leaves it open.
+"""
 
 from functools import cache
 
@@ -10,8 +13,12 @@ from specrej.opening import Opening, open_engine
 
 @cache
 def smollm2(weights: str | None = None) -> Engine:
-    """Whoever uses it closes its prompts, and leaves it open."""
     return open_engine("smollm2", weights=weights, device="cpu")
+
+
+@cache
+def smollm2_on_openvino() -> Engine:
+    return open_engine("smollm2", engine="openvino", engine_args={"cache_size": 1})
 
 
 def lend_to_commands(patch: pytest.MonkeyPatch) -> None:

@@ -150,9 +150,7 @@ def test_the_real_model() -> None:
         assert flops.prefill(num_tokens) == pytest.approx(
             transformers_prefill(own, num_tokens)[0], rel=0.02
         )
-    assert flops.decode(60, [8] * 4) == pytest.approx(
-        transformers_decode(own, 60, 4, 8), rel=0.02
-    )
+    assert flops.decode(60, [8] * 4) == pytest.approx(transformers_decode(own, 60, 4, 8), rel=0.02)
     # A shape that everybody can multiply: 30 layers of 576, three KV heads of nine, 1,536 inside.
     assert flops.linear == 2 * 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
     assert flops.head == 2 * 576 * 49152

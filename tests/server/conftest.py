@@ -1,5 +1,5 @@
-"""Servers of these tests end at once. Uvicorn sleeps a tenth of a second between looks at whether it
-is to end, and another one when it ends: with a server for each of hundreds of tests, minutes.
+"""Servers of these tests end at once. Uvicorn looks ten times a second whether it is to end, and
+waits another tenth when it does: with a server for each of hundreds of tests, minutes.
 """
 
 import asyncio
@@ -17,5 +17,6 @@ async def _sleep(seconds: float) -> None:
 def _quick_uvicorn() -> Iterator[None]:
     pytest.importorskip("uvicorn")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("uvicorn.server.asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": _sleep}))
+        hurried = SimpleNamespace(**{**vars(asyncio), "sleep": _sleep})
+        patch.setattr("uvicorn.server.asyncio", hurried)
         yield
