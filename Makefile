@@ -14,16 +14,22 @@ PROMPT ?= Give three tips for staying healthy.
 # Else every process that a test starts would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check docs test-rest test-server test-engines test-torch test-vllm test-clients test-tools bench clean
+.PHONY: demo test check docs test-rest test-commands test-server test-engines test-torch test-vllm test-clients test-tools bench clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/specrej models pull
 	$(VENV)/bin/specrej compare "$(PROMPT)" --policy smollm2-relevance --seed 1
 
-# Two at a time: one alone leaves a core idle, since tests wait for processes, signals and servers.
+# Three at a time, the longest first: on two cores, two would leave some idle, since tests wait for
+# processes, signals and servers.
 test: $(VENV)/.ready
 	$(VENV)/bin/specrej models pull
-	$(MAKE) --jobs=2 --keep-going test-rest test-vllm test-server test-clients test-tools test-engines test-torch check docs
+	$(MAKE) --jobs=3 --keep-going test-vllm test-commands test-engines test-rest test-server test-torch check test-clients test-tools docs
+
+# Jobs side by side have no cores to share among threads, and tiny models nothing to share. The tests
+# of the torch engine have the threads that users have, but none that spin.
+test-rest test-commands test-server test-engines test-vllm test-clients test-tools: export OMP_NUM_THREADS ?= 1
+test-torch: export OMP_WAIT_POLICY ?= passive
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
@@ -44,8 +50,12 @@ test-torch: $(VENV)/.ready
 test-server: $(VENV)/.ready
 	$(VENV)/bin/pytest tests/server
 
+COMMANDS = tests/batch tests/cli tests/evaluation
+test-commands: $(VENV)/.ready
+	$(VENV)/bin/pytest $(COMMANDS)
+
 test-rest: $(VENV)/.ready
-	$(VENV)/bin/pytest --ignore tests/engines --ignore tests/server
+	$(VENV)/bin/pytest $(addprefix --ignore ,$(COMMANDS) tests/engines tests/server)
 
 # As a prerequisite the environment would be one job and these tests another, which would come last.
 test-vllm:

@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
 import specrej
 from jobs import openai, plain, rows_in, run_job, write_requests
+from real import lend_to_commands
 from specrej.batch.rows import row_id
+from specrej.cli import app
 from specrej.files.journal import read_rows
 
 NUM_JOBS, NUM_KILLS = 4, 5
@@ -34,6 +38,7 @@ def environment() -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": f"{SOURCES}{os.pathsep}{JOBS.parent}",
         "OMP_WAIT_POLICY": "PASSIVE",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # as in this process
     }
 
 
@@ -120,7 +125,10 @@ def test_a_disk_that_fills_up_stops_the_job_with_whole_rows(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_killed_job_of_real_models_ends_with_the_same_rows(tmp_path: Path) -> None:
+def test_a_killed_job_of_real_models_ends_with_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process is killed; the rows without it, and the rest of its own, come from this one."""
     prompts = [
         "Name a fruit.",
         "Why is the sky blue?",
@@ -145,19 +153,18 @@ def test_a_killed_job_of_real_models_ends_with_the_same_rows(tmp_path: Path) -> 
         "1",
     ]
 
-    def run(output: Path, *more: str) -> "subprocess.Popen[str]":
-        return start("-m", "specrej", "batch", source, "--output", output, *options, *more)
+    def command(output: Path, *more: str) -> list[str]:
+        return ["batch", str(source), "--output", str(output), *options, *more]
 
-    whole = run(tmp_path / "whole.jsonl", "--json")
-    stdout, stderr = whole.communicate(timeout=300)
-    assert whole.returncode == 0, stderr
-    assert json.loads(stdout)["this_run"]["num_rows"] == len(prompts)
-    killed = run(tmp_path / "out.jsonl")
+    killed = start("-m", "specrej", *command(tmp_path / "out.jsonl"))
     kill(killed, tmp_path / "out.jsonl", 1, 0.05)
     num_before = len(read_rows(tmp_path / "out.jsonl"))
     assert 0 < num_before < len(prompts)
-    resumed = run(tmp_path / "out.jsonl", "--resume", "--json")
-    stdout, stderr = resumed.communicate(timeout=300)
-    assert resumed.returncode == 0, stderr
-    assert json.loads(stdout)["this_run"]["num_rows"] == len(prompts) - num_before
+    lend_to_commands(monkeypatch)
+    whole = CliRunner().invoke(app, command(tmp_path / "whole.jsonl", "--json"))
+    assert whole.exit_code == 0, whole.stderr
+    assert json.loads(whole.stdout)["this_run"]["num_rows"] == len(prompts)
+    resumed = CliRunner().invoke(app, command(tmp_path / "out.jsonl", "--resume", "--json"))
+    assert resumed.exit_code == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["this_run"]["num_rows"] == len(prompts) - num_before
     assert rows_in(tmp_path / "out.jsonl") == rows_in(tmp_path / "whole.jsonl")

@@ -202,7 +202,7 @@ def test_what_needs_no_model_is_said_before_one_is_opened(
 @pytest.fixture(scope="module")
 def long_bench(tiny_model: str, prompts: str) -> list[str]:
     """A command that runs for some seconds."""
-    arguments = ["bench", prompts, "--methods", METHODS, "--max-new-tokens", "160"]
+    arguments = ["bench", prompts, "--methods", METHODS, "--max-new-tokens", "60"]
     return [*arguments, "--model", tiny_model, "--reward", "logprob"]
 
 

@@ -12,13 +12,13 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from judging import say
+from real import lend_to_commands
 from recomputed import FIGURES, Files
 from servers import Server, completion, record_waits, serving
 from specrej.cli import app
-from specrej.engines.base import Engine
 from specrej.evaluation.reproduce import ROWS
 from specrej.evaluation.reproduce.paper.plan import TITLE
-from specrej.opening import Opening, open_engine
+from specrej.opening import Opening
 from tiny import save_model
 
 METHODS = "best_of_n:2,best_of_n:8,speculative_rejection:0.5:16"
@@ -336,28 +336,19 @@ def test_what_a_row_lacks_is_said_before_a_model_is_opened(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture(scope="module")
-def default_engine() -> Iterator[Engine]:
-    engine = open_engine("smollm2")
-    yield engine
-    engine.shutdown()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(ROWS))
 def test_a_row_runs_on_the_default_models(
     run: Run,
     server: Server,
-    default_engine: Engine,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
 ) -> None:
     """Few and short answers, by the generator that all rows share; each opens its own reward."""
-    monkeypatch.setattr(Opening, "open_engine", lambda *_: default_engine)
-    monkeypatch.setattr(default_engine, "shutdown", lambda: None)
+    lend_to_commands(monkeypatch)
     options = ["--model", "smollm2", "--methods", "best_of_n:2,speculative_rejection:0.5:6"]
-    options += ["--decide", "every:3", "--max-new-tokens", "6"]
+    options += ["--decide", "every:2", "--max-new-tokens", "4"]
     options += [] if name == "perplexity" else ["--reward", "relevance"]
     done = run(name, tmp_path / "out", *options)
     assert done.exit_code == 0, done.stderr

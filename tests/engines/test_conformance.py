@@ -9,6 +9,7 @@ import torch
 
 from fakes import FakeEngine
 from paging import PAGE, FakeBackend, paged_engine
+from real import smollm2, smollm2_on_openvino
 from specrej.engines.base import Engine
 from specrej.engines.opening import open_engine
 from specrej.engines.torch.loading import wrap
@@ -45,12 +46,13 @@ def open_openvino() -> Engine:
 
 @cache
 def real_torch() -> Subject:
-    return Subject(open_torch(), flips=500, ending=ENDING)
+    return Subject(smollm2(), flips=500, ending=ENDING)
 
 
 @cache
 def openvino() -> Subject:
-    return in_pages(open_openvino())
+    pytest.importorskip("openvino_genai")
+    return in_pages(smollm2_on_openvino())
 
 
 SUBJECTS = [

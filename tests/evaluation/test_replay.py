@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import specrej
 from fakes import FLOPS, FakeEngine, FakeReward, FakeSession, alike, by_hash, in_thirds
+from real import smollm2
 from specrej.errors import BudgetError, RewardError, UsageError
 from specrej.evaluation.policy_grid import ReplayPolicy
 from specrej.evaluation.prompts import Loaded, Task
@@ -360,8 +361,7 @@ def test_flops_are_those_of_a_live_run(per_token: float | None) -> None:
 
 @pytest.mark.slow
 def test_a_replay_on_the_real_model_is_the_live_run(tmp_path: Path) -> None:
-    engine = specrej.open_engine("smollm2", weights="fp32")
-    reward = as_reward("relevance")
+    engine, reward = smollm2("fp32"), as_reward("relevance")
     prompt = "Give three tips for staying healthy."
     options: dict[str, Any] = {"max_new_tokens": 32, "seed": 1}
     (trace,) = traces_in(

@@ -74,8 +74,13 @@ def ids_of(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
+# They hold a copy of the tokenizer, and the real one has 49,152 tokens.
+codec_of = cache(TextCodec)
+chat_of = cache(ChatTokenizer)
+
+
 def carefully(tokenizer: Any, messages: list[Message]) -> list[int]:
-    chat = ChatTokenizer(tokenizer)
+    chat = chat_of(tokenizer)
     return chat._split(chat.write(messages, add_generation_prompt=True))
 
 
@@ -100,7 +105,7 @@ def test_ordinary_contents_are_tokenized_with_the_template_as_one_text(
     if spells(form, messages):
         return
     text = rendered(form.tokenizer, messages)
-    assert TextCodec(form.tokenizer).encode(messages) == ids_of(form.tokenizer, text)
+    assert codec_of(form.tokenizer).encode(messages) == ids_of(form.tokenizer, text)
     # The careful way, which these do not go, gives the same.
     assert carefully(form.tokenizer, messages) == ids_of(form.tokenizer, text)
 
@@ -324,7 +329,7 @@ def test_smollm2_reads_ordinary_contents_as_before_and_forged_ones_as_text(
     form = smollm2()
     messages = turns(*contents, "Why?")
     text = rendered(form.tokenizer, messages)
-    codec = TextCodec(form.tokenizer)
+    codec = codec_of(form.tokenizer)
     if not spells(form, messages):
         assert (
             codec.encode(messages)

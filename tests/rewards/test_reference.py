@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import specrej
+from real import smollm2
 from specrej.errors import ModelError, PromptError, RewardError, UnknownNameError, UsageError
 from specrej.flops import linear_flops
 from specrej.rewards import as_reward
@@ -197,10 +198,9 @@ def test_a_pass_that_fails_names_its_candidates(pair: Any) -> None:
 @pytest.mark.slow
 def test_the_real_generator_minus_itself_is_nothing() -> None:
     reward = ReferenceReward("smollm2", reduce="sum", minus=True)
-    engine = specrej.open_engine("smollm2", weights="fp32")
     result = specrej.generate(
         "What is 6 times 7? Answer with the number only.",
-        model=engine,
+        model=smollm2("fp32"),
         reward=reward,
         algorithm="best_of_n",
         n=3,

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from real import smollm2_on_openvino
 from specrej.engines.opening import open_engine
 from specrej.engines.paged import PagedEngine
 from specrej.hub import defaults
@@ -45,7 +46,9 @@ def tiny_model() -> Any:
 
 @cache
 def real_engine() -> PagedEngine:
-    return opened("smollm2")
+    engine = smollm2_on_openvino()
+    assert isinstance(engine, PagedEngine)
+    return engine
 
 
 @cache
