@@ -40,6 +40,7 @@ ANOTHER: dict[str, Any] = {
     "decide": "every:8",
     "min_tokens": 4,
     "reward_sees": "answer",
+    "max_thinking_tokens": 5,
     "extract": "number",
     "threshold": 1.5,
     "window": 8,

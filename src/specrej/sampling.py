@@ -6,7 +6,7 @@ SamplingParams(max_new_tokens=64, temperature=0.8, seed=1)
 import sys
 from dataclasses import dataclass
 
-from specrej.constraint import Constraint
+from specrej.constraint import Constraint, ThoughtLimit
 from specrej.errors import UsageError
 from specrej.options import check, option, shown
 
@@ -128,13 +128,13 @@ class SamplingParams:
         ge=0,
         lt=2**64,
     )
-    constraint: Constraint | None = None
+    constraint: Constraint | ThoughtLimit | None = None
     """What every answer obeys; None leaves them free. Until an engine says that an answer is
-    whole, it cannot end, so `ignore_eos` is refused beside it."""
+    whole, it cannot end, so `ignore_eos` is refused beside a `Constraint`."""
 
     def __post_init__(self) -> None:
         check(self)
-        if self.constraint is not None and self.ignore_eos:
+        if isinstance(self.constraint, Constraint) and self.ignore_eos:
             raise UsageError(
                 f"ignore_eos must be off where answers obey a {self.constraint.kind}, which says "
                 "where they end"

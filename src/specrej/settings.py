@@ -18,7 +18,7 @@ from specrej.messages import as_conversation, as_messages
 from specrej.options import check, option, options_of, same_as, shown
 from specrej.policy import parse_decide
 from specrej.registry import is_name, names
-from specrej.types import Policy, Prompt, SamplingParams
+from specrej.types import Continuation, Policy, Prompt, SamplingParams
 
 _N = "'auto' or a number of at least 1, and below 2^31"
 
@@ -37,6 +37,7 @@ class Options(TypedDict, total=False):
     policy: str | Policy | None
     strict: bool
     reward_sees: str
+    max_thinking_tokens: int | None
     extract: str | Callable[[str], str | None]
     threshold: float | None
     window: int
@@ -78,6 +79,8 @@ class Settings:
         strict: refuse a policy that was calibrated for another model, reward or sampling; else the
             result has a note of it.
         reward_sees: "all" of an answer, or "answer": it without what a reasoning model thinks.
+        max_thinking_tokens: tokens that a reasoning model may think before each answer; then the
+            mark that ends a thought is written for it. None sets no limit.
         extract: what is compared of an answer, where answers vote or are checked: "auto" (what
             `\boxed{}` or `####` marks, else the last number), "boxed", "number", "text",
             "regex:PATTERN", "module:function", or a function of the text: see docs/algorithms.md.
@@ -100,8 +103,8 @@ class Settings:
         grammar: a grammar that all answers obey, in Lark's form as llguidance takes it.
 
     Raises:
-        UsageError: a value outside its range; says which. At most one of json_schema, regex and
-            grammar may be given.
+        UsageError: a value outside its range; says which. At most one of json_schema, regex,
+            grammar and max_thinking_tokens may be given.
     """
 
     algorithm: str | Callable[..., Any] = option(
@@ -165,6 +168,14 @@ class Settings:
         choices=("all", "answer"),
         metavar="all|answer",
     )
+    max_thinking_tokens: int | None = option(
+        None,
+        "Tokens that a reasoning model may think; then its thought is ended, and it answers.",
+        expected="0 or more, and below 2^31",
+        ge=0,
+        lt=2**31,
+        unset="off",
+    )
     extract: str | Callable[[str], str | None] = option(
         "auto",
         "What is compared of answers that vote or are checked: auto (boxed, else the last number), "
@@ -222,14 +233,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         check(self)
-        if isinstance(self.keep, bool) or not isinstance(self.keep, int | None):
-            raise UsageError(f"keep must be a whole number, got {self.keep!r}")
+        for name in ("keep", "max_thinking_tokens"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | None):
+                raise UsageError(f"{name} must be a whole number, got {value!r}")
         if self.n != "auto" and type(self.n) is not int:
             raise UsageError(f"n must be {_N}, got {self.n!r}")
         if isinstance(self.stop, str) or not isinstance(self.stop, Sequence):
             raise UsageError(f"stop must be a list of strings, got {self.stop!r}")
         check_characters(list(self.stop), "stop", UsageError)
         self._check_algorithm()
+        self._check_thinking()
         _ = parse_decide(self.decide), self.sampling, self.memory_bytes  # each checks its part
 
     def _check_algorithm(self) -> None:
@@ -270,6 +284,14 @@ class Settings:
             raise UsageError(
                 "the algorithm 'threshold' needs a threshold",
                 hint="give the reward at which an answer is good enough",
+            )
+
+    def _check_thinking(self) -> None:
+        """See that nothing else says what comes first in an answer."""
+        if self.max_thinking_tokens is not None and (obeyed := self.constraint):
+            raise UsageError(
+                f"max_thinking_tokens must be left out where answers obey a {obeyed.kind}",
+                hint="they obey it from their first token on: nothing is thought before it",
             )
 
     @property
@@ -329,8 +351,11 @@ class Settings:
 
     def common_to(self, prompt: Prompt) -> "Settings":
         """These, as what many prompts have in common: those that end in an assistant's message are
-        continued where `continue_final_message` says so, and the others are answered.
+        continued where `continue_final_message` says so, and the others are answered. Where a text
+        is continued, nothing is thought.
         """
+        if isinstance(prompt, Continuation):
+            return replace(self, continue_final_message=False, max_thinking_tokens=None)
         is_begun = as_messages(prompt)[-1]["role"] == "assistant"
         asks_more = self.continue_final_message and not is_begun
         return replace(self, continue_final_message=False) if asks_more else self
