@@ -39,6 +39,7 @@ ANOTHER: dict[str, Any] = {
     "keep": 3,
     "decide": "every:8",
     "min_tokens": 4,
+    "refill": "forks",
     "reward_sees": "answer",
     "max_thinking_tokens": 5,
     "extract": "number",

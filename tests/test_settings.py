@@ -84,6 +84,7 @@ from specrej.settings import Options, Settings
         ("json_schema", "[1]"),
         ("regex", 5),
         ("grammar", 5),
+        ("refill", "some"),
         ("max_thinking_tokens", -1),
         ("max_thinking_tokens", True),
         ("max_thinking_tokens", 2.5),

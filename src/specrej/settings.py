@@ -4,7 +4,6 @@ on construction.
 Settings(algorithm="best_of_n", n=16, memory="64MiB", seed=1)
 """
 
-import reprlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from specrej.messages import as_conversation, as_messages
 from specrej.options import check, option, options_of, same_as, shown
 from specrej.policy import parse_decide
 from specrej.registry import is_name, names
+from specrej.sampling import bias_of
 from specrej.types import Continuation, Policy, Prompt, SamplingParams
 
 _N = "'auto' or a number of at least 1, and below 2^31"
@@ -36,6 +36,7 @@ class Options(TypedDict, total=False):
     min_tokens: int
     policy: str | Policy | None
     strict: bool
+    refill: str
     reward_sees: str
     max_thinking_tokens: int | None
     extract: str | Callable[[str], str | None]
@@ -78,6 +79,8 @@ class Settings:
             "module:object", or a file of `specrej calibrate` (its name ends in ".json").
         strict: refuse a policy that was calibrated for another model, reward or sampling; else the
             result has a note of it.
+        refill: what Speculative Rejection begins in memory that it has freed: "none", "forks" of
+            the best candidates, or "fresh" ones.
         reward_sees: "all" of an answer, or "answer": it without what a reasoning model thinks.
         max_thinking_tokens: tokens that a reasoning model may think before each answer; then the
             mark that ends a thought is written for it. None sets no limit.
@@ -160,6 +163,13 @@ class Settings:
         False,
         "Refuse a policy that was calibrated for another model, reward or sampling; else the "
         "result has a note of it.",
+    )
+    refill: str = option(
+        "none",
+        "What begins in memory that rejection has freed: none, forks (of the best candidates) or "
+        "fresh (new candidates).",
+        choices=("none", "forks", "fresh"),
+        metavar="none|forks|fresh",
     )
     reward_sees: str = option(
         "all",
@@ -269,6 +279,8 @@ class Settings:
 
     def _check_choice(self) -> None:
         """See that what answers are chosen by is there."""
+        if self.refill not in ("none", "forks", "fresh"):
+            raise UsageError(f"refill must be 'none', 'forks' or 'fresh', got {self.refill!r}")
         if self.reward_sees not in ("all", "answer"):
             raise UsageError(f"reward_sees must be 'all' or 'answer', got {self.reward_sees!r}")
         if isinstance(self.extract, str):
@@ -308,7 +320,7 @@ class Settings:
         mine = {
             name: getattr(self, name) for name in options_of(SamplingParams) if hasattr(self, name)
         }
-        bias = _bias_of({} if self.logit_bias is None else self.logit_bias)
+        bias = bias_of({} if self.logit_bias is None else self.logit_bias)
         own = {"stop": tuple(self.stop), "logit_bias": bias, "constraint": self.constraint}
         return SamplingParams(**mine | own)
 
@@ -374,24 +386,6 @@ class Settings:
         if self.json_schema is not None:
             values["json_schema"] = schema_of(self.json_schema)
         return values | {"stop": list(self.stop)}
-
-
-def _bias_of(given: object) -> tuple[tuple[int, float], ...]:
-    """The pairs of a mapping, by rising ids; the ids may be written as in JSON."""
-    if not isinstance(given, Mapping):
-        raise UsageError(
-            f"logit_bias must be an object of token ids and biases, got {reprlib.repr(given)}"
-        )
-    pairs = []
-    for one, bias in given.items():
-        is_id = isinstance(one, str) and one.isascii() and one.isdecimal() and len(one) < 11
-        if not is_id and type(one) is not int:
-            raise UsageError(
-                f"logit_bias must name tokens by their ids, got {reprlib.repr(one)}",
-                hint="ids are those of the model's tokenizer",
-            )
-        pairs.append((int(one), bias))
-    return tuple(sorted(pairs, key=lambda pair: pair[0]))
 
 
 def _name_of(function: Any) -> str:
