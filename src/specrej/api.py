@@ -339,7 +339,7 @@ def prepare(
         engine,
         reward,
         prompt,
-        sampling_of(settings, engine),
+        sampling_of(settings, engine, prompt),
         settings.memory_bytes,
         settings.to_dict()
         | ({} if note is None else {"note": note})

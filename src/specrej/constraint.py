@@ -1,4 +1,5 @@
-"""What answers must obey, if anything: a JSON schema, a regular expression or a grammar.
+"""What answers must obey, if anything: a JSON schema, a regular expression or a grammar; or how
+long a reasoning model may think.
 
     constraint_of(json_schema={"type": "object"}, regex=None, grammar=None)
 
@@ -8,7 +9,7 @@ Only what can be seen without a model is checked here. Engines compile it (`engi
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from specrej.errors import UsageError
 from specrej.files.reading import check_characters
@@ -26,6 +27,23 @@ class Constraint:
 
     kind: Literal["json_schema", "regex", "grammar"]
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtLimit:
+    """How long every candidate may think: then its next tokens are those of the closing mark.
+
+    Attributes:
+        most_tokens: of a thought, without its marks.
+        opening, closing: the marks.
+        is_begun: whether the prompt ends in the opening mark.
+    """
+
+    most_tokens: int
+    opening: str
+    closing: str
+    is_begun: bool
+    kind: ClassVar[str] = "max_thinking_tokens"
 
 
 def constraint_of(

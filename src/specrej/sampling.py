@@ -3,10 +3,12 @@
 SamplingParams(max_new_tokens=64, temperature=0.8, seed=1)
 """
 
+import reprlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from specrej.constraint import Constraint
+from specrej.constraint import Constraint, ThoughtLimit
 from specrej.errors import UsageError
 from specrej.options import check, option, shown
 
@@ -128,13 +130,13 @@ class SamplingParams:
         ge=0,
         lt=2**64,
     )
-    constraint: Constraint | None = None
+    constraint: Constraint | ThoughtLimit | None = None
     """What every answer obeys; None leaves them free. Until an engine says that an answer is
-    whole, it cannot end, so `ignore_eos` is refused beside it."""
+    whole, it cannot end, so `ignore_eos` is refused beside a `Constraint`."""
 
     def __post_init__(self) -> None:
         check(self)
-        if self.constraint is not None and self.ignore_eos:
+        if isinstance(self.constraint, Constraint) and self.ignore_eos:
             raise UsageError(
                 f"ignore_eos must be off where answers obey a {self.constraint.kind}, which says "
                 "where they end"
@@ -168,3 +170,25 @@ def _check_bias(token_id: object, bias: object) -> None:
     is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
     if not is_number or not -100 <= bias <= 100:  # type: ignore[operator]  # a number, as seen
         raise UsageError(f"logit_bias must add from -100 to 100, got {shown(bias)} for {token_id}")
+
+
+def bias_of(given: object) -> tuple[tuple[int, float], ...]:
+    """The pairs of a mapping, by rising ids; the ids may be written as in JSON.
+
+    Raises:
+        UsageError: it is no mapping, or names a token otherwise than by its id.
+    """
+    if not isinstance(given, Mapping):
+        raise UsageError(
+            f"logit_bias must be an object of token ids and biases, got {reprlib.repr(given)}"
+        )
+    pairs = []
+    for one, bias in given.items():
+        is_id = isinstance(one, str) and one.isascii() and one.isdecimal() and len(one) < 11
+        if not is_id and type(one) is not int:
+            raise UsageError(
+                f"logit_bias must name tokens by their ids, got {reprlib.repr(one)}",
+                hint="ids are those of the model's tokenizer",
+            )
+        pairs.append((int(one), bias))
+    return tuple(sorted(pairs, key=lambda pair: pair[0]))

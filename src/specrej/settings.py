@@ -4,7 +4,6 @@ on construction.
 Settings(algorithm="best_of_n", n=16, memory="64MiB", seed=1)
 """
 
-import reprlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,8 @@ from specrej.messages import as_conversation, as_messages
 from specrej.options import check, option, options_of, same_as, shown
 from specrej.policy import parse_decide
 from specrej.registry import is_name, names
-from specrej.types import Policy, Prompt, SamplingParams
+from specrej.sampling import bias_of
+from specrej.types import Continuation, Policy, Prompt, SamplingParams
 
 _N = "'auto' or a number of at least 1, and below 2^31"
 
@@ -36,7 +36,9 @@ class Options(TypedDict, total=False):
     min_tokens: int
     policy: str | Policy | None
     strict: bool
+    refill: str
     reward_sees: str
+    max_thinking_tokens: int | None
     extract: str | Callable[[str], str | None]
     threshold: float | None
     window: int
@@ -77,7 +79,11 @@ class Settings:
             "module:object", or a file of `specrej calibrate` (its name ends in ".json").
         strict: refuse a policy that was calibrated for another model, reward or sampling; else the
             result has a note of it.
+        refill: what Speculative Rejection begins in memory that it has freed: "none", "forks" of
+            the best candidates, or "fresh" ones.
         reward_sees: "all" of an answer, or "answer": it without what a reasoning model thinks.
+        max_thinking_tokens: tokens that a reasoning model may think before each answer; then the
+            mark that ends a thought is written for it. None sets no limit.
         extract: what is compared of an answer, where answers vote or are checked: "auto" (what
             `\boxed{}` or `####` marks, else the last number), "boxed", "number", "text",
             "regex:PATTERN", "module:function", or a function of the text: see docs/algorithms.md.
@@ -100,8 +106,8 @@ class Settings:
         grammar: a grammar that all answers obey, in Lark's form as llguidance takes it.
 
     Raises:
-        UsageError: a value outside its range; says which. At most one of json_schema, regex and
-            grammar may be given.
+        UsageError: a value outside its range; says which. At most one of json_schema, regex,
+            grammar and max_thinking_tokens may be given.
     """
 
     algorithm: str | Callable[..., Any] = option(
@@ -158,12 +164,27 @@ class Settings:
         "Refuse a policy that was calibrated for another model, reward or sampling; else the "
         "result has a note of it.",
     )
+    refill: str = option(
+        "none",
+        "What begins in memory that rejection has freed: none, forks (of the best candidates) or "
+        "fresh (new candidates).",
+        choices=("none", "forks", "fresh"),
+        metavar="none|forks|fresh",
+    )
     reward_sees: str = option(
         "all",
         "What the reward sees of an answer: all, or answer (what a reasoning model thinks is left "
         "out).",
         choices=("all", "answer"),
         metavar="all|answer",
+    )
+    max_thinking_tokens: int | None = option(
+        None,
+        "Tokens that a reasoning model may think; then its thought is ended, and it answers.",
+        expected="0 or more, and below 2^31",
+        ge=0,
+        lt=2**31,
+        unset="off",
     )
     extract: str | Callable[[str], str | None] = option(
         "auto",
@@ -222,14 +243,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         check(self)
-        if isinstance(self.keep, bool) or not isinstance(self.keep, int | None):
-            raise UsageError(f"keep must be a whole number, got {self.keep!r}")
+        for name in ("keep", "max_thinking_tokens"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | None):
+                raise UsageError(f"{name} must be a whole number, got {value!r}")
         if self.n != "auto" and type(self.n) is not int:
             raise UsageError(f"n must be {_N}, got {self.n!r}")
         if isinstance(self.stop, str) or not isinstance(self.stop, Sequence):
             raise UsageError(f"stop must be a list of strings, got {self.stop!r}")
         check_characters(list(self.stop), "stop", UsageError)
         self._check_algorithm()
+        self._check_thinking()
         _ = parse_decide(self.decide), self.sampling, self.memory_bytes  # each checks its part
 
     def _check_algorithm(self) -> None:
@@ -255,6 +279,8 @@ class Settings:
 
     def _check_choice(self) -> None:
         """See that what answers are chosen by is there."""
+        if self.refill not in ("none", "forks", "fresh"):
+            raise UsageError(f"refill must be 'none', 'forks' or 'fresh', got {self.refill!r}")
         if self.reward_sees not in ("all", "answer"):
             raise UsageError(f"reward_sees must be 'all' or 'answer', got {self.reward_sees!r}")
         if isinstance(self.extract, str):
@@ -272,6 +298,14 @@ class Settings:
                 hint="give the reward at which an answer is good enough",
             )
 
+    def _check_thinking(self) -> None:
+        """See that nothing else says what comes first in an answer."""
+        if self.max_thinking_tokens is not None and (obeyed := self.constraint):
+            raise UsageError(
+                f"max_thinking_tokens must be left out where answers obey a {obeyed.kind}",
+                hint="they obey it from their first token on: nothing is thought before it",
+            )
+
     @property
     def num_candidates(self) -> int | None:
         """N as a number; None for "auto"."""
@@ -286,7 +320,7 @@ class Settings:
         mine = {
             name: getattr(self, name) for name in options_of(SamplingParams) if hasattr(self, name)
         }
-        bias = _bias_of({} if self.logit_bias is None else self.logit_bias)
+        bias = bias_of({} if self.logit_bias is None else self.logit_bias)
         own = {"stop": tuple(self.stop), "logit_bias": bias, "constraint": self.constraint}
         return SamplingParams(**mine | own)
 
@@ -329,8 +363,11 @@ class Settings:
 
     def common_to(self, prompt: Prompt) -> "Settings":
         """These, as what many prompts have in common: those that end in an assistant's message are
-        continued where `continue_final_message` says so, and the others are answered.
+        continued where `continue_final_message` says so, and the others are answered. Where a text
+        is continued, nothing is thought.
         """
+        if isinstance(prompt, Continuation):
+            return replace(self, continue_final_message=False, max_thinking_tokens=None)
         is_begun = as_messages(prompt)[-1]["role"] == "assistant"
         asks_more = self.continue_final_message and not is_begun
         return replace(self, continue_final_message=False) if asks_more else self
@@ -349,24 +386,6 @@ class Settings:
         if self.json_schema is not None:
             values["json_schema"] = schema_of(self.json_schema)
         return values | {"stop": list(self.stop)}
-
-
-def _bias_of(given: object) -> tuple[tuple[int, float], ...]:
-    """The pairs of a mapping, by rising ids; the ids may be written as in JSON."""
-    if not isinstance(given, Mapping):
-        raise UsageError(
-            f"logit_bias must be an object of token ids and biases, got {reprlib.repr(given)}"
-        )
-    pairs = []
-    for one, bias in given.items():
-        is_id = isinstance(one, str) and one.isascii() and one.isdecimal() and len(one) < 11
-        if not is_id and type(one) is not int:
-            raise UsageError(
-                f"logit_bias must name tokens by their ids, got {reprlib.repr(one)}",
-                hint="ids are those of the model's tokenizer",
-            )
-        pairs.append((int(one), bias))
-    return tuple(sorted(pairs, key=lambda pair: pair[0]))
 
 
 def _name_of(function: Any) -> str:

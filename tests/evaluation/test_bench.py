@@ -400,3 +400,15 @@ def test_a_category_may_have_a_temperature_of_its_own(loaded: Loaded, tmp_path: 
     how |= {"temperatures": {}, "resume": True}
     with pytest.raises(UsageError, match="temperatures was"):
         list(run_bench(loaded, methods, FakeEngine(), reward, tmp_path / "out", **how))
+
+
+@pytest.mark.parametrize("refill", ["forks", "fresh"])
+def test_rows_of_refilled_runs_make_a_report(loaded: Loaded, tmp_path: Path, refill: str) -> None:
+    rows = bench(loaded, tmp_path / "out", settings=Settings(**{**OPTIONS, "refill": refill}))
+    turns = [turn for row in rows for turn in row["turns"]]
+    has_forks = any("parent" in one for turn in turns for one in turn["candidates"])
+    assert has_forks == (refill == "forks")
+    for turn in turns:
+        drawn = [one["num_tokens"] - one.get("num_inherited", 0) for one in turn["candidates"]]
+        assert turn["usage"]["generated_tokens"] == sum(drawn)
+    assert "speculative_rejection:0.5" in write_report(tmp_path / "out").read_text()

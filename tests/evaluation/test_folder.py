@@ -99,6 +99,7 @@ def test_another_run_is_refused_by_what_differs(tmp_path: Path, name: str) -> No
 ADDED = {"policy", "strict", "continue_final_message"}
 ADDED |= {"frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs"}
 ADDED |= {"json_schema", "regex", "grammar", "reward_sees", "extract", "window", "warm_up"}
+ADDED |= {"max_thinking_tokens", "refill"}
 
 
 def without(name: str) -> dict[str, object]:

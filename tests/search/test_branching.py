@@ -299,7 +299,7 @@ def test_forks_that_do_not_fit_are_refused_with_their_number() -> None:
         yield at([20])
         search.fork(2 * search.live)
 
-    told(greedy, BudgetError, "does not hold 8 forks beside 4 live candidates .* only 0")
+    told(greedy, BudgetError, "does not hold 8 more beside 4 live candidates .* only 0")
 
 
 def test_a_rule_of_steps_that_fails_is_told() -> None:

@@ -110,7 +110,7 @@ async def _sleep(seconds: float) -> None:
 
 # Uvicorn looks ten times a second whether it is to end, and waits another tenth when it does: with
 # a server for each of hundreds of tests, minutes.
-uvicorn.server.asyncio = SimpleNamespace(**{**vars(asyncio), "sleep": _sleep})  # type: ignore[attr-defined]
+uvicorn.server.asyncio = SimpleNamespace(**{**vars(asyncio), "sleep": _sleep})  # type: ignore[assignment, attr-defined]
 
 
 @contextlib.asynccontextmanager

@@ -11,8 +11,11 @@ import pytest
 from calling import END, TOOL, CallingEngine, ScriptReader
 from endpoint import DEFAULTS, client, fake_service, live
 from fakes import FakeReward
+from specrej.errors import UsageError
 from specrej.hub.thinking import Thinking
 from specrej.server import replies
+from specrej.server.protocol import parse_chat, parse_text
+from specrej.settings import Settings
 from specrej.types import Prompt
 
 USER: Any = {"role": "user", "content": "What is 6 times 7?"}
@@ -103,3 +106,22 @@ def test_the_reward_sees_thoughts_or_not(sees: str, expected: str) -> None:
     assert expected in reward.texts
     assert all(expected.startswith(text) for text in reward.texts)
     assert ("" in reward.texts) == (sees == "answer")
+
+
+def test_an_engine_that_ends_no_thoughts_says_so_by_the_bodys_name() -> None:
+    with serving(TEXT) as url:
+        asked = httpx.post(f"{url}/v1/chat/completions", json={**CHAT, "thinking_token_budget": 5})
+    error = asked.json()["error"]
+    assert (asked.status_code, error["param"]) == (400, "thinking_token_budget")
+    assert error["message"].startswith("thinking_token_budget cannot be honoured by the engine")
+
+
+def test_a_default_limit_of_thoughts_gives_way_where_none_can_come() -> None:
+    limited, chat = Settings(max_thinking_tokens=5), {"model": "m", "messages": [USER]}
+    as_json = {**chat, "response_format": {"type": "json_object"}}
+    assert parse_chat(chat, limited).settings.max_thinking_tokens == 5
+    assert parse_chat(as_json, limited).settings.max_thinking_tokens is None
+    text = parse_text({"model": "m", "prompt": "So"}, limited)
+    assert text.settings.max_thinking_tokens is None
+    with pytest.raises(UsageError, match=r"^thinking_token_budget must be left out"):
+        parse_chat({**as_json, "thinking_token_budget": 7}, limited)

@@ -129,7 +129,7 @@ def bench(
 
 @takes_options(
     *("algorithm", "n", "alpha", "keep", "decide", "min_tokens", "policy"),
-    *("continue_final_message", "top_logprobs", *CHOICE),
+    *("refill", "continue_final_message", "top_logprobs", *CHOICE),
 )
 def trace(
     prompts: _Prompts,

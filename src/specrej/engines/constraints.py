@@ -11,7 +11,7 @@ an `x-guidance` of its own goes before that.
 import json
 from typing import Any
 
-from specrej.constraint import Constraint
+from specrej.constraint import Constraint, ThoughtLimit
 from specrej.errors import SamplingError, UsageError
 from specrej.types import SamplingParams
 
@@ -29,9 +29,10 @@ def refuse_constraint(sampling: SamplingParams, engine: str, reason: str) -> Non
         SamplingError: one is; says why.
     """
     if sampling.constraint is not None:
+        is_of_thoughts = isinstance(sampling.constraint, ThoughtLimit)
         raise SamplingError(
             f"{sampling.constraint.kind} cannot be honoured by the engine {engine!r}: {reason}",
-            hint="the engines torch and vllm honour it",
+            hint="the engine torch does" if is_of_thoughts else "the engines torch and vllm do",
         )
 
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from specrej.constraint import Constraint
+from specrej.constraint import Constraint, ThoughtLimit
 from specrej.engines.backend import Drawn
 from specrej.engines.base import check_bias
-from specrej.engines.constraints import checked, spaced
+from specrej.engines.constraints import checked, refuse_constraint, spaced
 from specrej.engines.opening import EngineOptions
 from specrej.engines.paged import PagedEngine
 from specrej.engines.vllm_process import (
@@ -157,7 +157,9 @@ class VllmBackend:
 
     def check_sampling(self, sampling: SamplingParams) -> None:
         check_bias(sampling, self.config.model_config.get_vocab_size())
-        if sampling.constraint is not None:
+        if isinstance(sampling.constraint, ThoughtLimit):
+            refuse_constraint(sampling, self.name, "vLLM counts thoughts for a parser of its own")
+        elif sampling.constraint is not None:
             checked(sampling.constraint)
 
     def submit(
@@ -253,7 +255,7 @@ def _likeliest(given: Mapping[int, Any], k: int) -> TopLogprobs:
     return tuple(sorted(pairs, key=lambda pair: -pair[1])[:k])
 
 
-def _structured(constraint: Constraint | None) -> Any:
+def _structured(constraint: Constraint | ThoughtLimit | None) -> Any:
     from vllm.sampling_params import StructuredOutputsParams
 
     match constraint:

@@ -43,17 +43,31 @@ class Thinking:
 
     def split(self, text: str) -> Parts:
         """The parts of an answer's text so far; all is answer where it thinks nothing."""
-        begun = text.lstrip()
-        if begun.startswith(self.opening):
-            begun = begun[len(self.opening) :]
-        elif not self.is_begun:
+        begun = self._begun(text)
+        if begun is None:
             return Parts("", text)
         thought, _, answer = begun.partition(self.closing)
         return Parts(thought.strip(), answer.lstrip())
 
+    def _begun(self, text: str) -> str | None:
+        """What stands behind the opening mark; None where nothing is thought."""
+        begun = text.lstrip()
+        if begun.startswith(self.opening):
+            return begun[len(self.opening) :]
+        return begun if self.is_begun else None
+
+    def is_inside(self, text: str) -> bool:
+        """Whether a text so far ends inside of a thought."""
+        begun = self._begun(text)
+        return begun is not None and self.closing not in begun
+
+    def may_begin(self, text: str) -> bool:
+        """Whether a thought can still begin behind a text so far."""
+        return not self.is_begun and self.opening.startswith(text.lstrip())
+
     def answer(self, text: str) -> str:
         """What of a text so far is answer for certain: text that follows only adds to it."""
-        if not self.is_begun and self.opening.startswith(text.lstrip()):
+        if self.may_begin(text):
             return ""
         return self.split(text).answer
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from specrej.errors import PromptError
+from specrej.errors import PromptError, SamplingError
 from specrej.hub.contents import ChatTokenizer
 from specrej.hub.decoding import Pieces, StreamDecoder
 from specrej.hub.infilling import fill_in
@@ -203,6 +203,20 @@ class TextCodec:
     @cached_property
     def _always_begins(self) -> bool:
         return self._marks is not None and begins(self.tokenizer, self._marks, {})
+
+    def mark_ids(self, mark: str) -> list[int]:
+        """Token ids of a mark of a thought.
+
+        Raises:
+            SamplingError: they do not read as this mark.
+        """
+        ids = list(self.tokenizer(mark, add_special_tokens=False)["input_ids"])
+        if self.decode(ids).strip() != mark:
+            raise SamplingError(
+                f"max_thinking_tokens cannot be honoured: the tokenizer has no tokens for {mark!r}",
+                hint="leave it out",
+            )
+        return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a whole answer to a text. Bytes of a last character that is not all there

@@ -91,7 +91,8 @@ class Budget:
             )
 
     def fitting(self, num_tokens: int) -> int:
-        """Most candidates that can have so many tokens each."""
+        """Most candidates that can have so many tokens each, or as many as they may have."""
+        num_tokens = min(num_tokens, self._num_new_tokens)
         counts = range(self._engine.most_candidates + 1)
         return bisect_right(counts, self.bytes, key=lambda n: self.kv_bytes(n, num_tokens)) - 1
 
@@ -100,19 +101,29 @@ class Budget:
         longest = max((len(candidate.token_ids) for candidate in live), default=0)
         return live[self.fitting(longest + 1) :]
 
-    def check_fork(self, num_live: int, num_forks: int, num_tokens: int) -> None:
-        """See that there is room for forks until all have so many tokens.
+    def room(self, num_live: int, num_tokens: int) -> int:
+        """How many may begin beside so many live candidates, if all go on to num_tokens.
+
+        An engine that cannot hold back decodes the live ones ahead while the new ones are read: to
+        the full length at most.
+        """
+        if not self._engine.can_hold_back:
+            num_tokens = self._num_new_tokens
+        return max(self.fitting(num_tokens) - num_live, 0)
+
+    def check_beside(self, live: Sequence[Candidate], num_new: int) -> None:
+        """See that there is room for more candidates with one more token each.
 
         Raises:
             BudgetError: there is not; says for how many there is.
         """
-        room = max(self.fitting(num_tokens) - num_live, 0)
-        if num_forks > room:
+        num_tokens = max((len(candidate.token_ids) for candidate in live), default=0) + 1
+        room = max(self.fitting(num_tokens) - len(live), 0)
+        if num_new > room:
             raise BudgetError(
-                f"a budget of {format_bytes(self.bytes)} does not hold {num_forks} forks beside "
-                f"{num_live} live candidates of up to {num_tokens} tokens, only {room}",
-                hint="give a larger memory, or fork fewer: search.waves(n, None) gives sizes that "
-                "fit to the end",
+                f"a budget of {format_bytes(self.bytes)} does not hold {num_new} more beside "
+                f"{len(live)} live candidates of up to {num_tokens} tokens, only {room}",
+                hint="give a larger memory, or begin fewer: search.room(num_tokens) says how many",
             )
 
     def kv_bytes(self, num_candidates: int, num_tokens: int) -> int:

@@ -50,16 +50,17 @@ class CalibratedPolicy:
         return tuple(forecast.num_tokens for forecast in self.forecasts)
 
     def to_policy(self) -> Policy:
-        """What a run takes."""
+        """What a run takes. Nothing was refilled in what it was calibrated on."""
+        recorded = {"refill": "none", **self.recorded}
         if not self.forecasts:
-            return Policy(never, everyone, None, self.name, self.n, self.recorded)
+            return Policy(never, everyone, None, self.name, self.n, recorded)
         return Policy(
             when=at(self.lengths),
             keep=worth(self.forecasts, self.price),
             first_tokens=self.lengths[0],
             name=self.name,
             n=self.n,
-            recorded=self.recorded,
+            recorded=recorded,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 whose it is.
 
 stays = checked_fates(settings, batch, is_kept)     # what a policy's `keep` said
-check_start(settings, n, live, is_at_work=True)     # what an algorithm begins
+check_start(settings, n, most, live, room, is_at_work=True)     # what an algorithm begins
 check_tokens(tokens, candidates)                    # what an engine gave
 with engine_at_work(): ...                          # what it raises
 steps = checked_steps("my_algorithms:champion", started)
@@ -80,6 +80,7 @@ def check_start(
     n: Any,
     most: Any,
     live: Sequence[Candidate],
+    room: int | None,
     *,
     is_at_work: bool,
 ) -> None:
@@ -90,11 +91,13 @@ def check_start(
         n: how many it begins.
         most: how many are live at a time, with forks; None where none will come.
         live: who is being decoded.
+        room: how many may be live beside each other in their wave; None where nobody may begin
+            beside them.
         is_at_work: whether the prompt is open; a generator does nothing before.
 
     Raises:
-        UsageError: n is no number of at least 1, most none of at least n, others are being decoded,
-            or it is no generator; names the algorithm.
+        UsageError: n is no number of at least 1, most none of at least n, others are being decoded
+            and have no room beside them, or it is no generator; names the algorithm.
     """
     algorithm = settings.get("algorithm")
     if not is_at_work:
@@ -115,11 +118,12 @@ def check_start(
             f"it starts, got most={reprlib.repr(most)}",
             hint="most is how many are live at a time, with their forks",
         )
-    if live:
+    if live and (most is not None or len(live) + int(n) > (room or 0)):
         raise UsageError(
             f"the algorithm {algorithm!r} started {n} candidates while {len(live)} are being "
-            "decoded",
-            hint="yield a schedule until search.live is empty, or reject them by search.keep",
+            f"decoded, and set room aside for {room or 'no others'}",
+            hint="yield a schedule until search.live is empty, reject them by search.keep, or say "
+            "at the beginning of the wave how many will be live: search.start(n, most=...)",
         )
 
 

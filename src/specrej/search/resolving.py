@@ -4,7 +4,7 @@ steps_of(Settings(), search, 16, policy)    # the algorithm at work on a search
 algorithm_of(Settings(algorithm="best_of_n"))
 policy_of(Settings(alpha=0.5, decide="every:32"))    # from a command line's words
 policy_of(Settings(policy="policy.json"))            # from `specrej calibrate`
-sampling_of(Settings(algorithm="deepconf"), engine)  # with the log-probabilities that it reads
+sampling_of(Settings(algorithm="deepconf"), engine, prompt)  # with what it reads of the engine
 needed_sampling(Settings(algorithm="deepconf"))      # the same before there is an engine
 """
 
@@ -13,19 +13,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from specrej.constraint import ThoughtLimit
 from specrej.engines.base import Engine
 from specrej.errors import SamplingError, SpecrejError, UsageError, named
+from specrej.hub.thinking import Thinking
 from specrej.options import options_of
 from specrej.policy import parse_decide
 from specrej.registry import find
 from specrej.rewards.base import Reward, check_absolute
 from specrej.search.algorithms import Steps
 from specrej.search.calibrated import read_policy
-from specrej.search.checks import checked_steps
+from specrej.search.checks import checked_steps, engine_at_work
 from specrej.search.policies import at, every, fraction, never, top
 from specrej.search.view import SearchView
 from specrej.settings import Settings
-from specrej.types import Policy, SamplingParams, Schedule
+from specrej.types import Policy, Prompt, SamplingParams, Schedule
 
 Algorithm = Callable[..., Steps]
 """Of (search, n, policy). Parameters that can only be given by name get the settings of these
@@ -80,16 +82,23 @@ def _asked_for(algorithm: Algorithm, settings: Settings) -> dict[str, Any]:
     }
 
 
-def sampling_of(settings: Settings, engine: Engine) -> SamplingParams:
-    """How the engine is to draw tokens, with as many of the likeliest as the algorithm reads.
+def sampling_of(settings: Settings, engine: Engine, prompt: Prompt) -> SamplingParams:
+    """How the engine is to draw tokens, with as many of the likeliest as the algorithm reads, and
+    thoughts as long as they may be.
 
     Raises:
         SamplingError: the engine cannot draw them so; names the algorithm where it is for its sake.
+            Or thoughts have a limit, and nothing tells them from answers.
     """
-    engine.check_sampling(settings.sampling)
-    sampling = needed_sampling(settings)
-    if sampling == settings.sampling:
+    sampling = settings.sampling
+    if settings.max_thinking_tokens is not None:
+        limit = _thought_limit(settings.max_thinking_tokens, engine, prompt)
+        sampling = replace(sampling, constraint=limit)
+    engine.check_sampling(sampling)
+    num_read = needed_sampling(settings).top_logprobs
+    if num_read <= sampling.top_logprobs:
         return sampling
+    sampling = replace(sampling, top_logprobs=num_read)
     try:
         engine.check_sampling(sampling)
     except SamplingError as error:
@@ -101,8 +110,13 @@ def sampling_of(settings: Settings, engine: Engine) -> SamplingParams:
 
 
 def needed_sampling(settings: Settings) -> SamplingParams:
-    """How tokens are to be drawn, with as many of the likeliest as the algorithm reads."""
+    """How tokens are to be drawn, with as many of the likeliest as the algorithm reads. Where
+    thoughts have a limit, no marks are known yet.
+    """
     sampling = settings.sampling
+    if settings.max_thinking_tokens is not None:
+        limit = ThoughtLimit(settings.max_thinking_tokens, "", "", is_begun=False)
+        sampling = replace(sampling, constraint=limit)
     num_read = getattr(algorithm_of(settings), "top_logprobs", 0)
     return replace(sampling, top_logprobs=max(num_read, sampling.top_logprobs))
 
@@ -118,6 +132,20 @@ def check_rewards(settings: Settings, policy: Policy, reward: Reward) -> None:
         check_absolute(reward, f"the algorithm {named['algorithm']!r}")
     if policy.recorded:
         check_absolute(reward, f"the policy {named['policy']!r}, which was calibrated on scores,")
+
+
+def _thought_limit(most_tokens: int, engine: Engine, prompt: Prompt) -> ThoughtLimit:
+    """How long candidates may think before they answer this prompt."""
+    with engine_at_work():
+        thinking: Thinking | None = getattr(engine.detokenizer(prompt), "thinking", None)
+    if thinking is None:
+        raise SamplingError(
+            f"max_thinking_tokens cannot be honoured, got {most_tokens}: nothing tells what this "
+            "model thinks from what it answers",
+            hint="leave it out, or take a model whose tokenizer or chat template has the marks of "
+            "a thought, and a chat: docs/prompts.md has them",
+        )
+    return ThoughtLimit(most_tokens, thinking.opening, thinking.closing, thinking.is_begun)
 
 
 def policy_of(settings: Settings) -> Policy:

@@ -120,8 +120,7 @@ class Search:
 
     def waves(self, n: int | None, num_tokens: int | None) -> Iterator[int]:
         """See `SearchView.waves`."""
-        num_tokens = min(num_tokens or self.sampling.max_new_tokens, self.sampling.max_new_tokens)
-        fitting = self._budget.fitting(num_tokens)
+        fitting = self._budget.fitting(num_tokens or self.sampling.max_new_tokens)
         auto = min(fitting, self._most_candidates or fitting)
         left = self.num_planned = 1 if self.sampling.is_greedy else auto if n is None else n
         while left > 0:
@@ -132,14 +131,21 @@ class Search:
 
     def start(self, n: int, most: int | None = None) -> None:
         """See `SearchView.start`."""
-        check_start(self._settings, n, most, self.live, is_at_work=self.is_open)
-        first = len(self.candidates)
-        self.batch = [Candidate(index) for index in range(first, first + n)]
-        self.candidates += self.batch
+        live, first = self.live, len(self.candidates)
+        check_start(self._settings, n, most, live, self._most_live, is_at_work=self.is_open)
+        if live:
+            self._budget.check_beside(live, n)
+        else:
+            self.batch, self._last_length, self._most_live = [], 0, most
+        begun = [Candidate(index) for index in range(first, first + n)]
+        self.candidates += begun
+        self.batch += begun
         self._answers.begin(range(first, first + n))
-        self._last_length = 0
-        self._most_live = most
         self._decoder.add(range(first, first + n))
+
+    def room(self, num_tokens: int) -> int:
+        """See `SearchView.room`."""
+        return self._budget.room(len(self.live), num_tokens)
 
     def fork(self, parents: Sequence[Candidate]) -> list[Candidate]:
         """See `SearchView.fork`."""
@@ -147,8 +153,7 @@ class Search:
             return []
         live, first = self.live, len(self.candidates)
         check_fork(self._settings, parents, live, self._most_live)
-        longest = max((len(candidate.token_ids) for candidate in live), default=0)
-        self._budget.check_fork(len(live), len(parents), longest + 1)
+        self._budget.check_beside(live, len(parents))
         forks = [parent.fork(first + place) for place, parent in enumerate(parents)]
         indices = [fork.index for fork in forks]
         self._decoder.fork([parent.index for parent in parents], indices)
@@ -207,6 +212,7 @@ class Search:
             return None
         with contained("the schedule"):
             longest = max(len(candidate.token_ids) for candidate in live)
+            self._last_length = min(self._last_length, longest)  # who was longer has ended
             return "schedule" if schedule(longest, self._last_length) else None
 
     def begin_decision(self, cause: Cause) -> None:

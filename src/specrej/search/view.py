@@ -86,11 +86,19 @@ class SearchView(Protocol):
         """Begin n new candidates; they are the batch.
 
         Of an algorithm that forks, `most` is how many are live together at any time of this wave.
-        Their memory is set aside from here on, so that forks never wait for each other.
+        Their memory is set aside from here on, so that forks never wait for each other. As long as
+        there are fewer, others may begin beside them, without `most`: these join the batch.
 
         Raises:
             UsageError: n is below 1 or no whole number, most is below n, or others are being
-                decoded.
+                decoded and no room was set aside.
+            BudgetError: they do not fit in the budget beside others; says how many do.
+        """
+
+    def room(self, num_tokens: int) -> int:
+        """How many more candidates the budget carries beside the live ones until all have so many
+        tokens, or the full length where that is less. On engines that cannot hold prompts back
+        (vLLM, OpenVINO) always the full length: they decode ahead while new candidates are read.
         """
 
     def fork(self, parents: Sequence[Candidate]) -> Sequence[Candidate]:

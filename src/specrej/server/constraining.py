@@ -29,7 +29,11 @@ def constraint_in(given: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str,
         raise UsageError(
             f"{names[-1]} must be left out beside {names[0]}", hint="answers obey one thing"
         )
-    return dict.fromkeys(CONSTRAINTS) | wanted if wanted else {}
+    if not wanted:
+        return {}
+    # Who obeys something from the first token on thinks nothing: no default limits it.
+    unlimited = {} if "thinking_token_budget" in given else {"max_thinking_tokens": None}
+    return dict.fromkeys(CONSTRAINTS) | unlimited | wanted
 
 
 def _schema_of(response_format: Any) -> dict[str, Any]:

@@ -37,11 +37,17 @@ SAMPLING = {
     "seed": "seed",
     "stop": "stop",
     "continue_final_message": "continue_final_message",
+    "thinking_token_budget": "max_thinking_tokens",
 }
-"""OpenAI's own fields that stand for a setting, by the names of bodies."""
+"""Fields of OpenAI, and the last two of vLLM, that stand for a setting, by the names of bodies."""
 LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 """How bodies call the length limit; the last is that of /v1/responses."""
-CHAT_ONLY = ("max_completion_tokens", "top_logprobs", "continue_final_message")
+CHAT_ONLY = (
+    "max_completion_tokens",
+    "top_logprobs",
+    "continue_final_message",
+    "thinking_token_budget",
+)
 """Those of them that /v1/completions does not have."""
 EITHER = ("top_k", "min_p", "repetition_penalty")
 """Settings that a body gives as vLLM's clients do, beside OpenAI's fields, or under `specrej`."""
@@ -233,11 +239,11 @@ def _with_best_of(given: Mapping[str, Any], asked: CompletionRequest) -> Setting
 
 
 def in_words_of(body: Mapping[str, Any], message: str) -> str:
-    """A message with the body's name for the one setting that OpenAI calls otherwise."""
+    """A message with the body's names for the two settings that bodies call otherwise."""
     usual = "max_output_tokens" if "input" in body else LENGTHS[0]
-    return message.replace(
-        "max_new_tokens", next((name for name in LENGTHS if name in body), usual)
-    )
+    length = next((name for name in LENGTHS if name in body), usual)
+    message = message.replace("max_thinking_tokens", "thinking_token_budget")
+    return message.replace("max_new_tokens", length)
 
 
 def _checked(body: object, kind: Literal["chat", "text"], beside: Beside) -> dict[str, Any]:

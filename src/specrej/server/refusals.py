@@ -144,7 +144,8 @@ def internal_error() -> RefusalError:
 
 def _param(error: UsageError, body: Mapping[str, Any]) -> str | None:
     """The field that a message begins with, by the body's name for it."""
-    name, own = "".join(re.findall(r"^[\w.]{1,100}", str(error))), body.get("specrej")
+    words, own = in_words_of(body, str(error)), body.get("specrej")
+    name = "".join(re.findall(r"^[\w.]{1,100}", words))
     if "." in name and name.partition(".")[0] in body:
         return name
     if isinstance(error, BudgetError):

@@ -12,6 +12,8 @@ walk.tokens[8]
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pytest
+
 from specrej.engines.base import Engine
 from specrej.search.policies import never
 from specrej.search.steps import tokens
@@ -117,6 +119,23 @@ class ForkSuite:
         assert len({fork[:4] for fork in forks}) == 1
         assert len(set(forks)) > 1
         _close(alone, beside, left)
+
+    @pytest.mark.parametrize("refill", ["forks", "fresh"])
+    def test_memory_that_is_used_again_is_kept_within_the_budget(
+        self, subject: Subject, refill: str
+    ) -> None:
+        budget = subject.room(3)
+        result = subject.generate(n="auto", memory=budget, decide="every:4", refill=refill)
+        late = [one for one in result.candidates if one.index not in result.decisions[0].scored]
+        assert late
+        assert all((one.parent is not None) == (refill == "forks") for one in late)
+        assert result.usage.peak_kv_bytes <= budget
+        assert {one.state for one in result.candidates} == {"complete", "rejected"}
+        drawn = [len(one.token_ids) - one.num_inherited for one in result.candidates]
+        assert result.usage.generated_tokens == sum(drawn)
+        if refill == "fresh":
+            whole = subject.generate(algorithm="best_of_n", n=len(result.candidates))
+            subject.compare(zip(ids(result), ids(whole), strict=True))
 
     def test_candidates_of_unlike_lengths_do_not_know_of_each_other(self, subject: Subject) -> None:
         walk = _walk(subject)

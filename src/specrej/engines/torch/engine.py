@@ -25,6 +25,7 @@ from specrej.attention.attention import DecodePass
 from specrej.attention.groups import Group
 from specrej.attention.layout import Demand, KvLayout
 from specrej.attention.prefixes import PromptPart
+from specrej.constraint import Constraint, ThoughtLimit
 from specrej.engines.base import PROMPTS_IN_TOTAL, Memory, Overhead, Token, check_bias
 from specrej.engines.reading import Likelihood
 from specrej.engines.streams import uniforms
@@ -32,7 +33,7 @@ from specrej.engines.torch.constraints import Grammars
 from specrej.engines.torch.kernels import fused
 from specrej.engines.torch.passes import forward, memory_errors, prefill
 from specrej.engines.torch.reading import read
-from specrej.engines.torch.run import Run
+from specrej.engines.torch.run import Obeying, Run
 from specrej.engines.torch.sampling import (
     LOST,
     begin_history,
@@ -40,6 +41,7 @@ from specrej.engines.torch.sampling import (
     logsumexp,
     sample,
 )
+from specrej.engines.torch.thoughts import Thoughts
 from specrej.errors import (
     DeviceMemoryError,
     EngineError,
@@ -145,7 +147,13 @@ class TorchEngine:
     def check_sampling(self, sampling: SamplingParams) -> None:
         check_bias(sampling, self._num_logits)
         if sampling.constraint is not None:
-            self._grammars.compile(sampling.constraint)
+            self._begin_obeying(sampling.constraint, 0)
+
+    def _begin_obeying(self, constraint: Constraint | ThoughtLimit, num_rows: int) -> Obeying:
+        """So many rows at the beginning of their answers."""
+        if isinstance(constraint, ThoughtLimit):
+            return Thoughts(constraint, self._codec, num_rows, self._num_logits, self._device)
+        return self._grammars.start(constraint, num_rows, self._device)
 
     def prompt_logprobs(self, prompt_ids: Sequence[int], num_top: int) -> list[Likelihood]:
         self._check_known(prompt_ids)
@@ -203,7 +211,7 @@ class TorchEngine:
         new = begin_history(run.sampling, run.group.prompt_ids, num_new, width, self._device)
         run.history = run.history.joined(new)
         if (constraint := run.sampling.constraint) is not None:
-            begun = self._grammars.start(constraint, num_new, self._device)
+            begun = self._begin_obeying(constraint, num_new)
             beside = run.obeying if len(run.lengths) > num_new else None
             run.obeying = begun if beside is None else beside.joined(begun)
 

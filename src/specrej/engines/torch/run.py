@@ -11,14 +11,36 @@ Mostly all rows step and have the same length. Only where they do not is anythin
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, Self
 
 from torch import Tensor
 
 from specrej.attention.attention import ExtendPass
 from specrej.attention.groups import Group
-from specrej.engines.torch.constraints import Rows
 from specrej.engines.torch.sampling import History
+from specrej.errors import SamplingError
 from specrej.types import SamplingParams, TopLogprobs
+
+
+class Obeying(Protocol):
+    """Where the rows of a group stand in what answers obey, in their order."""
+
+    def allowed(self, rows: Sequence[int]) -> Tensor | None:
+        """What may come next in these rows, `[rows, vocabulary]`, or `[1, vocabulary]` for all;
+        None where all may.
+        """
+
+    def take(self, token_ids: Sequence[int], rows: Sequence[int]) -> None:
+        """What was drawn for these rows; below 0 where one is lost."""
+
+    def failure(self, row: int) -> SamplingError | None:
+        """Why nothing may come next in a row; None where this is not the cause."""
+
+    def reorder(self, order: Sequence[int]) -> None:
+        """Keep these rows, in this order; a row that is named again is a copy."""
+
+    def joined(self, other: Self) -> Self:
+        """These rows and, behind them, others that obey the same."""
 
 
 @dataclass
@@ -50,8 +72,8 @@ class Run:
     """What bias and penalties go by; held only where they are on."""
     top: list[TopLogprobs | None] = field(default_factory=list)
     """Of each row of the latest step, where the likeliest tokens are asked for."""
-    obeying: Rows | None = None
-    """Where the rows stand in the constraint that answers obey, where there is one."""
+    obeying: Obeying | None = None
+    """Where the rows stand in what answers obey, where there is something."""
 
     def plan_step(self) -> bool:
         """See who takes the next step; False where nobody does."""
