@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from specrej.attention.attention import DecodePass
+from specrej.attention.attention import DecodePass, ExtendPass
 from specrej.attention.fused import Fused, compile_fused
 from specrej.attention.groups import Group, Scoring
 from specrej.attention.layout import KvLayout
@@ -124,15 +124,43 @@ def test_attention_is_that_of_torch(
         torch.testing.assert_close(one[:rows], other[:rows], rtol=0, atol=0)
 
 
+@given(
+    lengths=st.lists(st.integers(0, 140), min_size=1, max_size=5),
+    num_held=st.integers(0, 2),
+    window=st.one_of(st.none(), st.integers(1, 200)),
+)
+@EXAMPLES
+def test_rows_of_unlike_lengths_attend_as_by_torch(
+    fused: Fused, lengths: list[int], num_held: int, window: int | None
+) -> None:
+    counts = [0] * min(num_held, len(lengths) - 1)
+    counts += [1] * (len(lengths) - len(counts))
+    scoring = Scoring(0.125, window, None)
+    groups = [make_group([20, 60], len(lengths), 2, 64, max(lengths)) for _ in range(2)]
+    asked = numbers(sum(counts), 1, 2 * 3 + 4, 64, seed=4).transpose(1, 2)
+    query, key, value = torch.split(asked, [6, 2, 2], 1)
+    expected, seen = (
+        DecodePass([group], {0: ExtendPass(group, 0, lengths, counts)}, kernel).attend(
+            0, query, key, value, scoring
+        )
+        for group, kernel in zip(groups, (None, fused), strict=True)
+    )
+    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-5)
+    for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        for one, other in zip(groups[0].keys, groups[1].keys, strict=True):
+            mine, theirs = one[row, :, : length + count], other[row, :, : length + count]
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
 def test_a_row_has_the_same_numbers_alone_as_beside_others(fused: Fused) -> None:
     scoring = Scoring(0.125, None, None)
     asked = numbers(300, 1, 5, 64).transpose(1, 2)
     query, key, value = torch.split(asked, [3, 1, 1], 1)
     many = make_group([70], 300, 1, 64, 40)
-    seen = fused.attend(many, 0, query, key, value, scoring)
+    seen = fused.attend(many, 0, query, key, value, scoring, range(300), [40] * 300)
     alone = make_group([70], 1, 1, 64, 40)
     alone.keys, alone.values = [many.keys[0][7:8].clone()], [many.values[0][7:8].clone()]
-    again = fused.attend(alone, 0, query[7:8], key[7:8], value[7:8], scoring)
+    again = fused.attend(alone, 0, query[7:8], key[7:8], value[7:8], scoring, [0], [40])
     assert torch.equal(again, seen[7:8])
     rows, weight = numbers(2000, 576), numbers(576)
     normed = fused.norm(rows.clone(), weight, 0.1, None)
@@ -149,7 +177,7 @@ def test_what_is_not_finite_stays_so_and_in_its_row(fused: Fused, broken: float)
     query, key, value = torch.split(numbers(3, 3, 1, 32), 1, 1)
     query[1, 0, 0, 5] = broken
     group = make_group([4], 3, 1, 32, 2)
-    seen = fused.attend(group, 0, query, key, value, Scoring(1.0, None, None))
+    seen = fused.attend(group, 0, query, key, value, Scoring(1.0, None, None), range(3), [2] * 3)
     for out in (normed, gated, seen.flatten(1)):
         assert out.isfinite().all(-1).tolist() == [True, False, True]
 

@@ -127,19 +127,27 @@ class DecodePass:
         outputs, start = [], 0
         for place, group in enumerate(self.groups):
             extend = self.apart.get(place)
-            num_fed = group.num_rows if extend is None else sum(extend.counts)
-            rows = slice(start, start + num_fed)
+            places, lengths = self._standing(place)
+            rows = slice(start, start + len(places))
             given = query[rows], key[rows], value[rows]
-            if extend is not None:
+            if self.fused is not None and can_fuse:
+                seen = self.fused.attend(group, layer, *given, scoring, places, lengths)
+            elif extend is not None:
                 asked, new_key, new_value = (each.transpose(0, 2) for each in given)
-                seen = extend.attend(layer, asked, new_key, new_value, scoring)
-                outputs.append(seen.transpose(0, 1))
-            elif self.fused is not None and can_fuse:
-                outputs.append(self.fused.attend(group, layer, *given, scoring))
+                seen = extend.attend(layer, asked, new_key, new_value, scoring).transpose(0, 1)
             else:
-                outputs.append(_attend_to_newest(group, layer, *given, scoring))
+                seen = _attend_to_newest(group, layer, *given, scoring)
+            outputs.append(seen)
             start = rows.stop
         return _joined(outputs, 0)
+
+    def _standing(self, place: int) -> tuple[Sequence[int], Sequence[int]]:
+        """Which rows of a group are fed, and how many tokens of their own they have."""
+        group, extend = self.groups[place], self.apart.get(place)
+        if extend is None:
+            return range(group.num_rows), [group.length] * group.num_rows
+        fed = [row for row, count in enumerate(extend.counts) if count]
+        return fed, [extend.lengths[row] for row in fed]
 
 
 def _attend_to_newest(

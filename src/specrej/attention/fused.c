@@ -151,20 +151,22 @@ struct part {
     int64_t length, key_stride, value_stride;
 };
 
-/* Stores each row's newest key and value behind its own, and attends from it to the prompt's parts
-   and to its own from `first` on. Queries are [rows, heads, dim], keys and values [rows, kv_heads,
-   dim], rows `strides` apart; the block is [rows, kv_heads, slots, dim]; out is [rows, heads, dim]. */
+/* Stores the newest key and value of some rows behind the `lengths` that they have, and attends from
+   it to the prompt's parts and to its own, as far back as the window reaches. Queries are [rows,
+   heads, dim], keys and values [rows, kv_heads, dim], rows `strides` apart; `places` are those of the
+   rows in the block, which is [any, kv_heads, slots, dim]; out is [rows, heads, dim]. */
 void attend(const float *queries, const float *new_keys, const float *new_values,
             int64_t query_stride, int64_t key_stride, int64_t value_stride,
             const struct part *parts, int64_t num_parts, float *keys, float *values,
-            int64_t slots, int64_t length, int64_t first, float *out, int64_t num_rows,
-            int64_t kv_heads, int64_t shared, int64_t dim, float scaling, int threads) {
+            int64_t slots, const int64_t *places, const int64_t *lengths, int64_t window,
+            float *out, int64_t num_rows, int64_t kv_heads, int64_t shared, int64_t dim,
+            float scaling, int threads) {
 #pragma omp parallel for collapse(2) num_threads(threads) schedule(static)
     for (int64_t k = 0; k < kv_heads; k++) {
         for (int64_t r = 0; r < num_rows; r++) {
             wide scaled[MOST / WIDE];
             struct softmax state;
-            int64_t size = shared * dim;
+            int64_t size = shared * dim, length = lengths[r];
             const float *asked = queries + r * query_stride + k * size;
             for (int64_t i = 0; i < size; i++) ((float *)scaled)[i] = asked[i] * scaling;
             for (int64_t s = 0; s < shared; s++) {
@@ -172,17 +174,25 @@ void attend(const float *queries, const float *new_keys, const float *new_values
                 state.sum[s] = 0.0f;
             }
             memset(state.out, 0, size * sizeof(float));
-            float *own_keys = keys + (r * kv_heads + k) * slots * dim;
-            float *own_values = values + (r * kv_heads + k) * slots * dim;
+            float *own_keys = keys + (places[r] * kv_heads + k) * slots * dim;
+            float *own_values = values + (places[r] * kv_heads + k) * slots * dim;
             memcpy(own_keys + length * dim, new_keys + r * key_stride + k * dim,
                    dim * sizeof(float));
             memcpy(own_values + length * dim, new_values + r * value_stride + k * dim,
                    dim * sizeof(float));
-            for (int64_t p = 0; p < num_parts; p++)
-                see_any(&state, scaled, parts[p].keys + k * parts[p].key_stride,
-                        parts[p].values + k * parts[p].value_stride, parts[p].length, shared, dim);
-            see_any(&state, scaled, own_keys + first * dim, own_values + first * dim,
-                    length + 1 - first, shared, dim);
+            int64_t first = length + 1 - window; /* of the positions that are seen */
+            for (int64_t p = 0; p < num_parts; p++) first += parts[p].length;
+            for (int64_t p = 0; p < num_parts; p++) {
+                int64_t from = first > 0 ? first : 0, left = parts[p].length - from;
+                if (left > 0)
+                    see_any(&state, scaled, parts[p].keys + k * parts[p].key_stride + from * dim,
+                            parts[p].values + k * parts[p].value_stride + from * dim, left, shared,
+                            dim);
+                first -= parts[p].length;
+            }
+            int64_t from = first > 0 ? first : 0;
+            see_any(&state, scaled, own_keys + from * dim, own_values + from * dim,
+                    length + 1 - from, shared, dim);
             float *to = out + r * kv_heads * size + k * size;
             const float *sums = (const float *)state.out;
             for (int64_t s = 0; s < shared; s++) {

@@ -2,7 +2,7 @@
 
     fused = compile_fused(folder)          # None where there is no compiler, or it does not serve
     fused.norm(rows, weight, least)
-    fused.attend(group, layer, query, key, value, scoring)
+    fused.attend(group, layer, query, key, value, scoring, places, lengths)
 
 By torch's operations these parts take a third of a step: each of them reads and writes all rows,
 and wakes threads for less work than the waking takes. Here each is one pass. Float32 on a CPU, by a
@@ -18,6 +18,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -35,6 +36,8 @@ _FLAGS = (
 _MOST_NUMBERS, _MOST_SHARED, _WIDE = 4096, 64, 16
 """Of the queries of one key head, and what the size of a head must be a multiple of: as in the
 source."""
+_ALL = 1 << 40
+"""A window that hides nothing."""
 _LOG = logging.getLogger("specrej")
 
 
@@ -53,7 +56,10 @@ _SIGNATURES = {
     "add_norm": (_P, _P, _P, _F, _P, _I, _I, _N),
     "turn": (_P, _P, _I, _I, _I, _I, _N),
     "gate": (_P, _P, _I, _I, _N),
-    "attend": (*(_P,) * 3, *(_I,) * 3, _P, _I, *(_P,) * 2, *(_I,) * 3, _P, *(_I,) * 4, _F, _N),
+    "attend": (
+        *(*(_P,) * 3, *(_I,) * 3, _P, _I, *(_P,) * 2, _I),
+        *(_P, _P, _I, _P, *(_I,) * 4, _F, _N),
+    ),
 }
 
 
@@ -126,38 +132,40 @@ class Fused:
         key: Tensor,
         value: Tensor,
         scoring: Scoring,
+        places: Sequence[int],
+        lengths: Sequence[int],
     ) -> Tensor:
-        """Store the newest key and value of each row of a group, and attend to all its positions;
+        """Store the newest key and value of some rows of a group, and attend to all its positions;
         `[rows, 1, heads, dim]`.
 
         Args:
-            group: its rows have the same length.
+            group: with room for them.
             layer: whose keys and values.
             query: `[rows, heads, 1, dim]`; the heads of a row next to each other.
             key: `[rows, kv_heads, 1, dim]`, as value.
             value: see key.
             scoring: without a softcap.
+            places: of the rows in the group's block.
+            lengths: how many tokens each of them has there.
         """
-        num_prompt, length = len(group.prompt_ids), group.length
-        first = 0
-        if scoring.window is not None:
-            first = max(num_prompt + length + 1 - scoring.window, 0)
         parts = [
             _Part(
                 *(keys.data_ptr(), values.data_ptr(), keys.shape[1]),
                 *(keys.stride(0), values.stride(0)),
             )
-            for keys, values in group.prompt_kv(layer, first)
+            for keys, values in group.prompt_kv(layer)
         ]
         keys, values = group.keys[layer], group.values[layer]
         _, kv_heads, slots, dim = keys.shape
         rows, heads = query.shape[:2]
         out = query.new_empty(rows, 1, heads, dim)
         strides = query.stride(0), key.stride(0), value.stride(0)
+        window = _ALL if scoring.window is None else scoring.window
         self._attend(
             *(query.data_ptr(), key.data_ptr(), value.data_ptr(), *strides),
             *((_Part * len(parts))(*parts), len(parts)),
-            *(keys.data_ptr(), values.data_ptr(), slots, length, max(first - num_prompt, 0)),
+            *(keys.data_ptr(), values.data_ptr(), slots),
+            *((_I * rows)(*places), (_I * rows)(*lengths), window),
             *(out.data_ptr(), rows, kv_heads, heads // kv_heads, dim),
             *(scoring.scaling, torch.get_num_threads()),
         )
