@@ -64,13 +64,16 @@ _SIGNATURES = {
 class Fused:
     """The compiled functions. Tensors are float32, on the CPU and contiguous, unless it is said.
 
+    Attributes:
+        name: stands for the CPU, the compiler and the source, and for what came out.
+
     Raises:
         OSError: the library cannot be loaded.
         AttributeError: a function is missing.
     """
 
     def __init__(self, library: Path) -> None:
-        functions = ctypes.CDLL(str(library))
+        functions, self.name = ctypes.CDLL(str(library)), library.stem
         for name, types in _SIGNATURES.items():
             function = getattr(functions, name)
             function.argtypes, function.restype = types, None
