@@ -11,9 +11,11 @@ import torch
 from transformers import BertConfig, BertLMHeadModel
 
 from specrej.attention import groups
+from specrej.attention.fused import Fused
 from specrej.attention.layout import PREFILL_CHUNK
 from specrej.engines.base import Token
 from specrej.engines.torch import passes
+from specrej.engines.torch.kernels import fused
 from specrej.engines.torch.loading import wrap
 from specrej.errors import ModelError
 from specrej.types import SamplingParams
@@ -51,9 +53,47 @@ def largest_error(model: Any, prompt_ids: Sequence[int], tokens: Sequence[Token]
     return (expected - torch.tensor([token.logprob for token in tokens])).abs().max().item()
 
 
+# Heads of a size that the compiled attention takes.
+WIDE: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama of 16": ("llama", {"head_dim": 16}),
+    "llama of 64, with biases": ("llama", {"head_dim": 64, "attention_bias": True}),
+    "mistral of 32, in a window": ("mistral", {"head_dim": 32}),
+    "mistral of 16, a window of 3": ("mistral", {"head_dim": 16, "sliding_window": 3}),
+    "qwen3 of 64": ("qwen3", {"head_dim": 64}),
+    "gemma2 of 32": ("gemma2", {"head_dim": 32}),
+    "gemma2 of 32, without a softcap": ("gemma2", {"head_dim": 32, "attn_logit_softcapping": None}),
+    "gpt2 of 16": ("gpt2", {"hidden_size": 64}),
+    "phi of 16": ("phi", {"hidden_size": 64}),
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_heads_are_attended_to_by_what_is_compiled(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fused() is None:
+        pytest.skip("nothing compiles it here")
+    calls: list[int] = []
+    attend = Fused.attend
+
+    def note(self: Fused, group: groups.Group, layer: int, *given: Any) -> torch.Tensor:
+        calls.append(layer)
+        return attend(self, group, layer, *given)
+
+    monkeypatch.setattr(Fused, "attend", note)
+    architecture, changes = WIDE[name]
+    model = make_model(architecture, **changes)
+    check_logprobs(name, model)
+    num_layers = 0 if name == "gemma2 of 32" else model.config.num_hidden_layers
+    assert set(calls) == {*range(num_layers)}
+
+
 @pytest.mark.parametrize("name", HONOURED)
 def test_logprobs_of_drawn_tokens_are_those_of_a_full_pass(name: str) -> None:
-    model = make_model(name)
+    check_logprobs(name, make_model(name))
+
+
+def check_logprobs(name: str, model: Any) -> None:
     expected = reference(model)
     engine = make_engine(model, EOS_IDS)
     prompts = [make_ids(41, seed=1), make_ids(2 * WINDOW + 3, seed=2)]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -152,6 +153,24 @@ def test_rows_of_unlike_lengths_attend_as_by_torch(
             torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("grown", ["keys", "values"])
+def test_one_block_may_have_more_slots_than_the_other(fused: Fused, grown: str) -> None:
+    """They do where memory ran out while they grew."""
+    scoring = Scoring(0.125, None, None)
+    groups = [make_group([7], 3, 2, 64, 5) for _ in range(2)]
+    for group in groups:
+        block = getattr(group, grown)
+        block[0] = functional.pad(block[0], (0, 0, 0, 32))
+    asked = numbers(3, 1, 6, 64).transpose(1, 2)
+    query, key, value = torch.split(asked, 2, 1)
+    expected = DecodePass([groups[0]]).attend(0, query, key, value, scoring)
+    seen = DecodePass([groups[1]], fused=fused).attend(0, query, key, value, scoring)
+    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-5)
+    blocks = (group.keys + group.values for group in groups)
+    for one, other in zip(*blocks, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_a_row_has_the_same_numbers_alone_as_beside_others(fused: Fused) -> None:
     scoring = Scoring(0.125, None, None)
     asked = numbers(300, 1, 5, 64).transpose(1, 2)
@@ -219,6 +238,57 @@ def test_none_where_nothing_compiles_it(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("SPECREJ_FUSED")
     (tmp_path / "file").write_text("")
     assert compile_fused(tmp_path / "file") is None
+
+
+@needs_compiler
+def test_a_compiler_may_come_with_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", f"{shutil.which('env')} '{shutil.which('cc')}' -pipe")
+    assert compile_fused(tmp_path / "a b") is not None
+    monkeypatch.setenv("CC", "'cc")
+    assert compile_fused(tmp_path) is None
+    monkeypatch.setenv("CC", " ")
+    assert compile_fused(tmp_path) is not None
+
+
+@pytest.mark.parametrize("hangs_at", ["--version", "-c"])
+def test_a_compiler_that_hangs_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs_at: str
+) -> None:
+    compiler, ended = tmp_path / "cc", tmp_path / "ended"
+    # What it has started goes on when it is told to end, and holds what it prints to.
+    waits = f"sh -c 'sleep 3; touch {ended}'"
+    compiler.write_text(
+        f'#!/bin/sh\nfor each in "$@"; do [ "$each" = {hangs_at} ] && {waits}; done\nexit 0\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setattr("specrej.attention.fused._MOST_SECONDS", 0.2)
+    assert compile_fused(tmp_path / "new") is None
+    assert not ended.exists()
+    assert not [*tmp_path.glob("new/*")]
+
+
+@needs_compiler
+@pytest.mark.parametrize("cpu", ["", "model name: another"])
+def test_a_library_is_for_one_cpu_or_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: str
+) -> None:
+    calls: list[list[str]] = []
+    run = subprocess.run
+
+    def note(call: list[str], **given: Any) -> Any:
+        calls.append(call)
+        return run(call, **given)
+
+    monkeypatch.setattr("subprocess.run", note)
+    assert compile_fused(tmp_path) is not None
+    monkeypatch.setattr("specrej.attention.fused.processor", lambda: cpu)
+    assert compile_fused(tmp_path) is not None
+    assert len([*tmp_path.iterdir()]) == 2
+    first, second = (call for call in calls if "-c" in call)
+    assert ("-march=native" in first, "-march=native" in second) == (True, bool(cpu))
 
 
 @needs_compiler

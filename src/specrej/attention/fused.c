@@ -29,7 +29,7 @@ static inline float exponential(float x) {
     p = fmaf(p, r, 1.6666665459e-1f);
     p = fmaf(p, r, 5.0000001201e-1f);
     float y = fmaf(p, r * r, r + 1.0f);
-    int32_t bits = ((int32_t)n + 127) << 23;
+    uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
     float power;
     memcpy(&power, &bits, sizeof power);
     return y * power;
@@ -86,13 +86,17 @@ typedef float wide __attribute__((vector_size(4 * WIDE), aligned(4), may_alias))
 typedef float half __attribute__((vector_size(2 * WIDE)));
 typedef float quarter __attribute__((vector_size(WIDE)));
 
+/* By halves, which are copied: gcc before 12 has no shuffle by the name that others know. */
 static inline float sum_of(wide x) {
-    half a = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
-             __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
-    quarter b = __builtin_shufflevector(a, a, 0, 1, 2, 3) +
-                __builtin_shufflevector(a, a, 4, 5, 6, 7);
-    b += __builtin_shufflevector(b, b, 2, 3, 0, 1);
-    return b[0] + b[1];
+    half a, more_a;
+    memcpy(&a, &x, sizeof a);
+    memcpy(&more_a, (const char *)&x + sizeof a, sizeof a);
+    a += more_a;
+    quarter b, more_b;
+    memcpy(&b, &a, sizeof b);
+    memcpy(&more_b, (const char *)&a + sizeof b, sizeof b);
+    b += more_b;
+    return (b[0] + b[2]) + (b[1] + b[3]);
 }
 
 /* Softmax over keys that come in pieces (Milakov and Gimelshein 2018), of the queries of one head. */
@@ -154,13 +158,14 @@ struct part {
 /* Stores the newest key and value of some rows behind the `lengths` that they have, and attends from
    it to the prompt's parts and to its own, as far back as the window reaches. Queries are [rows,
    heads, dim], keys and values [rows, kv_heads, dim], rows `strides` apart; `places` are those of the
-   rows in the block, which is [any, kv_heads, slots, dim]; out is [rows, heads, dim]. */
+   rows in the blocks, which are [any, kv_heads, slots, dim], of unlike slots where memory ran out
+   while they grew; out is [rows, heads, dim]. */
 void attend(const float *queries, const float *new_keys, const float *new_values,
             int64_t query_stride, int64_t key_stride, int64_t value_stride,
             const struct part *parts, int64_t num_parts, float *keys, float *values,
-            int64_t slots, const int64_t *places, const int64_t *lengths, int64_t window,
-            float *out, int64_t num_rows, int64_t kv_heads, int64_t shared, int64_t dim,
-            float scaling, int threads) {
+            int64_t key_slots, int64_t value_slots, const int64_t *places, const int64_t *lengths,
+            int64_t window, float *out, int64_t num_rows, int64_t kv_heads, int64_t shared,
+            int64_t dim, float scaling, int threads) {
 #pragma omp parallel for collapse(2) num_threads(threads) schedule(static)
     for (int64_t k = 0; k < kv_heads; k++) {
         for (int64_t r = 0; r < num_rows; r++) {
@@ -174,8 +179,8 @@ void attend(const float *queries, const float *new_keys, const float *new_values
                 state.sum[s] = 0.0f;
             }
             memset(state.out, 0, size * sizeof(float));
-            float *own_keys = keys + (places[r] * kv_heads + k) * slots * dim;
-            float *own_values = values + (places[r] * kv_heads + k) * slots * dim;
+            float *own_keys = keys + (places[r] * kv_heads + k) * key_slots * dim;
+            float *own_values = values + (places[r] * kv_heads + k) * value_slots * dim;
             memcpy(own_keys + length * dim, new_keys + r * key_stride + k * dim,
                    dim * sizeof(float));
             memcpy(own_values + length * dim, new_values + r * value_stride + k * dim,

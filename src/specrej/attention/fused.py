@@ -15,6 +15,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -29,7 +30,7 @@ from specrej.attention.groups import Group, Scoring
 
 _SOURCE = Path(__file__).with_name("fused.c")
 _FLAGS = (
-    *("-std=gnu11", "-O3", "-march=native", "-fPIC", "-fopenmp"),
+    *("-std=gnu11", "-O3", "-fPIC", "-fopenmp"),
     # Sums in any order, which makes vectors of them. NaN and infinity stay what they are.
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
 )
@@ -38,6 +39,8 @@ _MOST_NUMBERS, _MOST_SHARED, _WIDE = 4096, 64, 16
 source."""
 _ALL = 1 << 40
 """A window that hides nothing."""
+_MOST_SECONDS = 60
+"""That a compiler may take."""
 _LOG = logging.getLogger("specrej")
 
 
@@ -57,7 +60,7 @@ _SIGNATURES = {
     "turn": (_P, _P, _I, _I, _I, _I, _N),
     "gate": (_P, _P, _I, _I, _N),
     "attend": (
-        *(*(_P,) * 3, *(_I,) * 3, _P, _I, *(_P,) * 2, _I),
+        *(*(_P,) * 3, *(_I,) * 3, _P, _I, *(_P,) * 2, _I, _I),
         *(_P, _P, _I, _P, *(_I,) * 4, _F, _N),
     ),
 }
@@ -66,13 +69,16 @@ _SIGNATURES = {
 class Fused:
     """The compiled functions. Tensors are float32, on the CPU and contiguous, unless it is said.
 
+    Attributes:
+        name: stands for the CPU, the compiler and the source, and for what came out.
+
     Raises:
         OSError: the library cannot be loaded.
         AttributeError: a function is missing.
     """
 
     def __init__(self, library: Path) -> None:
-        functions = ctypes.CDLL(str(library))
+        functions, self.name = ctypes.CDLL(str(library)), library.stem
         for name, types in _SIGNATURES.items():
             function = getattr(functions, name)
             function.argtypes, function.restype = types, None
@@ -156,7 +162,7 @@ class Fused:
             for keys, values in group.prompt_kv(layer)
         ]
         keys, values = group.keys[layer], group.values[layer]
-        _, kv_heads, slots, dim = keys.shape
+        _, kv_heads, key_slots, dim = keys.shape
         rows, heads = query.shape[:2]
         out = query.new_empty(rows, 1, heads, dim)
         strides = query.stride(0), key.stride(0), value.stride(0)
@@ -164,7 +170,7 @@ class Fused:
         self._attend(
             *(query.data_ptr(), key.data_ptr(), value.data_ptr(), *strides),
             *((_Part * len(parts))(*parts), len(parts)),
-            *(keys.data_ptr(), values.data_ptr(), slots),
+            *(keys.data_ptr(), values.data_ptr(), key_slots, values.shape[2]),
             *((_I * rows)(*places), (_I * rows)(*lengths), window),
             *(out.data_ptr(), rows, kv_heads, heads // kv_heads, dim),
             *(scoring.scaling, torch.get_num_threads()),
@@ -176,21 +182,26 @@ def compile_fused(folder: Path) -> Fused | None:
     """The compiled functions, from the folder or put there; None where the environment says
     `SPECREJ_FUSED=off`, nothing compiles them, or they do not compute what torch does.
     """
-    compiler = shutil.which(os.environ.get("CC") or "cc")
-    if compiler is None or os.environ.get("SPECREJ_FUSED") == "off":
+    if os.environ.get("SPECREJ_FUSED") == "off":
         return None
     try:
-        return _sound(Fused(_library(compiler, folder)))
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        # It may be more than a name: "ccache gcc".
+        compiler, *arguments = shlex.split(os.environ.get("CC", "")) or ["cc"]
+        found = shutil.which(compiler)
+        return None if found is None else _sound(Fused(_library([found, *arguments], folder)))
+    except (OSError, ValueError, subprocess.SubprocessError, AttributeError) as error:
         _LOG.info("the parts between matrix products are left to torch: %s", error)
         return None
 
 
-def _library(compiler: str, folder: Path) -> Path:
+def _library(compiler: Sequence[str], folder: Path) -> Path:
     """From the folder, or compiled into it. Its name ends with a digest of what is in it: whoever
     loads a library that was cut short is killed.
     """
-    begins = f"fused-{_key(compiler)}"
+    cpu = processor()
+    # What would be compiled for a CPU that has no name could be loaded on another one.
+    flags = [*_FLAGS, "-march=native"] if cpu else [*_FLAGS]
+    begins = f"fused-{_key([*compiler, *flags], cpu)}"
     for found in folder.glob(f"{begins}-*.so"):
         if found.name == f"{begins}-{_digest(found.read_bytes())}.so":
             return found
@@ -199,20 +210,40 @@ def _library(compiler: str, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as made_in:
         # In two steps: one that is linked with OpenMP may bring a second one beside torch's.
         for step in (
-            [*_FLAGS, "-c", str(_SOURCE), "-o", "fused.o"],
+            [*flags, "-c", str(_SOURCE), "-o", "fused.o"],
             ["-shared", "fused.o", "-o", "fused.so", "-lm"],
         ):
-            run = [compiler, *step]
-            subprocess.run(run, cwd=made_in, capture_output=True, check=True, timeout=60)
+            _said([*compiler, *step], made_in)
         made = Path(made_in, "fused.so")
         return made.replace(folder / f"{begins}-{_digest(made.read_bytes())}.so")
 
 
-def _key(compiler: str) -> str:
+def _key(compile_with: Sequence[str], cpu: str) -> str:
     """What a library was compiled from, by what and for what."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    flags = " ".join(_FLAGS).encode()
-    return _digest(b"\n".join([_SOURCE.read_bytes(), version, flags, processor().encode()]))
+    version = _said([*compile_with, "--version"])
+    call = "\0".join(compile_with).encode()
+    return _digest(b"\n".join([_SOURCE.read_bytes(), version, call, cpu.encode()]))
+
+
+def _said(run: Sequence[str], folder: str | None = None) -> bytes:
+    """What a command printed. Into a file: of a pipe, who stops waiting for the command would wait
+    for what it had started.
+
+    Raises:
+        SubprocessError: it fails, or takes too long.
+    """
+    with tempfile.TemporaryFile() as printed:
+        subprocess.run(
+            run,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            check=True,
+            timeout=_MOST_SECONDS,
+        )
+        printed.seek(0)
+        return printed.read()
 
 
 def _digest(content: bytes) -> str:

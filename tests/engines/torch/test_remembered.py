@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -205,6 +206,14 @@ def test_another_kernel_is_checked(tmp_path: Path, checks: list[str]) -> None:
     for weights in ("fp32", "fp16", "fp32", "fp16", None):
         load_engine(directory, weights=weights, device="cpu")
     assert len(checks) == 2
+
+
+def test_a_key_stands_for_what_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = set()
+    for compiled in (None, SimpleNamespace(name="one"), SimpleNamespace(name="another")):
+        monkeypatch.setattr(remembered, "fused", lambda compiled=compiled: compiled)
+        keys.add(remembered.key_of(str(tmp_path), "fp16", "cpu"))
+    assert len(keys) == 3
 
 
 def test_a_check_that_is_asked_for(

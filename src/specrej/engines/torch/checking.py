@@ -36,13 +36,12 @@ def check(model: Any, tokenizer: Any) -> Opened:
     model.eval()
     with quiet_transformers():
         recorder, difference, scoring = _verify(model)
-    text_config = model.config.get_text_config()
     return Opened(
         difference=difference,
         layout=recorder.layout(GRANULE),
         flops=_flops(model, recorder),
         eos_ids=_eos_ids(model.generation_config, tokenizer),
-        context_tokens=getattr(text_config, "max_position_embeddings", None) or 2**31,
+        context_tokens=_context_tokens(model),
         scoring=scoring,
     )
 
@@ -85,25 +84,51 @@ def _scoring_of_ours(
 ) -> tuple[Scoring, ...]:
     """How each layer scores, where `Decoder` computes what the layers do; else nothing.
 
-    That is tried on the first layers, as many as it takes to have one of each kind of attention.
-    The model is left as it was.
+    That is tried on the first layers, as many as it takes to have one of each kind, at the end of
+    the longest text and at its beginning: some models treat far positions in another way. The model
+    is left as it was.
     """
     backbone = model.base_model
     if model.device.type != "cpu" or backbone is model or not can_be_written_out(backbone):
         return ()
     layers = backbone.layers
-    kinds = tuple(scoring[number] for number in range(len(layers)))
+    scorings = tuple(scoring[number] for number in range(len(layers)))
+    kinds = list(map(_kind, layers, scorings))
     backbone.layers = layers[: max(map(kinds.index, kinds)) + 1]
+    # The beginning comes last: positions that are scaled by the longest text so far start anew.
+    far = max(_context_tokens(model) - ids.shape[1], 0)
     try:
-        expected, _ = _probe(model, ids)
-        _write_out(model, kinds, is_trial=True)
-        is_same = differ(_probe(model, ids)[0], expected) <= TOLERANCE[model.dtype]
+        expected = torch.cat([_probe(model, ids, first)[0] for first in (far, 0)])
+        _write_out(model, scorings, is_trial=True)
+        actual = torch.cat([_probe(model, ids, first)[0] for first in (far, 0)])
+        is_same = differ(actual, expected) <= TOLERANCE[model.dtype]
     except (AttributeError, RuntimeError, TypeError):  # parts of these names that are others
         is_same = False
     finally:
         setattr(model, model.base_model_prefix, backbone)
         backbone.layers = layers
-    return kinds if is_same else ()
+    return scorings if is_same else ()
+
+
+def _kind(layer: Any, scoring: Scoring) -> object:
+    """What layers of one model may differ in beside their weights, such as whether they turn
+    positions.
+    """
+    parts = layer, layer.self_attn, layer.mlp
+    return scoring, [
+        (type(part), {name: given for name, given in vars(part).items() if _is_plain(name, given)})
+        for part in parts
+    ]
+
+
+def _is_plain(name: str, given: object) -> bool:
+    return name != "layer_idx" and isinstance(given, int | float | str | None)
+
+
+def _context_tokens(model: Any) -> int:
+    """Most tokens of a text, as far as the model says."""
+    config = model.config.get_text_config()
+    return int(getattr(config, "max_position_embeddings", None) or 2**31)
 
 
 def _write_out(model: Any, scoring: tuple[Scoring, ...], *, is_trial: bool) -> None:
@@ -124,16 +149,16 @@ def _flops(model: Any, recorder: Recorder) -> ModelFlops:
     )
 
 
-def _probe(model: Any, ids: Tensor) -> tuple[Tensor, Recorder]:
+def _probe(model: Any, ids: Tensor, first: int = 0) -> tuple[Tensor, Recorder]:
     """Logits `[2, new + 1, vocabulary]` for the last prompt token and each token after it, on
-    our attention.
+    our attention; the first token has this position.
     """
     prompt = ids[0, :_PROBE_PROMPT].tolist()
     group = Group(prompt, budget_bytes=0, layout=KvLayout(0, 0, GRANULE), max_slots=_PROBE_NEW)
     half = _PROBE_PROMPT // 2
     for start, stop in ((0, half), (half, _PROBE_PROMPT)):
         recorder = Recorder(PrefillPass(group, start))
-        positions = torch.arange(start, stop, device=ids.device)[None]
+        positions = torch.arange(first + start, first + stop, device=ids.device)[None]
         output = model(
             input_ids=ids[:1, start:stop], position_ids=positions, use_cache=False, kv=recorder
         )
@@ -142,7 +167,7 @@ def _probe(model: Any, ids: Tensor) -> tuple[Tensor, Recorder]:
     for step in range(_PROBE_NEW):
         group.reserve()
         position = _PROBE_PROMPT + step
-        positions = torch.full((2, 1), position, device=ids.device)
+        positions = torch.full((2, 1), first + position, device=ids.device)
         decode = DecodePass([group], fused=fused())
         output = model(
             input_ids=ids[:, position, None], position_ids=positions, use_cache=False, kv=decode

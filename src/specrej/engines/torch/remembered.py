@@ -6,7 +6,7 @@ not find it out again.
     remember(key, known)
 
 A key stands for the model's files, for the versions of torch, transformers and specrej, for the
-CPU and for the kernel. What differs in one of them is found out anew.
+CPU, for the kernel and for what is compiled. What differs in one of them is found out anew.
 """
 
 import contextlib
@@ -100,10 +100,11 @@ def key_of(source: str, weights: str, device: str) -> str | None:
     place = directory.resolve()
     # Our own files count beside the version: who changes them must see the check again.
     package = Path(__file__).parents[2]
+    compiled = fused()
     ours = sorted([*package.glob("attention/*.[pc]*"), *package.glob("engines/torch/*.py")])
     return fingerprint(
         [*sorted(place.iterdir()), *ours],
-        *(str(place), weights, device, fused() is not None, __version__, torch.__version__),
+        *(str(place), weights, device, compiled and compiled.name, __version__, torch.__version__),
         *(metadata.version("transformers"), torch.backends.cpu.get_cpu_capability()),
     )
 
