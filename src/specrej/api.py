@@ -32,7 +32,13 @@ from specrej.search.budget import Total
 from specrej.search.calibrated import mismatches
 from specrej.search.events import Observer, Watcher
 from specrej.search.pool import Pool
-from specrej.search.resolving import check_rewards, policy_of, sampling_of, steps_of
+from specrej.search.resolving import (
+    check_rewards,
+    policy_of,
+    sampling_of,
+    steps_of,
+    unused_note,
+)
 from specrej.search.scheduler import Maker, Outcome, Watch, as_outcome, run
 from specrej.search.search import Search
 from specrej.settings import Settings
@@ -334,7 +340,8 @@ def prepare(
     with contained("the policy"):
         policy = policy_of(settings)
     num_candidates = _num_candidates(policy, settings)
-    note = _note_of(policy, engine, reward, settings)
+    notes = [_note_of(policy, engine, reward, settings), unused_note(settings)]
+    note = "; ".join(filter(None, notes))
     search = Search(
         engine,
         reward,
@@ -342,7 +349,7 @@ def prepare(
         sampling_of(settings, engine, prompt),
         settings.memory_bytes,
         settings.to_dict()
-        | ({} if note is None else {"note": note})
+        | ({"note": note} if note else {})
         | ({"has_relative_rewards": True} if is_relative(reward) else {}),
         total,
     )

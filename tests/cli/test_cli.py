@@ -53,6 +53,12 @@ from specrej.types import Policy
 
 pairs = Policy(when=every(3), keep=top(2), first_tokens=3, name="pairs")
 
+def last(search, n, policy):
+    search.start(n)
+    scores = yield lambda length, last: False
+    search.keep([True] * len(scores))
+    return min(search.candidates, key=lambda one: (one.reward, -one.index))
+
 def decide_once(search, n, policy):
     search.start(n)
     scores = yield lambda length, last: length >= 5
@@ -199,6 +205,15 @@ def test_a_person_sees_decisions_answer_costs_and_a_last_line(run: Run, rewards:
         "Candidate 0 wins with reward 1.000, the best of 6 candidates ("
     )
     assert "noise" not in done.stdout
+
+
+@pytest.mark.usefixtures("rewards")
+def test_an_answer_that_is_not_the_highest_is_not_called_the_best(run: Run) -> None:
+    options = ["--n", "4", "--algorithm", "cli_searches:last", "--seed", "1", "--window", "9"]
+    done = run("generate", *options, reward="cli_rewards:length", env={"COLUMNS": "200"})
+    *_, verdict, note = done.stdout.splitlines()
+    assert "chosen by cli_searches:last among 4 candidates (" in verdict
+    assert note == "Note: the algorithm 'cli_searches:last' does not use window 9"
 
 
 def test_options_reach_the_run(run: Run) -> None:

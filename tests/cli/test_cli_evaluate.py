@@ -175,6 +175,13 @@ def test_what_cannot_be_benched_costs_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_option_that_no_method_of_a_bench_uses_is_named(run: Run, tmp_path: Path) -> None:
+    words = "--limit 1 --window 9 --warm-up 3 --refill forks --extract number --methods"
+    done = run("bench", tmp_path / "a", *words.split(), METHODS)
+    assert "no method uses warm_up, window: it is without effect" in done.stderr
+    assert "refill" not in done.stderr
+
+
 @pytest.mark.parametrize("command", ["bench", "trace"])
 def test_what_needs_no_model_is_said_before_one_is_opened(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str

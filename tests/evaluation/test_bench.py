@@ -343,6 +343,9 @@ def test_a_reward_that_says_no_flops_has_none(loaded: Loaded, tmp_path: Path) ->
     [
         ([], "needs a method"),
         (["tabu_search:4"], "unknown method 'tabu_search'"),
+        (["tabu:search:4"], "unknown algorithm or module 'tabu'"),
+        (["specrej.search.voted:majority_vote"], "unknown method"),
+        (["specrej.search.voted:majority_vote:4:4"], "is no method"),
         (["best_of_n"], "'best_of_n' is no method"),
         (["best_of_n:0.5"], "'best_of_n:0.5' is no method"),
         (["best_of_n:4:2"], "is no method"),
@@ -360,6 +363,11 @@ def test_a_reward_that_says_no_flops_has_none(loaded: Loaded, tmp_path: Path) ->
 def test_words_that_mean_no_method(words: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         parse_methods(words, SETTINGS)
+
+
+def test_an_algorithm_of_a_module_is_a_method() -> None:
+    (method,) = parse_methods(["specrej.search.voted:majority_vote:9"], SETTINGS)
+    assert method.settings == replace(SETTINGS, n=9, algorithm="specrej.search.voted:majority_vote")
 
 
 def test_words_of_all_algorithms() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from servers import Answer, Server, completion, record_waits, serving
 from specrej.errors import UnknownNameError, UsageError
 from specrej.evaluation import judge as judge_module
+from specrej.evaluation.comparison import align
 from specrej.evaluation.judge import (
     JUDGEMENTS,
     VerdictRow,
@@ -147,7 +148,8 @@ def test_what_needs_no_judge_is_not_asked(server: Server, ask: Ask) -> None:
     rows = [
         *pair("same", "same", "same"),
         *(row(METHOD, prompt_id="lost", error=True), row(BASELINE, "x", prompt_id="lost")),
-        *(row(METHOD, "x", prompt_id="won"), row(BASELINE, prompt_id="won", error=True)),
+        row(METHOD, "x", prompt_id="alone there"),
+        row(BASELINE, prompt_id="alone there", error=True),
         *(
             row(METHOD, "x", prompt_id="both", error=True),
             row(BASELINE, prompt_id="both", error=True),
@@ -160,10 +162,13 @@ def test_what_needs_no_judge_is_not_asked(server: Server, ask: Ask) -> None:
     assert [(judged["prompt_id"], judged["verdict"]) for judged in verdicts] == [
         ("same", "tie"),
         ("lost", "loss"),
-        ("won", "win"),
+        ("alone there", "failed"),
         ("both", "failed"),
     ]
-    assert [judged["error"] for judged in verdicts] == [None] * 3 + ["neither method has an answer"]
+    errors = [None] * 2 + ["the baseline has no answer"] * 2
+    assert [judged["error"] for judged in verdicts] == errors
+    left = align([one for one in rows if one["prompt_id"] in {"alone there", "both"}], BASELINE)
+    assert left.num_without_baseline == 2  # as a report counts them
     assert total_calls(verdicts) == {
         "requests": 0,
         "cached": 0,

@@ -265,8 +265,9 @@ def test_scores_make_a_verdict_by_their_sums(
     assert score_pair(client, row("x"), row("x"))["verdict"] == "tie"
     assert score_pair(client, row(), row("x"))["verdict"] == "loss"
     assert score_pair(client, row("x"), row())["method_first"] is None
-    neither = score_pair(client, row(), row())
-    assert (neither["verdict"], neither["error"]) == ("failed", "neither method has an answer")
+    for mine in (row(), row("x")):
+        alone = score_pair(client, mine, row())
+        assert (alone["verdict"], alone["error"]) == ("failed", "the baseline has no answer")
 
 
 def test_a_judge_that_gives_the_example_back_prefers_no_place(

@@ -160,6 +160,29 @@ def test_many_prompts_are_one_batch_a_round_and_as_alone() -> None:
         assert [session.num_comparisons for session in sessions] == [2 * num for num in pairs]
 
 
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+def test_a_prompt_that_fails_costs_another_no_comparison_again(scheme: str) -> None:
+    """Those beside it are asked alone then, and know what they knew."""
+
+    def better(prompt: str, a: str, b: str) -> float:
+        if "bad" in (a, b):
+            raise ValueError("no")
+        return float(a < b)
+
+    def decide(reward: PairwiseReward, beside: Sequence[str]) -> int:
+        good, other = reward.open(PROMPT), reward.open(PROMPT)
+        for num in (4, 5):
+            texts = [Candidate(place, text=text) for place, text in enumerate(beside[:num])]
+            scores, _ = score_together(reward, [(good, letters(num)), (other, texts)])
+            assert not isinstance(scores, BaseException)
+        return good.num_comparisons
+
+    reward = PairwiseReward(FunctionComparer(better), scheme=scheme)
+    expected = decide(reward, "vwxyz")
+    assert decide(reward, ["v", "w", "x", "y", "bad"]) == expected
+    assert decide(reward, ["v", "w", "bad", "y", "z"]) == expected
+
+
 def test_a_function_is_named_in_a_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "longer.py").write_text(
         "def better(prompt, a, b):\n    return float(len(a) > len(b)) if a != b else 0.5\n"

@@ -96,6 +96,43 @@ def test_those_who_can_win_were_compared_last_together(
         assert by_hash(result.text) == max(by_hash(one.text) for one in complete)
 
 
+@some
+@given(**CASES, refill=st.sampled_from(["none", "forks", "fresh"]), total=st.integers(1, 3))
+def test_prompts_side_by_side_compare_as_often_as_alone(
+    seed: int, n: int, scheme: str, refill: str, total: int
+) -> None:
+    """Whoever refills, and though one of them fails at a later decision."""
+
+    def fails(prompt: str, a: str, b: str) -> float:
+        if prompt == "No?" and len(a) > 4:
+            raise SystemExit(3)
+        return better(prompt, a, b)
+
+    memory = FakeEngine().kv_bytes(5, 5, 24)
+    options: dict[str, Any] = {
+        "n": n, "seed": seed, "memory": memory, "refill": refill, "decide": "every:5",
+        "max_new_tokens": 24,
+    }  # fmt: skip
+    reward = PairwiseReward(FunctionComparer(fails), scheme=scheme)
+    prompts = ["Why?", "No?", "How?"]
+    engine = FakeEngine(total_bytes=total * memory, eos=0.2)
+    together = dict(
+        specrej.generate_batch(
+            prompts, model=engine, reward=reward, total_memory=total * memory, **options
+        )
+    )
+    for number in (0, 2):
+        outcome = together[number]
+        assert isinstance(outcome, Result)
+        alone = specrej.generate(
+            prompts[number], model=FakeEngine(eos=0.2), reward=reward, **options
+        )
+        assert outcome.candidates == alone.candidates
+        assert outcome.usage.reward_comparisons == alone.usage.reward_comparisons
+        latest = max(max(one.rewards) for one in alone.candidates if one.state == "complete")
+        assert all(latest in one.rewards for one in alone.candidates if one.state == "complete")
+
+
 def test_comparisons_are_counted() -> None:
     calls: list[tuple[str, str]] = []
 

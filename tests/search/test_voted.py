@@ -269,6 +269,30 @@ def test_threshold_ends_with_the_first_good_enough(
         assert len(result.candidates) == min(len(everyone), (good[0].index // size + 1) * size)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "given", "ignored"),
+    [
+        ("best_of_n", {"refill": "forks", "window": 8}, "refill 'forks', window 8"),
+        ("majority_vote", {"threshold": 0.5, "extract": "number"}, "threshold 0.5"),
+        ("beam_search", {"decide": "every:4", "warm_up": 2}, "decide 'every:4', warm_up 2"),
+        ("voted_rejection", {"refill": "fresh", "alpha": 0.3}, "refill 'fresh'"),
+        ("deepconf", {"keep": 2, "window": 4, "extract": "number"}, None),
+        ("threshold", {"threshold": 0.5, "decide": "every:4"}, None),
+        ("speculative_rejection", {"refill": "forks", "min_tokens": 3}, None),
+        (best_of_n, {"alpha": 0.1}, "alpha 0.1"),
+    ],
+)
+def test_a_result_says_what_its_algorithm_did_not_use(
+    algorithm: Any, given: dict[str, Any], ignored: str | None
+) -> None:
+    options: dict[str, Any] = {"n": 4, "max_new_tokens": 6, **given}
+    opened: dict[str, Any] = {"model": Surveyed(), "reward": FakeReward()}
+    result = specrej.generate("Why?", algorithm=algorithm, **opened, **options)
+    name = result.settings["algorithm"]
+    said = None if ignored is None else f"the algorithm {name!r} does not use {ignored}"
+    assert result.note == said
+
+
 def test_threshold_needs_one() -> None:
     with pytest.raises(UsageError, match="needs a threshold"):
         specrej.Settings(algorithm="threshold")

@@ -311,6 +311,13 @@ def test_a_missing_extra_is_named(name: str, monkeypatch: pytest.MonkeyPatch) ->
     assert "specrej[server]" in result.stderr
 
 
+def test_a_limit_of_thoughts_that_no_chat_could_have_is_said_at_once(tiny_model: str) -> None:
+    given = ["serve", "--model", tiny_model, "--reward", "logprob", "--port", "0"]
+    done = CliRunner().invoke(app, [*given, "--max-thinking-tokens", "5"])
+    assert done.exit_code == 2
+    assert "max_thinking_tokens cannot be honoured, got 5" in done.stderr
+
+
 def test_help_names_every_option() -> None:
     said = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output
     own = (

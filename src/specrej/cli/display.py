@@ -21,6 +21,7 @@ from rich.text import Text
 from specrej.errors import SpecrejError
 from specrej.hub.defaults import DefaultModel
 from specrej.memory import format_bytes
+from specrej.search.choosing import ranked
 from specrej.search.events import Decided
 from specrej.types import Decision, Result
 
@@ -131,8 +132,10 @@ def _verdict_on(result: Result, *, is_interrupted: bool) -> Text:
         "stop": "ended by a stop string",
         "length": "cut off at the length limit",
     }
+    is_highest = ranked(result.candidates)[0].index == best.index
+    how = "the best of" if is_highest else f"chosen by {result.settings['algorithm']} among"
     return Text(
-        f"Candidate {best.index} wins with reward {number(best.reward)}, the best of {counted}; "
+        f"Candidate {best.index} wins with reward {number(best.reward)}, {how} {counted}; "
         f"{end[best.finish_reason or 'length']}",
         style="bold",
     )
@@ -175,7 +178,7 @@ def print_comparison(results: Mapping[str, Result], *, is_interrupted: bool) -> 
     console.print()
     verdict = _interruption(results) if is_interrupted else _comparison(**results)
     console.print(verdict, soft_wrap=not console.is_terminal)
-    _print_note(console, next(iter(results.values())))
+    _print_note(console, results.get("speculative_rejection", next(iter(results.values()))))
 
 
 def _answer_panel(method: str, result: Result, same_as: str | None) -> Panel:

@@ -17,6 +17,7 @@ from specrej.cli.options import (
     how_to_resume,
     note_greedy,
     note_policy,
+    note_unused,
     open_given,
     settings_of,
     stdout_for_results,
@@ -80,7 +81,8 @@ def bench(
         str,
         typer.Option(
             help="best_of_n:N, speculative_rejection:ALPHA, speculative_rejection:ALPHA:N, "
-            "majority_vote:N, policy:FILE.json and more, separated by commas.",
+            "majority_vote:N, policy:FILE.json, module:function:N and more of docs/algorithms.md, "
+            "separated by commas.",
             show_default=False,
         ),
     ],
@@ -105,6 +107,7 @@ def bench(
         chosen = parse_methods(
             [word.strip() for word in methods.split(",") if word.strip()], settings
         )
+        note_unused([method.settings for method in chosen])
         names = [method.name for method in chosen]
         named = baseline or default_baseline(names)
         if named not in names:

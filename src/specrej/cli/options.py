@@ -28,7 +28,7 @@ from specrej.opening import Opening
 from specrej.options import About, kinds_of, options_of
 from specrej.rewards.answers import extractor_of
 from specrej.rewards.base import Reward
-from specrej.search.resolving import algorithm_of, policy_of
+from specrej.search.resolving import algorithm_of, policy_of, unused
 from specrej.settings import Settings
 from specrej.types import GREEDY_NOTE, SamplingParams
 
@@ -207,6 +207,15 @@ def note_greedy(settings: Settings) -> None:
 
     if settings.sampling.is_greedy:
         display.print_note(GREEDY_NOTE)
+
+
+def note_unused(runs: Sequence[Settings]) -> None:
+    """Say before a bench which of its options no method uses. `extract` is, by its accuracy."""
+    from specrej.cli import display
+
+    common = set.intersection(*(set(unused(settings)) for settings in runs)) - {"extract"}
+    if common:
+        display.print_note(f"no method uses {', '.join(sorted(common))}: it is without effect")
 
 
 def note_policy(engine: Engine, reward: Reward, settings: Settings) -> None:

@@ -22,6 +22,7 @@ from specrej.cli.options import (
 )
 from specrej.errors import EngineError, UsageError
 from specrej.memory import parse_bytes
+from specrej.messages import as_conversation
 
 if TYPE_CHECKING:
     from socket import socket
@@ -162,6 +163,7 @@ def _serve(
     grace_s: float,
 ) -> None:
     from specrej.search.pool import Pool
+    from specrej.search.resolving import sampling_of
     from specrej.server.app import make_app
     from specrej.server.guard import LOOPBACK, check_keys
     from specrej.server.running import bound
@@ -175,6 +177,8 @@ def _serve(
         with stoppable("the server was not up yet"):
             engine, reward = opened.enter_context(open_given(given, [settings]))
             note_policy(engine, reward, settings)
+            if settings.max_thinking_tokens is not None:  # else each chat would be refused
+                _ = sampling_of(settings, engine, as_conversation("?"))
             # No request makes it grow.
             pool = Pool(api.open_pool(engine, settings, total_memory).total_bytes)
             service = Service(engine, reward, pool, **shared)

@@ -36,7 +36,7 @@ from specrej.rewards.base import Reward, check_absolute
 from specrej.search.calibrated import fingerprints
 from specrej.search.choosing import rank
 from specrej.search.events import Observer
-from specrej.search.resolving import policy_of
+from specrej.search.resolving import algorithm_of, policy_of
 from specrej.settings import Settings
 from specrej.types import Candidate, Decision, Prompt, Result
 from specrej.version import __version__
@@ -64,8 +64,8 @@ _PARAMETERS = {
 
 def parse_methods(words: Sequence[str], settings: Settings) -> list[Method]:
     """Methods as given on a command line: "best_of_n:N", or another algorithm in its place;
-    "speculative_rejection:ALPHA" or "...:ALPHA:N", as for the others in `_PARAMETERS`; or
-    "policy:" with a file or a name as `Settings.policy` has it.
+    "speculative_rejection:ALPHA" or "...:ALPHA:N", as for the others in `_PARAMETERS`;
+    "module:function:N"; or "policy:" with a file or a name as `Settings.policy` has it.
 
     Without an N, one begins with as many candidates as the memory carries, or as its policy says.
 
@@ -92,7 +92,10 @@ def _settings_of(word: str, settings: Settings) -> Settings:
         _ = policy_of(settings)  # a file is read before the model is opened
         return settings
     if not is_name("algorithm", algorithm):
-        raise UnknownNameError("method", algorithm, [*names("algorithm"), "policy"])
+        if len(numbers) < 2:  # else it is module:function:N
+            raise UnknownNameError("method", algorithm, [*names("algorithm"), "policy"])
+        algorithm, numbers = f"{algorithm}:{numbers[0]}", numbers[1:]
+        _ = algorithm_of(replace(settings, algorithm=algorithm))  # before the model is opened
     try:
         if parameter := _PARAMETERS.get(algorithm):
             value, *rest = numbers
@@ -104,7 +107,8 @@ def _settings_of(word: str, settings: Settings) -> Settings:
         raise UsageError(
             f"{word!r} is no method",
             hint="expected best_of_n:N, speculative_rejection:ALPHA, "
-            "speculative_rejection:ALPHA:N, policy:FILE.json, or another of docs/algorithms.md",
+            "speculative_rejection:ALPHA:N, policy:FILE.json, module:function:N, or another of "
+            "docs/algorithms.md",
         ) from None
 
 

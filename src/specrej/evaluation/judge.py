@@ -63,7 +63,7 @@ class VerdictRow(TypedDict):
     """See `JudgeServer.name`."""
     verdict: Literal["win", "tie", "loss", "failed"]
     """For the method; failed: the judge gave no answer that can be read, which stays in the
-    denominator, or neither method has an answer."""
+    denominator, or the baseline has no answer, and the prompt is in no rate."""
     first: Preference | None
     """What the judge said with the method shown first, None where it did not say or was not
     asked."""
@@ -85,8 +85,8 @@ def judge(
     """Verdicts in the order of the method's rows, as they come; one for each prompt that both
     methods have a row of.
 
-    Not asked: the same texts tie, and a failed row loses against one that did not fail. Where both
-    rows failed, the verdict has: there is nothing to compare.
+    Not asked: the same texts tie, and a failed row loses against one that did not fail. Where the
+    baseline failed, the verdict has: there is nothing to compare with (see `comparison`).
 
     Args:
         rows: a bench's rows.
@@ -171,13 +171,13 @@ def settled(
 ) -> tuple[Preference | Literal["failed"], str | None] | None:
     """The verdict for `row`, and why it failed, where nobody need be asked; None elsewhere.
 
-    A failed row loses against one that did not fail, and the same texts tie. Where both failed
-    there is nothing to compare.
+    A failed row loses against one that did not fail, and the same texts tie. Where the baseline
+    failed there is nothing to compare with, and `comparison` leaves the prompt out.
     """
-    if row["error"] and other["error"]:
-        return "failed", "neither method has an answer"
-    if row["error"] or other["error"]:
-        return "loss" if row["error"] else "win", None
+    if other["error"]:
+        return "failed", "the baseline has no answer"
+    if row["error"]:
+        return "loss", None
     same = [turn["text"] for turn in row["turns"]] == [turn["text"] for turn in other["turns"]]
     return ("tie", None) if same else None
 

@@ -44,7 +44,7 @@ class ScoresRow(TypedDict):
     """See `JudgeServer.name`."""
     verdict: Literal["win", "tie", "loss", "failed"]
     """For the method, by the sums of the scores; failed: the judge gave none that can be read, or
-    neither method has an answer."""
+    the baseline has no answer."""
     scores: dict[str, float] | None
     """Of the method by `CRITERIA`; None where nobody was asked, or the judge failed."""
     other_scores: dict[str, float] | None

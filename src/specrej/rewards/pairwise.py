@@ -176,13 +176,15 @@ class PairwiseSession:
         Candidates play in the order of their indices, whatever their order here.
         """
         places = sorted(range(len(candidates)), key=lambda place: candidates[place].index)
-        known, self._known = self._known, {}
+        known, asked = self._known, set[tuple[str, str]]()
         game = SCHEMES[scheme](len(places))
         probabilities: Any = None  # what a generator begins with
         while True:
             try:
                 wanted = game.send(probabilities)
             except StopIteration as end:
+                # Not before: after a failure with other prompts it is played again, alone.
+                self._known = {key: known[key] for key in asked}
                 by_place = dict(zip(places, end.value, strict=True))
                 return [by_place[place] for place in range(len(places))]
             met = [(candidates[places[one]], candidates[places[other]]) for one, other in wanted]
@@ -197,7 +199,7 @@ class PairwiseSession:
                 known[key] = probability
                 self.num_tokens += num_tokens
                 self.num_comparisons += 2
-            self._known |= {key: known[key] for key in shown}
+            asked |= shown.keys()
             probabilities = [self._probability(one.text, other.text) for one, other in met]
 
     def _probability(self, one: str, other: str) -> float:

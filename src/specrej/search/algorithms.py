@@ -10,7 +10,7 @@ from typing import Any
 
 from specrej.search.choosing import rank
 from specrej.search.policies import everyone, never
-from specrej.search.view import SearchView
+from specrej.search.view import SearchView, ignores_policy
 from specrej.types import Candidate, Policy, Schedule
 
 Steps = Generator[Schedule, list[float], Any]
@@ -18,6 +18,7 @@ Steps = Generator[Schedule, list[float], Any]
 return the candidate that is the answer; else that is the complete one of highest reward."""
 
 
+@ignores_policy
 def best_of_n(search: SearchView, n: int | None, policy: Policy) -> Steps:
     """Sample n candidates to their end, in as many waves as memory asks for, and score each once.
 

@@ -16,13 +16,14 @@ from specrej.search.algorithms import Steps
 from specrej.search.choosing import rank
 from specrej.search.policies import at, never
 from specrej.search.steps import PARAGRAPH, separated
-from specrej.search.view import SearchView
+from specrej.search.view import SearchView, ignores_policy
 from specrej.types import Candidate, Policy, Schedule, StepRule
 
 STEP = separated(PARAGRAPH, most_tokens=128)
 """A step of an answer: a paragraph, or so many tokens."""
 
 
+@ignores_policy
 def beam_search(
     search: SearchView, n: int | None, policy: Policy, *, width: int = 4, ends: StepRule = STEP
 ) -> Steps:
@@ -36,6 +37,7 @@ def beam_search(
     yield from _branching(search, n, width, never)
 
 
+@ignores_policy
 def tree_bon(
     search: SearchView, n: int | None, policy: Policy, *, children: int = 4, layers: int = 4
 ) -> Steps:
@@ -71,6 +73,7 @@ def _best_live(batch: Sequence[Candidate], scores: Sequence[float], k: int) -> s
     return {index for _, index in sorted(live)[:k]}
 
 
+@ignores_policy
 def dvts(
     search: SearchView, n: int | None, policy: Policy, *, width: int = 4, ends: StepRule = STEP
 ) -> Steps:
@@ -100,6 +103,7 @@ def dvts(
                 tree_of.update(dict.fromkeys((fork.index for fork in forks), tree))
 
 
+@ignores_policy
 def particle_filtering(
     search: SearchView,
     n: int | None,

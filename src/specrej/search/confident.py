@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from specrej.rewards.answers import Extract, extractor_of
 from specrej.search.algorithms import Steps, best_of_n
 from specrej.search.policies import everyone
-from specrej.search.view import SearchView, reads_top_logprobs
+from specrej.search.view import SearchView, ignores_policy, reads_top_logprobs
 from specrej.search.voting import Weight, borda, consensus, finished, vote
 from specrej.types import Candidate, Policy, Schedule, Standing, TopLogprobs
 
@@ -22,6 +22,7 @@ CONSENSUS = 0.95
 """Share of the votes at which DeepConf asks for no more candidates."""
 
 
+@ignores_policy
 @reads_top_logprobs(NUM_TOP)
 def self_certainty(
     search: SearchView, n: int | None, policy: Policy, *, extract: str | Extract

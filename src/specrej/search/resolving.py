@@ -6,6 +6,7 @@ policy_of(Settings(alpha=0.5, decide="every:32"))    # from a command line's wor
 policy_of(Settings(policy="policy.json"))            # from `specrej calibrate`
 sampling_of(Settings(algorithm="deepconf"), engine, prompt)  # with what it reads of the engine
 needed_sampling(Settings(algorithm="deepconf"))      # the same before there is an engine
+unused(Settings(algorithm="best_of_n", window=8))    # ["window"]
 """
 
 import inspect
@@ -80,6 +81,32 @@ def _asked_for(algorithm: Algorithm, settings: Settings) -> dict[str, Any]:
         for name, parameter in inspect.signature(algorithm).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and name in options_of(Settings)
     }
+
+
+_OF_POLICIES = ("alpha", "keep", "decide", "min_tokens")
+_OF_ALGORITHMS = ("refill", "extract", "threshold", "window", "warm_up")
+
+
+def unused(settings: Settings) -> list[str]:
+    """The names of options that say how answers are chosen, are not what they are by default, and
+    are not read by the algorithm.
+    """
+    algorithm, usual = algorithm_of(settings), Settings()
+    read = set(_asked_for(algorithm, settings))
+    if not getattr(algorithm, "ignores_policy", False):
+        read.update(_OF_POLICIES)
+    return [
+        name
+        for name in (*_OF_POLICIES, *_OF_ALGORITHMS)
+        if name not in read and getattr(settings, name) != getattr(usual, name)
+    ]
+
+
+def unused_note(settings: Settings) -> str | None:
+    """What a result says of options that its algorithm does not use; None where it uses all."""
+    named, names = settings.to_dict(), unused(settings)
+    given = ", ".join(f"{name} {named[name]!r}" for name in names)
+    return f"the algorithm {named['algorithm']!r} does not use {given}" if names else None
 
 
 def sampling_of(settings: Settings, engine: Engine, prompt: Prompt) -> SamplingParams:

@@ -43,6 +43,14 @@ def needs_absolute_rewards(algorithm: _Algorithm) -> _Algorithm:
     return algorithm
 
 
+def ignores_policy(algorithm: _Algorithm) -> _Algorithm:
+    """Say of an algorithm that it does not read its policy: a result has a note where one was
+    described.
+    """
+    algorithm.ignores_policy = True  # type: ignore[attr-defined]
+    return algorithm
+
+
 class SearchView(Protocol):
     """One prompt's candidates, within one memory budget. What it shows is to be read, not
     changed.

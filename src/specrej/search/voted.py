@@ -7,11 +7,12 @@ behind the * is the setting of that name. Of equal votes the reward decides.
 from specrej.rewards.answers import Extract, extractor_of
 from specrej.search.algorithms import Steps, best_of_n
 from specrej.search.policies import everyone
-from specrej.search.view import SearchView, needs_absolute_rewards
+from specrej.search.view import SearchView, ignores_policy, needs_absolute_rewards
 from specrej.search.voting import by_reward, finished, vote
 from specrej.types import Policy
 
 
+@ignores_policy
 def majority_vote(
     search: SearchView, n: int | None, policy: Policy, *, extract: str | Extract
 ) -> Steps:
@@ -22,6 +23,7 @@ def majority_vote(
     return vote(finished(search.candidates), extractor_of(extract), lambda _: 1.0)
 
 
+@ignores_policy
 def weighted_best_of_n(
     search: SearchView, n: int | None, policy: Policy, *, extract: str | Extract
 ) -> Steps:
