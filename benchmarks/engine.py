@@ -35,6 +35,7 @@ from specrej.attention.attention import DecodePass, PrefillPass
 from specrej.attention.groups import Scoring
 from specrej.attention.linear import PackedLinear
 from specrej.engines.torch.engine import TorchEngine
+from specrej.engines.torch.kernels import fused
 from specrej.engines.torch.loading import load_engine
 from specrej.hub.defaults import locate
 from specrej.hub.quiet import quiet_transformers
@@ -200,7 +201,7 @@ def attention_seconds(group: Any) -> tuple[float, float]:
     shared_heads = 3
     query = torch.randn(rows, heads * shared_heads, 1, dim)
     key, value = torch.randn(rows, heads, 1, dim), torch.randn(rows, heads, 1, dim)
-    one_pass = DecodePass([group])
+    one_pass = DecodePass([group], fused=fused())
     own = slice(0, group.length)
     keys, values = (
         torch.cat([prompt[0].expand(rows, -1, -1, -1), block[0][:rows, :, own], new], 2)
@@ -377,6 +378,7 @@ def main() -> None:
         "seed": SEED,
         "threads": torch.get_num_threads(),
         "kernels": {name: engine.describe()["weights"] for name, engine in engines.items()},
+        "fused": engines["fp32"].describe()["fused"],
         "versions": {
             "specrej": specrej.__version__,
             "python": platform.python_version(),
