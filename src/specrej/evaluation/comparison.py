@@ -14,7 +14,6 @@ Definitions are those of Sun et al. (NeurIPS 2024, arXiv 2410.20290) unless a do
 otherwise.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -33,9 +32,6 @@ Verdict = Literal["win", "tie", "loss", "failed"]
 
 EQUAL_REWARDS = 1e-9
 """Rewards that differ by no more are equal."""
-
-NOISE = 1e-5
-"""Rewards of the same text that differ by no more, or by no greater share, are equal."""
 
 NARROW = 0.05
 """Share of the median prompt's spread below which an improvement score is to be doubted."""
@@ -75,39 +71,12 @@ def align(rows: Iterable[BenchRow], baseline: str) -> Comparison:
         if all(prompt_id in rows_of for rows_of in by_method.values())
     ]
     kept = [prompt_id for prompt_id in ended if by_method[baseline][prompt_id]["error"] is None]
-    others = [method for method in by_method if method != baseline]
-    settled = [
-        _without_noise([by_method[method][prompt_id] for method in (baseline, *others)])
-        for prompt_id in kept
-    ]
-    place = {method: number for number, method in enumerate((baseline, *others))}
-    aligned = {method: [rows[place[method]] for rows in settled] for method in by_method}
+    aligned = {
+        method: [rows_of[prompt_id] for prompt_id in kept] for method, rows_of in by_method.items()
+    }
     return Comparison(
         baseline, tuple(kept), aligned, len(known) - len(ended), len(ended) - len(kept)
     )
-
-
-def _without_noise(rows: Sequence[BenchRow]) -> list[BenchRow]:
-    """Rows of one prompt, in which the same text has the same reward: that of the first row.
-
-    What stands beside a text in a batch decides the order of sums, and so a reward's last digits.
-    Two methods that chose the same answer would differ by them.
-    """
-    known: dict[tuple[int, str], float] = {}
-
-    def settled(number: int, text: str, reward: float) -> float:
-        first = known.setdefault((number, text), reward)
-        return first if math.isclose(reward, first, rel_tol=NOISE, abs_tol=NOISE) else reward
-
-    def turn_of(number: int, turn: TurnRow) -> TurnRow:
-        reward = settled(number, turn["text"], turn["reward"])
-        lowest = settled(number, turn["lowest_text"], turn["lowest_reward"])
-        return {**turn, "reward": reward, "lowest_reward": lowest}
-
-    return [
-        {**row, "turns": [turn_of(number, turn) for number, turn in enumerate(row["turns"])]}
-        for row in rows
-    ]
 
 
 def failed(comparison: Comparison, method: str) -> NDArray[np.bool_]:
