@@ -15,10 +15,19 @@ def say(request: dict[str, Any]) -> bytes:
     """What a judge of any kind replies, by a hash of what it was asked; once in a while nothing
     that can be read.
     """
-    digest = hashlib.sha256(json.dumps(request["messages"]).encode()).digest()
-    system = request["messages"][0]["content"]
-    if digest[0] % 8 == 0:
+    if _digest(request)[0] % 8 == 0:
         return completion("I would rather not say.")
+    return say_readably(request)
+
+
+def _digest(request: dict[str, Any]) -> bytes:
+    return hashlib.sha256(json.dumps(request["messages"]).encode()).digest()
+
+
+def say_readably(request: dict[str, Any]) -> bytes:
+    """The same, but always something: where few are asked, all might say nothing."""
+    digest = _digest(request)
+    system = request["messages"][0]["content"]
     if request.get("logprobs"):
         top = [
             {"token": "m", "logprob": -digest[1] / 64},

@@ -37,6 +37,8 @@ from specrej.settings import Settings
 
 SETTINGS = Settings(n=6, max_new_tokens=20, min_tokens=6, seed=5, memory="4KiB")
 INNER = {
+    "specrej.attention.fused.Fused",
+    "specrej.attention.fused.compile_fused",
     "specrej.evaluation.report.bench_sections.bench_page",
     "specrej.evaluation.report.bench_sections.efficiency_section",
     "specrej.evaluation.report.replay_sections.correlation_section",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from judging import say
+from judging import say, say_readably
 from real import lend_to_commands
 from recomputed import FIGURES, Files
 from servers import Server, completion, record_waits, serving
@@ -347,8 +347,9 @@ def test_a_row_runs_on_the_default_models(
 ) -> None:
     """Few and short answers, by the generator that all rows share; each opens its own reward."""
     lend_to_commands(monkeypatch)
+    server.answer = say_readably
     options = ["--model", "smollm2", "--methods", "best_of_n:2,speculative_rejection:0.5:6"]
-    options += ["--decide", "every:2", "--max-new-tokens", "4"]
+    options += ["--decide", "every:3", "--max-new-tokens", "6"]
     options += [] if name == "perplexity" else ["--reward", "relevance"]
     done = run(name, tmp_path / "out", *options)
     assert done.exit_code == 0, done.stderr

@@ -206,7 +206,9 @@ def test_a_padded_batch_scores_as_each_row_alone(
         for memory in (0, None)
     )
     for session in (whole, shared):
-        assert session.score(ANSWERS) == pytest.approx([row[0] for row in expected], abs=1e-5)
+        assert session.score(ANSWERS) == pytest.approx(
+            [row[0] for row in expected], rel=1e-5, abs=1e-5
+        )
     assert (whole.reuse, whole.num_tokens) == ("none", num_tokens)
     num_prompt = len(["<bos>", "<user>", *PROMPT[0]["content"].split(), "<eos>", "<assistant>"])
     # Where EOS is padding, the empty answer is scored at the last token of the template, then read
@@ -225,7 +227,9 @@ def test_a_pair_without_a_template_scores_as_each_row_alone(bert: str) -> None:
     expected, num_tokens = reference(bert)
     for output, label in enumerate(["bad", "fair", "good"]):
         session = ClassifierReward(bert, label=label, batch_size=3).open(PROMPT)
-        assert session.score(ANSWERS) == pytest.approx([row[output] for row in expected], abs=1e-5)
+        assert session.score(ANSWERS) == pytest.approx(
+            [row[output] for row in expected], rel=1e-5, abs=1e-5
+        )
         assert session.num_tokens == num_tokens
 
 
@@ -243,7 +247,7 @@ def test_a_session_that_keeps_nothing_counts_and_scores_again(llama: str) -> Non
     first = session.score(ANSWERS)
     once = session.num_tokens
     session.drop([10, 11])
-    assert session.score(ANSWERS[2:]) == pytest.approx(first[2:], abs=1e-5)
+    assert session.score(ANSWERS[2:]) == pytest.approx(first[2:], rel=1e-5, abs=1e-5)
     assert once < session.num_tokens < 2 * once
     session.close()
 
@@ -293,7 +297,7 @@ def test_a_long_conversation_is_cut_on_the_right_and_said(
     session = ClassifierReward(llama, max_tokens=12, memory_bytes=0).open(PROMPT)
     with caplog.at_level(logging.WARNING, logger="specrej"):
         scores = session.score(ANSWERS)
-    assert scores == pytest.approx([row[0] for row in expected], abs=1e-5)
+    assert scores == pytest.approx([row[0] for row in expected], rel=1e-5, abs=1e-5)
     assert session.num_tokens == num_tokens
     [long, *others] = caplog.messages
     assert "reads 12 tokens: the last 8 of candidate 12 are cut off" in long
@@ -307,7 +311,7 @@ def test_a_long_pair_keeps_its_special_tokens(bert: str, caplog: pytest.LogCaptu
     reward = ClassifierReward(bert, label="good", max_tokens=10)
     with caplog.at_level(logging.WARNING, logger="specrej"):
         long, short = score(reward, [ANSWERS[2], Candidate(index=0, text="run more")])
-    assert long == pytest.approx(short, abs=1e-5)
+    assert long == pytest.approx(short, rel=1e-5, abs=1e-5)
     parsed, cut = caplog.messages
     assert cut.endswith(": the last 8 of candidate 12 are cut off")
     # A model of whole words holds its special tokens among them: what cannot be had is said on

@@ -21,6 +21,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import SubprocessError
 
 import torch
 from torch import Tensor
@@ -189,7 +190,7 @@ def compile_fused(folder: Path) -> Fused | None:
         compiler, *arguments = shlex.split(os.environ.get("CC", "")) or ["cc"]
         found = shutil.which(compiler)
         return None if found is None else _sound(Fused(_library([found, *arguments], folder)))
-    except (OSError, ValueError, subprocess.SubprocessError, AttributeError) as error:
+    except (OSError, ValueError, SubprocessError, AttributeError) as error:
         _LOG.info("the parts between matrix products are left to torch: %s", error)
         return None
 

@@ -15,7 +15,7 @@ import pytest
 
 from specrej.registry import missing
 from specrej.rewards.base import MEMBERS, SESSION_MEMBERS, Reward, is_relative
-from specrej.testing.held import held
+from specrej.testing.held import held, left_behind
 from specrej.types import Candidate, Message
 
 QUESTION: list[Message] = [{"role": "user", "content": "Give three tips for staying healthy."}]
@@ -153,7 +153,7 @@ class RewardSuite:
         session.close()
         reward.close()
         reward.close()
-        assert held() <= before
+        assert not left_behind(before)
 
 
 def _skip_relative(reward: Reward) -> None:
