@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,10 @@ def make_group(parts: list[int], rows: int, heads: int, dim: int, length: int) -
     return group
 
 
+def standing(places: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
+    return torch.tensor(places), torch.full((len(places),), length)
+
+
 @given(
     parts=st.lists(st.integers(1, 150), min_size=1, max_size=3),
     rows=st.integers(1, 4),
@@ -176,10 +181,10 @@ def test_a_row_has_the_same_numbers_alone_as_beside_others(fused: Fused) -> None
     asked = numbers(300, 1, 5, 64).transpose(1, 2)
     query, key, value = torch.split(asked, [3, 1, 1], 1)
     many = make_group([70], 300, 1, 64, 40)
-    seen = fused.attend(many, 0, query, key, value, scoring, range(300), [40] * 300)
+    seen = fused.attend(many, 0, query, key, value, scoring, *standing(range(300), 40))
     alone = make_group([70], 1, 1, 64, 40)
     alone.keys, alone.values = [many.keys[0][7:8].clone()], [many.values[0][7:8].clone()]
-    again = fused.attend(alone, 0, query[7:8], key[7:8], value[7:8], scoring, [0], [40])
+    again = fused.attend(alone, 0, query[7:8], key[7:8], value[7:8], scoring, *standing([0], 40))
     assert torch.equal(again, seen[7:8])
     rows, weight = numbers(2000, 576), numbers(576)
     normed = fused.norm(rows.clone(), weight, 0.1, None)
@@ -196,7 +201,9 @@ def test_what_is_not_finite_stays_so_and_in_its_row(fused: Fused, broken: float)
     query, key, value = torch.split(numbers(3, 3, 1, 32), 1, 1)
     query[1, 0, 0, 5] = broken
     group = make_group([4], 3, 1, 32, 2)
-    seen = fused.attend(group, 0, query, key, value, Scoring(1.0, None, None), range(3), [2] * 3)
+    seen = fused.attend(
+        group, 0, query, key, value, Scoring(1.0, None, None), *standing(range(3), 2)
+    )
     for out in (normed, gated, seen.flatten(1)):
         assert out.isfinite().all(-1).tolist() == [True, False, True]
 

@@ -13,6 +13,7 @@ name.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -127,11 +128,11 @@ class DecodePass:
         outputs, start = [], 0
         for place, group in enumerate(self.groups):
             extend = self.apart.get(place)
-            places, lengths = self._standing(place)
-            rows = slice(start, start + len(places))
+            num_fed = group.num_rows if extend is None else sum(extend.counts)
+            rows = slice(start, start + num_fed)
             given = query[rows], key[rows], value[rows]
             if self.fused is not None and can_fuse:
-                seen = self.fused.attend(group, layer, *given, scoring, places, lengths)
+                seen = self.fused.attend(group, layer, *given, scoring, *self._standing[place])
             elif extend is not None:
                 asked, new_key, new_value = (each.transpose(0, 2) for each in given)
                 seen = extend.attend(layer, asked, new_key, new_value, scoring).transpose(0, 1)
@@ -141,13 +142,21 @@ class DecodePass:
             start = rows.stop
         return _joined(outputs, 0)
 
-    def _standing(self, place: int) -> tuple[Sequence[int], Sequence[int]]:
-        """Which rows of a group are fed, and how many tokens of their own they have."""
-        group, extend = self.groups[place], self.apart.get(place)
-        if extend is None:
-            return range(group.num_rows), [group.length] * group.num_rows
-        fed = [row for row, count in enumerate(extend.counts) if count]
-        return fed, [extend.lengths[row] for row in fed]
+    @cached_property
+    def _standing(self) -> list[tuple[Tensor, Tensor]]:
+        """Which rows of each group are fed, and how many tokens of their own they have: the same in
+        every layer of the pass.
+        """
+        return [
+            _standing_of(group, self.apart.get(place)) for place, group in enumerate(self.groups)
+        ]
+
+
+def _standing_of(group: Group, extend: "ExtendPass | None") -> tuple[Tensor, Tensor]:
+    if extend is None:
+        return torch.arange(group.num_rows), torch.full((group.num_rows,), group.length)
+    fed = torch.tensor(extend.counts).nonzero().flatten()
+    return fed, torch.tensor(extend.lengths)[fed]
 
 
 def _attend_to_newest(

@@ -139,8 +139,8 @@ class Fused:
         key: Tensor,
         value: Tensor,
         scoring: Scoring,
-        places: Sequence[int],
-        lengths: Sequence[int],
+        places: Tensor,
+        lengths: Tensor,
     ) -> Tensor:
         """Store the newest key and value of some rows of a group, and attend to all its positions;
         `[rows, 1, heads, dim]`.
@@ -152,8 +152,8 @@ class Fused:
             key: `[rows, kv_heads, 1, dim]`, as value.
             value: see key.
             scoring: without a softcap.
-            places: of the rows in the group's block.
-            lengths: how many tokens each of them has there.
+            places: `[rows]` int64, of the rows in the group's block.
+            lengths: `[rows]` int64, how many tokens each of them has there.
         """
         parts = [
             _Part(
@@ -172,7 +172,7 @@ class Fused:
             *(query.data_ptr(), key.data_ptr(), value.data_ptr(), *strides),
             *((_Part * len(parts))(*parts), len(parts)),
             *(keys.data_ptr(), values.data_ptr(), key_slots, values.shape[2]),
-            *((_I * rows)(*places), (_I * rows)(*lengths), window),
+            *(places.data_ptr(), lengths.data_ptr(), window),
             *(out.data_ptr(), rows, kv_heads, heads // kv_heads, dim),
             *(scoring.scaling, torch.get_num_threads()),
         )
