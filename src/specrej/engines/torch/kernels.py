@@ -35,9 +35,14 @@ _LEAST_NUMBERS = 1 << 18
 _LOG = logging.getLogger("specrej")
 
 
+def fused(device: torch.device) -> Fused | None:
+    """The parts between matrix products, compiled; None where torch runs them, as on a GPU."""
+    return _fused() if device.type == "cpu" else None
+
+
 @cache
-def fused() -> Fused | None:
-    """The parts between matrix products, compiled, in this process; None where torch runs them."""
+def _fused() -> Fused | None:
+    """Once a process."""
     return compile_fused(cache_dir() / "kernels")
 
 

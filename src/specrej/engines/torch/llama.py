@@ -61,14 +61,17 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.config = config
+        self.device, self.dtype = torch.device("cpu"), torch.float32
         scoring = Scoring(scaling=config.head_dim**-0.5, window=None, softcap=None)
         layers = range(config.num_hidden_layers)
         self.model = Decoder(
-            _parts(config, tensors), dict.fromkeys(layers, scoring), fused(), is_trial=False
+            _parts(config, tensors),
+            dict.fromkeys(layers, scoring),
+            fused(self.device),
+            is_trial=False,
         )
         head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
         self.lm_head = _linear(tensors, head)
-        self.device, self.dtype = torch.device("cpu"), torch.float32
 
     def get_input_embeddings(self) -> Any:
         """What tokens are looked up in."""

@@ -165,7 +165,7 @@ def _engine(runner: Any, codec: TextCodec, opened: Opened, kernel: str, name: st
             "model": name,
             "device": str(runner.device),
             "weights": kernel,
-            "fused": "by torch" if fused() is None else "compiled",
+            "fused": "by torch" if fused(runner.device) is None else "compiled",
             "special_tokens": codec.special_tokens,
             "checked": f"logits, with those of transformers {metadata.version('transformers')}",
         },
