@@ -93,8 +93,8 @@ def kinds_of(field: dataclasses.Field[Any]) -> list[Any]:
 
 
 def check(record: Any) -> None:
-    """See that options are of their types and within their bounds. A whole number is a float too;
-    True is no number.
+    """See that options are of their types, within their bounds and among their choices. A whole
+    number is a float too; True is no number.
 
     An option of several types is for its owner to check, but for its bounds where it holds a
     number.
@@ -108,6 +108,10 @@ def check(record: Any) -> None:
             kinds, words = _KINDS[field.type]
             if not isinstance(value, kinds) or (isinstance(value, bool) and field.type is not bool):
                 raise UsageError(f"{name} must be {words}, got {shown(value)}", hint=about.hint)
+        if field.type is str and about.choices and value not in about.choices:
+            *others, last = map(repr, about.choices)
+            expected = f"{', '.join(others)} or {last}"
+            raise UsageError(f"{name} must be {expected}, got {shown(value)}", hint=about.hint)
         if (
             isinstance(value, int | float)
             and not isinstance(value, bool)

@@ -279,10 +279,6 @@ class Settings:
 
     def _check_choice(self) -> None:
         """See that what answers are chosen by is there."""
-        if self.refill not in ("none", "forks", "fresh"):
-            raise UsageError(f"refill must be 'none', 'forks' or 'fresh', got {self.refill!r}")
-        if self.reward_sees not in ("all", "answer"):
-            raise UsageError(f"reward_sees must be 'all' or 'answer', got {self.reward_sees!r}")
         if isinstance(self.extract, str):
             if ":" not in self.extract and not is_name("extract", self.extract):
                 raise UnknownNameError("extract", self.extract, names("extract"))

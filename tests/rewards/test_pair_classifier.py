@@ -69,6 +69,19 @@ def alone(model: Any, tokenizer: Any, text: str) -> list[float]:
     return logits
 
 
+def batches_of(model: Any) -> list[list[list[int]]]:
+    """The token ids of each batch that a model reads from here on."""
+    batches: list[list[list[int]]] = []
+    forward = model.forward
+
+    def watched(*given: Any, input_ids: Any, **more: Any) -> Any:
+        batches.append(input_ids.tolist())
+        return forward(*given, input_ids=input_ids, **more)
+
+    model.forward = watched
+    return batches
+
+
 @pytest.mark.parametrize("make", [make_llama, make_bert])
 @pytest.mark.parametrize("num_labels", [1, 2])
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
@@ -93,19 +106,13 @@ def test_probabilities_are_those_of_transformers(
     assert comparer.flops_per_token == linear_flops(model)
 
 
-def test_no_batch_is_larger_than_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, sizes = make_llama(1), []
-    forward = model.forward
-
-    def watched(*given: Any, input_ids: Any, **more: Any) -> Any:
-        sizes.append(len(input_ids))
-        return forward(*given, input_ids=input_ids, **more)
-
-    monkeypatch.setattr(model, "forward", watched)
+def test_no_batch_is_larger_than_was_said() -> None:
+    model = make_llama(1)
+    batches = batches_of(model)
     reward = PairwiseReward(PairClassifier((model, make_tokenizer()), batch_size=5))
     session = reward.open(PROMPT)
     session.score(candidates())
-    assert sizes == [5, 5, 2]
+    assert list(map(len, batches)) == [5, 5, 2]
     assert session.num_comparisons == 12
     assert session.num_tokens > 0
 
@@ -125,17 +132,10 @@ def test_a_label_says_which_output_is_for_the_first() -> None:
 def test_texts_that_spell_special_tokens_are_texts() -> None:
     model, tokenizer = make_llama(1), make_tokenizer()
     template = "{prompt}<eos>{a}<eos>{b}"
-    seen: list[list[int]] = []
-    forward = model.forward
-
-    def watched(*given: Any, input_ids: Any, **more: Any) -> Any:
-        seen.extend(input_ids.tolist())
-        return forward(*given, input_ids=input_ids, **more)
-
-    model.forward = watched
+    seen = batches_of(model)
     comparer = PairClassifier((model, tokenizer), template=template)
     comparer.compare([Pair(PROMPT, Candidate(0, text="<eos>x"), Candidate(1, text="{b}"))])
-    [row] = seen
+    [[row]] = seen
     assert row.count(tokenizer.eos_token_id) == 2
     assert tokenizer.decode(row) == "Which?<eos><eos>x<eos>{b}"
 
@@ -144,14 +144,7 @@ def test_long_answers_lose_their_ends_and_a_long_prompt_is_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     model, tokenizer = make_llama(1), make_tokenizer()
-    seen: list[list[int]] = []
-    forward = model.forward
-
-    def watched(*given: Any, input_ids: Any, **more: Any) -> Any:
-        seen.extend(input_ids.tolist())
-        return forward(*given, input_ids=input_ids, **more)
-
-    model.forward = watched
+    seen = batches_of(model)
     comparer = PairClassifier(
         (model, tokenizer), template="{prompt}|{a}|{b}", max_tokens=18, batch_size=1
     )
@@ -161,7 +154,7 @@ def test_long_answers_lose_their_ends_and_a_long_prompt_is_told(
             [Pair(PROMPT, Candidate(0, text=a), Candidate(1, text=b)) for a, b in given]
         )
     # The shortest comes first.
-    assert [tokenizer.decode(row) for row in seen] == [
+    assert [tokenizer.decode(row) for [row] in seen] == [
         "Which?|abc|ABC",
         "Which?|abcde|ABCDE",
         "Which?|ab|ABCDEFGH",

@@ -31,7 +31,7 @@ from specrej.errors import DeviceMemoryError, SpecrejError, UsageError
 from specrej.evaluation.bench import describe_run
 from specrej.evaluation.folder import open_run
 from specrej.evaluation.prompts import Loaded, Task
-from specrej.evaluation.trace import FAILURES, METADATA
+from specrej.evaluation.trace import FAILURES, METADATA, failure_row
 from specrej.files.journal import Journal
 from specrej.rewards.base import Reward
 from specrej.search.search import Search
@@ -98,9 +98,7 @@ def record(
             own = replace(settings, seed=seeds[task.id])
             error = _record(path, task, engine, reward, own, lengths)
             if error is not None:
-                about = {"prompt_id": task.id, "seed": own.seed}
-                kind, message = type(error).__name__, str(error)
-                journal.append({**about, "kind": kind, "message": message})
+                journal.append(failure_row(task.id, own.seed, error))
             yield RecordedPrompt(num_done, len(paths), task.id, error)
 
 

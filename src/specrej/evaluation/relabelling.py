@@ -28,6 +28,7 @@ from specrej.evaluation.trace import (
     FAILURES,
     METADATA,
     Trace,
+    failure_row,
     load_failures,
     load_file,
     read_table,
@@ -85,9 +86,7 @@ def relabel(
                 continue
             error = _relabel(trace, reward, detokenizer, directory / path.name)
             if error is not None:
-                about = {"prompt_id": trace.prompt_id, "seed": trace.settings["seed"]}
-                kind, message = type(error).__name__, str(error)
-                journal.append({**about, "kind": kind, "message": message})
+                journal.append(failure_row(trace.prompt_id, trace.settings["seed"], error))
             yield RecordedPrompt(num_done, len(paths), trace.prompt_id, error)
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from specrej.attention.layout import KvLayout
-from specrej.errors import UsageError
+from specrej.errors import SpecrejError, UsageError
 from specrej.evaluation.folder import read_info
 from specrej.files.journal import read_rows
 from specrej.files.resuming import completed
@@ -135,6 +135,12 @@ def trace_files(directory: str | Path) -> list[Path]:
             f"{directory} holds no trace yet", hint="go on with `specrej trace --resume`"
         )
     return paths
+
+
+def failure_row(prompt_id: str, seed: int, error: SpecrejError) -> dict[str, Any]:
+    """A prompt that has no trace, as `load_failures` gives it."""
+    kind, message = type(error).__name__, str(error)
+    return {"prompt_id": prompt_id, "seed": seed, "kind": kind, "message": message}
 
 
 def load_failures(directory: str | Path) -> list[dict[str, Any]]:
