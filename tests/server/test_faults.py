@@ -5,7 +5,9 @@ import asyncio
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -185,18 +187,26 @@ def test_a_full_queue_turns_requests_away_and_takes_them_again() -> None:
     asyncio.run(go())
 
 
-def test_a_deadline_frees_the_place_of_what_runs_and_of_what_waits() -> None:
+def test_a_deadline_frees_the_place_of_what_runs_and_of_what_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The clock is moved on by hand: a slow machine can spend any deadline before the first step.
+    slept_s = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + slept_s[0])
+    monkeypatch.setattr("specrej.server.service.time", clock)
+
     async def go() -> None:
         engine = Stalling(eos=0.0)
         async with serving(engine, in_flight=1) as served:
-            specrej_own = {"deadline_s": 1}
+            specrej_own = {"deadline_s": 60}
             asking = [
                 served.ask({"prompt": f"{n}", "specrej": specrej_own, "stream": n == 2})
                 for n in range(3)
             ]
             going = asyncio.gather(*asking)
             await served.until(engine.is_there.is_set, "it never ran")
-            await asyncio.sleep(1.1)
+            await served.until(lambda: served.service.num_waiting == 2, "the others do not wait")
+            slept_s[0] = 60.0
             engine.go_on.set()
             runs, waits, streams = await going
             assert [runs.status_code, waits.status_code, streams.status_code] == [504, 504, 200]
