@@ -46,7 +46,8 @@ def test_one_candidate_is_decoded_whatever_n_is(algorithm: str, n: int | str, de
     assert [candidate.state for candidate in result.candidates] == ["complete"]
     assert result.usage.generated_tokens == len(result.best.token_ids)
     assert result.reward is not None
-    assert result.note == result.to_dict()["settings"]["note"] == GREEDY_NOTE
+    assert result.note == result.to_dict()["settings"]["note"]
+    assert (result.note or "").endswith(GREEDY_NOTE)
     assert result.text == generate(seed=7).text, "a seed decides nothing"
     assert (result.settings["n"], result.settings["temperature"]) == (n, 0)
 
@@ -55,6 +56,12 @@ def test_any_other_temperature_is_not_greedy() -> None:
     result = generate(n=5, temperature=0.001)
     assert (len(result.candidates), result.note) == (5, None)
     assert "note" not in result.settings
+
+
+def test_a_greedy_run_keeps_its_other_notes() -> None:
+    note = generate(algorithm="best_of_n", n=4, refill="forks", alpha=0.1).note
+    unused = "the algorithm 'best_of_n' does not use alpha 0.1, min_tokens 5, refill 'forks'"
+    assert note == f"{unused}; {GREEDY_NOTE}"
 
 
 def test_a_comparison_has_one_candidate_in_each_method() -> None:

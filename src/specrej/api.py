@@ -31,6 +31,7 @@ from specrej.search.algorithms import Steps
 from specrej.search.budget import Total
 from specrej.search.calibrated import mismatches
 from specrej.search.events import Observer, Watcher
+from specrej.search.notes import noted
 from specrej.search.pool import Pool
 from specrej.search.resolving import (
     check_rewards,
@@ -341,7 +342,6 @@ def prepare(
         policy = policy_of(settings)
     num_candidates = _num_candidates(policy, settings)
     notes = [_note_of(policy, engine, reward, settings), unused_note(settings)]
-    note = "; ".join(filter(None, notes))
     search = Search(
         engine,
         reward,
@@ -349,7 +349,7 @@ def prepare(
         sampling_of(settings, engine, prompt),
         settings.memory_bytes,
         settings.to_dict()
-        | ({"note": note} if note else {})
+        | noted([note for note in notes if note])
         | ({"has_relative_rewards": True} if is_relative(reward) else {}),
         total,
     )

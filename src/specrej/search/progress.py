@@ -62,16 +62,23 @@ class Progress:
             hint="an algorithm begins candidates, and goes on while search.live",
         )
 
-    def answered(self, candidates: Sequence[Candidate], given: object) -> Candidate | None:
+    def answered(
+        self, candidates: Sequence[Candidate], num_live: int, given: object
+    ) -> Candidate | None:
         """What the algorithm returned, as its answer; None leaves the choice to the rewards.
 
         Args:
             candidates: all that were ever started.
+            num_live: those of them that it left live.
             given: what it returned.
 
         Raises:
-            UsageError: it is no candidate of this search that can win.
+            UsageError: it began nobody, left live ones and nobody complete, or returned no
+                candidate of this search that can win.
         """
+        is_answered = any(candidate.state == "complete" for candidate in candidates)
+        if not is_answered and (num_live or not candidates):
+            raise self.unanswered(num_live)
         if given is None:
             return None
         found = next((candidate for candidate in candidates if candidate is given), None)

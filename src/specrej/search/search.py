@@ -26,10 +26,10 @@ from specrej.search.checks import (
 from specrej.search.choosing import choose, only, ranked, standing
 from specrej.search.clock import Clock
 from specrej.search.decoding import PromptEngine
+from specrej.search.notes import first_notes, noted
 from specrej.search.progress import Progress
 from specrej.search.rewarding import PromptReward, ToScore, seen_of
 from specrej.types import (
-    GREEDY_NOTE,
     Candidate,
     Cause,
     Decision,
@@ -91,8 +91,8 @@ class Search:
         self._decoder = PromptEngine(engine, self.prompt_ids, sampling, self.usage, self.clock)
         self._answers = Answers(lambda: self._decoder.detokenizer(self._prompt), sampling.stop)
         self._reward = PromptReward(reward, asked.messages, self.usage, self.clock, sees)
-        noted = {"note": GREEDY_NOTE} if sampling.is_greedy else {}
-        self._settings = {**settings, **noted, "memory_bytes": self.budget_bytes}
+        self.notes = first_notes(settings, is_greedy=sampling.is_greedy)
+        self._settings = {**settings, "memory_bytes": self.budget_bytes}
         self._cause: Cause = "complete"
         self.progress = Progress(settings)
         self._last_length = 0
@@ -329,10 +329,7 @@ class Search:
         """
         if live := self.live:
             self._decide(self._cause, live, live)
-        is_answered = any(candidate.state == "complete" for candidate in self.candidates)
-        if not is_answered and (live or not self.candidates):
-            raise self.progress.unanswered(len(live))
-        self._answer = self.progress.answered(self.candidates, answer)
+        self._answer = self.progress.answered(self.candidates, len(live), answer)
         self.batch = []
 
     def close(self) -> None:
@@ -348,13 +345,14 @@ class Search:
         best = self._answer or choose(
             self.candidates, self.decisions, self._reward.name, self._lost
         )
+        own = {**noted(self.notes), "reward": self._reward.name}
         return Result(
             best=best,
             candidates=tuple(self.candidates),
             decisions=tuple(self.decisions),
             usage=self.usage,
             seed=self.sampling.seed,
-            settings={**self._settings, **self._engine.describe(), "reward": self._reward.name},
+            settings={**self._settings, **self._engine.describe(), **own},
             versions={"specrej": __version__, **self._engine.versions()},
             is_complete=not self.batch,
         )
