@@ -29,6 +29,11 @@ Cause = Literal["budget", "schedule", "complete", "out_of_memory", "filter", "lo
 GREEDY_NOTE = "temperature 0 is greedy: all candidates would be the same answer, so one was decoded"
 """What a result says of itself where a greedy run began with one candidate, whatever n says."""
 
+UNSPLIT_NOTE = (
+    "reward_sees 'answer' changes nothing here: nothing tells what this model thinks from what it "
+    "answers"
+)
+"""What a result says of itself where the reward was to see no thoughts, and none can be told."""
 
 RELATIVE_NOTE = (
     "its rewards compare the answers of this run, and say nothing beside those of another"

@@ -103,6 +103,7 @@ def test_the_reward_sees_thoughts_or_not(sees: str, expected: str) -> None:
         own = {"reward_sees": sees, "decide": "every:20"}
         asked = httpx.post(f"{url}/v1/chat/completions", json={**CHAT, "specrej": own})
     assert asked.json()["choices"][0]["message"]["content"] == "It is 42."
+    assert "note" not in asked.json()["specrej"]
     assert expected in reward.texts
     assert all(expected.startswith(text) for text in reward.texts)
     assert ("" in reward.texts) == (sees == "answer")

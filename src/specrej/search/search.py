@@ -91,7 +91,7 @@ class Search:
         self._decoder = PromptEngine(engine, self.prompt_ids, sampling, self.usage, self.clock)
         self._answers = Answers(lambda: self._decoder.detokenizer(self._prompt), sampling.stop)
         self._reward = PromptReward(reward, asked.messages, self.usage, self.clock, sees)
-        self.notes = first_notes(settings, is_greedy=sampling.is_greedy)
+        self.notes = first_notes(settings, is_greedy=sampling.is_greedy, is_split=sees is not None)
         self._settings = {**settings, "memory_bytes": self.budget_bytes}
         self._cause: Cause = "complete"
         self.progress = Progress(settings)
