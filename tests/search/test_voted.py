@@ -262,6 +262,11 @@ def test_threshold_ends_with_the_first_good_enough(
     good = [one for one in everyone if (one.reward or 0) >= bar]
     assert result.best.index == best_of(done)
     assert ((result.reward or 0) >= bar) == bool(good)
+    said = f"the threshold {bar} was reached", f"no candidate reached the threshold {bar}"
+    unused, note = (result.note or "").split("; ")
+    assert note == said[not good]
+    assert "extract" in unused
+    assert "decide" not in unused
     if not good:
         assert [one.token_ids for one in result.candidates] == [one.token_ids for one in everyone]
     elif decide == "budget":  # it looks after whole waves
@@ -277,7 +282,6 @@ def test_threshold_ends_with_the_first_good_enough(
         ("beam_search", {"decide": "every:4", "warm_up": 2}, "decide 'every:4', warm_up 2"),
         ("voted_rejection", {"refill": "fresh", "alpha": 0.3}, "refill 'fresh'"),
         ("deepconf", {"keep": 2, "window": 4, "extract": "number"}, None),
-        ("threshold", {"threshold": 0.5, "decide": "every:4"}, None),
         ("speculative_rejection", {"refill": "forks", "min_tokens": 3}, None),
         (best_of_n, {"alpha": 0.1}, "alpha 0.1"),
     ],

@@ -53,7 +53,7 @@ def ignores_policy(algorithm: _Algorithm) -> _Algorithm:
 
 class SearchView(Protocol):
     """One prompt's candidates, within one memory budget. What it shows is to be read, not
-    changed.
+    changed, but for `notes`.
     """
 
     @property
@@ -81,6 +81,9 @@ class SearchView(Protocol):
     @property
     def budget_bytes(self) -> int:
         """KV that the prompt and its candidates may hold."""
+
+    notes: list[str]
+    """What the result is to say of itself in words; an algorithm adds its own."""
 
     def waves(self, n: int | None, num_tokens: int | None) -> Iterator[int]:
         """Sizes of the waves in which n candidates begin, each as large as the budget carries to

@@ -58,7 +58,8 @@ def voted_rejection(
 def threshold(search: SearchView, n: int | None, policy: Policy, *, threshold: float) -> Steps:
     """Best-of-N that ends with the first answer of at least this reward (satisficing, Simon 1956).
 
-    It looks after each wave, and within one when the policy's schedule says so.
+    It looks after each wave, and within one when the policy's schedule says so. The result has a
+    note of whether there was one.
     """
     for wave in search.waves(n, None):
         search.start(wave)
@@ -67,4 +68,6 @@ def threshold(search: SearchView, n: int | None, policy: Policy, *, threshold: f
             search.keep(everyone(search.standing(scores)))
             rewards = (one.reward for one in finished(search.candidates))
             if any(reward is not None and reward >= threshold for reward in rewards):
+                search.notes.append(f"the threshold {threshold} was reached")
                 return
+    search.notes.append(f"no candidate reached the threshold {threshold}")
