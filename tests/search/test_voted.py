@@ -242,6 +242,7 @@ def test_online_deepconf_stops_where_confidence_falls(
     voters = [one for one in done if min(group_of(one, window)) >= bar]
     expected = elected(voters, [min(group_of(one, window)) for one in voters])
     assert result.best.index == (best_of(done) if expected is None else expected)
+    assert ("stopped nobody" in (result.note or "")) == (case["n"] <= warm_up)
     if len(result.candidates) < len(everyone):
         sums: dict[str | None, float] = {}
         for one in voters:
@@ -249,6 +250,16 @@ def test_online_deepconf_stops_where_confidence_falls(
             sums[answer] = sums.get(answer, 0.0) + min(group_of(one, window))
         sums.pop(None, None)
         assert max(sums.values()) >= 0.95 * sum(sums.values())
+
+
+@pytest.mark.parametrize("n", [3, "auto"])
+def test_online_deepconf_says_that_it_could_stop_nobody(n: Any) -> None:
+    case = {"seed": 1, "n": n, "max_new_tokens": 8, "rows": 3, "alpha": 0.5}
+    result = run(case, by_hash, algorithm="deepconf_online", warm_up=5)
+    assert result.note == (
+        "the algorithm 'deepconf_online' stopped nobody: it decodes the first 5 candidates "
+        f"(warm_up) to their end, and {len(result.candidates)} began"
+    )
 
 
 @given(cases, st.floats(0, 1_000_003), st.sampled_from(["budget", "every:4"]))

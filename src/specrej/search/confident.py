@@ -65,10 +65,12 @@ def deepconf_online(
     the group that falls below it.
 
     The bar is the lowest confidence that the policy keeps of the first ones. When one answer has
-    CONSENSUS of the votes, no further wave begins.
+    CONSENSUS of the votes, no further wave begins. Where no more than the first begin, the result
+    has a note of it.
     """
-    weight, answer, bar = lowest_in(window), extractor_of(extract), -math.inf
+    weight, answer, bar, num_begun = lowest_in(window), extractor_of(extract), -math.inf, 0
     for size in _split(search.waves(n, None), warm_up):
+        num_begun += size
         search.start(size)
         while search.live:
             scores = yield _below(search, window, bar)
@@ -85,6 +87,11 @@ def deepconf_online(
         voters = [one for one in done if weight(one) >= bar]
         if bar > -math.inf and consensus(voters, answer, weight) >= CONSENSUS:
             break
+    if num_begun <= warm_up and (n is None or n <= warm_up):
+        search.notes.append(
+            f"the algorithm 'deepconf_online' stopped nobody: it decodes the first {warm_up} "
+            f"candidates (warm_up) to their end, and {num_begun} began"
+        )
     return vote(voters, answer, weight)
 
 
