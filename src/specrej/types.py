@@ -131,7 +131,8 @@ class Result:
     """The outcome of one prompt: the best answer, every candidate and its fate, and what it cost.
 
     `is_complete` is False where the run was interrupted: then `best` may be unfinished or unscored.
-    `settings` says how to make the result again; `versions` with what.
+    `settings` says how to make the result again; `versions` with what. `votes` has what each
+    answer's votes sum to, the most first, where the algorithm goes by votes; else None.
     """
 
     best: Candidate
@@ -142,6 +143,7 @@ class Result:
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
     is_complete: bool = True
+    votes: Mapping[str, float] | None = None
 
     @property
     def note(self) -> str | None:
@@ -172,6 +174,7 @@ class Result:
             "reward": self.reward,
             "best": self.best.index,
             "is_complete": self.is_complete,
+            "votes": None if self.votes is None else dict(self.votes),
             "candidates": [candidate.to_dict() for candidate in self.candidates],
             "decisions": [asdict(decision) for decision in self.decisions],
             "usage": self.usage.to_dict(),

@@ -4,8 +4,11 @@ All candidates are decoded to their end once, and what each algorithm must answe
 from these.
 """
 
+import json
 import math
 import re
+import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from specrej.registry import ALGORITHMS
 from specrej.rewards.answers import extractor_of
 from specrej.search.algorithms import best_of_n
 from specrej.search.policies import fraction
-from specrej.search.voting import by_reward, vote
+from specrej.search.voting import by_reward, count
 from specrej.types import Candidate, Result, SamplingParams
 
 some = settings(max_examples=40, deadline=None, derandomize=True)
@@ -159,6 +162,11 @@ def test_majority_vote_counts_equal_answers(case: dict[str, Any], rate: Any) -> 
     expected = elected(everyone, [1.0] * len(everyone))
     result = run(case, rate, algorithm="majority_vote")
     assert result.best.index == (best_of(everyone) if expected is None else expected)
+    answers = [last_vowel(one.text) for one in everyone]
+    assert result.votes is not None
+    assert result.votes == Counter(answer for answer in answers if answer is not None)
+    assert list(result.votes.values()) == sorted(result.votes.values(), reverse=True)
+    assert last_vowel(result.text) == next(iter(result.votes), None)
 
 
 @given(cases, rates)
@@ -358,5 +366,25 @@ def test_a_majority_of_equal_rewards_wins_whatever_their_sign(
         Candidate(index=place, text=text, state="complete", rewards={0: reward})
         for place, (text, reward) in enumerate(zip(["7", "42", "42"], rewards, strict=True))
     ]
-    best = vote(voters, extractor_of("auto"), by_reward(voters))
-    assert best is voters[winner]
+    first, second = count(voters, extractor_of("auto"), by_reward(voters))
+    assert first.best is voters[winner]
+    assert first.votes >= second.votes
+
+
+def near_the_largest_float(text: str) -> float:
+    return 1.7e308 + len(text)
+
+
+def test_sums_beyond_the_largest_float_are_json() -> None:
+    case = {"seed": 1, "n": 9, "max_new_tokens": 8, "rows": 9, "alpha": 0.5}
+    result = run(case, near_the_largest_float, algorithm="weighted_best_of_n")
+    votes = json.loads(json.dumps(result.to_dict(), allow_nan=False))["votes"]
+    assert max(votes.values()) == sys.float_info.max
+
+
+def test_only_a_vote_has_a_tally() -> None:
+    case = {"seed": 1, "n": 5, "max_new_tokens": 8, "rows": 5, "alpha": 0.5}
+    assert run(case, by_hash, algorithm="best_of_n").votes is None
+    unanswered = run(case, by_hash, algorithm="majority_vote", extract=lambda text: None)
+    assert unanswered.votes == {}
+    assert unanswered.best.index == best_of(list(unanswered.candidates))

@@ -62,6 +62,7 @@ def unhurried(whole: dict[str, Any]) -> dict[str, Any]:
         replace(SETTINGS, seed=5, alpha=0.25, decide="at:4,9"),
         replace(SETTINGS, algorithm="best_of_n", n=4, stop=("e", "zz"), temperature=0.5),
         replace(SETTINGS, n="auto", keep=2, memory=4000),
+        replace(SETTINGS, algorithm="majority_vote", n=4, extract="text"),
     ],
 )
 @pytest.mark.parametrize("prompt", [QUESTION, [{"role": "user", "content": QUESTION}]])

@@ -33,6 +33,8 @@ METHODS = {
 """What `api.compare` runs, in its order, and what each is called in a table."""
 
 _PANEL_CHARACTERS = 420
+_MOST_VOTED, _VOTED_CHARACTERS = 5, 40
+"""Answers that a line of votes shows, and how much of each."""
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
 
 
@@ -88,6 +90,7 @@ def _costs(result: Result) -> Table:
     }
     rows = {
         "reward": f"{number(result.reward)} ({settings['reward']})",
+        **({} if result.votes is None else {"votes": _tally(result.votes)}),
         "perplexity": f"{number(best.perplexity)} over {len(best.token_ids)} tokens",
         "tokens": f"{usage.generated_tokens:,} generated, {usage.reward_tokens:,} read by the "
         "reward, "
@@ -110,6 +113,20 @@ def _costs(result: Result) -> Table:
     for name, text in rows.items():
         grid.add_row(name, Text(plain(text)))
     return grid
+
+
+def _tally(votes: Mapping[str, float]) -> str:
+    """The answers that got most, on one line."""
+    if not votes:
+        return "none: no candidate gave an answer, so the reward chose"
+    shown = []
+    for answer, total in list(votes.items())[:_MOST_VOTED]:
+        words = " ".join(answer.split())
+        if len(words) > _VOTED_CHARACTERS:
+            words = words[: _VOTED_CHARACTERS - 1] + "…"
+        shown.append(f"{words}: {total:g}")
+    more = f", {len(votes) - len(shown)} other answers" if len(votes) > len(shown) else ""
+    return ", ".join(shown) + more
 
 
 def _verdict_on(result: Result, *, is_interrupted: bool) -> Text:

@@ -34,7 +34,7 @@ def self_certainty(
     """
     yield from best_of_n(search, n, policy)
     voters = finished(search.candidates)
-    return vote(voters, extractor_of(extract), borda(voters, confidence, BORDA_POWER))
+    return vote(search, voters, extractor_of(extract), borda(voters, confidence, BORDA_POWER))
 
 
 @reads_top_logprobs(NUM_TOP)
@@ -48,7 +48,8 @@ def deepconf(
     """
     yield from best_of_n(search, n, policy)
     voters, weight = finished(search.candidates), lowest_in(window)
-    return vote(_confident(voters, weight, policy), extractor_of(extract), weight)
+    confident = _confident(voters, weight, policy)
+    return vote(search, confident, extractor_of(extract), weight)
 
 
 @reads_top_logprobs(NUM_TOP)
@@ -92,7 +93,7 @@ def deepconf_online(
             f"the algorithm 'deepconf_online' stopped nobody: it decodes the first {warm_up} "
             f"candidates (warm_up) to their end, and {num_begun} began"
         )
-    return vote(voters, answer, weight)
+    return vote(search, voters, answer, weight)
 
 
 def confidence(candidate: Candidate) -> float:

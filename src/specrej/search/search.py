@@ -92,6 +92,7 @@ class Search:
         self._answers = Answers(lambda: self._decoder.detokenizer(self._prompt), sampling.stop)
         self._reward = PromptReward(reward, asked.messages, self.usage, self.clock, sees)
         self.notes = first_notes(settings, is_greedy=sampling.is_greedy, is_split=sees is not None)
+        self.votes: Mapping[str, float] | None = None
         self._settings = {**settings, "memory_bytes": self.budget_bytes}
         self._cause: Cause = "complete"
         self.progress = Progress(settings)
@@ -355,6 +356,7 @@ class Search:
             settings={**self._settings, **self._engine.describe(), **own},
             versions={"specrej": __version__, **self._engine.versions()},
             is_complete=not self.batch,
+            votes=self.votes,
         )
 
     # How

@@ -15,7 +15,7 @@ search.keep(...)
 search.fork(3 * search.live)                 # three copies of each that is left
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from specrej.types import Candidate, Decision, SamplingParams, Standing, StepRule
@@ -53,7 +53,7 @@ def ignores_policy(algorithm: _Algorithm) -> _Algorithm:
 
 class SearchView(Protocol):
     """One prompt's candidates, within one memory budget. What it shows is to be read, not
-    changed, but for `notes`.
+    changed, but for `notes` and `votes`.
     """
 
     @property
@@ -84,6 +84,9 @@ class SearchView(Protocol):
 
     notes: list[str]
     """What the result is to say of itself in words; an algorithm adds its own."""
+
+    votes: Mapping[str, float] | None
+    """What each answer's votes sum to, for the result to say; None where nothing votes."""
 
     def waves(self, n: int | None, num_tokens: int | None) -> Iterator[int]:
         """Sizes of the waves in which n candidates begin, each as large as the budget carries to

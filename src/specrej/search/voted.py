@@ -20,7 +20,7 @@ def majority_vote(
     candidates give.
     """
     yield from best_of_n(search, n, policy)
-    return vote(finished(search.candidates), extractor_of(extract), lambda _: 1.0)
+    return vote(search, finished(search.candidates), extractor_of(extract), lambda _: 1.0)
 
 
 @ignores_policy
@@ -33,7 +33,7 @@ def weighted_best_of_n(
     """
     yield from best_of_n(search, n, policy)
     voters = finished(search.candidates)
-    return vote(voters, extractor_of(extract), by_reward(voters))
+    return vote(search, voters, extractor_of(extract), by_reward(voters))
 
 
 def voted_rejection(
@@ -51,7 +51,7 @@ def voted_rejection(
             rule = policy.keep if search.live else everyone
             search.keep(rule(search.standing(scores)))
     voters = finished(search.candidates)
-    return vote(voters, extractor_of(extract), by_reward(voters))
+    return vote(search, voters, extractor_of(extract), by_reward(voters))
 
 
 @needs_absolute_rewards

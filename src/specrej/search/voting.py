@@ -1,16 +1,19 @@
 """Candidates that vote: who gives the same answer, and which answer weighs most.
 
-best = vote(finished(search.candidates), extractor_of("auto"), lambda candidate: 1.0)
+return vote(search, finished(search.candidates), extractor_of("auto"), lambda candidate: 1.0)
 
 What an algorithm returns is the answer of its search, in place of the candidate of highest reward.
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
+from typing import NamedTuple
 
 from specrej.rewards.answers import Extract, form_of, same_answer
 from specrej.search.choosing import rank
+from specrej.search.view import SearchView
 from specrej.types import Candidate
 
 Weight = Callable[[Candidate], float]
@@ -22,26 +25,45 @@ def finished(candidates: Iterable[Candidate]) -> list[Candidate]:
     return [candidate for candidate in candidates if candidate.state == "complete"]
 
 
-def vote(candidates: Sequence[Candidate], extract: Extract, weight: Weight) -> Candidate | None:
-    """The best candidate of the answer whose votes sum to most; of equal sums, the one whose best
-    candidate is better.
+class Counted(NamedTuple):
+    """One answer, as it was first given, what its votes sum to, and its best candidate."""
 
-    Candidates without an answer do not vote. None where nobody does: then the reward chooses.
+    answer: str
+    votes: float
+    best: Candidate
+
+
+def vote(
+    search: SearchView, candidates: Sequence[Candidate], extract: Extract, weight: Weight
+) -> Candidate | None:
+    """The best candidate of the answer whose votes sum to most, see `count`. The result of the
+    search gets the sums of all answers.
+
+    None where nobody votes: then the reward chooses.
     """
-    groups = alike(candidates, extract)
-    if not groups:
-        return None
-    heaviest = max(groups, key=lambda group: (_sum(group, weight), *_merit(_best(group))))
-    return _best(heaviest)
+    counted = count(candidates, extract, weight)
+    search.votes = {one.answer: min(one.votes, sys.float_info.max) for one in counted}
+    return counted[0].best if counted else None
+
+
+def count(candidates: Sequence[Candidate], extract: Extract, weight: Weight) -> list[Counted]:
+    """All answers, the one whose votes sum to most first; of equal sums, the one whose best
+    candidate is better. Candidates without an answer do not vote.
+    """
+    counted = [
+        Counted(answer, _sum(group, weight), _best(group))
+        for answer, group in alike(candidates, extract).items()
+    ]
+    return sorted(counted, key=lambda one: (-one.votes, *rank(one.best.reward, one.best.index)))
 
 
 def consensus(candidates: Sequence[Candidate], extract: Extract, weight: Weight) -> float:
     """The share of all votes that the leading answer has; 0 where nobody votes."""
-    sums = [_sum(group, weight) for group in alike(candidates, extract)]
+    sums = [one.votes for one in count(candidates, extract, weight)]
     return max(sums) / math.fsum(sums) if any(sums) else 0.0
 
 
-def alike(candidates: Sequence[Candidate], extract: Extract) -> list[list[Candidate]]:
+def alike(candidates: Sequence[Candidate], extract: Extract) -> dict[str, list[Candidate]]:
     """The candidates by their answers, in order of appearance; see `same_answer`."""
     by_form: dict[str | Decimal, list[Candidate]] = {}
     answers: dict[str | Decimal, str] = {}
@@ -54,7 +76,7 @@ def alike(candidates: Sequence[Candidate], extract: Extract) -> list[list[Candid
     for form, members in by_form.items():
         equal = next((one for one in groups if same_answer(one, answers[form])), answers[form])
         groups.setdefault(equal, []).extend(members)
-    return list(groups.values())
+    return groups
 
 
 def by_reward(candidates: Sequence[Candidate]) -> Weight:
@@ -86,9 +108,3 @@ def _sum(group: Sequence[Candidate], weight: Weight) -> float:
 
 def _best(group: Sequence[Candidate]) -> Candidate:
     return min(group, key=lambda candidate: rank(candidate.reward, candidate.index))
-
-
-def _merit(candidate: Candidate) -> tuple[bool, float, int]:
-    """`rank`, the best highest."""
-    is_unscored, reward, index = rank(candidate.reward, candidate.index)
-    return not is_unscored, -reward, -index

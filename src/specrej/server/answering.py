@@ -152,6 +152,7 @@ def _own_part(
     if "run" in returned:
         part["run"] = {
             "best": result.best.index,
+            "votes": result.votes,
             "usage": usage.to_dict(),
             "settings": _public(result.settings, model),
             "versions": dict(result.versions),

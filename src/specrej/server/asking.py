@@ -124,6 +124,7 @@ def _result(body: Mapping[str, Any], shown: str) -> Result:
         settings={**run["settings"], "server": shown},
         versions=run["versions"],
         is_complete=not own["is_late"],
+        votes=run["votes"],
     )
 
 

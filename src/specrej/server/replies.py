@@ -139,7 +139,7 @@ class OwnPart(Replied):
     candidates: list[dict[str, Any]] | None = None
     run: Annotated[
         dict[str, Any] | None,
-        Field(description="The index of the best candidate, usage, settings and versions."),
+        Field(description="The index of the best candidate, votes, usage, settings and versions."),
     ] = None
 
 
