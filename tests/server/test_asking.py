@@ -80,6 +80,35 @@ def test_the_defaults_of_the_server_do_not_count() -> None:
     assert compared(there) == compared(here)
 
 
+@pytest.mark.parametrize(
+    ("default", "asks"),
+    [
+        ({"keep": 2}, {"keep": 3}),
+        ({"max_thinking_tokens": 8}, {"max_thinking_tokens": 9}),
+        ({"max_thinking_tokens": 8}, {"regex": "a+"}),
+        ({"regex": "b+"}, {"json_schema": {"type": "object"}}),
+        ({"grammar": 'start: "b"'}, {"grammar": 'start: "a"'}),
+    ],
+)
+def test_a_default_that_a_request_cannot_turn_off_is_refused(
+    default: dict[str, Any], asks: dict[str, Any]
+) -> None:
+    [(name, _)] = default.items()
+    defaults = replace(SETTINGS, **default)
+
+    words = f"has {name} .* by default, and a request cannot turn it off"
+
+    def ask_both(url: str) -> None:
+        with pytest.raises(UsageError, match=words):
+            ask(url, QUESTION, SETTINGS, FAKES)
+        try:
+            ask(url, QUESTION, replace(SETTINGS, **asks), FAKES)
+        except UsageError as error:  # the fake engine follows no grammar and limits no thought
+            assert "refuses this" in str(error)  # noqa: PT017
+
+    asked(ask_both, defaults=defaults)
+
+
 def test_what_is_behind_the_reward_is_not_told() -> None:
     def secretly(text: str) -> float:
         return by_hash(text)

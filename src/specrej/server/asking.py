@@ -7,6 +7,7 @@ torch is not imported.
 """
 
 import json
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from specrej.opening import Opening
 from specrej.options import options_of
 from specrej.remote.client import Remote, RemoteError
 from specrej.remote.services import RemoteService, without_secrets
+from specrej.server.constraining import CONSTRAINTS
 from specrej.server.protocol import OWN, SAMPLING
 from specrej.settings import Settings
 from specrej.types import Candidate, Decision, Prompt, Result, Usage
@@ -33,7 +35,9 @@ def ask(
     Args:
         url: of `specrej serve`, with or without `/v1`.
         prompt: see `specrej.generate`.
-        settings: all of them are sent; those that are None are as the server has them.
+        settings: all of them are sent; those that are None are as the server has them. Where that
+            would make another result (`keep`, `max_thinking_tokens`, what answers obey), it is
+            refused.
         opening: the model and the reward must be those of the server, and nothing else be given.
         api_key: where the server wants one.
 
@@ -55,7 +59,9 @@ def ask(
     try:
         with Remote(service) as remote:
             listed = remote.wait(remote.get(f"{base}/v1/models"))
-            _check_served(shown, json.loads(listed.text), opening)
+            [model] = json.loads(listed.text)["data"]
+            _check_served(shown, model, opening)
+            _check_defaults(shown, model["specrej"]["defaults"], settings)
             reply = remote.wait(remote.post(_body(prompt, settings, str(opening.model))))
         return _result(json.loads(reply.text), shown)
     except RemoteError as error:
@@ -80,9 +86,8 @@ def _check(opening: Opening, settings: Settings) -> None:
             )
 
 
-def _check_served(shown: str, listed: Mapping[str, Any], opening: Opening) -> None:
+def _check_served(shown: str, model: Mapping[str, Any], opening: Opening) -> None:
     """See that the server has the model and the kind of reward that are asked for."""
-    [model] = listed["data"]
     served = {"model": model["id"], "reward": model["specrej"]["reward"]}
     for name, here in served.items():
         asked = str(getattr(opening, name))
@@ -90,6 +95,21 @@ def _check_served(shown: str, listed: Mapping[str, Any], opening: Opening) -> No
             raise UsageError(
                 f"the server at {shown} has the {name} {here!r}, not {asked!r}",
                 hint=f"give --{name} {here}, or leave out --server",
+            )
+
+
+def _check_defaults(shown: str, defaults: Mapping[str, Any], settings: Settings) -> None:
+    """See that the server puts nothing in the place of what is off here: to a body, null is what
+    is left out.
+    """
+    # What answers obey takes the place of all defaults but `keep`.
+    names = ("keep",) if settings.constraint else ("keep", "max_thinking_tokens", *CONSTRAINTS)
+    for name in names:
+        if getattr(settings, name) is None and (usual := defaults[name]) is not None:
+            raise UsageError(
+                f"the server at {shown} has {name} {reprlib.repr(usual)} by default, and a request "
+                "cannot turn it off",
+                hint=f"give --{name.replace('_', '-')}, or leave out --server",
             )
 
 
