@@ -13,8 +13,9 @@ from endpoint import DEFAULTS, client, fake_service, live
 from fakes import FakeReward
 from specrej.errors import UsageError
 from specrej.hub.thinking import Thinking
-from specrej.server import replies
+from specrej.server import bodies, replies
 from specrej.server.protocol import parse_chat, parse_text
+from specrej.server.responses import parse_response
 from specrej.settings import Settings
 from specrej.types import Prompt
 
@@ -73,6 +74,70 @@ def test_a_stream_gives_the_same_answer_and_thought() -> None:
     assert "".join(delta.content or "" for delta in deltas) == "It is 42."
     thoughts = [getattr(delta, "reasoning_content", None) for delta in deltas]
     assert [thought for thought in thoughts if thought] == ["It is 40 and 2."]
+
+
+RESPONSE: Any = {"model": "bytes", "input": "?", "max_output_tokens": 200}
+MORE: Any = {"stop": END, "seed": 3}
+
+
+def test_a_response_has_the_thought_as_an_item_before_the_answer() -> None:
+    with serving(TEXT) as url:
+        body = httpx.post(f"{url}/v1/responses", json={**RESPONSE, **MORE}).json()
+        bodies.Response.model_validate(body)
+        thought, message = body["output"]
+        assert (thought["type"], thought["summary"], thought["status"]) == (
+            "reasoning",
+            [],
+            "completed",
+        )
+        assert thought["content"] == [{"type": "reasoning_text", "text": "It is 40 and 2."}]
+        assert message["content"][0]["text"] == "It is 42."
+        read: Any = client(url).responses.create(**RESPONSE, extra_body=MORE)
+        assert [item.type for item in read.output] == ["reasoning", "message"]
+        assert read.output_text == "It is 42."
+        again: Any = [USER, *read.output, USER]
+        asked = {**RESPONSE, "input": again, "extra_body": MORE}
+        assert client(url).responses.create(**asked).output_text == "It is 42."
+
+
+@pytest.mark.parametrize("text", [TEXT, "It is 42.", "<think></think>It is 42."])
+@pytest.mark.parametrize("length", [12, 200])
+def test_a_streamed_response_has_the_same_items(text: str, length: int) -> None:
+    asked: Any = {**RESPONSE, "max_output_tokens": length, "extra_body": MORE}
+    with serving(text) as url:
+        asking: Any = client(url).responses
+        whole = asking.create(**asked).to_dict()["output"]
+        events = [event.to_dict() for event in asking.create(**asked, stream=True)]
+        with asking.stream(**asked) as stream:
+            assert [event.type for event in stream] == [event["type"] for event in events]
+    output = events[-1]["response"]["output"]
+    assert [{**item, "id": ""} for item in output] == [{**item, "id": ""} for item in whole]
+    for kind in ("added", "done"):
+        told = [one for one in events if one["type"] == f"response.output_item.{kind}"]
+        assert [one["output_index"] for one in told] == list(range(len(output)))
+        assert [one["item"]["id"] for one in told] == [item["id"] for item in output]
+    assert [one["item"] for one in told] == output
+    texts = {item["id"]: "" for item in output}
+    for event in events:
+        if event["type"].endswith("_text.delta"):
+            assert output[event["output_index"]]["id"] == event["item_id"]
+            texts[event["item_id"]] += event["delta"]
+    assert [*texts.values()] == [item["content"][0]["text"] for item in output]
+    thoughts = [item["status"] for item in output if item["type"] == "reasoning"]
+    is_cut_inside = length == 12 and "<think>" in text
+    assert thoughts == (["incomplete"] if is_cut_inside else ["completed"] * (text == TEXT))
+
+
+def test_a_thought_in_an_input_is_left_out_and_counted() -> None:
+    thought: Any = {"type": "reasoning", "id": "rs_1", "summary": [], "content": None}
+    given = [USER, thought, {"role": "assistant", "content": "42"}, USER]
+    asked = parse_response({**RESPONSE, "input": given}, Settings())
+    assert asked.prompt == [USER, {"role": "assistant", "content": "42"}, USER]
+    with pytest.raises(UsageError, match=r"^input\[2\]\.role must be one"):
+        parse_response({**RESPONSE, "input": [USER, thought, {"role": "human"}]}, Settings())
+    sealed = {**thought, "encrypted_content": "x"}
+    with pytest.raises(UsageError, match=r"^input\[1\]\.encrypted_content cannot be honoured"):
+        parse_response({**RESPONSE, "input": [USER, sealed]}, Settings())
 
 
 def test_a_call_behind_a_thought_is_a_call() -> None:

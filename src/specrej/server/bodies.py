@@ -28,6 +28,14 @@ class InputMessage(BaseModel):
     content: str | list[InputPart]
 
 
+class InputReasoning(BaseModel):
+    """What was thought before an earlier answer. It is left out, as chat templates do."""
+
+    type: Literal["reasoning"]
+    summary: list[Any] = []
+    content: list[Any] | None = None
+
+
 class TextConfig(BaseModel):
     """What the answer looks like."""
 
@@ -49,7 +57,7 @@ class ResponseRequest(schema._with_settings(RESPONSE_SAMPLING)):  # type: ignore
     """
 
     model: Annotated[str, Field(description="As /v1/models names it.", min_length=1)]
-    input: str | Annotated[list[InputMessage], Field(min_length=1)]
+    input: str | Annotated[list[InputMessage | InputReasoning], Field(min_length=1)]
     instructions: Annotated[
         str | None, Field(description="A system message that goes before the input.")
     ] = None
@@ -81,6 +89,23 @@ class OutputText(replies.Replied):
     text: str
     annotations: list[Any]
     logprobs: list[replies.Token]
+
+
+class ReasoningText(replies.Replied):
+    """The text of a thought."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class OutputReasoning(replies.Replied):
+    """What a reasoning model thought before."""
+
+    id: str
+    type: Literal["reasoning"]
+    status: Literal["completed", "incomplete"]
+    summary: list[Any]
+    content: list[ReasoningText]
 
 
 class OutputMessage(replies.Replied):
@@ -123,7 +148,7 @@ class Response(replies.Replied):
     max_output_tokens: int | None
     metadata: Any
     model: str
-    output: list[OutputMessage]
+    output: list[OutputReasoning | OutputMessage]
     parallel_tool_calls: bool
     previous_response_id: None
     prompt_cache_key: Any

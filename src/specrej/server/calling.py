@@ -82,6 +82,11 @@ class CertainText:
         self._thinking = thinking
         self._text = ""
 
+    @property
+    def thought(self) -> str:
+        """What was thought before the text that may be sent."""
+        return "" if self._thinking is None else self._thinking.split(self._text).thought
+
     def add(self, text: str) -> str:
         """What can be sent now that this has come."""
         self._text += text

@@ -1,4 +1,5 @@
-"""What a reasoning model thought, beside its answer in the bodies of chats, as vLLM has it.
+"""What a reasoning model thought, beside its answer in the bodies of chats, as vLLM has it;
+`responding` makes an item of it.
 
 thinking = thinking_in(request, detokenizer)
 choice = without_thought(choice, thinking)    # message.reasoning_content
@@ -14,7 +15,7 @@ from specrej.types import Detokenizer
 def thinking_in(request: CompletionRequest, detokenizer: Detokenizer) -> Thinking | None:
     """How thoughts stand in an answer, which a detokenizer reads; None where it is all text."""
     thinking: Thinking | None = getattr(detokenizer, "thinking", None)
-    return thinking if request.kind == "chat" else None
+    return None if request.kind == "text" else thinking
 
 
 def without_thought(choice: dict[str, Any], thinking: Thinking) -> dict[str, Any]:

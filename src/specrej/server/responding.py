@@ -9,14 +9,12 @@ endpoints say the same of it. What was asked is from `responses`.
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from specrej.server.asked import Asked
 from specrej.server.refusals import RefusalError
 from specrej.server.streaming import comment
-
-_PLACE = {"output_index": 0, "content_index": 0}
 
 
 class ResponseWriter:
@@ -34,21 +32,24 @@ class ResponseWriter:
         self.id = id
         self.created = created
         self.model = model
-        self._item = f"msg_{id.partition('_')[2]}"
+        self._name = id.partition("_")[2]
         self._numbers = itertools.count()
         self._is_open = False
+        self._num_before = 0
+        """Items of a stream that come before the message."""
 
     def whole(self, completion: Mapping[str, Any]) -> dict[str, Any]:
         """The response that says what a chat.completion says, of its first choice."""
         [choice] = completion["choices"]
         is_cut = choice["finish_reason"] == "length"
         status = "incomplete" if is_cut else "completed"
-        part = _part(choice["message"]["content"], _logprobs(choice))
+        text, thought = choice["message"]["content"], choice["message"].get("reasoning_content")
+        message = self._message(status, [_part(text, _logprobs(choice))])
         usage = completion["usage"]
         return {
             **self._response(status),
             "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
-            "output": [self._message(status, [part])],
+            "output": [*self._thoughts(thought, "completed" if text else status), message],
             "usage": {
                 "input_tokens": usage["prompt_tokens"],
                 "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
@@ -69,9 +70,9 @@ class ResponseWriter:
             return comment(payload)
         return self._event("specrej.progress", progress=payload)
 
-    def text(self, delta: str, place: int) -> Iterator[bytes]:
-        """A piece of the answer; before the first, what it is a piece of."""
-        yield from self._opening()
+    def text(self, delta: str, place: int, thought: str) -> Iterator[bytes]:
+        """A piece of the answer; before the first, what was thought, and what it is a piece of."""
+        yield from self._opening(self._thoughts(thought, "completed"))
         yield self._event("response.output_text.delta", **self._place, delta=delta, logprobs=[])
 
     def end(
@@ -79,15 +80,15 @@ class ResponseWriter:
     ) -> Iterator[bytes]:
         """What is left of the answer, and each thing that it is a part of, whole."""
         response = self.whole(completion)
-        [message] = response["output"]
+        *thoughts, message = response["output"]
         [part] = message["content"]
-        yield from self._opening()
+        yield from self._opening(thoughts)
         if rest := part["text"].removeprefix(sent):
-            yield from self.text(rest, 0)
+            yield self._event("response.output_text.delta", **self._place, delta=rest, logprobs=[])
         said = {"text": part["text"], "logprobs": part["logprobs"]}
         yield self._event("response.output_text.done", **self._place, **said)
         yield self._event("response.content_part.done", **self._place, part=part)
-        yield self._event("response.output_item.done", output_index=0, item=message)
+        yield self._event("response.output_item.done", output_index=self._num_before, item=message)
         yield self._event(f"response.{response['status']}", response=response)
 
     def failure(self, refusal: RefusalError) -> bytes:
@@ -96,20 +97,53 @@ class ResponseWriter:
         said = {name: error[name] for name in ("code", "message", "param")}
         return self._event("error", **said, error=error)
 
-    def _opening(self) -> Iterator[bytes]:
-        if not self._is_open:
-            self._is_open = True
-            item = self._message("in_progress", [])
-            yield self._event("response.output_item.added", output_index=0, item=item)
-            yield self._event("response.content_part.added", **self._place, part=_part("", []))
+    def _opening(self, thoughts: Sequence[dict[str, Any]]) -> Iterator[bytes]:
+        if self._is_open:
+            return
+        self._is_open, self._num_before = True, len(thoughts)
+        for index, thought in enumerate(thoughts):
+            yield from self._told(thought, index)
+        item = self._message("in_progress", [])
+        yield self._event("response.output_item.added", output_index=self._num_before, item=item)
+        yield self._event("response.content_part.added", **self._place, part=_part("", []))
+
+    def _told(self, thought: Mapping[str, Any], index: int) -> Iterator[bytes]:
+        """A thought, which comes as one piece."""
+        [part] = thought["content"]
+        begun = {**thought, "status": "in_progress", "content": []}
+        place = {"item_id": thought["id"], "output_index": index, "content_index": 0}
+        yield self._event("response.output_item.added", output_index=index, item=begun)
+        yield self._event("response.content_part.added", **place, part={**part, "text": ""})
+        yield self._event("response.reasoning_text.delta", **place, delta=part["text"])
+        yield self._event("response.reasoning_text.done", **place, text=part["text"])
+        yield self._event("response.content_part.done", **place, part=part)
+        yield self._event("response.output_item.done", output_index=index, item=thought)
 
     @property
     def _place(self) -> dict[str, Any]:
-        return {"item_id": self._item, **_PLACE}
+        return {"item_id": self._item, "output_index": self._num_before, "content_index": 0}
+
+    @property
+    def _item(self) -> str:
+        return f"msg_{self._name}"
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         data = {"type": kind, "sequence_number": next(self._numbers), **fields}
         return f"event: {kind}\ndata: {json.dumps(data)}\n\n".encode()
+
+    def _thoughts(self, text: str | None, status: str) -> list[dict[str, Any]]:
+        """The item that says what was thought; none where nothing was."""
+        if not text:
+            return []
+        return [
+            {
+                "id": f"rs_{self._name}",
+                "type": "reasoning",
+                "status": status,
+                "summary": [],
+                "content": [{"type": "reasoning_text", "text": text}],
+            }
+        ]
 
     def _message(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
         return {

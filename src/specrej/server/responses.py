@@ -11,7 +11,7 @@ alone. So whatever a chat learns, a response can; what is wrong is said by the n
 import json
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -57,6 +57,8 @@ _INCLUDABLE = (
 _STORED = ("store", "background", "previous_response_id", "conversation", "prompt")
 _ITEM_LABELS = ("type", "id", "status")
 """Of a message, as answers have them: they say nothing to a model."""
+_OF_THOUGHTS = ("id", "type", "status", "summary", "content")
+"""Of an item that says what was thought before an answer."""
 _TEXTS = ("input_text", "output_text", "text")
 _PART_LABELS = ("annotations", "logprobs")
 """Of a text, as answers have them."""
@@ -83,19 +85,19 @@ def parse_response(
         raise UsageError(f"a body must be an object, got {reprlib.repr(body)}")
     given = {name: value for name, value in body.items() if value is not None}
     _check_names(given, beside)
-    instructions = _instructions(given)
+    instructions, messages = _instructions(given), _messages(given.get("input"))
     chat = {
         **{name: given[name] for name in given if name in _SAME or name in beside.fields},
         **_of_text(given.get("text", {})),
         **_of_reasoning(given.get("reasoning", {})),
         **_of_include(given),
-        "messages": [*instructions, *_messages(given.get("input"))],
+        "messages": [*instructions, *messages.values()],
         "max_completion_tokens": given.get("max_output_tokens"),
     }
     try:
         request = parse_chat(chat, defaults, beside)
     except UsageError as error:
-        error.args = (_in_words_of_response(str(error), len(instructions)),)
+        error.args = (_in_words_of_response(str(error), len(instructions), [*messages]),)
         if "cannot be honoured" in str(error):
             error.hint = _honoured(beside)
         raise
@@ -143,12 +145,26 @@ def _instructions(given: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"role": "system", "content": words}] if words else []
 
 
-def _messages(given: object) -> list[Any]:
+def _messages(given: object) -> dict[int, Any]:
+    """By their numbers in the input. Thoughts are left out, as `reasoning_content` is in a chat."""
     if isinstance(given, str):
-        return [{"role": "user", "content": given}]
+        return {0: {"role": "user", "content": given}}
     if not isinstance(given, list):
         raise PromptError(f"input must be a text or a list of messages, got {reprlib.repr(given)}")
-    return [_message(item, f"input[{number}]") for number, item in enumerate(given)]
+    return {
+        number: _message(item, f"input[{number}]")
+        for number, item in enumerate(given)
+        if not _is_thought(item, f"input[{number}]")
+    }
+
+
+def _is_thought(item: object, name: str) -> bool:
+    if not isinstance(item, Mapping) or item.get("type") != "reasoning":
+        return False
+    for key, value in item.items():
+        if key not in _OF_THOUGHTS and value is not None:
+            raise PromptError(f"{name}.{key:.40} cannot be honoured, got {reprlib.repr(value)}")
+    return True
 
 
 def _message(item: object, name: str) -> object:
@@ -222,19 +238,20 @@ def _object(name: str, given: object, known: tuple[str, ...]) -> Mapping[str, An
     return given
 
 
-def _in_words_of_response(message: str, num_before: int) -> str:
+def _in_words_of_response(message: str, num_before: int, numbers: Sequence[int]) -> str:
     """What is wrong with the chat, by the names of the response.
 
     Args:
         message: that begins with the name of what is wrong.
         num_before: messages before those of the input.
+        numbers: of these in the input.
     """
 
     def item(found: re.Match[str]) -> str:
         if found[1] is None:
             return "input"
         number = int(found[1]) - num_before
-        return "instructions" if number < 0 else f"input[{number}]"
+        return "instructions" if number < 0 else f"input[{numbers[number]}]"
 
     message = re.sub(r"^messages(?:\[(\d+)\])?", item, message)
     for theirs, ours in _CHAT_NAMES.items():

@@ -72,8 +72,10 @@ class Writer(Protocol):
     def progress(self, payload: Mapping[str, Any]) -> bytes:
         """How the request stands."""
 
-    def text(self, delta: str, place: int) -> Iterable[bytes]:
-        """A piece of the answer to the prompt with this place among several."""
+    def text(self, delta: str, place: int, thought: str) -> Iterable[bytes]:
+        """A piece of the answer to the prompt with this place among several, and what was thought
+        before it.
+        """
 
     def end(
         self, completion: Mapping[str, Any], sent: str, whole: Mapping[str, Any] | None
@@ -127,7 +129,8 @@ class Head:
     def begin(self) -> Iterator[bytes]:
         return self.opening(0)
 
-    def text(self, delta: str, place: int) -> Iterator[bytes]:
+    def text(self, delta: str, place: int, thought: str) -> Iterator[bytes]:
+        """The thought comes at the end."""
         yield self.chunk(place * self.asked.request.num_answers, {"content": delta})
 
     def progress(self, payload: Mapping[str, Any]) -> bytes:
@@ -222,7 +225,7 @@ async def _blocks(
     bodies = dict[int, Mapping[str, Any]]()
     for place, echo in enumerate(echoes):
         if certain := texts[place].add(echo):
-            for block in head.text(certain, place):
+            for block in head.text(certain, place, ""):
                 yield block
     async for event in _with_pauses(events):
         match event:
@@ -232,7 +235,7 @@ async def _blocks(
                 yield head.progress(_payload(event, len(echoes)))
             case Text(delta, place):
                 if certain := texts[place].add(delta):
-                    for block in head.text(certain, place):
+                    for block in head.text(certain, place, texts[place].thought):
                         yield block
             case Ended(SpecrejError() as error):
                 yield head.failure(refusal_of(error, {}))
