@@ -1,4 +1,4 @@
-"""What a step does between its matrix products, compiled on the user's machine: `fused.c`.
+"""What a step does beside its matrix products, compiled on the user's machine: `fused.c`.
 Products themselves, where the CPU has matrix units: `products`.
 
     fused = compile_fused(folder)          # None where there is no compiler, or it does not serve
@@ -62,6 +62,8 @@ _SIGNATURES = {
     "add_norm": (_P, _P, _P, _F, _P, _I, _I, _N),
     "turn": (_P, _P, _I, _I, _I, _I, _N),
     "gate": (_P, _P, _I, _I, _N),
+    "log_sum_exp": (_P, _P, _I, _I, _N),
+    "largest": (_P, _I, _I, _I, _I, _P, _P, _P, _N),
     "attend": (
         *(*(_P,) * 3, *(_I,) * 3, _P, _I, *(_P,) * 2, _I, _I),
         *(_P, _P, _I, _P, *(_I,) * 4, _F, _N),
@@ -87,7 +89,7 @@ class Fused:
             function = getattr(functions, name)
             function.argtypes, function.restype = types, None
         self.products = Products.of(functions)
-        self._add_norm, self._turn, self._gate, self._attend = (
+        self._add_norm, self._turn, self._gate, self._log_sum_exp, self._largest, self._attend = (
             getattr(functions, name) for name in _SIGNATURES
         )
 
@@ -120,6 +122,28 @@ class Fused:
         rows = out.numel() // inner
         self._gate(gate_up.data_ptr(), out.data_ptr(), rows, inner, torch.get_num_threads())
         return out
+
+    def log_sum_exp(self, rows: Tensor) -> Tensor:
+        """`[rows, 1]` of rows `[rows, width]`; not finite where NaN or infinity is in the row, or
+        minus infinity alone.
+        """
+        out, (num, width) = rows.new_empty(len(rows), 1), rows.shape
+        self._log_sum_exp(rows.data_ptr(), out.data_ptr(), num, width, torch.get_num_threads())
+        return out
+
+    def largest(self, rows: Tensor, k: int, piece: int) -> tuple[Tensor, Tensor]:
+        """The k largest numbers of each row `[rows, width]`, in descending order, and where they
+        are; of equals the first. `piece` divides the width, and there are at least k pieces.
+        Minus infinity, at 0, where there are not k numbers above it.
+        """
+        num, width = rows.shape
+        values, maxima = rows.new_empty(num, k), rows.new_empty(num, width // piece)
+        places = torch.empty(num, k, dtype=torch.int64)
+        self._largest(
+            *(rows.data_ptr(), num, width, piece, k),
+            *(values.data_ptr(), places.data_ptr(), maxima.data_ptr(), torch.get_num_threads()),
+        )
+        return values, places
 
     def can_attend(self, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> bool:
         """Whether `attend` serves for these."""

@@ -89,7 +89,7 @@ class PackedLinear(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class SecondForm:
     """A form of float16 weights that is made for many rows.
 
     Attributes:
@@ -101,7 +101,7 @@ class Form:
     pack: _Pack
 
 
-def form_for_many(products: Products | None) -> Form | None:
+def form_for_many(products: Products | None) -> SecondForm | None:
     """The fastest for many rows that works here; None where there is none, or none for few rows.
 
     Args:
@@ -111,11 +111,11 @@ def form_for_many(products: Products | None) -> Form | None:
         return None
     on_tiles = None if products is None else partial(_pack_tiles, products)
     if on_tiles is not None and _works(on_tiles):
-        return Form("AMX", on_tiles)
-    return Form("oneDNN", _pack_rounded)
+        return SecondForm("AMX", on_tiles)
+    return SecondForm("oneDNN", _pack_rounded)
 
 
-def pack_linears(model: nn.Module, weights: str, many: tuple[int, Form] | None = None) -> str:
+def pack_linears(model: nn.Module, weights: str, many: tuple[int, SecondForm] | None = None) -> str:
     """Replace every linear layer of a float32 CPU model, the head included, and name the kernel
     that now runs.
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from specrej.attention.linear import Form, PackedLinear, form_for_many, pack_linears
+from specrej.attention.linear import PackedLinear, SecondForm, form_for_many, pack_linears
 from specrej.engines.torch import kernels
 from specrej.engines.torch.loading import wrap
 from specrej.types import SamplingParams
@@ -36,7 +36,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, found: int | None) -> list[int]:
     """Have measurements find this; a list that gets longer with each."""
     calls: list[int] = []
 
-    def measure(weights: Any, form: Form) -> int | None:
+    def measure(weights: Any, form: SecondForm) -> int | None:
         calls.append(len(weights))
         return found
 
@@ -46,7 +46,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, found: int | None) -> list[int]:
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @torch.inference_mode()
-def test_both_forms_compute_with_the_same_rounded_weights(form: Form) -> None:
+def test_both_forms_compute_with_the_same_rounded_weights(form: SecondForm) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, bias, rows = (
         torch.randn(shape, generator=generator) for shape in ((96, 64), (96,), (40, 1, 64))
@@ -69,7 +69,7 @@ def test_the_number_of_rows_decides_whatever_their_shape() -> None:
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_what_float16_cannot_hold_stays_exact(form: Form) -> None:
+def test_what_float16_cannot_hold_stays_exact(form: SecondForm) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(16, 8)
     layer.weight.data[0, 0] = 1e6

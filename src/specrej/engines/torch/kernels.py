@@ -1,7 +1,7 @@
 """From how many rows on the CPU's matrix units, or oneDNN, multiply float16 weights faster than
 fbgemm: measured once a machine.
 
-    many = turning_point(model)    # (64, Form("oneDNN", ...)); None where fbgemm is never slower
+    many = turning_point(model)    # (64, SecondForm("oneDNN", ...)); None: fbgemm is never slower
 
 Which is faster depends on the processor. All compute with the same rounded weights, in float32.
 What was measured stays in the user's cache, so that a machine goes on giving the same tokens.
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from specrej.attention.fused import Fused, compile_fused, processor
 from specrej.attention.linear import (
-    Form,
     PackedCall,
+    SecondForm,
     form_for_many,
     linears_of,
     pack_fp16,
@@ -53,7 +53,7 @@ def _fused() -> Fused | None:
     return compile_fused(cache_dir() / "kernels")
 
 
-def turning_point(model: Any) -> tuple[int, Form] | None:
+def turning_point(model: Any) -> tuple[int, SecondForm] | None:
     """From how many rows on which form; as of the cache, or measured and put there. Never a second
     form where the cache cannot be written: the next process could measure something else.
 
@@ -102,7 +102,9 @@ def _key(weights: Sequence[Tensor], form: str) -> str:
 
 
 @torch.inference_mode()
-def measure(weights: Sequence[Tensor], form: Form, sizes: Sequence[int] = SIZES) -> int | None:
+def measure(
+    weights: Sequence[Tensor], form: SecondForm, sizes: Sequence[int] = SIZES
+) -> int | None:
     """The first of these sizes from which this form is faster at it and at all that follow."""
     few, many = ([pack(weight, None) for weight in weights] for pack in (pack_fp16, form.pack))
     found = None
