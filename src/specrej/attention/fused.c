@@ -14,6 +14,7 @@
 #define TILE 128
 #define MOST 4096
 #define MOST_SHARED 64
+#define LANES 32
 
 /* After Cephes' expf: within two units in the last place, and a loop of it becomes vectors. */
 static inline float exponential(float x) {
@@ -80,14 +81,27 @@ void gate(const float *rows, float *out, int64_t num_rows, int64_t inner, int th
     }
 }
 
+/* The largest, as many at a time as there are lanes: across these the compiler may not reorder, since
+   a comparison with NaN depends on the order. */
+static inline float most_of(const float *numbers, int64_t num) {
+    float lanes[LANES], most = -INFINITY;
+    int64_t i = 0;
+    for (int64_t j = 0; j < LANES; j++) lanes[j] = -INFINITY;
+    for (; i + LANES <= num; i += LANES)
+        for (int64_t j = 0; j < LANES; j++)
+            lanes[j] = numbers[i + j] > lanes[j] ? numbers[i + j] : lanes[j];
+    for (; i < num; i++) most = numbers[i] > most ? numbers[i] : most;
+    for (int64_t j = 0; j < LANES; j++) most = lanes[j] > most ? lanes[j] : most;
+    return most;
+}
+
 /* out[r] = log(sum(exp(row r))); not finite where something in the row is not, but for minus
    infinity. */
 void log_sum_exp(const float *rows, float *out, int64_t num_rows, int64_t width, int threads) {
 #pragma omp parallel for num_threads(threads) if (num_rows * width >= WORTH_THREADS)
     for (int64_t r = 0; r < num_rows; r++) {
         const float *row = rows + r * width;
-        float most = -INFINITY, sum = 0.0f;
-        for (int64_t i = 0; i < width; i++) most = row[i] > most ? row[i] : most;
+        float most = most_of(row, width), sum = 0.0f;
         for (int64_t i = 0; i < width; i++) sum += exponential(row[i] - most);
         out[r] = most + logf(sum);
     }
@@ -151,12 +165,7 @@ void largest(const float *rows, int64_t num_rows, int64_t width, int64_t piece, 
         const float *row = rows + r * width;
         float *most = maxima + r * pieces;
         struct heap heap = {k, values + r * k, places + r * k};
-        for (int64_t p = 0; p < pieces; p++) {
-            float found = -INFINITY;
-            for (int64_t i = 0; i < piece; i++)
-                found = row[p * piece + i] > found ? row[p * piece + i] : found;
-            most[p] = found;
-        }
+        for (int64_t p = 0; p < pieces; p++) most[p] = most_of(row + p * piece, piece);
         empty(&heap);
         offer(&heap, most, 0, pieces);
         float least = heap.values[0];
@@ -211,8 +220,8 @@ see(struct softmax *state, const wide *queries, const float *keys, const float *
                 for (int64_t i = 1; i < n; i++) products += query[i] * key[j * n + i];
                 scores[j] = sum_of(products);
             }
-            float before = state->most[s], most = before, sum = 0.0f;
-            for (int64_t j = 0; j < size; j++) most = scores[j] > most ? scores[j] : most;
+            float before = state->most[s], most = most_of(scores, size), sum = 0.0f;
+            most = before > most ? before : most;
             for (int64_t j = 0; j < size; j++) {
                 scores[j] = exponential(scores[j] - most);
                 sum += scores[j];
