@@ -1,5 +1,6 @@
 """The compiled parts of a step against torch's own operations."""
 
+import math
 import shutil
 import subprocess
 import sys
@@ -311,3 +312,52 @@ def test_a_damaged_library_is_compiled_again(tmp_path: Path) -> None:
     library.write_bytes(library.read_bytes()[:1000])
     assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "True\n"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@given(rows=st.integers(1, 5), width=st.integers(1, 300), scale=st.sampled_from([1e-3, 1.0, 80.0]))
+@EXAMPLES
+def test_log_sum_exp_is_that_of_torch(fused: Fused, rows: int, width: int, scale: float) -> None:
+    logits = numbers(rows, width, scale=scale)
+    logits[0, 0] = -torch.inf if width > 1 else 0.0
+    expected = logits.double().logsumexp(-1, keepdim=True).float()
+    torch.testing.assert_close(fused.log_sum_exp(logits), expected, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_log_sum_exp_shows_what_is_not_finite_in_its_row_alone(fused: Fused, number: float) -> None:
+    logits = numbers(3, 70)
+    logits[1, 33] = number
+    assert fused.log_sum_exp(logits).isfinite()[:, 0].tolist() == [True, False, True]
+    assert not fused.log_sum_exp(torch.full((1, 9), -torch.inf)).isfinite()
+
+
+@given(
+    rows=st.integers(1, 4),
+    pieces=st.integers(1, 12),
+    piece=st.integers(1, 9),
+    data=st.data(),
+)
+@EXAMPLES
+def test_the_largest_come_in_order_and_of_equals_the_first(
+    fused: Fused, rows: int, pieces: int, piece: int, data: st.DataObject
+) -> None:
+    k, values = data.draw(st.integers(1, pieces)), st.sampled_from([-1.5, 0.0, 1.0, 2.0, 7.0])
+    width = pieces * piece
+    listed = data.draw(
+        st.lists(st.lists(values, min_size=width, max_size=width), min_size=rows, max_size=rows)
+    )
+    scores = torch.tensor(listed)
+    expected, order = torch.sort(scores, dim=-1, descending=True, stable=True)
+    found, places = fused.largest(scores, k, piece)
+    assert torch.equal(found, expected[:, :k])
+    assert torch.equal(places, order[:, :k])
+
+
+def test_what_cannot_be_among_the_largest_is_minus_infinity_and_in_bounds(fused: Fused) -> None:
+    scores = torch.full((3, 32), -torch.inf)
+    scores[0, 5], scores[1, 3:9], scores[2] = 2.0, math.nan, math.nan
+    values, places = fused.largest(scores, 4, 8)
+    assert values[0].tolist() == [2.0, *[-math.inf] * 3]
+    assert places[0, 0] == 5
+    assert ((places >= 0) & (places < 32)).all()
+    assert not values[1:].isfinite().any()

@@ -1,4 +1,4 @@
-/* What a step does between its matrix products, each in one pass over its rows: see fused.py.
+/* What a step does beside its matrix products, each in one pass over its rows: see fused.py.
 
    Rows are independent of each other, so a row's numbers do not depend on how many stand beside
    it. Compiled with sums in any order, but infinities and NaN as they are: a candidate on which
@@ -14,6 +14,7 @@
 #define TILE 128
 #define MOST 4096
 #define MOST_SHARED 64
+#define LANES 32
 
 /* After Cephes' expf: within two units in the last place, and a loop of it becomes vectors. */
 static inline float exponential(float x) {
@@ -80,6 +81,104 @@ void gate(const float *rows, float *out, int64_t num_rows, int64_t inner, int th
     }
 }
 
+/* The largest, as many at a time as there are lanes: across these the compiler may not reorder, since
+   a comparison with NaN depends on the order. */
+static inline float most_of(const float *numbers, int64_t num) {
+    float lanes[LANES], most = -INFINITY;
+    int64_t i = 0;
+    for (int64_t j = 0; j < LANES; j++) lanes[j] = -INFINITY;
+    for (; i + LANES <= num; i += LANES)
+        for (int64_t j = 0; j < LANES; j++)
+            lanes[j] = numbers[i + j] > lanes[j] ? numbers[i + j] : lanes[j];
+    for (; i < num; i++) most = numbers[i] > most ? numbers[i] : most;
+    for (int64_t j = 0; j < LANES; j++) most = lanes[j] > most ? lanes[j] : most;
+    return most;
+}
+
+/* out[r] = log(sum(exp(row r))); not finite where something in the row is not, but for minus
+   infinity. */
+void log_sum_exp(const float *rows, float *out, int64_t num_rows, int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads) if (num_rows * width >= WORTH_THREADS)
+    for (int64_t r = 0; r < num_rows; r++) {
+        const float *row = rows + r * width;
+        float most = most_of(row, width), sum = 0.0f;
+        for (int64_t i = 0; i < width; i++) sum += exponential(row[i] - most);
+        out[r] = most + logf(sum);
+    }
+}
+
+/* The k largest so far, the least of them first; of equals those that came first are larger. */
+struct heap {
+    int64_t size;
+    float *values;
+    int64_t *places;
+};
+
+static inline int is_less(const struct heap *heap, int64_t a, int64_t b) {
+    float x = heap->values[a], y = heap->values[b];
+    return x < y || (x == y && heap->places[a] > heap->places[b]);
+}
+
+static inline void swap(struct heap *heap, int64_t a, int64_t b) {
+    float value = heap->values[a];
+    int64_t place = heap->places[a];
+    heap->values[a] = heap->values[b];
+    heap->places[a] = heap->places[b];
+    heap->values[b] = value;
+    heap->places[b] = place;
+}
+
+/* Let what is at the top of the first `size` sink to where it belongs. */
+static void sink(struct heap *heap, int64_t size) {
+    for (int64_t at = 0, child; (child = 2 * at + 1) < size; at = child) {
+        child += child + 1 < size && is_less(heap, child + 1, child);
+        if (!is_less(heap, child, at)) break;
+        swap(heap, at, child);
+    }
+}
+
+/* See numbers in the order of their places. */
+static void offer(struct heap *heap, const float *numbers, int64_t first, int64_t num) {
+    for (int64_t i = 0; i < num; i++) {
+        if (!(numbers[i] > heap->values[0])) continue;
+        heap->values[0] = numbers[i];
+        heap->places[0] = first + i;
+        sink(heap, heap->size);
+    }
+}
+
+static void empty(struct heap *heap) {
+    for (int64_t i = 0; i < heap->size; i++) {
+        heap->values[i] = -INFINITY;
+        heap->places[i] = 0;
+    }
+}
+
+/* The k largest of each row in descending order, and where they are: [rows, k]. Who is among them is
+   not below the k-th largest maximum of a piece. Where there are fewer, as
+   beside NaN or minus infinity, it is minus infinity at 0. `maxima` are those of all pieces. */
+void largest(const float *rows, int64_t num_rows, int64_t width, int64_t piece, int64_t k,
+             float *values, int64_t *places, float *maxima, int threads) {
+    int64_t pieces = width / piece;
+#pragma omp parallel for num_threads(threads) if (num_rows * width >= WORTH_THREADS)
+    for (int64_t r = 0; r < num_rows; r++) {
+        const float *row = rows + r * width;
+        float *most = maxima + r * pieces;
+        struct heap heap = {k, values + r * k, places + r * k};
+        for (int64_t p = 0; p < pieces; p++) most[p] = most_of(row + p * piece, piece);
+        empty(&heap);
+        offer(&heap, most, 0, pieces);
+        float least = heap.values[0];
+        empty(&heap);
+        for (int64_t p = 0; p < pieces; p++)
+            if (most[p] >= least) offer(&heap, row + p * piece, p * piece, piece);
+        for (int64_t left = k - 1; left > 0; left--) {
+            swap(&heap, 0, left);
+            sink(&heap, left);
+        }
+    }
+}
+
 /* Sixteen numbers at a time, in as many registers as the CPU needs for them. */
 #define WIDE 16
 typedef float wide __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
@@ -121,8 +220,8 @@ see(struct softmax *state, const wide *queries, const float *keys, const float *
                 for (int64_t i = 1; i < n; i++) products += query[i] * key[j * n + i];
                 scores[j] = sum_of(products);
             }
-            float before = state->most[s], most = before, sum = 0.0f;
-            for (int64_t j = 0; j < size; j++) most = scores[j] > most ? scores[j] : most;
+            float before = state->most[s], most = most_of(scores, size), sum = 0.0f;
+            most = before > most ? before : most;
             for (int64_t j = 0; j < size; j++) {
                 scores[j] = exponential(scores[j] - most);
                 sum += scores[j];

@@ -1,4 +1,5 @@
-"""What a step does between its matrix products, compiled on the user's machine: `fused.c`.
+"""What a step does beside its matrix products, compiled on the user's machine: `fused.c`.
+Products themselves, where the CPU has matrix units: `products`.
 
     fused = compile_fused(folder)          # None where there is no compiler, or it does not serve
     fused.norm(rows, weight, least)
@@ -28,8 +29,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from specrej.attention.groups import Group, Scoring
+from specrej.attention.products import Products
 
-_SOURCE = Path(__file__).with_name("fused.c")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused.c", "products.c"))
 _FLAGS = (
     *("-std=gnu11", "-O3", "-fPIC", "-fopenmp"),
     # Sums in any order, which makes vectors of them. NaN and infinity stay what they are.
@@ -60,6 +62,8 @@ _SIGNATURES = {
     "add_norm": (_P, _P, _P, _F, _P, _I, _I, _N),
     "turn": (_P, _P, _I, _I, _I, _I, _N),
     "gate": (_P, _P, _I, _I, _N),
+    "log_sum_exp": (_P, _P, _I, _I, _N),
+    "largest": (_P, _I, _I, _I, _I, _P, _P, _P, _N),
     "attend": (
         *(*(_P,) * 3, *(_I,) * 3, _P, _I, *(_P,) * 2, _I, _I),
         *(_P, _P, _I, _P, *(_I,) * 4, _F, _N),
@@ -71,7 +75,8 @@ class Fused:
     """The compiled functions. Tensors are float32, on the CPU and contiguous, unless it is said.
 
     Attributes:
-        name: stands for the CPU, the compiler and the source, and for what came out.
+        name: stands for the CPU, the compiler and the sources, and for what came out.
+        products: those of the matrix units; None where there are none.
 
     Raises:
         OSError: the library cannot be loaded.
@@ -83,7 +88,8 @@ class Fused:
         for name, types in _SIGNATURES.items():
             function = getattr(functions, name)
             function.argtypes, function.restype = types, None
-        self._add_norm, self._turn, self._gate, self._attend = (
+        self.products = Products.of(functions)
+        self._add_norm, self._turn, self._gate, self._log_sum_exp, self._largest, self._attend = (
             getattr(functions, name) for name in _SIGNATURES
         )
 
@@ -116,6 +122,28 @@ class Fused:
         rows = out.numel() // inner
         self._gate(gate_up.data_ptr(), out.data_ptr(), rows, inner, torch.get_num_threads())
         return out
+
+    def log_sum_exp(self, rows: Tensor) -> Tensor:
+        """`[rows, 1]` of rows `[rows, width]`; not finite where NaN or infinity is in the row, or
+        minus infinity alone.
+        """
+        out, (num, width) = rows.new_empty(len(rows), 1), rows.shape
+        self._log_sum_exp(rows.data_ptr(), out.data_ptr(), num, width, torch.get_num_threads())
+        return out
+
+    def largest(self, rows: Tensor, k: int, piece: int) -> tuple[Tensor, Tensor]:
+        """The k largest numbers of each row `[rows, width]`, in descending order, and where they
+        are; of equals the first. `piece` divides the width, and there are at least k pieces.
+        Minus infinity, at 0, where there are not k numbers above it.
+        """
+        num, width = rows.shape
+        values, maxima = rows.new_empty(num, k), rows.new_empty(num, width // piece)
+        places = torch.empty(num, k, dtype=torch.int64)
+        self._largest(
+            *(rows.data_ptr(), num, width, piece, k),
+            *(values.data_ptr(), places.data_ptr(), maxima.data_ptr(), torch.get_num_threads()),
+        )
+        return values, places
 
     def can_attend(self, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> bool:
         """Whether `attend` serves for these."""
@@ -211,8 +239,8 @@ def _library(compiler: Sequence[str], folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as made_in:
         # In two steps: one that is linked with OpenMP may bring a second one beside torch's.
         for step in (
-            [*flags, "-c", str(_SOURCE), "-o", "fused.o"],
-            ["-shared", "fused.o", "-o", "fused.so", "-lm"],
+            [*flags, "-c", *map(str, _SOURCES)],
+            ["-shared", *(f"{source.stem}.o" for source in _SOURCES), "-o", "fused.so", "-lm"],
         ):
             _said([*compiler, *step], made_in)
         made = Path(made_in, "fused.so")
@@ -223,7 +251,8 @@ def _key(compile_with: Sequence[str], cpu: str) -> str:
     """What a library was compiled from, by what and for what."""
     version = _said([*compile_with, "--version"])
     call = "\0".join(compile_with).encode()
-    return _digest(b"\n".join([_SOURCE.read_bytes(), version, call, cpu.encode()]))
+    sources = [source.read_bytes() for source in _SOURCES]
+    return _digest(b"\n".join([*sources, version, call, cpu.encode()]))
 
 
 def _said(run: Sequence[str], folder: str | None = None) -> bytes:

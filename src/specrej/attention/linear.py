@@ -3,18 +3,23 @@
 On a CPU the matrix library decides the speed. Two kernels of torch beat `F.linear` there: weights
 reordered once for oneDNN (exact float32) and weights stored in float16 (fbgemm; half the bytes to
 read, sums in float32). Either may be missing on another processor or in another torch, so each is
-tried once on a small layer; what fails is not used. At many rows oneDNN can be faster with the
-same rounded weights: who packs says from how many on (`engines/torch/kernels.py` measures it).
+tried once on a small layer; what fails is not used. At many rows the matrix units of a CPU
+(`products`), or oneDNN, can be faster with the same rounded weights: who packs says from how many
+on (`engines/torch/kernels.py` measures it).
 
     pack_linears(model, "fp16")      # -> "fp16 (fbgemm)"
 """
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from specrej.attention.products import Products
 
 PackedCall = Callable[[Tensor], Tensor]
 
@@ -27,7 +32,8 @@ def _pack_onednn(weight: Tensor, bias: Tensor | None) -> PackedCall:
     return lambda rows: apply(rows, packed, bias, "none", [], "")
 
 
-def _pack_fp16(weight: Tensor, bias: Tensor | None) -> PackedCall:
+def pack_fp16(weight: Tensor, bias: Tensor | None) -> PackedCall:
+    """The form of float16 weights for few rows, by fbgemm."""
     # fbgemm saturates what float16 cannot hold; such a layer would be wrong in silence.
     if not _fits_fp16(weight):
         return _pack_onednn(weight, bias)
@@ -37,8 +43,15 @@ def _pack_fp16(weight: Tensor, bias: Tensor | None) -> PackedCall:
 
 
 def _pack_rounded(weight: Tensor, bias: Tensor | None) -> PackedCall:
-    """The weights that `_pack_fp16` holds, in oneDNN's form: what differs is the order of sums."""
+    """The weights that `pack_fp16` holds, in oneDNN's form: what differs is the order of sums."""
     return _pack_onednn(weight.half().float() if _fits_fp16(weight) else weight, bias)
+
+
+def _pack_tiles(products: Products, weight: Tensor, bias: Tensor | None) -> PackedCall:
+    """The same for the matrix units; oneDNN's form where these cannot hold them."""
+    if _fits_fp16(weight) and products.can_hold(weight):
+        return products.pack(weight, bias)
+    return _pack_rounded(weight, bias)
 
 
 def _fits_fp16(weight: Tensor) -> bool:
@@ -51,7 +64,7 @@ _Pack = Callable[[Tensor, Tensor | None], PackedCall]
 
 _KERNELS: dict[str, list[tuple[str, _Pack]]] = {
     "fp32": [("fp32 (oneDNN, prepacked)", _pack_onednn)],
-    "fp16": [("fp16 (fbgemm)", _pack_fp16), ("fp32 (oneDNN, prepacked)", _pack_onednn)],
+    "fp16": [("fp16 (fbgemm)", pack_fp16), ("fp32 (oneDNN, prepacked)", _pack_onednn)],
 }
 
 WEIGHTS = tuple(_KERNELS)
@@ -75,25 +88,47 @@ class PackedLinear(nn.Module):
         return self._call(rows)
 
 
-def both_kernels() -> tuple[_Pack, _Pack] | None:
-    """What packs float16 weights for few rows and for many; None where one of them fails here."""
-    return (_pack_fp16, _pack_rounded) if _works(_pack_fp16) and _works(_pack_rounded) else None
+@dataclass(frozen=True, slots=True)
+class SecondForm:
+    """A form of float16 weights that is made for many rows.
+
+    Attributes:
+        name: what multiplies.
+        pack: makes it from a weight and a bias.
+    """
+
+    name: str
+    pack: _Pack
 
 
-def pack_linears(model: nn.Module, weights: str, many_rows: int | None = None) -> str:
+def form_for_many(products: Products | None) -> SecondForm | None:
+    """The fastest for many rows that works here; None where there is none, or none for few rows.
+
+    Args:
+        products: those of the CPU's matrix units, where it has some.
+    """
+    if not _works(pack_fp16) or not _works(_pack_rounded):
+        return None
+    on_tiles = None if products is None else partial(_pack_tiles, products)
+    if on_tiles is not None and _works(on_tiles):
+        return SecondForm("AMX", on_tiles)
+    return SecondForm("oneDNN", _pack_rounded)
+
+
+def pack_linears(model: nn.Module, weights: str, many: tuple[int, SecondForm] | None = None) -> str:
     """Replace every linear layer of a float32 CPU model, the head included, and name the kernel
     that now runs.
 
     Args:
         model: changed in place; the original weights are released one by one.
         weights: "fp32" or "fp16".
-        many_rows: float16 weights are held for oneDNN as well, in float32, which multiplies so
-            many rows and more. None: they are not.
+        many: float16 weights are held in this form as well, which multiplies so many rows and more.
+            None: they are not.
     """
-    if weights == "fp16" and many_rows is not None:
-        few, many = _pack_fp16, _pack_rounded
-        _replace(model, lambda *given: PackedLinear(few(*given), many(*given), many_rows))
-        return f"fp16 (fbgemm, from {many_rows} rows on oneDNN)"
+    if weights == "fp16" and many is not None:
+        rows, form = many
+        _replace(model, lambda *given: PackedLinear(pack_fp16(*given), form.pack(*given), rows))
+        return f"fp16 (fbgemm, from {rows} rows on {form.name})"
     for name, pack in _KERNELS[weights]:
         if _works(pack):
             _replace(model, lambda *given, pack=pack: PackedLinear(pack(*given)))

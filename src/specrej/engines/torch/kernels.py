@@ -1,9 +1,9 @@
-"""From how many rows on oneDNN multiplies float16 weights faster than fbgemm: measured once a
-machine.
+"""From how many rows on the CPU's matrix units, or oneDNN, multiply float16 weights faster than
+fbgemm: measured once a machine.
 
-    many_rows = turning_point(model)    # 64; None where fbgemm is as fast at every size
+    many = turning_point(model)    # (64, SecondForm("oneDNN", ...)); None: fbgemm is never slower
 
-Which is faster depends on the processor. Both compute with the same rounded weights, in float32.
+Which is faster depends on the processor. All compute with the same rounded weights, in float32.
 What was measured stays in the user's cache, so that a machine goes on giving the same tokens.
 """
 
@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from specrej.attention.fused import Fused, compile_fused, processor
-from specrej.attention.linear import PackedCall, both_kernels, linears_of, weight_and_bias
+from specrej.attention.linear import (
+    PackedCall,
+    SecondForm,
+    form_for_many,
+    linears_of,
+    pack_fp16,
+    weight_and_bias,
+)
 from specrej.errors import UsageError
 from specrej.files.journal import write_json
 from specrej.hub.defaults import cache_dir
@@ -28,7 +35,7 @@ SIZES = (8, 16, 32, 64, 128, 256)
 """Rows that are multiplied. Fewer than the first always go through fbgemm: there the bytes that
 are read decide."""
 GAIN = 1.1
-"""OneDNN must be so much faster, since it needs twice the memory once more."""
+"""The second form must be so much faster, since it needs as much memory again, or twice that."""
 ROUNDS = 8
 _LEAST_NUMBERS = 1 << 18
 """Layers with fewer weights are not worth a second form."""
@@ -46,29 +53,30 @@ def _fused() -> Fused | None:
     return compile_fused(cache_dir() / "kernels")
 
 
-def turning_point(model: Any) -> int | None:
-    """As of the cache, or measured and put there. Never a second form where the cache cannot be
-    written: the next process could measure something else.
+def turning_point(model: Any) -> tuple[int, SecondForm] | None:
+    """From how many rows on which form; as of the cache, or measured and put there. Never a second
+    form where the cache cannot be written: the next process could measure something else.
 
     Args:
         model: of float32 on a CPU, not packed yet.
     """
-    weights = _of_each_shape(model)
-    if not weights or both_kernels() is None:
+    weights, compiled = _of_each_shape(model), fused(model.device)
+    form = form_for_many(None if compiled is None else compiled.products)
+    if not weights or form is None:
         return None
-    path = cache_dir() / "kernels" / f"{_key(weights)}.json"
+    path = cache_dir() / "kernels" / f"{_key(weights, form.name)}.json"
     try:
         found: int | None = json.loads(path.read_text())["many_rows"]
         if found not in (None, *SIZES):
             raise ValueError(found)
     except (OSError, ValueError, KeyError, TypeError):
-        found = measure(weights)
+        found = measure(weights, form)
         try:
             write_json(path, {"many_rows": found})
         except UsageError as error:
             _LOG.info("float16 weights are held in one form only: %s", error)
             return None
-    return found
+    return None if found is None else (found, form)
 
 
 def _of_each_shape(model: Any) -> list[Tensor]:
@@ -80,9 +88,10 @@ def _of_each_shape(model: Any) -> list[Tensor]:
     return list(shapes.values())
 
 
-def _key(weights: Sequence[Tensor]) -> str:
+def _key(weights: Sequence[Tensor], form: str) -> str:
     """What a measurement holds for."""
     what = [
+        form,
         processor(),
         torch.backends.cpu.get_cpu_capability(),
         torch.__version__,
@@ -93,12 +102,11 @@ def _key(weights: Sequence[Tensor]) -> str:
 
 
 @torch.inference_mode()
-def measure(weights: Sequence[Tensor], sizes: Sequence[int] = SIZES) -> int | None:
-    """The first of these sizes from which oneDNN is faster at it and at all that follow."""
-    pack_few, pack_many = both_kernels() or (None, None)
-    if pack_few is None or pack_many is None:
-        return None
-    few, many = ([pack(weight, None) for weight in weights] for pack in (pack_few, pack_many))
+def measure(
+    weights: Sequence[Tensor], form: SecondForm, sizes: Sequence[int] = SIZES
+) -> int | None:
+    """The first of these sizes from which this form is faster at it and at all that follow."""
+    few, many = ([pack(weight, None) for weight in weights] for pack in (pack_fp16, form.pack))
     found = None
     for size in sorted(sizes, reverse=True):
         inputs = [torch.ones(size, weight.shape[1]) for weight in weights]

@@ -241,8 +241,8 @@ def _pack(model: Any, weights: str | None) -> str:
         UsageError: weights are asked for where they cannot be packed.
     """
     if model.device.type == "cpu" and model.dtype == torch.float32:
-        many_rows = turning_point(model) if weights in (None, "fp16") else None
-        return pack_linears(model, weights or "fp16", many_rows)
+        many = turning_point(model) if weights in (None, "fp16") else None
+        return pack_linears(model, weights or "fp16", many)
     if weights is not None:
         raise UsageError(
             f"weights={weights!r} is for float32 models on a CPU, got {model.dtype} on "

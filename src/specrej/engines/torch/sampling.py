@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from specrej.attention.fused import Fused
+from specrej.engines.torch.kernels import fused
 from specrej.types import SamplingParams, TopLogprobs
 
 LOST = -1
@@ -222,6 +224,8 @@ def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     rows, width = scores.shape
     if width % _SEGMENT or width // _SEGMENT <= 2 * k:
         return torch.topk(scores, k, -1)
+    if (compiled := _compiled_for(scores)) is not None:
+        return compiled.largest(scores, k, _SEGMENT)
     segments = scores.view(rows, -1, _SEGMENT)
     chosen = torch.topk(segments.amax(-1), k, -1, sorted=False).indices
     inside = segments.gather(1, chosen[:, :, None].expand(-1, -1, _SEGMENT)).view(rows, -1)
@@ -233,7 +237,15 @@ def logsumexp(logits: Tensor) -> Tensor:
     """`logits.logsumexp(-1, keepdim=True)` in float32, some rows at a time; finite where a row
     is sound.
     """
+    if (compiled := _compiled_for(logits)) is not None:
+        return compiled.log_sum_exp(logits)
     starts = range(0, len(logits), _ROWS_AT_ONCE)
     return torch.cat(
         [logits[at : at + _ROWS_AT_ONCE].float().logsumexp(-1, keepdim=True) for at in starts]
     )
+
+
+def _compiled_for(rows: Tensor) -> Fused | None:
+    """The compiled functions, where these rows are as they need them."""
+    is_plain = rows.dtype == torch.float32 and rows.is_contiguous()
+    return fused(rows.device) if is_plain else None

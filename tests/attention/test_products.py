@@ -1,0 +1,95 @@
+"""Products on the matrix units of a CPU against float64, where this CPU has such units."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from specrej.attention.fused import compile_fused
+from specrej.attention.products import Products
+
+EXAMPLES = settings(max_examples=60, deadline=None)
+
+
+@pytest.fixture(scope="module")
+def products(tmp_path_factory: pytest.TempPathFactory) -> Products:
+    fused = compile_fused(tmp_path_factory.mktemp("kernels"))
+    if fused is None or fused.products is None:
+        pytest.skip("this CPU has no matrix units, or there is no compiler")
+    return fused.products
+
+
+def numbers(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+@given(
+    rows=st.integers(1, 70),
+    inputs=st.integers(1, 600),
+    tiles=st.integers(1, 7),
+    biased=st.booleans(),
+    scale=st.sampled_from([1e-3, 1.0, 1e3]),
+)
+@EXAMPLES
+def test_products_are_those_of_float64_with_float16_weights(
+    products: Products, rows: int, inputs: int, tiles: int, biased: bool, scale: float
+) -> None:
+    weight, bias = (
+        numbers(16 * tiles, inputs, scale=0.1).half().float(),
+        numbers(16 * tiles, seed=1),
+    )
+    bias *= biased
+    x = numbers(rows, inputs, seed=2, scale=scale)
+    actual = products.pack(weight, bias if biased else None)(x)
+    exact = functional.linear(x.double(), weight.double(), bias.double())
+    # Of the size of what is summed.
+    sizes = functional.linear(x.abs(), weight.abs(), bias.abs())
+    assert actual.shape == exact.shape
+    assert ((actual - exact).abs() <= sizes * 2**-15).all()
+
+
+@given(rows=st.integers(2, 70), inputs=st.integers(1, 300), seed=st.integers(0, 2**31))
+@EXAMPLES
+def test_a_row_is_the_same_to_the_last_bit_alone_and_beside_others(
+    products: Products, rows: int, inputs: int, seed: int
+) -> None:
+    call = products.pack(numbers(48, inputs), numbers(48, seed=1))
+    x = numbers(rows, inputs, seed=seed)
+    together = call(x)
+    for row in {0, rows // 2, rows - 1}:
+        assert torch.equal(call(x[row : row + 1]), together[row : row + 1])
+
+
+def test_every_float16_weight_is_held_exactly(products: Products) -> None:
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    every = every[every.isfinite()].float()
+    weight = torch.zeros(16 * math.ceil(len(every) / 16), 1)
+    weight[: len(every), 0] = every
+    # Ones are bfloat16 numbers, so nothing else is rounded.
+    assert torch.equal(products.pack(weight, None)(torch.ones(20, 1)), weight.t().expand(20, -1))
+
+
+def test_what_is_not_finite_stays_in_its_row(products: Products) -> None:
+    call, x = products.pack(numbers(32, 64), None), numbers(40, 64, seed=1)
+    expected = call(x)
+    x[3, 5], x[20, 9] = math.inf, math.nan
+    actual = call(x)
+    assert not actual[3].isfinite().any()
+    assert not actual[20].isfinite().any()
+    others = [row for row in range(40) if row not in (3, 20)]
+    assert torch.equal(actual[others], expected[others])
+
+
+def test_rows_of_any_layout(products: Products) -> None:
+    call, x = products.pack(numbers(32, 24), None), numbers(3, 5, 48, seed=1)
+    assert torch.equal(call(x[..., 8:32]), call(x[..., 8:32].contiguous()))
+    assert call(x[..., :24]).shape == (3, 5, 32)
+
+
+def test_outputs_that_fill_no_tiles_are_left_to_others() -> None:
+    assert Products.can_hold(torch.ones(48, 3))
+    assert not Products.can_hold(torch.ones(50, 3))
