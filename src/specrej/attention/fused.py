@@ -295,10 +295,10 @@ def _attended(fused: Fused, dim: int, numbers: Callable[..., Tensor]) -> tuple[T
         kv[1, :, :prompt] = kv[0, :, :prompt]
     group.prompt_keys, group.prompt_values = ([kv[0, :, :prompt].clone()] for kv in (keys, values))
     group.keys, group.values = ([kv[:, :, prompt:].clone()] for kv in (keys, values))
-    query, newest = numbers(2, 4, 1, dim), [kv[:, :, -1:].clone() for kv in (keys, values)]
+    query, (key, value) = numbers(2, 4, 1, dim), (kv[:, :, -1:].clone() for kv in (keys, values))
     for kv in (*group.keys, *group.values):
         kv[:, :, own] = 0  # the newest are to be stored
-    standing = torch.arange(2), torch.full((2,), own)
-    seen = fused.attend(group, 0, query, *newest, Scoring(dim**-0.5, None, None), *standing)
+    scoring, standing = Scoring(dim**-0.5, None, None), (torch.arange(2), torch.full((2,), own))
+    seen = fused.attend(group, 0, query, key, value, scoring, *standing)
     shared = (kv.repeat_interleave(2, 1) for kv in (keys, values))
     return seen, functional.scaled_dot_product_attention(query, *shared).transpose(1, 2)
