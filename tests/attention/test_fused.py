@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from specrej.attention import fused as fused_module
 from specrej.attention.attention import DecodePass, ExtendPass
 from specrej.attention.fused import Fused, compile_fused
 from specrej.attention.groups import Group, Scoring
@@ -246,6 +247,33 @@ def test_none_where_nothing_compiles_it(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("SPECREJ_FUSED")
     (tmp_path / "file").write_text("")
     assert compile_fused(tmp_path / "file") is None
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("written", "miscompiled"),
+    [
+        ("row[i] += more[i]", "row[i] -= more[i]"),
+        ("-gates[i]", "gates[i]"),
+        ("by[i + 1] + imaginary", "by[i + 1] - imaginary"),
+        ("h < turned", "h < heads"),
+        ("sum += scores[j]", "sum = scores[j]"),
+        ("own_keys + length * dim", "own_keys"),
+        ("exponential(row[i] - most)", "exponential(row[i])"),
+        ("swap(&heap, 0, left);", ""),
+        ("see(state, queries, keys, values, num_keys, shared, 64 / WIDE)", ""),
+        ("see(state, queries, keys, values, num_keys, shared, 128 / WIDE)", ""),
+    ],
+)
+def test_what_is_miscompiled_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, miscompiled: str
+) -> None:
+    first, *others = fused_module._SOURCES
+    source = first.read_text()
+    assert source.count(written) == 1
+    (tmp_path / "fused.c").write_text(source.replace(written, miscompiled))
+    monkeypatch.setattr(fused_module, "_SOURCES", (tmp_path / "fused.c", *others))
+    assert compile_fused(tmp_path / "kernels") is None
 
 
 @needs_compiler

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import specrej
@@ -68,6 +68,35 @@ def test_what_it_says_it_holds_is_what_the_backend_holds(
     )
     assert result.usage.peak_kv_bytes <= budget
     assert not backend.requests
+
+
+@given(
+    n=st.integers(2, 12),
+    decide=st.sampled_from(["budget", "every:5"]),
+    alpha=st.sampled_from([0.0, 0.05, 0.25, 0.5]),
+    num_rows=st.integers(1, 5),
+    step_tokens=st.integers(1, 20),
+    seed=st.integers(0, 20),
+)
+@example(n=12, decide="every:5", alpha=0.25, num_rows=2, step_tokens=3, seed=1)
+@example(n=12, decide="every:5", alpha=0.5, num_rows=5, step_tokens=8, seed=1)
+@example(n=12, decide="every:5", alpha=0.05, num_rows=5, step_tokens=8, seed=1)
+@some
+def test_what_is_decoded_ahead_keeps_within_the_budget(
+    n: int, decide: str, alpha: float, num_rows: int, step_tokens: int, seed: int
+) -> None:
+    """P5: some wait for their first token, others run ahead; a decision comes before memory is
+    full, and frees what the next step needs (P3)."""
+    backend = FakeBackend(eos=0.0, step_tokens=step_tokens)
+    engine = paged_engine(backend)
+    budget = engine.kv_bytes(len(engine.encode(PROMPTS[1])), num_rows, 20)
+    result = watched(
+        PROMPTS[1], model=engine, reward=FakeReward(), n=n, decide=decide, alpha=alpha,
+        max_new_tokens=20, memory=budget, seed=seed,
+    )  # fmt: skip
+    assert result.is_complete
+    assert backend.most_pages * PAGE * 10 <= budget
+    assert result.usage.peak_kv_bytes <= budget
 
 
 def test_a_prompt_is_read_once_but_for_what_no_full_page_holds() -> None:

@@ -1,10 +1,12 @@
 """Many searches over one engine: each as if alone, failures in their place, and everything freed
 whatever happens."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
+from threading import Event
 from typing import Any
 
 import pytest
@@ -14,13 +16,14 @@ from hypothesis import strategies as st
 import specrej
 from fakes import ByteReader, FakeEngine, FakeReward, FakeSession, alike, by_hash, in_thirds
 from specrej.api import prepare
-from specrej.engines.base import Overhead
+from specrej.engines.base import Overhead, Token
 from specrej.errors import DeviceMemoryError, EngineError, PromptError, RewardError, SpecrejError
 from specrej.search.pool import Pool
 from specrej.search.scheduler import Maker, Outcome, Scheduler, Watch
 from specrej.search.scheduler import run as run_in
 from specrej.search.scoring import Given, score_batches, score_now
 from specrej.search.search import Search
+from specrej.server.scorer import TimedScorer
 from specrej.settings import Settings
 from specrej.types import Candidate, Decision, Message, Piece, Prompt, Result, SamplingParams, Usage
 
@@ -177,6 +180,74 @@ def test_a_device_without_memory_takes_candidates_of_the_largest_search_first() 
         ("out_of_memory", 6),
         ("complete", 0),
     ]
+
+
+class Full(FakeEngine):
+    """Has no memory for a step until candidates were dropped so many times more."""
+
+    num_drops_lacking = 0
+
+    def step(self, limits: Mapping[int, int] | None = None) -> list[Token]:
+        if self.num_drops_lacking:
+            raise DeviceMemoryError("as asked for")
+        return super().step(limits)
+
+    def drop(self, prompt: int, indices: Sequence[int]) -> None:
+        super().drop(prompt, indices)
+        self.num_drops_lacking -= bool(self.num_drops_lacking and indices)
+
+
+class Blocking(FakeReward):
+    """Stands still as it scores the first prompt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_there, self.go_on = Event(), Event()
+
+    def open(self, messages: Sequence[Message]) -> FakeSession:
+        session = super().open(messages)
+        if messages[-1]["content"] == PROMPTS[0]:
+            session.rate = self._stand_still
+        return session
+
+    def _stand_still(self, text: str) -> float:
+        self.is_there.set()
+        assert self.go_on.wait(60)
+        return by_hash(text)
+
+
+@pytest.mark.parametrize("num_beside", [1, 4])
+@pytest.mark.parametrize("num_drops_lacking", [1, 2])
+def test_out_of_memory_scores_that_are_under_way_are_waited_for(
+    num_drops_lacking: int, num_beside: int
+) -> None:
+    """The decision may free what is needed. If it does not, candidates are given up then, and
+    none of a batch that a thread is at."""
+    engine, reward, scorer = Full(eos=0.0), Blocking(), TimedScorer(60)
+    scheduler = Scheduler(engine, Pool(10**9), in_flight=3, observe=unobserved, score=scorer)
+    each = [Settings(**{**OPTIONS, "memory": 20_000, "n": 12, "decide": "at:4"})]
+    each += [Settings(**{**OPTIONS, "memory": 20_000, "n": num_beside, "alpha": 0.0})] * 2
+    for number, one in enumerate(each):
+        scheduler.submit(number, partial(prepare, engine, reward, PROMPTS[number], one))
+    for _ in range(5):
+        assert not list(scheduler.tick())
+    assert reward.is_there.wait(60)
+    engine.num_drops_lacking = num_drops_lacking
+    for _ in range(3):
+        assert not list(scheduler.tick())
+    assert engine.num_drops_lacking == num_drops_lacking, "somebody was given up"
+    reward.go_on.set()
+    outcomes: dict[int, Outcome] = {}
+    while scheduler.num_active:
+        outcomes |= dict(scheduler.tick())
+    scorer.close()
+    causes: Counter[str] = Counter()
+    for outcome in outcomes.values():
+        assert isinstance(outcome, Result)
+        causes.update(decision.cause for decision in outcome.decisions)
+    given_up = {"out_of_memory": 1} if num_drops_lacking == 2 else {}
+    assert causes == {"schedule": 1, "complete": 3, **given_up}
+    assert is_freed(engine, reward)
 
 
 def test_a_device_without_memory_for_one_candidate_each_is_an_error_that_frees_all() -> None:

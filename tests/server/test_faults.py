@@ -49,9 +49,11 @@ def test_clients_that_go_while_they_wait_are_never_begun(is_streamed: bool) -> N
             ]
             last = asyncio.create_task(served.ask({"prompt": "last"}))
             await served.until(lambda: served.service.num_waiting == 6, "they do not wait")
+            calls = served.service._calls  # each who leaves is one, and the thread stands still
+            before = calls.qsize()
             for connection in waiting:
                 connection.reset()
-            await asyncio.sleep(0.1)
+            await served.until(lambda: calls.qsize() >= before + 5, "nobody saw them leave")
             engine.go_on.set()
             assert [(await task).status_code for task in (first, last)] == [200, 200]
             assert engine.num_prefills == 2

@@ -20,7 +20,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from subprocess import SubprocessError
 
@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from specrej.attention.groups import Group, Scoring
+from specrej.attention.layout import KvLayout
 from specrej.attention.products import Products
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused.c", "products.c"))
@@ -293,13 +294,42 @@ def processor() -> str:
 def _sound(fused: Fused) -> Fused | None:
     """Itself where it computes what torch does on a few rows; a model's check sees the rest."""
     generator = torch.Generator().manual_seed(0)
-    rows, added, weight = (
-        torch.randn(shape, generator=generator) for shape in ((3, 8), (3, 8), (8,))
-    )
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    rows, added, weight = numbers(3, 8), numbers(3, 8), numbers(8)
     expected = functional.rms_norm(rows + added, (8,), weight, eps=0.5)
     normed = fused.norm(rows.clone(), weight * 8**0.5, 2.0, added)
     gated = functional.silu(rows[:, :4]) * rows[:, 4:]
-    is_sound = torch.allclose(normed, expected, atol=1e-5) and torch.allclose(
-        fused.gate(rows), gated, atol=1e-5
-    )
+    heads, turns = numbers(2, 3, 8), torch.view_as_complex(numbers(2, 1, 4, 2))
+    turned = torch.view_as_real(torch.view_as_complex(heads.view(2, 3, 4, 2)) * turns).flatten(2)
+    turned[:, 2] = heads[:, 2]
+    fused.turn(heads, 2, turns)
+    pairs = [(normed, expected), (fused.gate(rows), gated), (heads, turned)]
+    pairs.append((fused.log_sum_exp(rows), rows.logsumexp(-1, keepdim=True)))
+    pairs += zip(fused.largest(rows, 3, 2), torch.topk(rows, 3), strict=True)
+    # Each of these sizes of a head has a loop of its own.
+    pairs += [_attended(fused, dim, numbers) for dim in (16, 64, 128)]
+    is_sound = all(torch.allclose(*pair, atol=1e-5) for pair in pairs)
     return fused if is_sound else None
+
+
+def _attended(fused: Fused, dim: int, numbers: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+    """What two rows see of a prompt and their own tokens, with two heads a key head: as compiled,
+    and by torch.
+    """
+    prompt, own = 3, 2
+    keys, values = numbers(2, 2, 2, prompt + own + 1, dim)
+    group = Group([0] * prompt, 0, KvLayout(0, 0, 1), own + 1)
+    for kv in (keys, values):
+        kv[1, :, :prompt] = kv[0, :, :prompt]
+    group.prompt_keys, group.prompt_values = ([kv[0, :, :prompt].clone()] for kv in (keys, values))
+    group.keys, group.values = ([kv[:, :, prompt:].clone()] for kv in (keys, values))
+    query, (key, value) = numbers(2, 4, 1, dim), (kv[:, :, -1:].clone() for kv in (keys, values))
+    for kv in (*group.keys, *group.values):
+        kv[:, :, own] = 0  # the newest are to be stored
+    scoring, standing = Scoring(dim**-0.5, None, None), (torch.arange(2), torch.full((2,), own))
+    seen = fused.attend(group, 0, query, key, value, scoring, *standing)
+    shared = (kv.repeat_interleave(2, 1) for kv in (keys, values))
+    return seen, functional.scaled_dot_product_attention(query, *shared).transpose(1, 2)

@@ -69,6 +69,8 @@ class Memory(NamedTuple):
     the budget."""
     peak: int
     """The most that was ever allocated for this prompt."""
+    ahead_tokens: int = 0
+    """Most tokens that a candidate has had decoded beyond those that it was given."""
 
 
 class Overhead(NamedTuple):

@@ -69,6 +69,7 @@ class _Prompt:
 
     ids: list[int]
     sampling: SamplingParams
+    budget_bytes: int
     is_read: bool = False
     reading_key: int = -1
     waiting: list[_Candidate] = field(default_factory=list)
@@ -182,7 +183,7 @@ class PagedEngine:
     def open(self, prompt_ids: Sequence[int], sampling: SamplingParams, budget_bytes: int) -> int:
         handle = next(self._handles)
         before = self.backend.num_preemptions
-        prompt = _Prompt(list(prompt_ids), sampling, preemptions_before=before)
+        prompt = _Prompt(list(prompt_ids), sampling, budget_bytes, preemptions_before=before)
         is_alone = not self._owners
         self._prompts[handle] = prompt
         try:
@@ -240,15 +241,23 @@ class PagedEngine:
             else {handle: self._prompts[handle] for handle in limits}
         )
         live = {handle: prompt for handle, prompt in wanted.items() if prompt.steps}
+        has_advanced = False
         while live and not any(prompt.is_ready for prompt in live.values()):
+            if has_advanced and any(map(self._is_full, live.values())):
+                return []  # one more was announced: before another, whoever asks may decide
             self._submit()
             self._advance()
+            has_advanced = True
         return [
             token
             for handle, prompt in live.items()
             if prompt.is_ready
             for token in self._give(handle, prompt)
         ]
+
+    def _is_full(self, prompt: _Prompt) -> bool:
+        """Whether the next step of the backend would exceed the prompt's budget."""
+        return self._held_bytes(prompt, num_more=1) > prompt.budget_bytes
 
     def _submit(self) -> None:
         """Make requests for candidates of prompts that are read, oldest first, while all of one
@@ -329,7 +338,8 @@ class PagedEngine:
         held = self._held_bytes(opened)
         needs_step = not opened.is_ready
         next_step = max(held, self._held_bytes(opened, num_more=1)) if needs_step else held
-        return Memory(held, next_step, max(opened.peak_bytes, held))
+        ahead_tokens = max((len(one.ahead) for one in opened.live.values()), default=0)
+        return Memory(held, next_step, max(opened.peak_bytes, held), ahead_tokens)
 
     def demand(self, prompt: int) -> Demand:
         memory = self.memory(prompt)

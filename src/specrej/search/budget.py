@@ -96,10 +96,12 @@ class Budget:
         counts = range(self._engine.most_candidates + 1)
         return bisect_right(counts, self.bytes, key=lambda n: self.kv_bytes(n, num_tokens)) - 1
 
-    def surplus(self, live: Sequence[Candidate]) -> Sequence[Candidate]:
-        """Those of these, best first, that do not fit with one more token each."""
+    def surplus(self, live: Sequence[Candidate], num_ahead: int) -> Sequence[Candidate]:
+        """Those of these, best first, that do not fit with one more token each, beyond so many
+        that the engine has decoded ahead.
+        """
         longest = max((len(candidate.token_ids) for candidate in live), default=0)
-        return live[self.fitting(longest + 1) :]
+        return live[self.fitting(longest + num_ahead + 1) :]
 
     def room(self, num_live: int, num_tokens: int) -> int:
         """How many may begin beside so many live candidates, if all go on to num_tokens.

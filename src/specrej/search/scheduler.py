@@ -131,7 +131,7 @@ class Scheduler:
         if limits and (self._engine.can_hold_back or not busy):
             yield from self._step(limits)
         else:
-            wait([future for _, future in self._scoring], _PATIENCE_S, FIRST_COMPLETED)
+            self._await_scores()
         self._pool.record([member.search for member in self._active], time.perf_counter() - begun_s)
 
     def fail(self, error: Exception) -> Iterator[tuple[int, SpecrejError]]:
@@ -201,6 +201,10 @@ class Scheduler:
                 if outcome is not None:
                     yield self._end(member, outcome)
 
+    def _await_scores(self) -> None:
+        """Wait until some have come, but not for long: others may want something of this thread."""
+        wait([future for _, future in self._scoring], _PATIENCE_S, FIRST_COMPLETED)
+
     def _step(self, limits: Mapping[int, int]) -> Iterator[tuple[int, Outcome]]:
         """One step of these searches; the errors of those that cannot take what it gave them."""
         stepping = [member for member in self._active if member.search.handle in limits]
@@ -228,9 +232,13 @@ class Scheduler:
                     yield self._end(member, as_outcome(error))
 
     def _make_room(self, error: DeviceMemoryError) -> Iterator[tuple[int, Outcome]]:
-        """The largest gives up candidates first; with nothing left to give up, the device is too
-        small.
+        """While some are being scored, wait: their decision may free what is needed, and until then
+        their batch must stay what was handed over. Else the largest gives up candidates; with
+        nothing left to give up, the device is too small.
         """
+        if any(member.is_scoring for member in self._active):
+            self._await_scores()
+            return
         for member in sorted(
             self._active, key=lambda member: member.search.memory().in_use, reverse=True
         ):

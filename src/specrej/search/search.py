@@ -177,7 +177,7 @@ class Search:
         scored, fates = self.batch, checked_fates(self._settings, self.batch, is_kept)
         stays = dict(zip((c.index for c in scored), fates, strict=True))
         going_on = ranked(c for c in scored if stays[c.index] and c.state == "live")
-        for candidate in self._budget.surplus(going_on):
+        for candidate in self._budget.surplus(going_on, self.memory().ahead_tokens):
             stays[candidate.index] = False
         if scored:  # a filter may have left nobody
             self._decide(self._cause, scored, [c for c in scored if not stays[c.index]])

@@ -143,6 +143,7 @@ def test_a_cpu_never_computes_in_bfloat16(save: Callable[..., Path]) -> None:
 def test_weights_are_for_float32_on_a_cpu() -> None:
     engine = wrap(make_model("llama", dtype=torch.float64), make_tokenizer())
     assert engine.describe()["weights"] == "float64"
+    assert engine.describe()["fused"] == "by torch", "what is compiled is for float32"
     with pytest.raises(UsageError, match="'fp32' is for float32 models on a CPU, got"):
         wrap(make_model("llama", dtype=torch.float64), make_tokenizer(), weights="fp32")
 

@@ -153,6 +153,7 @@ def _check_weights(weights: str | None) -> None:
 
 
 def _engine(runner: Any, codec: TextCodec, opened: Opened, kernel: str, name: str) -> TorchEngine:
+    is_compiled = runner.dtype == torch.float32 and fused(runner.device) is not None
     return TorchEngine(
         runner,
         codec,
@@ -165,7 +166,7 @@ def _engine(runner: Any, codec: TextCodec, opened: Opened, kernel: str, name: st
             "model": name,
             "device": str(runner.device),
             "weights": kernel,
-            "fused": "by torch" if fused(runner.device) is None else "compiled",
+            "fused": "compiled" if is_compiled else "by torch",
             "special_tokens": codec.special_tokens,
             "checked": f"logits, with those of transformers {metadata.version('transformers')}",
         },
