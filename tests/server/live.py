@@ -90,6 +90,13 @@ class Served:
                     await asyncio.sleep(0.005)
         assert is_so(), what
 
+    async def hears(self, leave: Callable[[], object]) -> None:
+        """Until the service was told that a client has left, while its thread stands still."""
+        calls = self.service._calls
+        before = calls.qsize()
+        leave()
+        await self.until(lambda: calls.qsize() > before, "nobody saw it leave")
+
     async def is_idle(self) -> None:
         """Nothing runs or waits any more, and the budget is back to zero, as /metrics says too."""
         service = self.service

@@ -239,7 +239,10 @@ def test_a_reading_that_nobody_waits_for_is_not_done() -> None:
         connection = await connect(served, "/v1/completions", body)
         await served.until(engine.is_there.is_set, "it never got there")
         connection.reset()
-        await asyncio.sleep(0.3)  # the server hears of it
+        waiting = served.service.readings._waiting
+        await served.until(
+            lambda: all(reading.future.cancelled() for reading in waiting), "nobody saw it leave"
+        )
         engine.go_on.set()
         await served.is_idle()
 

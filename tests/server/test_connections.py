@@ -176,8 +176,7 @@ def test_of_an_old_client_a_closed_side_means_that_it_left() -> None:
             asked = written("/v1/completions", {"prompt": "a"}).replace(b"HTTP/1.1", b"HTTP/1.0")
             _, writer = await opened(served, asked)
             await served.until(engine.is_there.is_set, "it never ran")
-            writer.write_eof()
-            await asyncio.sleep(0.1)
+            await served.hears(writer.write_eof)
             engine.go_on.set()
             await served.is_idle()
             assert engine.num_steps < 30

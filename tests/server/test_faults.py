@@ -85,8 +85,7 @@ def test_clients_that_go_while_text_comes_free_their_memory_within_a_step() -> N
             ):
                 pass
             await served.until(engine.is_there.is_set, "it never ran")
-            connection.reset()
-            await asyncio.sleep(0.1)
+            await served.hears(connection.reset)
             assert engine.groups, "it stands in a step"
             engine.steps.release()
             await served.until(lambda: not engine.groups, "it went on without anybody")

@@ -228,7 +228,7 @@ def test_a_full_queue_turns_away_and_takes_again() -> None:
 def test_the_deadline_comes_and_what_was_not_asked_is_not() -> None:
     reward, told = Held(), list[httpx.Response]()
     service = fake_service(reward=reward)
-    with live(service, limits=Limits(deadline_s=0.5)) as url:
+    with live(service, limits=Limits(deadline_s=2)) as url:
         threads = [ask_aside(url, told)]
         until(reward.is_there.is_set)
         threads.append(ask_aside(url, told))
