@@ -90,6 +90,16 @@ def test_rows_of_any_layout(products: Products) -> None:
     assert call(x[..., :24]).shape == (3, 5, 32)
 
 
-def test_outputs_that_fill_no_tiles_are_left_to_others() -> None:
-    assert Products.can_hold(torch.ones(48, 3))
-    assert not Products.can_hold(torch.ones(50, 3))
+@pytest.mark.parametrize("outputs", [1, 15, 17, 33, 261])
+@pytest.mark.parametrize("is_biased", [False, True])
+def test_outputs_need_not_fill_tiles(products: Products, outputs: int, is_biased: bool) -> None:
+    weight, bias = numbers(outputs, 40), numbers(outputs, seed=1) if is_biased else None
+    x = numbers(33, 1, 40, seed=2)
+    call = products.pack(weight, bias)
+    assert torch.allclose(call(x), functional.linear(x, weight.half().float(), bias), atol=1e-3)
+    assert call(x).is_contiguous()
+    assert torch.equal(call(x)[:20], call(x[:20]))
+
+
+def test_no_rows(products: Products) -> None:
+    assert products.pack(numbers(32, 40), None)(torch.empty(0, 1, 40)).shape == (0, 1, 32)

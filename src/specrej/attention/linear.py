@@ -48,10 +48,8 @@ def _pack_rounded(weight: Tensor, bias: Tensor | None) -> PackedCall:
 
 
 def _pack_tiles(products: Products, weight: Tensor, bias: Tensor | None) -> PackedCall:
-    """The same for the matrix units; oneDNN's form where these cannot hold them."""
-    if _fits_fp16(weight) and products.can_hold(weight):
-        return products.pack(weight, bias)
-    return _pack_rounded(weight, bias)
+    """The same for the matrix units; oneDNN's form where float16 cannot hold them."""
+    return products.pack(weight, bias) if _fits_fp16(weight) else _pack_onednn(weight, bias)
 
 
 def _fits_fp16(weight: Tensor) -> bool:

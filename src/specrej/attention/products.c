@@ -156,6 +156,7 @@ static void block_of(int two_high, int two_wide, const uint16_t *inputs, int64_t
    `rows` where these are fewer than a tile has. */
 void multiply(const float *x, const uint16_t *weights, const float *bias, float *out,
               uint16_t *space, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
+    if (rows == 0) return; /* a tile without rows ends the process */
     int64_t deep = (inputs + DEEP - 1) / DEEP, high = (rows + SIDE - 1) / SIDE;
     int64_t wide = outputs / SIDE, apart = deep * TILE, below = 2 * apart;
 #pragma omp parallel num_threads(threads)

@@ -40,32 +40,28 @@ class Products:
         return cls(library) if library.can_multiply() else None
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-        """A linear layer with its weight `[out, in]` rounded to float16; its output too must be a
-        multiple of 16. From rows `[..., in]` to `[..., out]`, in float32.
+        """A linear layer with its weight `[out, in]` rounded to float16. From rows `[..., in]` to
+        `[..., out]`, in float32 and contiguous.
         """
         outputs, inputs = weight.shape
-        deep = -(-inputs // _DEEP)
-        padded = functional.pad(weight.half(), (0, deep * _DEEP - inputs))
-        tiles = padded.view(outputs // _SIDE, _SIDE, deep, _SIDE, 2).permute(0, 2, 3, 4, 1)
+        wide, deep = -(-outputs // _SIDE), -(-inputs // _DEEP)
+        missing = wide * _SIDE - outputs
+        padded = functional.pad(weight.half(), (0, deep * _DEEP - inputs, 0, missing))
+        tiles = padded.view(wide, _SIDE, deep, _SIDE, 2).permute(0, 2, 3, 4, 1)
         tiles, multiply = tiles.contiguous(), self._multiply
-        offset = None if bias is None else bias.contiguous()
+        offset = None if bias is None else functional.pad(bias, (0, missing)).contiguous()
 
         def call(rows: Tensor) -> Tensor:
             given = rows.reshape(-1, inputs).contiguous()
             num = len(given)
             high = -(-num // _SIDE)
-            out = given.new_empty(num if num < _SIDE else high * _SIDE, outputs)
+            out = given.new_empty(num if num < _SIDE else high * _SIDE, wide * _SIDE)
             space = given.new_empty(high * _SIDE * deep * _DEEP * 2, dtype=torch.bfloat16)
             added = None if offset is None else offset.data_ptr()
             multiply(
                 *(given.data_ptr(), tiles.data_ptr(), added, out.data_ptr(), space.data_ptr()),
-                *(num, inputs, outputs, torch.get_num_threads()),
+                *(num, inputs, wide * _SIDE, torch.get_num_threads()),
             )
-            return out[:num].view(*rows.shape[:-1], outputs)
+            return out[:num, :outputs].contiguous().view(*rows.shape[:-1], outputs)
 
         return call
-
-    @staticmethod
-    def can_hold(weight: Tensor) -> bool:
-        """Whether its outputs fill whole tiles."""
-        return len(weight) % _SIDE == 0
