@@ -1,6 +1,9 @@
 """Products on the matrix units of a CPU against float64, where this CPU has such units."""
 
+import logging
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -103,3 +106,13 @@ def test_outputs_need_not_fill_tiles(products: Products, outputs: int, is_biased
 
 def test_no_rows(products: Products) -> None:
     assert products.pack(numbers(32, 40), None)(torch.empty(0, 1, 40)).shape == (0, 1, 32)
+
+
+@pytest.mark.parametrize(("answer", "is_said"), [(0, False), (-1, True)])
+def test_units_that_linux_denies_are_not_used_and_it_is_said(
+    answer: int, is_said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    library: Any = SimpleNamespace(can_multiply=lambda: answer, multiply=SimpleNamespace())
+    with caplog.at_level(logging.INFO, "specrej"):
+        assert Products.of(library) is None
+    assert ("matrix units are not used" in caplog.text) == is_said

@@ -15,6 +15,8 @@
 #define MOST 4096
 #define MOST_SHARED 64
 #define LANES 32
+/* Less than any number at any place: what a heap is filled with. */
+#define NOWHERE INT64_MAX
 
 /* After Cephes' expf: within two units in the last place, and a loop of it becomes vectors. */
 static inline float exponential(float x) {
@@ -140,9 +142,11 @@ static void sink(struct heap *heap, int64_t size) {
 /* See numbers in the order of their places. */
 static void offer(struct heap *heap, const float *numbers, int64_t first, int64_t num) {
     for (int64_t i = 0; i < num; i++) {
-        if (!(numbers[i] > heap->values[0])) continue;
+        int64_t place = first + i;
+        if (!(numbers[i] >= heap->values[0])) continue;
+        if (numbers[i] == heap->values[0] && place > heap->places[0]) continue;
         heap->values[0] = numbers[i];
-        heap->places[0] = first + i;
+        heap->places[0] = place;
         sink(heap, heap->size);
     }
 }
@@ -150,13 +154,13 @@ static void offer(struct heap *heap, const float *numbers, int64_t first, int64_
 static void empty(struct heap *heap) {
     for (int64_t i = 0; i < heap->size; i++) {
         heap->values[i] = -INFINITY;
-        heap->places[i] = 0;
+        heap->places[i] = NOWHERE;
     }
 }
 
 /* The k largest of each row in descending order, and where they are: [rows, k]. Who is among them is
    not below the k-th largest maximum of a piece. Where there are fewer, as
-   beside NaN or minus infinity, it is minus infinity at 0. `maxima` are those of all pieces. */
+   beside NaN, it is minus infinity at 0. `maxima` are those of all pieces. */
 void largest(const float *rows, int64_t num_rows, int64_t width, int64_t piece, int64_t k,
              float *values, int64_t *places, float *maxima, int threads) {
     int64_t pieces = width / piece;
@@ -176,6 +180,8 @@ void largest(const float *rows, int64_t num_rows, int64_t width, int64_t piece, 
             swap(&heap, 0, left);
             sink(&heap, left);
         }
+        for (int64_t i = 0; i < k; i++)
+            if (heap.places[i] == NOWHERE) heap.places[i] = 0;
     }
 }
 

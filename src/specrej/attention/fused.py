@@ -135,7 +135,7 @@ class Fused:
     def largest(self, rows: Tensor, k: int, piece: int) -> tuple[Tensor, Tensor]:
         """The k largest numbers of each row `[rows, width]`, in descending order, and where they
         are; of equals the first. `piece` divides the width, and there are at least k pieces.
-        Minus infinity, at 0, where there are not k numbers above it.
+        Minus infinity, at 0, where there are not k numbers, but NaN.
         """
         num, width = rows.shape
         values, maxima = rows.new_empty(num, k), rows.new_empty(num, width // piece)

@@ -22,10 +22,10 @@
 /* Tiles of weights that are split at once, so that they stay in the first cache. */
 #define CHUNK 8
 
-/* Linux lets a process use the units once it has asked. */
+/* Linux lets a process use the units once it has asked: 1, or -1 where it does not. */
 int can_multiply(void) {
     const int request_permission = 0x1023, tile_data = 18;
-    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0 ? 1 : -1;
 }
 
 /* Tiles 0 to 3 hold sums, 4 and 5 inputs, 6 and 7 weights. */

@@ -10,6 +10,7 @@ gives, but for 2^-17 of each of its terms. The rounding of weights to float16 is
 """
 
 import ctypes
+import logging
 from collections.abc import Callable
 from typing import Self
 
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 _SIDE, _DEEP = 16, 32
 """Rows of a tile, and how many inputs: as in the source."""
+_LOG = logging.getLogger("specrej")
 _P, _I = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -37,7 +39,10 @@ class Products:
     @classmethod
     def of(cls, library: ctypes.CDLL) -> Self | None:
         """None where the CPU has no such units, or Linux does not let this process use them."""
-        return cls(library) if library.can_multiply() else None
+        answer: int = library.can_multiply()
+        if answer < 0:
+            _LOG.info("the CPU's matrix units are not used: Linux does not let this process")
+        return cls(library) if answer > 0 else None
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
         """A linear layer with its weight `[out, in]` rounded to float16. From rows `[..., in]` to

@@ -119,9 +119,9 @@ def sample(
     # NaN and infinity show in sums that are there anyway, so nothing reads the vocabulary again to
     # look for them.
     is_sound = (normalizer.isfinite() & weight.isfinite()).expand_as(tokens)
-    return tokens.where(is_sound, LOST)[:, 0], logprobs.clamp(min=torch.finfo(logprobs.dtype).min)[
-        :, 0
-    ]
+    least = torch.finfo(logprobs.dtype).min
+    logprobs = logprobs.clamp(min=least).where(is_sound, least)
+    return tokens.where(is_sound, LOST)[:, 0], logprobs[:, 0]
 
 
 def _likeliest(scores: Tensor) -> tuple[Tensor, Tensor]:
