@@ -1,4 +1,4 @@
-"""OpenVINO GenAI in this process: the fastest engine on a CPU.
+"""OpenVINO GenAI in this process, for CPUs.
 
     engine = open_engine("smollm2", engine="openvino")
     engine = open_engine("/models/exported", engine="openvino", engine_args={"cache_size": 8})
