@@ -28,7 +28,13 @@ from specrej import threads
 PROMPT_TOKENS, SEED = 60, 0
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 WAITING = {"spinning": {}, "specrej": threads.WAITING, "sleeping": {"OMP_WAIT_POLICY": "passive"}}
-BUSY = [sys.executable, "-c", "while True: pass"]
+SPIN = """import os
+parent = os.getppid()
+while os.getppid() == parent:  # who is killed leaves nothing behind
+    for _ in range(1_000_000):
+        pass
+"""
+BUSY = [sys.executable, "-c", SPIN]
 
 
 def say(line: str) -> None:
