@@ -297,8 +297,11 @@ def efficiency(files: Files) -> dict[str, Figures]:
 
 def reaching(points: Sequence[tuple[float, float]], target: float) -> float:
     """The compute at which a line through (compute, score), straight in log compute, first has
-    the score. 0 below the cheapest, infinity above all.
+    the score. 0 below the cheapest, infinity above all. Scores a millionth apart are equal.
     """
+    for _, score in points:
+        if abs(target - score) <= 1e-6 * (1 + abs(score)):
+            target = score
     if target < points[0][1]:
         return 0.0
     if target == points[0][1]:
