@@ -159,8 +159,8 @@ static void empty(struct heap *heap) {
 }
 
 /* The k largest of each row in descending order, and where they are: [rows, k]. Who is among them is
-   not below the k-th largest maximum of a piece. Where there are fewer, as
-   beside NaN, it is minus infinity at 0. `maxima` are those of all pieces. */
+   not below the k-th largest maximum of a piece. Where there are fewer, as beside NaN, it is minus
+   infinity at 0. `maxima` are those of all pieces. */
 void largest(const float *rows, int64_t num_rows, int64_t width, int64_t piece, int64_t k,
              float *values, int64_t *places, float *maxima, int threads) {
     int64_t pieces = width / piece;

@@ -13,7 +13,6 @@ on (`engines/torch/kernels.py` measures it).
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -33,26 +32,23 @@ def _pack_onednn(weight: Tensor, bias: Tensor | None) -> PackedCall:
 
 
 def pack_fp16(weight: Tensor, bias: Tensor | None) -> PackedCall:
-    """The form of float16 weights for few rows, by fbgemm."""
-    # fbgemm saturates what float16 cannot hold; such a layer would be wrong in silence.
-    if not _fits_fp16(weight):
-        return _pack_onednn(weight, bias)
+    """The form of float16 weights for few rows, by fbgemm; exact where float16 cannot hold them."""
+    return _pack_fbgemm(weight, bias) if _fits_fp16(weight) else _pack_onednn(weight, bias)
+
+
+def _pack_fbgemm(weight: Tensor, bias: Tensor | None) -> PackedCall:
     packed = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), bias)
     apply = torch.ops.quantized.linear_dynamic_fp16.default
     return lambda rows: apply(rows, packed)
 
 
 def _pack_rounded(weight: Tensor, bias: Tensor | None) -> PackedCall:
-    """The weights that `pack_fp16` holds, in oneDNN's form: what differs is the order of sums."""
-    return _pack_onednn(weight.half().float() if _fits_fp16(weight) else weight, bias)
-
-
-def _pack_tiles(products: Products, weight: Tensor, bias: Tensor | None) -> PackedCall:
-    """The same for the matrix units; oneDNN's form where float16 cannot hold them."""
-    return products.pack(weight, bias) if _fits_fp16(weight) else _pack_onednn(weight, bias)
+    """The weights that fbgemm holds, in oneDNN's form: what differs is the order of sums."""
+    return _pack_onednn(weight.half().float(), bias)
 
 
 def _fits_fp16(weight: Tensor) -> bool:
+    # Fbgemm saturates what float16 cannot hold; such a layer would be wrong in silence.
     # By numpy: it stays on this thread, of which there are as many as cores.
     values = weight.numpy()
     return bool(max(values.max(), -values.min()) <= _FP16_MAX)
@@ -92,7 +88,7 @@ class SecondForm:
 
     Attributes:
         name: what multiplies.
-        pack: makes it from a weight and a bias.
+        pack: makes it from a weight that float16 can hold, and a bias.
     """
 
     name: str
@@ -107,9 +103,8 @@ def form_for_many(products: Products | None) -> SecondForm | None:
     """
     if not _works(pack_fp16) or not _works(_pack_rounded):
         return None
-    on_tiles = None if products is None else partial(_pack_tiles, products)
-    if on_tiles is not None and _works(on_tiles):
-        return SecondForm("AMX", on_tiles)
+    if products is not None and _works(products.pack):
+        return SecondForm("AMX", products.pack)
     return SecondForm("oneDNN", _pack_rounded)
 
 
@@ -125,13 +120,20 @@ def pack_linears(model: nn.Module, weights: str, many: tuple[int, SecondForm] | 
     """
     if weights == "fp16" and many is not None:
         rows, form = many
-        _replace(model, lambda *given: PackedLinear(pack_fp16(*given), form.pack(*given), rows))
+        _replace(model, lambda weight, bias: _in_two_forms(weight, bias, form, rows))
         return f"fp16 (fbgemm, from {rows} rows on {form.name})"
     for name, pack in _KERNELS[weights]:
         if _works(pack):
             _replace(model, lambda *given, pack=pack: PackedLinear(pack(*given)))
             return name
     return "fp32 (torch)"
+
+
+def _in_two_forms(weight: Tensor, bias: Tensor | None, form: SecondForm, rows: int) -> PackedLinear:
+    """One form, an exact one, where float16 cannot hold the weights."""
+    if not _fits_fp16(weight):
+        return PackedLinear(_pack_onednn(weight, bias))
+    return PackedLinear(_pack_fbgemm(weight, bias), form.pack(weight, bias), rows)
 
 
 def _replace(model: nn.Module, pack: Callable[[Tensor, Tensor | None], PackedLinear]) -> None:

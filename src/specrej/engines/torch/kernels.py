@@ -60,9 +60,12 @@ def turning_point(model: Any) -> tuple[int, SecondForm] | None:
     Args:
         model: of float32 on a CPU, not packed yet.
     """
-    weights, compiled = _of_each_shape(model), fused(model.device)
+    weights = _of_each_shape(model)
+    if not weights:
+        return None
+    compiled = fused(model.device)
     form = form_for_many(None if compiled is None else compiled.products)
-    if not weights or form is None:
+    if form is None:
         return None
     path = cache_dir() / "kernels" / f"{_key(weights, form.name)}.json"
     try:
