@@ -16,12 +16,14 @@ import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import pytest
 import uvicorn.server
 
 from fakes import FakeEngine, FakeReward, FakeSession, by_hash
@@ -36,6 +38,17 @@ from specrej.types import Message
 SETTINGS = Settings(n=12, max_new_tokens=30, min_tokens=5, memory=6000, decide="every:8")
 TOTAL_BYTES = 30_000
 PATIENCE_S = 120.0
+
+
+class MovedClock:
+    """The service's clock, moved on by hand: how fast the machine is does not count."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.passed_s = 0.0
+        monkeypatch.setattr("specrej.server.service.time", self)
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.passed_s
 
 
 class ForgetfulReward(FakeReward):

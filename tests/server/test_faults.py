@@ -5,13 +5,19 @@ import asyncio
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from live import PATIENCE_S, SETTINGS, ForgetfulReward, Stalling, connect, serving
+from live import (
+    PATIENCE_S,
+    SETTINGS,
+    ForgetfulReward,
+    MovedClock,
+    Stalling,
+    connect,
+    serving,
+)
 
 import specrej
 from fakes import FakeEngine, FakeReward, FakeSession, by_hash
@@ -191,10 +197,7 @@ def test_a_full_queue_turns_requests_away_and_takes_them_again() -> None:
 def test_a_deadline_frees_the_place_of_what_runs_and_of_what_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # The clock is moved on by hand: a slow machine can spend any deadline before the first step.
-    slept_s = [0.0]
-    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + slept_s[0])
-    monkeypatch.setattr("specrej.server.service.time", clock)
+    clock = MovedClock(monkeypatch)
 
     async def go() -> None:
         engine = Stalling(eos=0.0)
@@ -207,7 +210,7 @@ def test_a_deadline_frees_the_place_of_what_runs_and_of_what_waits(
             going = asyncio.gather(*asking)
             await served.until(engine.is_there.is_set, "it never ran")
             await served.until(lambda: served.service.num_waiting == 2, "the others do not wait")
-            slept_s[0] = 60.0
+            clock.passed_s = 60.0
             engine.go_on.set()
             runs, waits, streams = await going
             assert [runs.status_code, waits.status_code, streams.status_code] == [504, 504, 200]

@@ -4,13 +4,12 @@ wants it.
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from live import MovedClock
 
 import specrej
 from endpoint import until
@@ -215,14 +214,11 @@ def test_a_request_that_nobody_waits_for_is_gone_after_the_step() -> None:
 def test_a_deadline_gives_the_best_complete_candidate_or_says_that_there_is_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Steps move the clock on, a minute each: how fast the machine is does not count.
-    passed_s = [0.0]
-    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + passed_s[0])
-    monkeypatch.setattr("specrej.server.service.time", clock)
+    clock = MovedClock(monkeypatch)
 
     class Slow(FakeEngine):
         def step(self, limits: Any = None) -> Any:
-            passed_s[0] += 60.0
+            clock.passed_s += 60.0
             return super().step(limits)
 
     async def run(eos: float) -> Ended:

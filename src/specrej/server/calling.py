@@ -6,6 +6,7 @@ certain.add(text)                # what of a stream's text is no call, whatever 
 """
 
 import hashlib
+from functools import cached_property
 from typing import Any
 
 from specrej.hub.thinking import Thinking
@@ -82,9 +83,9 @@ class CertainText:
         self._thinking = thinking
         self._text = ""
 
-    @property
+    @cached_property
     def thought(self) -> str:
-        """What was thought before the text that may be sent."""
+        """What was thought before the text that may be sent; it is over once there is some."""
         return "" if self._thinking is None else self._thinking.split(self._text).thought
 
     def add(self, text: str) -> str:

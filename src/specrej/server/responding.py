@@ -84,7 +84,7 @@ class ResponseWriter:
         [part] = message["content"]
         yield from self._opening(thoughts)
         if rest := part["text"].removeprefix(sent):
-            yield self._event("response.output_text.delta", **self._place, delta=rest, logprobs=[])
+            yield from self.text(rest, 0, "")
         said = {"text": part["text"], "logprobs": part["logprobs"]}
         yield self._event("response.output_text.done", **self._place, **said)
         yield self._event("response.content_part.done", **self._place, part=part)
