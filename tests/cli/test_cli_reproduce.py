@@ -160,7 +160,9 @@ def test_a_judgement_that_failed_is_asked_for_again(
     assert (figures[0]["name"], figures[0]["estimate"]["value"]) == ("mean grade", 1)
     server.answer = lambda request: completion("[[9]]")
     again = json.loads(run("mt-bench", tmp_path / "out", "--resume", "--json").stdout)
-    assert again["calls"]["requests"] == len(server.requests) == (2 + 2 + 1) * 15
+    # Two methods may choose the same answer: a question that was answered is not asked again.
+    num_questions = len({json.dumps(request["messages"]) for request in server.requests})
+    assert again["calls"]["requests"] == len(server.requests) == (2 + 2) * 15 + num_questions
     assert again["figures"][0]["estimate"]["value"] == 9
     assert next(f for f in again["figures"] if "failed" in f["name"])["estimate"]["value"] == 0
 

@@ -3,7 +3,9 @@
 import json
 import math
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -87,6 +89,19 @@ def test_a_grade_is_the_first_in_double_brackets(
     assert (graded["error"] is None) == (grade is not None)
     assert graded["calls"]["requests"] == (1 if grade is not None else 2)
     assert graded["calls"]["prompt_tokens"] == 100 * graded["calls"]["requests"]
+
+
+def test_one_question_of_several_threads_is_asked_once(server: Server, tmp_path: Path) -> None:
+    def answer(request: dict[str, Any]) -> bytes:
+        threading.Event().wait(0.1)  # the others have time to ask the same
+        return completion("[[7]]")
+
+    server.answer = answer
+    judge = JudgeClient(JudgeServer(base_url=server.url, model="some-judge"), tmp_path / "cache")
+    ask = partial(grade_turn, row=row("same"), turn=1, references=())
+    graded = list(judge.ask_all([ask] * 4))
+    assert [one["grade"] for one in graded] == [7] * 4
+    assert (len(server.requests), sum(one["calls"]["cached"] for one in graded)) == (1, 3)
 
 
 def test_a_turn_is_graded_in_its_conversation(server: Server, client: JudgeClient) -> None:

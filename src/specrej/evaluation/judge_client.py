@@ -107,7 +107,8 @@ def total_calls(rows: Iterable[Mapping[str, Any]]) -> CallsRow:
 
 
 class JudgeClient:
-    """Asks one endpoint. A reply that could be read is never asked for again.
+    """Asks one endpoint. A reply that could be read is never asked for again, not even by two
+    threads that have the same question at a time.
 
     Attributes:
         endpoint: where the judge is.
@@ -118,7 +119,8 @@ class JudgeClient:
         self._remote = Remote(endpoint.service())
         self._chat = JsonChat(endpoint.model)
         self._cache = Path(cache)
-        self._writing = threading.Lock()
+        self._asking: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
 
     def ask_all(self, questions: Sequence[Callable[["JudgeClient"], Row]]) -> Iterator[Row]:
         """What each question comes to, in their order, several at a time; the connections are
@@ -163,11 +165,28 @@ class JudgeClient:
         }
         asked = [self._remote.service.url, request]
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-        path = self._cache / f"{key}.json"
-        if (kept := _kept(path)) is not None:
-            calls["cached"] += 1
-            _add_tokens(calls, kept)
-            return kept
+        with self._lock:
+            one_at_a_time = self._asking.setdefault(key, threading.Lock())
+        with one_at_a_time:
+            path = self._cache / f"{key}.json"
+            if (kept := _kept(path)) is not None:
+                calls["cached"] += 1
+                _add_tokens(calls, kept)
+                return kept
+            reply = self._ask_twice(request, read, calls, wanted=wanted, as_json=as_json)
+            write_json(path, reply)
+            return reply
+
+    def _ask_twice(
+        self,
+        request: dict[str, Any],
+        read: ReadReply,
+        calls: CallsRow,
+        *,
+        wanted: str,
+        as_json: bool,
+    ) -> dict[str, Any]:
+        """What the first reply that can be read says, and its tokens; see `ask`."""
         for _ in range(2):
             body = self._fetch(request, calls, as_json=as_json)
             completion = read_completion(body)
@@ -177,10 +196,7 @@ class JudgeClient:
             }
             _add_tokens(calls, tokens)
             if (said := read(body)) is not None:
-                reply = {**said, **tokens}
-                with self._writing:
-                    write_json(path, reply)
-                return reply
+                return {**said, **tokens}
         quoted = self._remote.quote(completion.text or body)
         raise RemoteError(f"no {wanted} in the judge's reply {quoted}")
 
