@@ -22,6 +22,9 @@ from specrej.attention.fused import Fused, compile_fused
 from specrej.attention.groups import Group, Scoring
 from specrej.attention.layout import KvLayout
 
+needs_avx512 = pytest.mark.skipif(
+    "avx512f" not in fused_module.processor(), reason="other CPUs have no registers for this"
+)
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 EXAMPLES = settings(max_examples=40, deadline=None)
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 70))
@@ -102,7 +105,7 @@ def standing(places: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
     parts=st.lists(st.integers(1, 150), min_size=1, max_size=3),
     rows=st.integers(1, 4),
     heads=st.integers(1, 3),
-    shared=st.integers(1, 4),
+    shared=st.integers(1, 9),
     dim=st.sampled_from([16, 48, 64, 80, 128, 256]),
     length=st.integers(0, 140),
     window=st.one_of(st.none(), st.integers(1, 300)),
@@ -250,6 +253,24 @@ def test_none_where_nothing_compiles_it(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @needs_compiler
+@pytest.mark.skipif("avx2" not in fused_module.processor(), reason="needs an x86 CPU with AVX2")
+@pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx"])
+def test_it_serves_with_narrower_registers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: str
+) -> None:
+    monkeypatch.setenv("CC", f"cc {without}")
+    narrower = compile_fused(tmp_path)
+    assert narrower is not None
+    asked = numbers(3, 1, 6, 64).transpose(1, 2)
+    query, key, value = torch.split(asked, 2, 1)
+    groups = [make_group([70, 90], 3, 2, 64, 50) for _ in range(2)]
+    scoring = Scoring(0.125, 120, None)
+    expected = DecodePass([groups[0]]).attend(0, query, key, value, scoring)
+    seen = DecodePass([groups[1]], fused=narrower).attend(0, query, key, value, scoring)
+    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
 @pytest.mark.parametrize(
     ("written", "miscompiled"),
     [
@@ -257,12 +278,19 @@ def test_none_where_nothing_compiles_it(tmp_path: Path, monkeypatch: pytest.Monk
         ("-gates[i]", "gates[i]"),
         ("by[i + 1] + imaginary", "by[i + 1] - imaginary"),
         ("h < turned", "h < heads"),
-        ("sum += scores[j]", "sum = scores[j]"),
+        ("sum += weights[j]", "sum = weights[j]"),
         ("own_keys + length * dim", "own_keys"),
         ("exponential(row[i] - most)", "exponential(row[i])"),
         ("swap(&heap, 0, left);", ""),
-        ("see(state, queries, keys, values, num_keys, shared, 64 / WIDE)", ""),
-        ("see(state, queries, keys, values, num_keys, shared, 128 / WIDE)", ""),
+        ("scores[s][j] = nothing", "scores[s][j] = scores[s][0]"),
+        ("SEE(1, n)", ""),
+        ("SEE(1, 4)", ""),
+        ("SEE(1, 8)", ""),
+        ("SEE(1, 16)", ""),
+        pytest.param("SEE(2, 4)", "", marks=needs_avx512),
+        pytest.param("SEE(3, 4)", "", marks=needs_avx512),
+        pytest.param("SEE(4, 4)", "", marks=needs_avx512),
+        pytest.param("SEE(2, 8)", "", marks=needs_avx512),
     ],
 )
 def test_what_is_miscompiled_is_not_used(
@@ -273,6 +301,8 @@ def test_what_is_miscompiled_is_not_used(
     assert source.count(written) == 1
     (tmp_path / "fused.c").write_text(source.replace(written, miscompiled))
     monkeypatch.setattr(fused_module, "_SOURCES", (tmp_path / "fused.c", *others))
+    quickly = [flag for flag in fused_module._FLAGS if flag != "-O3"]
+    monkeypatch.setattr(fused_module, "_FLAGS", quickly)
     assert compile_fused(tmp_path / "kernels") is None
 
 

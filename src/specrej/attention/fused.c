@@ -9,7 +9,7 @@
 #include <string.h>
 
 /* Below this many numbers waking the other threads takes longer than the work. */
-#define WORTH_THREADS 262144
+#define WORTH_THREADS 131072
 /* Positions whose scores are held at once, and most numbers of one head's queries. */
 #define TILE 128
 #define MOST 4096
@@ -93,8 +93,10 @@ static inline float most_of(const float *numbers, int64_t num) {
         for (int64_t j = 0; j < LANES; j++)
             lanes[j] = numbers[i + j] > lanes[j] ? numbers[i + j] : lanes[j];
     for (; i < num; i++) most = numbers[i] > most ? numbers[i] : most;
-    for (int64_t j = 0; j < LANES; j++) most = lanes[j] > most ? lanes[j] : most;
-    return most;
+    for (int64_t half = LANES / 2; half; half /= 2)
+        for (int64_t j = 0; j < half; j++)
+            lanes[j] = lanes[j + half] > lanes[j] ? lanes[j + half] : lanes[j];
+    return lanes[0] > most ? lanes[0] : most;
 }
 
 /* out[r] = log(sum(exp(row r))); not finite where something in the row is not, but for minus
@@ -185,24 +187,38 @@ void largest(const float *rows, int64_t num_rows, int64_t width, int64_t piece, 
     }
 }
 
-/* Sixteen numbers at a time, in as many registers as the CPU needs for them. */
+/* Numbers in a register, and how many registers may hold sums. */
+#if defined __AVX512F__
 #define WIDE 16
+#define HELD 16
+#elif defined __AVX__
+#define WIDE 8
+#define HELD 8
+#else
+#define WIDE 4
+#define HELD 8
+#endif
+#define AT_ONCE (HELD / 4)
 typedef float wide __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
-typedef float half __attribute__((vector_size(2 * WIDE)));
-typedef float quarter __attribute__((vector_size(WIDE)));
+typedef float four __attribute__((vector_size(16)));
 
-/* By halves, which are copied: gcc before 12 has no shuffle by the name that others know. */
-static inline float sum_of(wide x) {
-    half a, more_a;
-    memcpy(&a, &x, sizeof a);
-    memcpy(&more_a, (const char *)&x + sizeof a, sizeof a);
-    a += more_a;
-    quarter b, more_b;
-    memcpy(&b, &a, sizeof b);
-    memcpy(&more_b, (const char *)&a + sizeof b, sizeof b);
-    b += more_b;
-    return (b[0] + b[2]) + (b[1] + b[3]);
+/* Its numbers as four sums. */
+static inline four sums_of(wide x) {
+    four sums, more;
+    memcpy(&sums, &x, sizeof sums);
+    for (size_t at = sizeof sums; at < sizeof x; at += sizeof more) {
+        memcpy(&more, (const char *)&x + at, sizeof more);
+        sums += more;
+    }
+    return sums;
 }
+
+/* Keys and values of one head that lie behind each other, and those that are seen after them: they
+   are fetched meanwhile, since a CPU foresees no more than what lies in a row. */
+struct run {
+    const float *keys, *values, *next_keys, *next_values;
+    int64_t size;
+};
 
 /* Softmax over keys that come in pieces (Milakov and Gimelshein 2018), of the queries of one head. */
 struct softmax {
@@ -210,48 +226,92 @@ struct softmax {
     wide out[MOST / WIDE];
 };
 
-/* `n` is the number of `wide` in a head: a constant, where its numbers are to stay in registers. */
+/* Weights of a query's scores, which come as four parts each; what the weights before them are to be
+   multiplied by. `num` is a multiple of LANES: a loop without a rest is one of vectors alone. */
+static inline float weigh(struct softmax *state, int64_t query, const four *scores,
+                          float *weights, int64_t num) {
+    const float *parts = (const float *)scores;
+    for (int64_t j = 0; j < num; j++)
+        weights[j] = (parts[4 * j] + parts[4 * j + 1]) + (parts[4 * j + 2] + parts[4 * j + 3]);
+    float before = state->most[query], most = most_of(weights, num), sum = 0.0f;
+    most = before > most ? before : most;
+    for (int64_t j = 0; j < num; j++) {
+        weights[j] = exponential(weights[j] - most);
+        sum += weights[j];
+    }
+    float by = most > before ? exponential(before - most) : 1.0f;
+    state->sum[query] = state->sum[query] * by + sum;
+    state->most[query] = most;
+    return by;
+}
+
+/* Of `num` queries from the first on. `num`, and `n`, the number of `wide` in a head, are constants
+   where their numbers are to stay in registers. */
 static inline __attribute__((always_inline)) void
-see(struct softmax *state, const wide *queries, const float *keys, const float *values,
-    int64_t num_keys, int64_t shared, int64_t n) {
-    float scores[TILE];
-    for (int64_t start = 0; start < num_keys; start += TILE) {
-        int64_t size = num_keys - start < TILE ? num_keys - start : TILE;
-        const wide *key = (const wide *)(keys + start * n * WIDE);
-        const wide *value = (const wide *)(values + start * n * WIDE);
-        for (int64_t s = 0; s < shared; s++) {
-            const wide *query = queries + s * n;
-            for (int64_t j = 0; j < size; j++) {
-                wide products = query[0] * key[j * n];
-                for (int64_t i = 1; i < n; i++) products += query[i] * key[j * n + i];
-                scores[j] = sum_of(products);
+see(struct softmax *state, int64_t first, int64_t num, int64_t n, const wide *queries,
+    const struct run *runs, int64_t num_runs) {
+    const four nothing = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+    four scores[AT_ONCE][TILE];
+    float weights[AT_ONCE][TILE];
+    wide out[MOST / WIDE];
+    const wide *values[TILE];
+    queries += first * n;
+    for (int64_t from = 0; num_runs;) {
+        int64_t size = 0;
+        while (num_runs && size < TILE) {
+            int64_t left = runs->size - from, until = size + left < TILE ? size + left : TILE;
+            for (; size < until; size++, from++) {
+                const wide *key = (const wide *)runs->keys + from * n;
+                values[size] = (const wide *)runs->values + from * n;
+                if (runs->next_keys)
+                    for (int64_t i = 0; i < n; i++) {
+                        __builtin_prefetch((const wide *)runs->next_keys + from * n + i);
+                        __builtin_prefetch((const wide *)runs->next_values + from * n + i);
+                    }
+                for (int64_t s = 0; s < num; s++) {
+                    wide products = queries[s * n] * key[0];
+                    for (int64_t i = 1; i < n; i++) products += queries[s * n + i] * key[i];
+                    scores[s][size] = sums_of(products);
+                }
             }
-            float before = state->most[s], most = most_of(scores, size), sum = 0.0f;
-            most = before > most ? before : most;
-            for (int64_t j = 0; j < size; j++) {
-                scores[j] = exponential(scores[j] - most);
-                sum += scores[j];
+            if (from == runs->size) {
+                from = 0;
+                runs++;
+                num_runs--;
             }
-            float by = most > before ? exponential(before - most) : 1.0f;
-            wide out[MOST / WIDE];
-            for (int64_t i = 0; i < n; i++) out[i] = state->out[s * n + i] * by;
-            for (int64_t j = 0; j < size; j++)
-                for (int64_t i = 0; i < n; i++) out[i] += scores[j] * value[j * n + i];
-            for (int64_t i = 0; i < n; i++) state->out[s * n + i] = out[i];
-            state->sum[s] = state->sum[s] * by + sum;
-            state->most[s] = most;
         }
+        int64_t padded = (size + LANES - 1) / LANES * LANES;
+        for (int64_t s = 0; s < num; s++) {
+            for (int64_t j = size; j < padded; j++) scores[s][j] = nothing;
+            float by = weigh(state, first + s, scores[s], weights[s], padded);
+            for (int64_t i = 0; i < n; i++) out[s * n + i] = state->out[(first + s) * n + i] * by;
+        }
+        for (int64_t j = 0; j < size; j++)
+            for (int64_t s = 0; s < num; s++)
+                for (int64_t i = 0; i < n; i++) out[s * n + i] += weights[s][j] * values[j][i];
+        for (int64_t i = 0; i < num * n; i++) state->out[first * n + i] = out[i];
     }
 }
 
-static void see_any(struct softmax *state, const wide *queries, const float *keys,
-                    const float *values, int64_t num_keys, int64_t shared, int64_t dim) {
-    if (dim == 64)
-        see(state, queries, keys, values, num_keys, shared, 64 / WIDE);
-    else if (dim == 128)
-        see(state, queries, keys, values, num_keys, shared, 128 / WIDE);
-    else
-        see(state, queries, keys, values, num_keys, shared, dim / WIDE);
+#define SEE(num, n) see(state, first, num, n, queries, runs, num_runs)
+
+/* As many queries at a time as registers hold. */
+static void see_all(struct softmax *state, const wide *queries, int64_t shared, int64_t dim,
+                    const struct run *runs, int64_t num_runs) {
+    int64_t n = dim / WIDE, at_once = n == 4 || n == 8 ? HELD / n : 1, num;
+    for (int64_t first = 0; first < shared; first += num) {
+        num = shared - first < at_once ? shared - first : at_once;
+        switch (n * 8 + num) {
+        case 4 * 8 + 4: SEE(4, 4); break;
+        case 4 * 8 + 3: SEE(3, 4); break;
+        case 4 * 8 + 2: SEE(2, 4); break;
+        case 4 * 8 + 1: SEE(1, 4); break;
+        case 8 * 8 + 2: SEE(2, 8); break;
+        case 8 * 8 + 1: SEE(1, 8); break;
+        case 16 * 8 + 1: SEE(1, 16); break;
+        default: SEE(1, n);
+        }
+    }
 }
 
 /* Keys and values of one part of a prompt: [kv_heads, length, dim], heads `stride` apart. */
@@ -275,6 +335,7 @@ void attend(const float *queries, const float *new_keys, const float *new_values
     for (int64_t k = 0; k < kv_heads; k++) {
         for (int64_t r = 0; r < num_rows; r++) {
             wide scaled[MOST / WIDE];
+            struct run runs[num_parts + 1];
             struct softmax state;
             int64_t size = shared * dim, length = lengths[r];
             const float *asked = queries + r * query_stride + k * size;
@@ -290,19 +351,25 @@ void attend(const float *queries, const float *new_keys, const float *new_values
                    dim * sizeof(float));
             memcpy(own_values + length * dim, new_values + r * value_stride + k * dim,
                    dim * sizeof(float));
-            int64_t first = length + 1 - window; /* of the positions that are seen */
+            int64_t first = length + 1 - window, num_runs = 0; /* of the positions that are seen */
             for (int64_t p = 0; p < num_parts; p++) first += parts[p].length;
             for (int64_t p = 0; p < num_parts; p++) {
                 int64_t from = first > 0 ? first : 0, left = parts[p].length - from;
                 if (left > 0)
-                    see_any(&state, scaled, parts[p].keys + k * parts[p].key_stride + from * dim,
-                            parts[p].values + k * parts[p].value_stride + from * dim, left, shared,
-                            dim);
+                    runs[num_runs++] = (struct run){
+                        .keys = parts[p].keys + k * parts[p].key_stride + from * dim,
+                        .values = parts[p].values + k * parts[p].value_stride + from * dim,
+                        .size = left};
                 first -= parts[p].length;
             }
-            int64_t from = first > 0 ? first : 0;
-            see_any(&state, scaled, own_keys + from * dim, own_values + from * dim,
-                    length + 1 - from, shared, dim);
+            int64_t from = first > 0 ? first : 0, next = places[r + (r + 1 < num_rows)];
+            next = next * kv_heads + k;
+            runs[num_runs++] = (struct run){own_keys + from * dim,
+                                            own_values + from * dim,
+                                            keys + (next * key_slots + from) * dim,
+                                            values + (next * value_slots + from) * dim,
+                                            length + 1 - from};
+            see_all(&state, scaled, shared, dim, runs, num_runs);
             float *to = out + r * kv_heads * size + k * size;
             const float *sums = (const float *)state.out;
             for (int64_t s = 0; s < shared; s++) {

@@ -309,15 +309,19 @@ def _sound(fused: Fused) -> Fused | None:
     pairs = [(normed, expected), (fused.gate(rows), gated), (heads, turned)]
     pairs.append((fused.log_sum_exp(rows), rows.logsumexp(-1, keepdim=True)))
     pairs += zip(fused.largest(rows, 3, 2), torch.topk(rows, 3), strict=True)
-    # Each of these sizes of a head has a loop of its own.
-    pairs += [_attended(fused, dim, numbers) for dim in (16, 64, 128)]
+    # Some sizes of a head have loops of their own, by the registers that the CPU has, and for each
+    # number of queries that they hold.
+    sizes = [(2, 48), (3, 16), (3, 32), (5, 64), (6, 64), (7, 64), (3, 128), (1, 256)]
+    pairs += [_attended(fused, *size, numbers) for size in sizes]
     is_sound = all(torch.allclose(*pair, atol=1e-5) for pair in pairs)
     return fused if is_sound else None
 
 
-def _attended(fused: Fused, dim: int, numbers: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
-    """What two rows see of a prompt and their own tokens, with two heads a key head: as compiled,
-    and by torch.
+def _attended(
+    fused: Fused, shared: int, dim: int, numbers: Callable[..., Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What two rows see of a prompt and their own tokens, with `shared` heads a key head: as
+    compiled, and by torch.
     """
     prompt, own = 3, 2
     keys, values = numbers(2, 2, 2, prompt + own + 1, dim)
@@ -326,10 +330,11 @@ def _attended(fused: Fused, dim: int, numbers: Callable[..., Tensor]) -> tuple[T
         kv[1, :, :prompt] = kv[0, :, :prompt]
     group.prompt_keys, group.prompt_values = ([kv[0, :, :prompt].clone()] for kv in (keys, values))
     group.keys, group.values = ([kv[:, :, prompt:].clone()] for kv in (keys, values))
-    query, (key, value) = numbers(2, 4, 1, dim), (kv[:, :, -1:].clone() for kv in (keys, values))
+    query = numbers(2, 2 * shared, 1, dim)
+    key, value = (kv[:, :, -1:].clone() for kv in (keys, values))
     for kv in (*group.keys, *group.values):
         kv[:, :, own] = 0  # the newest are to be stored
     scoring, standing = Scoring(dim**-0.5, None, None), (torch.arange(2), torch.full((2,), own))
     seen = fused.attend(group, 0, query, key, value, scoring, *standing)
-    shared = (kv.repeat_interleave(2, 1) for kv in (keys, values))
-    return seen, functional.scaled_dot_product_attention(query, *shared).transpose(1, 2)
+    alike = (kv.repeat_interleave(shared, 1) for kv in (keys, values))
+    return seen, functional.scaled_dot_product_attention(query, *alike).transpose(1, 2)
