@@ -6,10 +6,11 @@ One JSON line last.
 
 To have all of them in one run, install vLLM for CPUs and OpenVINO in one environment
 (docs/engines.md). Every engine has a process of its own, since vLLM binds the threads of the one it
-lives in; they take turns, one after the other.
+lives in. They take turns (A B C, A B C, ...), so that a drift of the machine hits all alike; who is
+not asked sleeps.
 
 Everyone decodes 64 new tokens after the same 60, top_k 50, temperature 1, prompt inside the clock,
-with a log-probability for each token; the best of two rounds counts. `overhead` alternates our
+with a log-probability for each token; the best round of each counts. `overhead` alternates our
 engine with `LLM.generate` of the same requests, seeds and block size, each on an engine of its own,
 in one process. `algorithms` runs what `specrej compare` runs, on vLLM, with the relevance reward,
 at one KV budget.
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 PROMPT_TOKENS, NEW_TOKENS, SEED = 60, 64, 0
 UNLIMITED = 2**30
@@ -69,25 +70,51 @@ def decode(engine: Any, batch: int) -> float:
     return seconds
 
 
-def measure_speed(name: str, batches: list[int]) -> dict[str, Any]:
-    """Tokens/s by batch size."""
+def answer(name: str, asked: TextIO, told: TextIO) -> None:
+    """Open an engine and tell what it is; then, for each batch that is asked for, the seconds. A
+    JSON value a line.
+    """
     import specrej
 
     begun = time.perf_counter()
     engine = specrej.open_engine("smollm2", **OPENINGS[name])
     open_s = time.perf_counter() - begun
     decode(engine, 2)  # what is slow only the first time
-    speeds = {}
-    for batch in batches:
-        seconds = min(decode(engine, batch) for _ in range(2))
-        speeds[str(batch)] = round(batch * NEW_TOKENS / seconds, 1)
-        say(f"{name}, batch of {batch}: {speeds[str(batch)]} tokens/s")
     about = {
         "describe": dict(engine.describe()),
         "versions": dict(engine.versions()),
         "open_s": round(open_s, 1),
     }
-    return {"tokens_per_s": speeds, **about}
+    print(json.dumps(about), file=told, flush=True)
+    for line in asked:
+        print(json.dumps(decode(engine, int(line))), file=told, flush=True)
+
+
+def measure_speeds(names: list[str], batches: list[int], rounds: int) -> dict[str, Any]:
+    """What each engine is, and its tokens/s by batch size; None for one that does not open."""
+    run = [sys.executable, __file__, "--only"]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    found: dict[str, Any] = dict.fromkeys(names)
+    with contextlib.ExitStack() as stack:
+        processes: dict[str, Any] = {}
+        for name in names:
+            process: Any = stack.enter_context(subprocess.Popen([*run, name], **pipes))
+            if line := process.stdout.readline():
+                found[name], processes[name] = json.loads(line), process
+            else:
+                say(f"left out: {name} does not open")
+        for batch in batches:
+            seconds: dict[str, list[float]] = {name: [] for name in processes}
+            for _ in range(rounds):
+                for name, process in processes.items():
+                    print(batch, file=process.stdin, flush=True)
+                    seconds[name].append(json.loads(process.stdout.readline()))
+            for name, took in seconds.items():
+                speed = round(batch * NEW_TOKENS / min(took), 1)
+                found[name].setdefault("tokens_per_s", {})[str(batch)] = speed
+                told = ", ".join(f"{one:.2f}" for one in took)
+                say(f"batch of {batch}: {name} {speed} tokens/s, all rounds: {told} s")
+    return found
 
 
 def measure_overhead(batch: int, rounds: int) -> dict[str, Any]:
@@ -179,15 +206,12 @@ def measure_algorithms() -> dict[str, Any]:
     }
 
 
-def in_a_process(*arguments: str) -> Any:
-    """What this program prints when it is given these; None where what it needs is not
-    installed.
-    """
-    done = subprocess.run(
-        [sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=False
-    )
+def in_a_process(name: str) -> Any:
+    """What this program prints of one measurement; None where it fails."""
+    run = [sys.executable, __file__, "--only", name]
+    done = subprocess.run(run, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        say(f"left out: {' '.join(arguments)} (exit code {done.returncode})")
+        say(f"left out: {name} (exit code {done.returncode})")
         return None
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -198,28 +222,25 @@ def main() -> None:
     )
     parser.add_argument("--batches", default="1,16,64,256", help="batch sizes, with commas")
     parser.add_argument("--engines", default=",".join(OPENINGS), help="engines, with commas")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of the overhead")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each batch size")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    batches = [int(batch) for batch in given.batches.split(",")]
     if given.only:
-        with contextlib.redirect_stdout(sys.stderr):
-            figures: Any = (
-                measure_overhead(64, given.rounds)
-                if given.only == "overhead"
-                else measure_algorithms()
-                if given.only == "algorithms"
-                else measure_speed(given.only, batches)
-            )
-        print(json.dumps(figures))
+        told = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # engines print there, too
+        if given.only == "overhead":
+            print(json.dumps(measure_overhead(64, rounds=5)), file=told)
+        elif given.only == "algorithms":
+            print(json.dumps(measure_algorithms()), file=told)
+        else:
+            answer(given.only, sys.stdin, told)
         return
     names = given.engines.split(",")
-    engines = {name: in_a_process("--only", name, "--batches", given.batches) for name in names}
+    batches = [int(batch) for batch in given.batches.split(",")]
+    engines = measure_speeds(names, batches, given.rounds)
     has_vllm = "vllm" in names
-    overhead = (
-        in_a_process("--only", "overhead", "--rounds", str(given.rounds)) if has_vllm else None
-    )
-    algorithms = in_a_process("--only", "algorithms") if has_vllm else None
+    overhead = in_a_process("overhead") if has_vllm else None
+    algorithms = in_a_process("algorithms") if has_vllm else None
     about = {
         "prompt_tokens": PROMPT_TOKENS,
         "new_tokens": NEW_TOKENS,
