@@ -1,6 +1,7 @@
 """Every kernel against `F.linear`, and that a row's result is its own."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from specrej.attention import linear
-from specrej.attention.linear import WEIGHTS, pack_linears
+from specrej.attention.fused import compile_fused
+from specrej.attention.linear import WEIGHTS, HalfForms, half_forms, pack_linears
 
 # Largest error as a share of the largest output.
 TOLERANCES = {"fp32": 1e-5, "fp16": 1e-3}
@@ -41,10 +43,32 @@ def make_linear(out: int, inside: int, *, bias: bool, seed: int = 0) -> nn.Linea
     return layer
 
 
-@torch.inference_mode()
-def pack(layer: nn.Module, weights: str) -> tuple[str, Callable[[Tensor], Tensor]]:
-    holder = nn.Sequential(layer)
-    return pack_linears(holder, weights), torch.inference_mode()(holder)
+@pytest.fixture(scope="module", params=["compiled", "by torch"])
+def forms(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> HalfForms:
+    """Of float16 weights: what is compiled where this machine can, and what torch has."""
+    products = None
+    if request.param == "compiled":
+        fused = compile_fused(tmp_path_factory.mktemp("kernels"))
+        if fused is None or (products := fused.products) is None:
+            pytest.skip("nothing is compiled here")
+    found = half_forms(products)
+    if found is None:
+        pytest.skip("this torch has no fbgemm")
+    return found
+
+
+Pack = Callable[[nn.Module, str], Callable[[Tensor], Tensor]]
+
+
+@pytest.fixture
+def pack(forms: HalfForms) -> Pack:
+    @torch.inference_mode()
+    def pack(layer: nn.Module, weights: str) -> Callable[[Tensor], Tensor]:
+        holder = nn.Sequential(layer)
+        pack_linears(holder, weights, forms)
+        return torch.inference_mode()(holder)
+
+    return pack
 
 
 def make_conv(out: int, inside: int) -> nn.Module:
@@ -60,10 +84,12 @@ def share(actual: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize(("out", "inside"), SHAPES)
 @pytest.mark.parametrize("bias", [True, False])
-def test_kernels_compute_the_linear_layer(weights: str, out: int, inside: int, bias: bool) -> None:
+def test_kernels_compute_the_linear_layer(
+    pack: Pack, weights: str, out: int, inside: int, bias: bool
+) -> None:
     layer = make_linear(out, inside, bias=bias)
     weight, offset = layer.weight.detach().clone(), layer.bias.detach().clone() if bias else None
-    _, packed = pack(layer, weights)
+    packed = pack(layer, weights)
     for shape in [(1, inside), (5, inside), (1, 7, inside), (4, 1, inside), (2, 3, inside)]:
         rows = random(*shape, seed=9)
         expected = functional.linear(rows, weight, offset)
@@ -74,17 +100,17 @@ def test_kernels_compute_the_linear_layer(weights: str, out: int, inside: int, b
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_rows_that_are_no_dense_block(weights: str) -> None:
+def test_rows_that_are_no_dense_block(pack: Pack, weights: str) -> None:
     layer = make_linear(24, 16, bias=True)
     weight, offset = layer.weight.detach().clone(), layer.bias.detach().clone()
-    _, packed = pack(layer, weights)
+    packed = pack(layer, weights)
     wide = random(6, 3, 40)
     for rows in (wide[:, :, 8:24], wide[::2, :, :16], wide[:, -1:, :16], random(16, 6).t()):
         assert share(packed(rows), functional.linear(rows, weight, offset)) < TOLERANCES[weights]
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_weights_that_lie_transposed(weights: str) -> None:
+def test_weights_that_lie_transposed(pack: Pack, weights: str) -> None:
     layer = make_conv(24, 16)
     layer.get_parameter("weight").data, layer.get_parameter("bias").data = (
         random(16, 24),
@@ -92,51 +118,53 @@ def test_weights_that_lie_transposed(weights: str) -> None:
     )
     rows = random(3, 5, 16, seed=2)
     expected = layer(rows).detach()
-    _, packed = pack(layer, weights)
+    packed = pack(layer, weights)
     assert share(packed(rows), expected) < TOLERANCES[weights]
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("weight", [65504.1, 1e5, -1e5, 3e38])
-def test_a_weight_beyond_float16_keeps_its_layer_exact(weight: float, bias: bool) -> None:
+def test_a_weight_beyond_float16_keeps_its_layer_exact(
+    pack: Pack, weight: float, bias: bool
+) -> None:
     layer = make_linear(24, 16, bias=bias)
     layer.weight.data[3, 4] = weight
     rows = random(5, 16, seed=2)
     expected = functional.linear(rows, layer.weight.detach(), layer.bias.detach() if bias else None)
-    _, packed = pack(layer, "fp16")
+    packed = pack(layer, "fp16")
     actual = packed(rows)
     assert torch.allclose(actual[:, 3], expected[:, 3], rtol=1e-5)
     others = [column for column in range(24) if column != 3]
     assert share(actual[:, others], expected[:, others]) < TOLERANCES["fp32"]
 
 
-def test_the_largest_weight_of_float16_is_held() -> None:
+def test_the_largest_weight_of_float16_is_held(pack: Pack) -> None:
     layer = make_linear(24, 16, bias=False)
     layer.weight.data[3, 4] = 65504.0
     rows = random(5, 16, seed=2)
     expected = functional.linear(rows, layer.weight.detach())
-    _, packed = pack(layer, "fp16")
+    packed = pack(layer, "fp16")
     assert share(packed(rows), expected) < TOLERANCES["fp16"]
 
 
-def test_small_weights_survive_float16() -> None:
+def test_small_weights_survive_float16(pack: Pack) -> None:
     """Weights of 1e-6 are subnormal in float16: what is lost stays small beside the layer's own
     output."""
     layer = make_linear(24, 16, bias=False)
     layer.weight.data[0] *= 1e-5
     rows = random(5, 16, seed=2)
     expected = functional.linear(rows, layer.weight.detach())
-    _, packed = pack(layer, "fp16")
+    packed = pack(layer, "fp16")
     assert share(packed(rows), expected) < TOLERANCES["fp16"]
     assert (packed(rows)[:, 0] - expected[:, 0]).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_every_linear_layer_of_a_model_is_replaced(weights: str) -> None:
+def test_every_linear_layer_of_a_model_is_replaced(weights: str, forms: HalfForms) -> None:
     model = Two(make_linear(32, 16, bias=True), make_conv(8, 32))
     rows = random(4, 16)
     expected = model(rows).detach()
-    kernel = pack_linears(model, weights)
+    kernel = pack_linears(model, weights, forms)
     assert kernel.startswith(weights)
     assert not [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D)]
     assert not list(model.parameters())
@@ -163,31 +191,43 @@ def _late(*_: object) -> Callable[[Tensor], Tensor]:
 
 
 @pytest.mark.parametrize("pack_badly", [_broken, _missing, _wrong, _late])
-@pytest.mark.parametrize("weights", WEIGHTS)
 def test_a_kernel_that_fails_is_not_used(
+    pack_badly: Callable[..., Callable[[Tensor], Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    products: Any = SimpleNamespace(
+        has_units=False,
+        pack=lambda *given: SimpleNamespace(by_registers=pack_badly(*given)),
+    )
+    assert half_forms(products) == half_forms(None)
+    monkeypatch.setattr(linear, "_pack_rounded", pack_badly)
+    few_only = half_forms(None)
+    assert few_only is not None
+    assert (few_only.few, few_only.many) == ("fbgemm", None)
+    monkeypatch.setattr(linear, "_pack_fbgemm", pack_badly)
+    assert half_forms(None) is None
+
+
+@pytest.mark.parametrize("pack_badly", [_broken, _missing, _wrong, _late])
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_where_no_kernel_works_torch_multiplies(
     weights: str,
     pack_badly: Callable[..., Callable[[Tensor], Tensor]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name, _ = linear._KERNELS[weights][0]
-    monkeypatch.setitem(
-        linear._KERNELS, weights, [(name, pack_badly), *linear._KERNELS[weights][1:]]
-    )
+    monkeypatch.setattr(linear, "_pack_onednn", pack_badly)
     model = Two(make_linear(32, 16, bias=True), make_linear(8, 32, bias=False))
     rows = random(4, 16)
     expected = model(rows).detach()
-    kernel = pack_linears(model, weights)
-    assert kernel.startswith("fp32")
-    assert kernel != name
+    assert pack_linears(model, weights) == "fp32 (torch)"
     assert share(model(rows), expected) < TOLERANCES["fp32"]
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("inside", [64, 576, 1536])
-def test_a_row_does_not_depend_on_its_neighbours(weights: str, inside: int) -> None:
+def test_a_row_does_not_depend_on_its_neighbours(pack: Pack, weights: str, inside: int) -> None:
     """To rounding: the order of sums may differ with the number of rows, a scale over the whole
     batch may not."""
-    _, packed = pack(make_linear(96, inside, bias=True), weights)
+    packed = pack(make_linear(96, inside, bias=True), weights)
     rows = random(40, inside)
     rows[1:] *= 1000.0
     together = packed(rows)

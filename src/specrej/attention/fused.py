@@ -1,5 +1,5 @@
 """What a step does beside its matrix products, compiled on the user's machine: `fused.c`.
-Products themselves, where the CPU has matrix units: `products`.
+Products with float16 weights, too: `products`.
 
     fused = compile_fused(folder)          # None where there is no compiler, or it does not serve
     fused.norm(rows, weight, least)
@@ -32,7 +32,9 @@ from specrej.attention.groups import Group, Scoring
 from specrej.attention.layout import KvLayout
 from specrej.attention.products import Products
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused.c", "products.c"))
+_SOURCES = tuple(
+    Path(__file__).with_name(name) for name in ("fused.c", "products.c", "registers.c")
+)
 _FLAGS = (
     *("-std=gnu11", "-O3", "-fPIC", "-fopenmp"),
     # Sums in any order, which makes vectors of them. NaN and infinity stay what they are.
@@ -77,7 +79,7 @@ class Fused:
 
     Attributes:
         name: stands for the CPU, the compiler and the sources, and for what came out.
-        products: those of the matrix units; None where there are none.
+        products: with float16 weights; None where this CPU has no registers for them.
 
     Raises:
         OSError: the library cannot be loaded.

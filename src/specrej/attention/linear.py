@@ -1,18 +1,20 @@
 """Linear layers through the fastest kernel this CPU has.
 
-On a CPU the matrix library decides the speed. Two kernels of torch beat `F.linear` there: weights
-reordered once for oneDNN (exact float32) and weights stored in float16 (fbgemm; half the bytes to
-read, sums in float32). Either may be missing on another processor or in another torch, so each is
-tried once on a small layer; what fails is not used. At many rows the matrix units of a CPU
-(`products`), or oneDNN, can be faster with the same rounded weights: who packs says from how many
-on (`engines/torch/kernels.py` measures it).
+On a CPU the matrix library decides the speed. Exact float32 weights are reordered once for oneDNN.
+Weights in float16 take half of the bytes; sums stay in float32. They have a form for few rows and
+may have one for many: who packs says from how many rows on (`engines/torch/kernels.py` measures
+it). Any kernel may be missing on another processor or in another torch, so each is tried once on a
+small layer; what fails is not used.
 
-    pack_linears(model, "fp16")      # -> "fp16 (fbgemm)"
+    forms = half_forms(products)                # of the compiled library; None leaves it to torch
+    pack_linears(model, "fp16", forms, 64)      # -> "fp16 (compiled, from 64 rows on AMX)"
+    pack_linears(model, "fp32")                 # -> "fp32 (oneDNN, prepacked)"
 """
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,9 @@ from torch.nn import functional
 from specrej.attention.products import Products
 
 PackedCall = Callable[[Tensor], Tensor]
+
+WEIGHTS = ("fp32", "fp16")
+"""Storage of the weights on a CPU, as `--weights` takes it."""
 
 _FP16_MAX = torch.finfo(torch.float16).max
 
@@ -31,11 +36,6 @@ def _pack_onednn(weight: Tensor, bias: Tensor | None) -> PackedCall:
     return lambda rows: apply(rows, packed, bias, "none", [], "")
 
 
-def pack_fp16(weight: Tensor, bias: Tensor | None) -> PackedCall:
-    """The form of float16 weights for few rows, by fbgemm; exact where float16 cannot hold them."""
-    return _pack_fbgemm(weight, bias) if _fits_fp16(weight) else _pack_onednn(weight, bias)
-
-
 def _pack_fbgemm(weight: Tensor, bias: Tensor | None) -> PackedCall:
     packed = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), bias)
     apply = torch.ops.quantized.linear_dynamic_fp16.default
@@ -43,26 +43,15 @@ def _pack_fbgemm(weight: Tensor, bias: Tensor | None) -> PackedCall:
 
 
 def _pack_rounded(weight: Tensor, bias: Tensor | None) -> PackedCall:
-    """The weights that fbgemm holds, in oneDNN's form: what differs is the order of sums."""
+    """Float16 weights in oneDNN's form, as float32: what differs is the order of sums."""
     return _pack_onednn(weight.half().float(), bias)
 
 
 def _fits_fp16(weight: Tensor) -> bool:
-    # Fbgemm saturates what float16 cannot hold; such a layer would be wrong in silence.
+    # What float16 cannot hold would be infinite, or saturate: the layer would be wrong in silence.
     # By numpy: it stays on this thread, of which there are as many as cores.
     values = weight.numpy()
     return bool(max(values.max(), -values.min()) <= _FP16_MAX)
-
-
-_Pack = Callable[[Tensor, Tensor | None], PackedCall]
-
-_KERNELS: dict[str, list[tuple[str, _Pack]]] = {
-    "fp32": [("fp32 (oneDNN, prepacked)", _pack_onednn)],
-    "fp16": [("fp16 (fbgemm)", pack_fp16), ("fp32 (oneDNN, prepacked)", _pack_onednn)],
-}
-
-WEIGHTS = tuple(_KERNELS)
-"""Storage of the weights on a CPU, as `--weights` takes it."""
 
 
 class PackedLinear(nn.Module):
@@ -82,58 +71,83 @@ class PackedLinear(nn.Module):
         return self._call(rows)
 
 
+TwoForms = tuple[PackedCall, Callable[[], PackedCall]]
+"""The form for few rows, and what makes the one for many."""
+
+
 @dataclass(frozen=True, slots=True)
-class SecondForm:
-    """A form of float16 weights that is made for many rows.
+class HalfForms:
+    """How layers with float16 weights are multiplied.
 
     Attributes:
-        name: what multiplies.
-        pack: makes it from a weight that float16 can hold, and a bias.
+        few: what multiplies few rows.
+        many: what may be faster for many rows; None where nothing is.
+        pack: both forms of a weight that float16 can hold, and a bias.
     """
 
-    name: str
-    pack: _Pack
+    few: str
+    many: str | None
+    pack: Callable[[Tensor, Tensor | None], TwoForms]
 
 
-def form_for_many(products: Products | None) -> SecondForm | None:
-    """The fastest for many rows that works here; None where there is none, or none for few rows.
+def half_forms(products: Products | None) -> HalfForms | None:
+    """The fastest forms that work here; None where there is none, not even for few rows.
 
     Args:
-        products: those of the CPU's matrix units, where it has some.
+        products: the compiled ones, where there are some.
     """
-    if not _works(pack_fp16) or not _works(_pack_rounded):
-        return None
-    if products is not None and _works(products.pack):
-        return SecondForm("AMX", products.pack)
-    return SecondForm("oneDNN", _pack_rounded)
+    known = [HalfForms("fbgemm", "oneDNN", _by_torch)]
+    if products is not None:
+        many = "AMX" if products.has_units else "oneDNN"
+        known.insert(0, HalfForms("compiled", many, partial(_compiled, products)))
+    for forms in known:
+        if _works(lambda *given, forms=forms: forms.pack(*given)[0]):
+            has_many = _works(lambda *given, forms=forms: forms.pack(*given)[1]())
+            return forms if has_many else replace(forms, many=None)
+    return None
 
 
-def pack_linears(model: nn.Module, weights: str, many: tuple[int, SecondForm] | None = None) -> str:
+def _compiled(products: Products, weight: Tensor, bias: Tensor | None) -> TwoForms:
+    packed = products.pack(weight, bias)
+    if products.has_units:
+        return packed.by_registers, lambda: packed.by_units
+    return packed.by_registers, partial(_pack_rounded, weight, bias)
+
+
+def _by_torch(weight: Tensor, bias: Tensor | None) -> TwoForms:
+    return _pack_fbgemm(weight, bias), partial(_pack_rounded, weight, bias)
+
+
+def pack_linears(
+    model: nn.Module, weights: str, forms: HalfForms | None = None, many_rows: int | None = None
+) -> str:
     """Replace every linear layer of a float32 CPU model, the head included, and name the kernel
     that now runs.
 
     Args:
         model: changed in place; the original weights are released one by one.
-        weights: "fp32" or "fp16".
-        many: float16 weights are held in this form as well, which multiplies so many rows and more.
-            None: they are not.
+        weights: "fp32" or "fp16", which is exact where there are no forms.
+        forms: of float16 weights.
+        many_rows: the form for many multiplies so many rows and more. None: it is not made.
     """
-    if weights == "fp16" and many is not None:
-        rows, form = many
-        _replace(model, lambda weight, bias: _in_two_forms(weight, bias, form, rows))
-        return f"fp16 (fbgemm, from {rows} rows on {form.name})"
-    for name, pack in _KERNELS[weights]:
-        if _works(pack):
-            _replace(model, lambda *given, pack=pack: PackedLinear(pack(*given)))
-            return name
+    if weights == "fp16" and forms is not None:
+        _replace(model, lambda *given: _in_half(*given, forms=forms, many_rows=many_rows))
+        many = "" if many_rows is None else f", from {many_rows} rows on {forms.many}"
+        return f"fp16 ({forms.few}{many})"
+    if _works(_pack_onednn):
+        _replace(model, lambda *given: PackedLinear(_pack_onednn(*given)))
+        return "fp32 (oneDNN, prepacked)"
     return "fp32 (torch)"
 
 
-def _in_two_forms(weight: Tensor, bias: Tensor | None, form: SecondForm, rows: int) -> PackedLinear:
-    """One form, an exact one, where float16 cannot hold the weights."""
+def _in_half(
+    weight: Tensor, bias: Tensor | None, *, forms: HalfForms, many_rows: int | None
+) -> PackedLinear:
+    """An exact layer where float16 cannot hold the weights."""
     if not _fits_fp16(weight):
         return PackedLinear(_pack_onednn(weight, bias))
-    return PackedLinear(_pack_fbgemm(weight, bias), form.pack(weight, bias), rows)
+    few, make_many = forms.pack(weight, bias)
+    return PackedLinear(few) if many_rows is None else PackedLinear(few, make_many(), many_rows)
 
 
 def _replace(model: nn.Module, pack: Callable[[Tensor, Tensor | None], PackedLinear]) -> None:
@@ -147,7 +161,7 @@ def _replace(model: nn.Module, pack: Callable[[Tensor, Tensor | None], PackedLin
         list(pool.map(replace, list(linears_of(model))))
 
 
-def _works(pack: _Pack) -> bool:
+def _works(pack: Callable[[Tensor, Tensor | None], PackedCall]) -> bool:
     """Whether the kernel is there and right, on one small layer."""
     generator = torch.Generator().manual_seed(0)
     weight, bias, rows = (

@@ -150,8 +150,8 @@ static void block_of(int two_high, int two_wide, const uint16_t *inputs, int64_t
         block(inputs, apart, below, weights, num, out, outputs, bias, is_first, 0, 0);
 }
 
-/* out[r] = weights x[r] + bias. `weights` are tiles of float16, [outputs / 16, inputs / 32, 16
-   pairs of inputs, 2, 16 outputs], zero where there are no inputs; `bias` may be null; `space` has
+/* out[r] = weights x[r] + bias. `weights` are tiles of float16, [outputs / 16, inputs / 32, 32
+   inputs, 16 outputs], zero where there are no inputs; `bias` may be null; `space` has
    room for the inputs in bfloat16, twice, whole tiles of them; `out` has whole tiles of rows, or
    `rows` where these are fewer than a tile has. */
 void multiply(const float *x, const uint16_t *weights, const float *bias, float *out,

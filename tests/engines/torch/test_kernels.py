@@ -9,19 +9,20 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from specrej.attention.linear import PackedLinear, SecondForm, form_for_many, pack_linears
+from specrej.attention.linear import HalfForms, PackedLinear, half_forms, pack_linears
 from specrej.engines.torch import kernels
 from specrej.engines.torch.loading import wrap
 from specrej.types import SamplingParams
 from tiny import make_ids, make_model, make_tokenizer
 
-COMPILED = kernels.fused(torch.device("cpu"))
-PRODUCTS = None if COMPILED is None else COMPILED.products
+HERE = kernels.forms_here(torch.device("cpu"))
 FORMS = {
-    form.name: form for form in (form_for_many(None), form_for_many(PRODUCTS)) if form is not None
+    f"{forms.few}, {forms.many}": forms
+    for forms in (half_forms(None), HERE)
+    if forms is not None and forms.many is not None
 }
-"""For many rows: oneDNN, and the matrix units where this CPU has some."""
-pytestmark = pytest.mark.skipif(not FORMS, reason="one of the kernels is not here")
+"""Those of torch alone, and the compiled ones where this CPU has some."""
+pytestmark = pytest.mark.skipif(not FORMS or HERE is None, reason="a kernel is not here")
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, found: int | None) -> list[int]:
     """Have measurements find this; a list that gets longer with each."""
     calls: list[int] = []
 
-    def measure(weights: Any, form: SecondForm) -> int | None:
+    def measure(weights: Any, forms: HalfForms) -> int | None:
         calls.append(len(weights))
         return found
 
@@ -44,9 +45,14 @@ def measured(monkeypatch: pytest.MonkeyPatch, found: int | None) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def turning_point(**shape: Any) -> int | None:
+    assert HERE is not None
+    return kernels.turning_point(make_model("llama", **shape), HERE)
+
+
+@pytest.mark.parametrize("forms", FORMS.values(), ids=FORMS)
 @torch.inference_mode()
-def test_both_forms_compute_with_the_same_rounded_weights(form: SecondForm) -> None:
+def test_both_forms_compute_with_the_same_rounded_weights(forms: HalfForms) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, bias, rows = (
         torch.randn(shape, generator=generator) for shape in ((96, 64), (96,), (40, 1, 64))
@@ -54,7 +60,8 @@ def test_both_forms_compute_with_the_same_rounded_weights(form: SecondForm) -> N
     layer = nn.Linear(64, 96)
     layer.weight.data, layer.bias.data = weight, bias
     model = nn.Sequential(layer)
-    assert pack_linears(model, "fp16", (8, form)) == f"fp16 (fbgemm, from 8 rows on {form.name})"
+    kernel = pack_linears(model, "fp16", forms, 8)
+    assert kernel == f"fp16 ({forms.few}, from 8 rows on {forms.many})"
     exact = functional.linear(rows.double(), weight.half().double(), bias.double())
     for num_rows in (1, 7, 8, 40):
         actual = model(rows[:num_rows])
@@ -68,14 +75,14 @@ def test_the_number_of_rows_decides_whatever_their_shape() -> None:
         assert layer(torch.ones(shape)).unique().tolist() == [is_many]
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_what_float16_cannot_hold_stays_exact(form: SecondForm) -> None:
+@pytest.mark.parametrize("forms", FORMS.values(), ids=FORMS)
+def test_what_float16_cannot_hold_stays_exact(forms: HalfForms) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(16, 8)
     layer.weight.data[0, 0] = 1e6
     model, rows = nn.Sequential(layer), torch.ones(9, 16)
     expected = functional.linear(rows, layer.weight.detach(), layer.bias.detach())
-    pack_linears(model, "fp16", (4, form))
+    pack_linears(model, "fp16", forms, 4)
     # A sum that is nearly 0 is off by what its parts are off by.
     assert torch.allclose(model(rows), expected, rtol=1e-6, atol=1e-6)
     assert torch.allclose(model(rows[:1]), expected[:1], rtol=1e-6, atol=1e-6)
@@ -87,11 +94,10 @@ def test_a_machine_measures_once(
 ) -> None:
     calls = measured(monkeypatch, found)
     for _ in range(3):
-        point = kernels.turning_point(make_model("llama"))
-        assert (point and point[0]) == found
+        assert turning_point() == found
     assert len(calls) == 1
     assert [json.loads(path.read_text()) for path in cache.iterdir()] == [{"many_rows": found}]
-    kernels.turning_point(make_model("llama", hidden_size=64))  # other shapes
+    turning_point(hidden_size=64)  # other shapes
     assert len(calls) == 2
 
 
@@ -100,12 +106,10 @@ def test_a_broken_measurement_is_made_anew(
     content: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = measured(monkeypatch, 16)
-    kernels.turning_point(make_model("llama"))
+    turning_point()
     (path,) = cache.iterdir()
     path.write_text(content)
-    point = kernels.turning_point(make_model("llama"))
-    assert point is not None
-    assert point[0] == 16
+    assert turning_point() == 16
     assert len(calls) == 2
 
 
@@ -115,14 +119,14 @@ def test_where_the_cache_cannot_be_written_there_is_one_form(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SPECREJ_CACHE", str(tmp_path / "file"))
     measured(monkeypatch, 16)
-    assert kernels.turning_point(make_model("llama")) is None
+    assert turning_point() is None
 
 
 def test_small_layers_are_not_measured(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setenv("SPECREJ_CACHE", str(cache))
     calls = measured(monkeypatch, 16)
-    assert kernels.turning_point(make_model("llama")) is None
+    assert turning_point() is None
     assert calls == []
 
 
@@ -137,8 +141,8 @@ def test_the_turning_point_is_where_all_larger_sizes_gain(
     monkeypatch.setattr(
         kernels, "_in_turns", lambda *_: [2.0 if next(sizes) in faster else 1.0, 1.0]
     )
-    form = FORMS["oneDNN"]
-    assert kernels.measure([torch.ones(8, 4)], form, (4, 16, 64)) == expected
+    (forms, *_) = FORMS.values()
+    assert kernels.measure([torch.ones(8, 4)], forms, (4, 16, 64)) == expected
 
 
 @pytest.mark.parametrize(("weights", "is_asked"), [(None, True), ("fp16", True), ("fp32", False)])

@@ -1,7 +1,8 @@
-"""From how many rows on the CPU's matrix units, or oneDNN, multiply float16 weights faster than
-fbgemm: measured once a machine.
+"""How float16 weights are multiplied on this CPU, and from how many rows on by another form, such
+as its matrix units: measured once a machine.
 
-    many = turning_point(model)    # (64, SecondForm("oneDNN", ...)); None: fbgemm is never slower
+    forms = forms_here(model.device)
+    turning_point(model, forms)    # 64; None: the form for few rows is never slower
 
 Which is faster depends on the processor. All compute with the same rounded weights, in float32.
 What was measured stays in the user's cache, so that a machine goes on giving the same tokens.
@@ -20,11 +21,10 @@ from torch import Tensor
 
 from specrej.attention.fused import Fused, compile_fused, processor
 from specrej.attention.linear import (
+    HalfForms,
     PackedCall,
-    SecondForm,
-    form_for_many,
+    half_forms,
     linears_of,
-    pack_fp16,
     weight_and_bias,
 )
 from specrej.errors import UsageError
@@ -32,10 +32,10 @@ from specrej.files.journal import write_json
 from specrej.hub.defaults import cache_dir
 
 SIZES = (8, 16, 32, 64, 128, 256)
-"""Rows that are multiplied. Fewer than the first always go through fbgemm: there the bytes that
-are read decide."""
+"""Rows that are multiplied. Fewer than the first never go through the form for many: there the
+bytes that are read decide."""
 GAIN = 1.1
-"""The second form must be so much faster, since it needs as much memory again, or twice that."""
+"""It must be so much faster, since oneDNN's needs twice as much memory again."""
 ROUNDS = 8
 _LEAST_NUMBERS = 1 << 18
 """Layers with fewer weights are not worth a second form."""
@@ -53,33 +53,36 @@ def _fused() -> Fused | None:
     return compile_fused(cache_dir() / "kernels")
 
 
-def turning_point(model: Any) -> tuple[int, SecondForm] | None:
-    """From how many rows on which form; as of the cache, or measured and put there. Never a second
-    form where the cache cannot be written: the next process could measure something else.
+def forms_here(device: torch.device) -> HalfForms | None:
+    """How layers with float16 weights are multiplied; None where nothing does."""
+    compiled = fused(device)
+    return half_forms(None if compiled is None else compiled.products)
+
+
+def turning_point(model: Any, forms: HalfForms) -> int | None:
+    """From how many rows on the form for many; as of the cache, or measured and put there. Never
+    where the cache cannot be written: the next process could measure something else.
 
     Args:
         model: of float32 on a CPU, not packed yet.
+        forms: how it will be packed.
     """
     weights = _of_each_shape(model)
-    if not weights:
+    if not weights or forms.many is None:
         return None
-    compiled = fused(model.device)
-    form = form_for_many(None if compiled is None else compiled.products)
-    if form is None:
-        return None
-    path = cache_dir() / "kernels" / f"{_key(weights, form.name)}.json"
+    path = cache_dir() / "kernels" / f"{_key(weights, forms)}.json"
     try:
         found: int | None = json.loads(path.read_text())["many_rows"]
         if found not in (None, *SIZES):
             raise ValueError(found)
     except (OSError, ValueError, KeyError, TypeError):
-        found = measure(weights, form)
+        found = measure(weights, forms)
         try:
             write_json(path, {"many_rows": found})
         except UsageError as error:
             _LOG.info("float16 weights are held in one form only: %s", error)
             return None
-    return None if found is None else (found, form)
+    return found
 
 
 def _of_each_shape(model: Any) -> list[Tensor]:
@@ -91,10 +94,10 @@ def _of_each_shape(model: Any) -> list[Tensor]:
     return list(shapes.values())
 
 
-def _key(weights: Sequence[Tensor], form: str) -> str:
+def _key(weights: Sequence[Tensor], forms: HalfForms) -> str:
     """What a measurement holds for."""
     what = [
-        form,
+        f"{forms.few}, {forms.many}",
         processor(),
         torch.backends.cpu.get_cpu_capability(),
         torch.__version__,
@@ -106,10 +109,13 @@ def _key(weights: Sequence[Tensor], form: str) -> str:
 
 @torch.inference_mode()
 def measure(
-    weights: Sequence[Tensor], form: SecondForm, sizes: Sequence[int] = SIZES
+    weights: Sequence[Tensor], forms: HalfForms, sizes: Sequence[int] = SIZES
 ) -> int | None:
-    """The first of these sizes from which this form is faster at it and at all that follow."""
-    few, many = ([pack(weight, None) for weight in weights] for pack in (pack_fp16, form.pack))
+    """The first of these sizes from which the form for many is faster at it and at all that
+    follow.
+    """
+    packed = [forms.pack(weight, None) for weight in weights]
+    few, many = [form for form, _ in packed], [make() for _, make in packed]
     found = None
     for size in sorted(sizes, reverse=True):
         inputs = [torch.ones(size, weight.shape[1]) for weight in weights]

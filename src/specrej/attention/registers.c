@@ -1,0 +1,128 @@
+/* Products with float16 weights in the vector registers of an x86 CPU: see products.py.
+
+   Weights are read as float16, two bytes each, and become float32 in a register; all else is
+   float32. Each number is one sum over the inputs in their order, so a row's numbers do not depend
+   on how many stand beside it. */
+
+#include <stdint.h>
+
+#if defined __AVX512F__ || (defined __AVX2__ && defined __FMA__ && defined __F16C__)
+
+#include <immintrin.h>
+
+/* Outputs of a panel of weights, and what its inputs are padded to a multiple of. */
+#define SIDE 16
+#define DEEP 32
+
+/* Weights that the cache fetches at once. */
+#define LINE 32
+
+/* A block has some rows and some panels, as many as registers hold sums of. */
+#if defined __AVX512F__
+#define WIDE 16
+#define ROWS 8
+#define PANELS 3
+typedef __m512 wide;
+static inline wide load(const float *from) { return _mm512_loadu_ps(from); }
+static inline wide load_half(const uint16_t *from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)from));
+}
+static inline wide repeat(float number) { return _mm512_set1_ps(number); }
+static inline wide add_product(wide a, wide b, wide sum) { return _mm512_fmadd_ps(a, b, sum); }
+static inline void store(float *to, wide numbers) { _mm512_storeu_ps(to, numbers); }
+#else
+#define WIDE 8
+#define ROWS 6
+#define PANELS 1
+typedef __m256 wide;
+static inline wide load(const float *from) { return _mm256_loadu_ps(from); }
+static inline wide load_half(const uint16_t *from) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const void *)from));
+}
+static inline wide repeat(float number) { return _mm256_set1_ps(number); }
+static inline wide add_product(wide a, wide b, wide sum) { return _mm256_fmadd_ps(a, b, sum); }
+static inline void store(float *to, wide numbers) { _mm256_storeu_ps(to, numbers); }
+#endif
+/* Registers that a panel takes. */
+#define PARTS (SIDE / WIDE)
+
+int has_registers(void) { return 1; }
+
+/* out[r] = weights x[r] + bias, of some rows and some panels, which lie `apart`. `rows` and `panels`
+   are constants, so that sums stay in registers. What is behind these panels is fetched meanwhile:
+   they are read three at a time, which no CPU foresees. */
+static inline __attribute__((always_inline)) void
+block(const float *x, int64_t inputs, const uint16_t *weights, int64_t apart, const float *bias,
+      float *out, int64_t outputs, int rows, int panels) {
+    wide sums[ROWS][PANELS * PARTS];
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < panels * PARTS; i++)
+            sums[r][i] = bias ? load(bias + i * WIDE) : repeat(0.0f);
+    for (int64_t k = 0; k < inputs; k++) {
+        const uint16_t *next = weights + panels * (apart + k * SIDE);
+        for (int at = 0; at < panels * SIDE; at += LINE)
+            _mm_prefetch((const char *)(next + at), _MM_HINT_T1);
+        wide numbers[PANELS * PARTS];
+        for (int p = 0; p < panels; p++)
+            for (int i = 0; i < PARTS; i++)
+                numbers[p * PARTS + i] = load_half(weights + p * apart + k * SIDE + i * WIDE);
+        for (int r = 0; r < rows; r++) {
+            wide number = repeat(x[r * inputs + k]);
+            for (int i = 0; i < panels * PARTS; i++)
+                sums[r][i] = add_product(number, numbers[i], sums[r][i]);
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < panels * PARTS; i++) store(out + r * outputs + i * WIDE, sums[r][i]);
+}
+
+#define BLOCK(rows, panels)                                                    \
+    case rows:                                                                 \
+        block(x, inputs, weights, apart, bias, out, outputs, rows, panels);    \
+        break
+
+#if ROWS == 8
+#define BLOCKS(panels)                                                         \
+    BLOCK(1, panels); BLOCK(2, panels); BLOCK(3, panels); BLOCK(4, panels);    \
+    BLOCK(5, panels); BLOCK(6, panels); BLOCK(7, panels); BLOCK(8, panels)
+#else
+#define BLOCKS(panels)                                                         \
+    BLOCK(1, panels); BLOCK(2, panels); BLOCK(3, panels);                      \
+    BLOCK(4, panels); BLOCK(5, panels); BLOCK(6, panels)
+#endif
+
+static void block_of(int64_t rows, int64_t panels, const float *x, int64_t inputs,
+                     const uint16_t *weights, int64_t apart, const float *bias, float *out,
+                     int64_t outputs) {
+    if (panels == PANELS)
+        switch (rows) { BLOCKS(PANELS); }
+    else
+        for (; panels; panels--, weights += apart, bias += bias ? SIDE : 0, out += SIDE)
+            switch (rows) { BLOCKS(1); }
+}
+
+/* out[r] = weights x[r] + bias. `weights` are panels of float16, [outputs / 16, inputs, 16], their
+   inputs padded to a multiple of 32; `bias` may be null. */
+void multiply_in_registers(const float *x, const uint16_t *weights, const float *bias, float *out,
+                           int64_t rows, int64_t inputs, int64_t outputs, int threads) {
+    int64_t apart = (inputs + DEEP - 1) / DEEP * DEEP * SIDE, num_panels = outputs / SIDE;
+    int64_t num_groups = (num_panels + PANELS - 1) / PANELS, num_blocks = (rows + ROWS - 1) / ROWS;
+#pragma omp parallel for collapse(2) num_threads(threads) schedule(static)
+    for (int64_t g = 0; g < num_groups; g++) {
+        for (int64_t b = 0; b < num_blocks; b++) {
+            int64_t p = g * PANELS, panels = num_panels - p < PANELS ? num_panels - p : PANELS;
+            int64_t r = rows * b / num_blocks, end = rows * (b + 1) / num_blocks;
+            block_of(end - r, panels, x + r * inputs, inputs, weights + p * apart, apart,
+                     bias ? bias + p * SIDE : 0, out + r * outputs + p * SIDE, outputs);
+        }
+    }
+}
+
+#else
+
+int has_registers(void) { return 0; }
+
+void multiply_in_registers(const float *x, const uint16_t *weights, const float *bias, float *out,
+                           int64_t rows, int64_t inputs, int64_t outputs, int threads) {}
+
+#endif
