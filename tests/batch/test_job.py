@@ -356,6 +356,25 @@ def test_a_job_that_an_older_version_began_goes_on(mixed: Path, tmp_path: Path) 
         run_job(mixed, output, resume=True, settings=replace(SETTINGS, seed=6))
 
 
+def test_a_vote_that_was_begun_without_votes_in_its_rows_goes_on(tmp_path: Path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", [plain(number) for number in range(6)])
+    output = tmp_path / "out.jsonl"
+    voting = replace(SETTINGS, algorithm="majority_vote", n=4, extract="text")
+    run_job(source, output, settings=voting)
+    whole, lines = rows_in(output), output.read_text().splitlines()[:3]
+    older = [json.dumps({**json.loads(line), "votes": None}) for line in lines[:1]]
+    for line in lines[1:]:
+        row = json.loads(line)
+        assert sum(row.pop("votes").values()) == 4
+        older.append(json.dumps(row))
+    output.write_text("".join(f"{line}\n" for line in older))
+    assert len(run_job(source, output, settings=voting, resume=True)) == 3
+    rows = list(read_rows(output))
+    assert [row.get("votes") is None for row in rows] == [True] * 3 + [False] * 3
+    new = {row_id(row) for row in rows[3:]}
+    assert without_seconds(rows[3:]) == [row for row in whole if row_id(json.loads(row)) in new]
+
+
 def test_what_is_missing_and_is_no_setting_is_refused_by_name(mixed: Path, tmp_path: Path) -> None:
     output, beside = tmp_path / "out.jsonl", tmp_path / "out.jsonl.job.json"
     run_job(mixed, output)

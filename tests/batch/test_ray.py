@@ -163,6 +163,15 @@ def test_conversations_and_kept_answers() -> None:
     assert all(row["lowest"] and len(row["answers"]) > 1 for row in rows)
 
 
+def test_votes_are_a_column_of_maps() -> None:
+    voting: Any = {"algorithm": "majority_vote", "n": 4, "extract": "text"}
+    [row, failed] = answered(given(["Question 0?", ""]), **voting)
+    votes = dict(row["votes"])
+    assert sum(votes.values()) == 4
+    assert row["text"] in votes
+    assert failed["votes"] is None
+
+
 def test_threads_of_an_actor_are_told_how_to_wait_before_torch_is_there(tmp_path: Path) -> None:
     seen = tmp_path / "seen"
 

@@ -1,6 +1,7 @@
 """Rows out: of both forms, of answers and of failures; each names its request."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,17 @@ def test_a_plain_row_holds_the_answer_and_what_it_cost() -> None:
         "memory_bytes": 1024,
         "error": None,
     }
+
+
+@pytest.mark.parametrize("votes", [{"42": 9.0, "41": 2.5}, {}])
+def test_a_plain_row_holds_the_votes_where_there_was_a_vote(votes: dict[str, float]) -> None:
+    row = json.loads(json.dumps(row_of(plain(), replace(five(), votes=votes), ByteReader)))
+    assert row["votes"] == votes
+    assert list(row["votes"]) == list(votes)
+    assert "votes" not in row_of(plain(), five(), ByteReader)
+    asked = openai(messages=MESSAGES, specrej={"return": ["run"]})
+    body = row_of(asked, replace(five(), votes=votes), ByteReader)["response"]["body"]
+    assert body["specrej"]["run"]["votes"] == votes
 
 
 def test_a_conversation_comes_back_as_one() -> None:

@@ -26,7 +26,18 @@ SPLIT: list[tuple[bool, str, Parts]] = [
 
 @pytest.mark.parametrize(("is_begun", "text", "parts"), SPLIT)
 def test_the_parts_of_a_text(is_begun: bool, text: str, parts: Parts) -> None:
-    assert Thinking(OPEN, CLOSE, is_begun).split(text) == parts
+    thinking = Thinking(OPEN, CLOSE, is_begun)
+    assert thinking.split(text) == parts
+    span = thinking.span(text)
+    assert text[span.start : span.stop].strip() == parts.thought
+    marks = text.removeprefix(OPEN) if is_begun else text.lstrip().removeprefix(OPEN)
+    if parts.thought:
+        assert marks.startswith(text[span.start : span.stop])
+
+
+def test_white_space_before_a_thought_that_the_prompt_begins_is_part_of_it() -> None:
+    assert Thinking(OPEN, CLOSE, is_begun=True).span("\nso</think>42") == range(3)
+    assert Thinking(OPEN, CLOSE).span("\n<think>\nso</think>42") == range(8, 11)
 
 
 @given(st.booleans(), st.lists(st.sampled_from([OPEN, CLOSE, "a", " ", "\n", "<th", "ink>"])))

@@ -15,9 +15,10 @@ from specrej.errors import UsageError
 from specrej.hub.thinking import Thinking
 from specrej.server import bodies, replies
 from specrej.server.protocol import parse_chat, parse_text
+from specrej.server.reasoning import num_thought_tokens
 from specrej.server.responses import parse_response
 from specrej.settings import Settings
-from specrej.types import Prompt
+from specrej.types import Candidate, Piece, Prompt
 
 USER: Any = {"role": "user", "content": "What is 6 times 7?"}
 CHAT: Any = {"model": "bytes", "messages": [USER], "stop": END, "max_tokens": 200, "seed": 3}
@@ -65,6 +66,87 @@ def test_the_thought_is_beside_the_answer() -> None:
         text = {"model": "bytes", "prompt": "?", "stop": END, "max_tokens": 200}
         whole = httpx.post(f"{url}/v1/completions", json=text).json()
         assert whole["choices"][0]["text"] == TEXT
+
+
+PIECES = ["\n", "It is ", "40", "", " and 2", ".</", "think>"]
+"""Of a thought and its closing mark, as tokens: the first five are of the thought alone."""
+
+
+@pytest.mark.parametrize(
+    ("script", "num_thought"),
+    [
+        ([Piece("<think>"), *map(Piece, PIECES), Piece("It is 42.")], 5),
+        ([Piece("<thi"), Piece("nk>so"), Piece("so"), Piece("so</think>"), "42"], 1),
+        (["<think></think>42"], 0),
+        (["<think>\n\n</think>\n\n42"], 0),
+        (["42 </think>"], 0),
+    ],
+)
+def test_usage_counts_the_tokens_of_the_thought(script: list[Any], num_thought: int) -> None:
+    with serving(*script) as url:
+        chat = client(url).chat.completions.create(**CHAT)
+        *_, last = client(url).chat.completions.create(
+            **CHAT, stream=True, stream_options={"include_usage": True}
+        )
+        response = client(url).responses.create(**RESPONSE, extra_body=MORE)
+        text = {"model": "bytes", "prompt": "?", "stop": END, "max_tokens": 200}
+        whole = httpx.post(f"{url}/v1/completions", json=text).json()
+    usages: Any = [chat.usage, last.usage]
+    for usage in usages:
+        assert usage.completion_tokens_details.reasoning_tokens == num_thought
+        assert usage.completion_tokens == response.usage.output_tokens
+    assert response.usage.output_tokens_details.reasoning_tokens == num_thought
+    assert "completion_tokens_details" not in whole["usage"]
+
+
+@pytest.mark.parametrize("num_answers", [1, 3])
+def test_usage_counts_the_thoughts_of_all_answers_that_are_returned(num_answers: int) -> None:
+    asked = {**CHAT, "n": num_answers, "specrej": {"algorithm": "best_of_n", "n": 4}}
+    with serving(TEXT) as url:
+        body = httpx.post(f"{url}/v1/chat/completions", json=asked).json()
+    replies.ChatCompletion.model_validate(body)
+    assert len(body["choices"]) == num_answers
+    details = body["usage"]["completion_tokens_details"]
+    assert details == {"reasoning_tokens": num_answers * len("\nIt is 40 and 2.\n")}
+
+
+def test_all_behind_the_mark_of_an_answer_that_is_cut_inside_its_thought_is_thought() -> None:
+    with serving(TEXT) as url:
+        body = httpx.post(f"{url}/v1/chat/completions", json={**CHAT, "max_tokens": 12}).json()
+    assert body["usage"]["completion_tokens"] == 12
+    assert body["usage"]["completion_tokens_details"]["reasoning_tokens"] == 12 - len("<think>")
+
+
+def read(script: list[Any]) -> ScriptReader:
+    return ThinkingEngine("hermes", script).detokenizer("")
+
+
+@pytest.mark.parametrize(
+    ("reason", "script", "text", "number"),
+    [
+        ("eos", ["<think>", "so", ""], "<think>so", 1),
+        ("length", ["<think>", "so", ""], "<think>so", 2),
+        ("stop", ["<think>", "so", " it", " is", " it"], "<think>so", 1),
+        ("eos", ["<think>", "", "\N{REPLACEMENT CHARACTER}</think>", "42", ""], None, 1),
+    ],
+)
+def test_the_end_of_an_answer_is_no_thought(
+    reason: Any, script: list[str], text: str | None, number: int
+) -> None:
+    """The second token of the last is a part of a character that never came."""
+    whole = "".join(script) if text is None else text
+    answer = Candidate(0, [*range(len(script))], text=whole, finish_reason=reason)
+    pieces = [Piece(one) for one in script]
+    assert num_thought_tokens(answer, Thinking("<think>", "</think>"), read(pieces)) == number
+
+
+def test_a_model_without_marks_has_no_count_of_thoughts() -> None:
+    service = fake_service(CallingEngine("hermes", [TEXT]), FakeReward())
+    with live(service, defaults=replace(DEFAULTS, memory=20_000)) as url:
+        chat = httpx.post(f"{url}/v1/chat/completions", json=CHAT).json()
+        response = httpx.post(f"{url}/v1/responses", json={**RESPONSE, **MORE}).json()
+    assert "completion_tokens_details" not in chat["usage"]
+    assert response["usage"]["output_tokens_details"] == {"reasoning_tokens": 0}
 
 
 def test_a_stream_gives_the_same_answer_and_thought() -> None:

@@ -77,9 +77,9 @@ def generate_dataset(
     """The dataset with the answer to each row's prompt, made as the dataset is consumed.
 
     Every row keeps its columns and gets those of a row of `specrej batch`: `text`, `reward`,
-    `answers`, `lowest`, `usage`, `num_candidates`, `num_decisions`, `seed`, `memory_bytes` and
-    `error`. A prompt that fails is a row with an error, and null in the others. The order of rows
-    is Ray Data's.
+    `answers`, `lowest`, `usage`, `num_candidates`, `num_decisions`, `seed`, `memory_bytes`,
+    `votes` (a map) and `error`. A prompt that fails is a row with an error, and null in the others.
+    The order of rows is Ray Data's.
 
     Args:
         ds: its prompts are texts, or lists of `{"role", "content"}`. An actor takes whole blocks:
@@ -252,6 +252,7 @@ def _column_types() -> dict[str, "pa.DataType"]:
         "num_decisions": pa.int64(),
         "seed": pa.uint64(),
         "memory_bytes": pa.int64(),
+        "votes": pa.map_(pa.string(), pa.float64()),  # a struct would have every answer of a block
         "error": pa.struct(dict.fromkeys(("kind", "message", "hint"), pa.string())),
     }
 

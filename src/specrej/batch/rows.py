@@ -30,7 +30,7 @@ def row_of(request: Request, result: Result, detokenizer: Detokenizers) -> dict[
     first, or as many as there are; with `top_logprobs` they hold their tokens' ids and
     log-probabilities. With num_kept above 1, `lowest` is the finished candidate of the
     lowest reward, rejected or not: the other half of a preference pair. It is None where only one
-    candidate finished and was scored.
+    candidate finished and was scored. `votes` is there where the result has them.
 
     Args:
         request: what was asked.
@@ -144,6 +144,8 @@ def _plain_row(request: Request, result: Result) -> dict[str, Any]:
         row["note"] = result.note
     if result.is_relative:
         row["is_relative"] = True
+    if result.votes is not None:
+        row["votes"] = dict(result.votes)
     return row | {
         "usage": result.usage.to_dict(),
         "num_candidates": len(result.candidates),

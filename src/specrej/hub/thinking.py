@@ -49,12 +49,22 @@ class Thinking:
         thought, _, answer = begun.partition(self.closing)
         return Parts(thought.strip(), answer.lstrip())
 
+    def span(self, text: str) -> range:
+        """The characters of an answer's text so far that stand between the marks; none where it
+        thinks nothing.
+        """
+        begun = self._begun(text)
+        if begun is None or not self.split(text).thought:
+            return range(0)
+        start = len(text) - len(begun)
+        return range(start, start + len(begun.partition(self.closing)[0]))
+
     def _begun(self, text: str) -> str | None:
-        """What stands behind the opening mark; None where nothing is thought."""
+        """What stands behind the opening mark, to the end; None where nothing is thought."""
         begun = text.lstrip()
         if begun.startswith(self.opening):
             return begun[len(self.opening) :]
-        return begun if self.is_begun else None
+        return text if self.is_begun else None
 
     def is_inside(self, text: str) -> bool:
         """Whether a text so far ends inside of a thought."""

@@ -15,7 +15,7 @@ from specrej.search.choosing import ranked
 from specrej.server.calling import with_calls
 from specrej.server.legacy_logprobs import answer_entries, legacy_logprobs
 from specrej.server.protocol import CompletionRequest
-from specrej.server.reasoning import thinking_in, without_thought
+from specrej.server.reasoning import num_thought_tokens, thinking_in, without_thought
 from specrej.server.tokens import Detokenizers, chat_logprobs
 from specrej.settings import Settings
 from specrej.types import Candidate, Conversation, Result
@@ -59,26 +59,41 @@ def to_body(
     Returns:
         JSON's types. `choices` are the answers, best first: as many as asked for, or, where fewer
         candidates came to their end unrejected, as many as those; `specrej.num_answers` says how
-        many. `usage` counts the tokens of the answers returned; what all candidates took is under
+        many. `usage` counts the tokens of the answers returned, and in chats with a model that has
+        marks for thoughts how many of them were thought; what all candidates took is under
         `specrej`.
     """
     answers = best_answers(result, request.num_answers)
     choices = _choices(request, answers, detokenizer, completion_id)
-    num_prompt = result.usage.prompt_tokens
-    num_completion = sum(len(answer.token_ids) for answer in answers)
     return {
         "id": completion_id,
         "object": "text_completion" if request.kind == "text" else "chat.completion",
         "created": created,
         "model": model,
         "choices": choices,
-        "usage": {
-            "prompt_tokens": num_prompt,
-            "completion_tokens": num_completion,
-            "total_tokens": num_prompt + num_completion,
-        },
+        "usage": _usage(request, result.usage.prompt_tokens, answers, detokenizer),
         "specrej": _own_part(result, answers, request.returned, model),
     }
+
+
+def _usage(
+    request: CompletionRequest,
+    num_prompt: int,
+    answers: Sequence[Candidate],
+    detokenizer: Detokenizers,
+) -> dict[str, Any]:
+    num_completion = sum(len(answer.token_ids) for answer in answers)
+    usage: dict[str, Any] = {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_completion,
+        "total_tokens": num_prompt + num_completion,
+    }
+    if (thinking := thinking_in(request, detokenizer(request.prompt))) is not None:
+        numbers = [
+            num_thought_tokens(answer, thinking, detokenizer(request.prompt)) for answer in answers
+        ]
+        usage["completion_tokens_details"] = {"reasoning_tokens": sum(numbers)}
+    return usage
 
 
 def _choices(

@@ -104,12 +104,24 @@ class TextChoice(_Choice):
     logprobs: TextLogprobs | None
 
 
+class CompletionDetails(Replied):
+    """What of the answers' tokens is no answer."""
+
+    reasoning_tokens: Annotated[
+        int, Field(description="Tokens of what was thought, without its marks.")
+    ]
+
+
 class Usage(Replied):
     """Tokens of the prompt and of the answers returned."""
 
     prompt_tokens: int
     completion_tokens: Annotated[int, Field(description="Tokens of the answers returned.")]
     total_tokens: int
+    completion_tokens_details: Annotated[
+        CompletionDetails | None,
+        Field(description="In chats with a model that may think before it answers."),
+    ] = None
 
 
 class OwnPart(Replied):

@@ -20,6 +20,7 @@ from specrej.engines.torch.engine import TorchEngine
 from specrej.engines.torch.loading import wrap
 from specrej.engines.torch.sampling import sample
 from specrej.errors import SamplingError, UsageError
+from specrej.server.reasoning import num_thought_tokens
 from specrej.types import Result, SamplingParams
 from tiny import CHAT_TEMPLATE, VOCABULARY, full_logits, make_model, make_tokenizer, reference
 
@@ -156,6 +157,25 @@ def test_a_model_that_opens_its_thought_itself_is_counted_from_there() -> None:
         assert CLOSE in engine.decode(one.token_ids[:6]) or len(one.token_ids) < 6
     others = [one for one in found.candidates if not one.text.startswith(OPEN)]
     assert all(CLOSE not in one.text for one in others if VOCABULARY + 1 not in one.token_ids)
+
+
+@pytest.mark.parametrize("one_token", [True, False])
+@pytest.mark.parametrize("limit", [0, 1, 6])
+def test_tokens_of_a_thought_are_counted_as_its_limit_counts_them(
+    one_token: bool, limit: int
+) -> None:
+    engine, _ = opened(one_token=one_token)
+    closing, num_ended = engine._codec.mark_ids(CLOSE), 0
+    for answer in answers(engine, max_thinking_tokens=limit).candidates:
+        reader = engine._codec.detokenizer("hi")
+        assert reader.thinking is not None
+        thought = reader.thinking.split(answer.text).thought
+        number = num_thought_tokens(answer, reader.thinking, reader)
+        is_ended = answer.token_ids[limit:][: len(closing)] == closing
+        num_ended += is_ended
+        assert number <= limit
+        assert number == limit or not is_ended or not thought
+    assert num_ended > 0
 
 
 def test_rejections_and_forks_end_their_thoughts_as_well() -> None:
