@@ -12,7 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 from specrej.attention import linear
 from specrej.attention.fused import compile_fused
-from specrej.attention.linear import WEIGHTS, HalfForms, half_forms, pack_linears
+from specrej.attention.linear import WEIGHTS, half_forms, pack_linears
+from specrej.attention.products import Products
 
 # Largest error as a share of the largest output.
 TOLERANCES = {"fp32": 1e-5, "fp16": 1e-3}
@@ -44,28 +45,27 @@ def make_linear(out: int, inside: int, *, bias: bool, seed: int = 0) -> nn.Linea
 
 
 @pytest.fixture(scope="module", params=["compiled", "by torch"])
-def forms(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> HalfForms:
-    """Of float16 weights: what is compiled where this machine can, and what torch has."""
-    products = None
-    if request.param == "compiled":
-        fused = compile_fused(tmp_path_factory.mktemp("kernels"))
-        if fused is None or (products := fused.products) is None:
-            pytest.skip("nothing is compiled here")
-    found = half_forms(products)
-    if found is None:
-        pytest.skip("this torch has no fbgemm")
-    return found
+def products(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Products | None:
+    """What is compiled where this machine can; None for what torch has."""
+    if request.param == "by torch":
+        return None
+    fused = compile_fused(tmp_path_factory.mktemp("kernels"))
+    if fused is None or fused.products is None:
+        pytest.skip("nothing is compiled here")
+    return fused.products
 
 
 Pack = Callable[[nn.Module, str], Callable[[Tensor], Tensor]]
 
 
 @pytest.fixture
-def pack(forms: HalfForms) -> Pack:
+def pack(products: Products | None) -> Pack:
     @torch.inference_mode()
     def pack(layer: nn.Module, weights: str) -> Callable[[Tensor], Tensor]:
         holder = nn.Sequential(layer)
-        pack_linears(holder, weights, forms)
+        pack_linears(holder, weights, products)
         return torch.inference_mode()(holder)
 
     return pack
@@ -160,11 +160,11 @@ def test_small_weights_survive_float16(pack: Pack) -> None:
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_every_linear_layer_of_a_model_is_replaced(weights: str, forms: HalfForms) -> None:
+def test_every_linear_layer_of_a_model_is_replaced(weights: str, products: Products | None) -> None:
     model = Two(make_linear(32, 16, bias=True), make_conv(8, 32))
     rows = random(4, 16)
     expected = model(rows).detach()
-    kernel = pack_linears(model, weights, forms)
+    kernel = pack_linears(model, weights, products)
     assert kernel.startswith(weights)
     assert not [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D)]
     assert not list(model.parameters())
@@ -194,11 +194,15 @@ def _late(*_: object) -> Callable[[Tensor], Tensor]:
 def test_a_kernel_that_fails_is_not_used(
     pack_badly: Callable[..., Callable[[Tensor], Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    products: Any = SimpleNamespace(
+    bad: Any = SimpleNamespace(
         has_units=False,
-        pack=lambda *given: SimpleNamespace(by_registers=pack_badly(*given)),
+        pack=lambda weight, bias, _: SimpleNamespace(by_registers=pack_badly(weight, bias)),
     )
-    assert half_forms(products) == half_forms(None)
+    assert half_forms(bad) == half_forms(None)
+    layer, rows = make_linear(32, 16, bias=True), random(4, 16)
+    model, expected = nn.Sequential(layer), layer(rows).detach()
+    assert pack_linears(model, "fp32", bad) == "fp32 (oneDNN, prepacked)"
+    assert share(model(rows), expected) < TOLERANCES["fp32"]
     monkeypatch.setattr(linear, "_pack_rounded", pack_badly)
     few_only = half_forms(None)
     assert few_only is not None
@@ -214,7 +218,8 @@ def test_where_no_kernel_works_torch_multiplies(
     pack_badly: Callable[..., Callable[[Tensor], Tensor]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(linear, "_pack_onednn", pack_badly)
+    for name in ("_pack_fbgemm", "_pack_onednn"):
+        monkeypatch.setattr(linear, name, pack_badly)
     model = Two(make_linear(32, 16, bias=True), make_linear(8, 32, bias=False))
     rows = random(4, 16)
     expected = model(rows).detach()

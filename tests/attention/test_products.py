@@ -37,7 +37,7 @@ Pack = Callable[[Tensor, Tensor | None], Callable[[Tensor], Tensor]]
 def pack(request: pytest.FixtureRequest, products: Products) -> Pack:
     if request.param == "by_units" and not products.has_units:
         pytest.skip("this CPU has no matrix units")
-    return lambda weight, bias: getattr(products.pack(weight, bias), request.param)
+    return lambda weight, bias: getattr(products.pack(weight, bias, torch.float16), request.param)
 
 
 def numbers(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -122,26 +122,33 @@ def test_no_rows(pack: Pack) -> None:
     assert pack(numbers(32, 40), None)(torch.empty(0, 1, 40)).shape == (0, 1, 32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("inputs", [1, 31, 33, 576])
-def test_registers_sum_as_float32_does(products: Products, inputs: int) -> None:
-    weight, x = numbers(49, inputs).half().float(), numbers(21, inputs, seed=1)
-    actual = products.pack(weight, None).by_registers(x)
+def test_registers_sum_as_float32_does(products: Products, inputs: int, dtype: torch.dtype) -> None:
+    weight, x = numbers(49, inputs).to(dtype), numbers(21, inputs, seed=1)
+    packed = products.pack(weight.float(), None, dtype)
     exact = functional.linear(x.double(), weight.double())
-    sizes = functional.linear(x.abs(), weight.abs())
-    assert ((actual - exact).abs() <= sizes * inputs * 2**-24).all()
+    sizes = functional.linear(x.abs(), weight.float().abs())
+    assert ((packed.by_registers(x) - exact).abs() <= sizes * inputs * 2**-24).all()
+    for row in range(21):
+        assert torch.equal(packed.by_registers(x[row : row + 1])[0], packed.by_registers(x)[row])
 
 
 @needs_compiler
 @pytest.mark.skipif("avx2" not in processor(), reason="needs an x86 CPU with AVX2")
-def test_narrower_registers_serve_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_narrower_registers_serve_as_well(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CC", "cc -mno-avx512f")
     fused = compile_fused(tmp_path)
     assert fused is not None
     assert fused.products is not None
+    weight, bias = numbers(49, 70), numbers(49, seed=1)
+    packed = fused.products.pack(weight, bias, dtype)
     for rows in range(1, 15):
-        weight, bias, x = numbers(49, 70), numbers(49, seed=1), numbers(rows, 70, seed=2)
-        expected = functional.linear(x, weight.half().float(), bias)
-        packed = fused.products.pack(weight, bias)
+        x = numbers(rows, 70, seed=2)
+        expected = functional.linear(x, weight.to(dtype).float(), bias)
         assert torch.allclose(packed.by_registers(x), expected, atol=1e-4)
         assert torch.equal(packed.by_registers(x[-1:]), packed.by_registers(x)[-1:])
 

@@ -1,13 +1,13 @@
 """Linear layers through the fastest kernel this CPU has.
 
-On a CPU the matrix library decides the speed. Exact float32 weights are reordered once for oneDNN.
-Weights in float16 take half of the bytes; sums stay in float32. They have a form for few rows and
-may have one for many: who packs says from how many rows on (`engines/torch/kernels.py` measures
-it). Any kernel may be missing on another processor or in another torch, so each is tried once on a
-small layer; what fails is not used.
+On a CPU the matrix library decides the speed. Weights are exact, in float32, or in float16, which
+takes half of the bytes; sums are in float32. Those in float16 have a form for few rows and may have
+one for many: who packs says from how many rows on (`engines/torch/kernels.py` measures it). Any
+kernel may be missing on another processor or in another torch, so each is tried once on a small
+layer; what fails is not used.
 
-    forms = half_forms(products)                # of the compiled library; None leaves it to torch
-    pack_linears(model, "fp16", forms, 64)      # -> "fp16 (compiled, from 64 rows on AMX)"
+    # products: of the compiled library; None leaves them to torch
+    pack_linears(model, "fp16", products, 64)   # -> "fp16 (compiled, from 64 rows on AMX)"
     pack_linears(model, "fp32")                 # -> "fp32 (oneDNN, prepacked)"
 """
 
@@ -23,6 +23,7 @@ from torch.nn import functional
 from specrej.attention.products import Products
 
 PackedCall = Callable[[Tensor], Tensor]
+_Pack = Callable[[Tensor, Tensor | None], PackedCall]
 
 WEIGHTS = ("fp32", "fp16")
 """Storage of the weights on a CPU, as `--weights` takes it."""
@@ -108,7 +109,7 @@ def half_forms(products: Products | None) -> HalfForms | None:
 
 
 def _compiled(products: Products, weight: Tensor, bias: Tensor | None) -> TwoForms:
-    packed = products.pack(weight, bias)
+    packed = products.pack(weight, bias, torch.float16)
     if products.has_units:
         return packed.by_registers, lambda: packed.by_units
     return packed.by_registers, partial(_pack_rounded, weight, bias)
@@ -118,34 +119,51 @@ def _by_torch(weight: Tensor, bias: Tensor | None) -> TwoForms:
     return _pack_fbgemm(weight, bias), partial(_pack_rounded, weight, bias)
 
 
+def _exact(products: Products | None) -> tuple[str, _Pack]:
+    """The fastest kernel for weights in float32 that works here, and its name."""
+    known: list[tuple[str, _Pack]] = [("oneDNN, prepacked", _pack_onednn)]
+    if products is not None:
+        known.insert(0, ("compiled", partial(_pack_exact, products)))
+    return next((kernel for kernel in known if _works(kernel[1])), ("torch", _leave))
+
+
+def _pack_exact(products: Products, weight: Tensor, bias: Tensor | None) -> PackedCall:
+    return products.pack(weight, bias, torch.float32).by_registers
+
+
+def _leave(weight: Tensor, bias: Tensor | None) -> PackedCall:
+    return partial(functional.linear, weight=weight, bias=bias)
+
+
 def pack_linears(
-    model: nn.Module, weights: str, forms: HalfForms | None = None, many_rows: int | None = None
+    model: nn.Module, weights: str, products: Products | None = None, many_rows: int | None = None
 ) -> str:
     """Replace every linear layer of a float32 CPU model, the head included, and name the kernel
     that now runs.
 
     Args:
         model: changed in place; the original weights are released one by one.
-        weights: "fp32" or "fp16", which is exact where there are no forms.
-        forms: of float16 weights.
-        many_rows: the form for many multiplies so many rows and more. None: it is not made.
+        weights: "fp32", or "fp16", which is exact where nothing multiplies such weights.
+        products: the compiled ones, where there are some.
+        many_rows: the form of float16 weights for many rows multiplies so many and more. None: it
+            is not made.
     """
-    if weights == "fp16" and forms is not None:
-        _replace(model, lambda *given: _in_half(*given, forms=forms, many_rows=many_rows))
-        many = "" if many_rows is None else f", from {many_rows} rows on {forms.many}"
-        return f"fp16 ({forms.few}{many})"
-    if _works(_pack_onednn):
-        _replace(model, lambda *given: PackedLinear(_pack_onednn(*given)))
-        return "fp32 (oneDNN, prepacked)"
-    return "fp32 (torch)"
+    forms = half_forms(products) if weights == "fp16" else None
+    name, exact = _exact(products)
+    if forms is None:
+        _replace(model, lambda *given: PackedLinear(exact(*given)))
+        return f"fp32 ({name})"
+    _replace(model, lambda weight, bias: _in_half(weight, bias, forms, many_rows, exact))
+    many = "" if many_rows is None else f", from {many_rows} rows on {forms.many}"
+    return f"fp16 ({forms.few}{many})"
 
 
 def _in_half(
-    weight: Tensor, bias: Tensor | None, *, forms: HalfForms, many_rows: int | None
+    weight: Tensor, bias: Tensor | None, forms: HalfForms, many_rows: int | None, exact: _Pack
 ) -> PackedLinear:
     """An exact layer where float16 cannot hold the weights."""
     if not _fits_fp16(weight):
-        return PackedLinear(_pack_onednn(weight, bias))
+        return PackedLinear(exact(weight, bias))
     few, make_many = forms.pack(weight, bias)
     return PackedLinear(few) if many_rows is None else PackedLinear(few, make_many(), many_rows)
 
@@ -161,7 +179,7 @@ def _replace(model: nn.Module, pack: Callable[[Tensor, Tensor | None], PackedLin
         list(pool.map(replace, list(linears_of(model))))
 
 
-def _works(pack: Callable[[Tensor, Tensor | None], PackedCall]) -> bool:
+def _works(pack: _Pack) -> bool:
     """Whether the kernel is there and right, on one small layer."""
     generator = torch.Generator().manual_seed(0)
     weight, bias, rows = (

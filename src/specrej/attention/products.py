@@ -1,16 +1,16 @@
-"""Products with float16 weights, compiled: in the vector registers of a CPU (`registers.c`), and on
-its matrix units (AMX) where it has some (`products.c`).
+"""Products of linear layers, compiled: in the vector registers of a CPU (`registers.c`), and on its
+matrix units (AMX) where it has some (`products.c`).
 
     products = Products.of(library)         # None where this CPU has no such registers
-    packed = products.pack(weight, bias)
+    packed = products.pack(weight, bias, torch.float16)
     rows = packed.by_registers(rows)        # float32
-    rows = packed.by_units(rows)            # where products.has_units
+    rows = packed.by_units(rows)            # float16 weights, where products.has_units
 
-Registers: a weight becomes float32 when it is read, so half of the bytes are read, and sums are
-those of float32. Matrix units multiply bfloat16 and sum in float32, sixteen times as fast as a CPU
-multiplies float32. Weights and inputs are sums of two bfloat16 numbers each, so three products give
-what one in float32 gives, but for 2^-17 of each of its terms. The rounding of weights to float16 is
-30 times that. Both read the same weights.
+Registers: sums are those of float32. A float16 weight becomes float32 when it is read, so half of
+the bytes are read. Matrix units multiply bfloat16 and sum in float32, sixteen times as fast as a
+CPU multiplies float32. Weights and inputs are sums of two bfloat16 numbers each, so three products
+give what one in float32 gives, but for 2^-17 of each of its terms. The rounding of weights to
+float16 is 30 times that. Both read the same weights.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ _SIDE, _DEEP = 16, 32
 _LOG = logging.getLogger("specrej")
 _P, _I = ctypes.c_void_p, ctypes.c_int64
 _SIGNATURES = {
-    "multiply_in_registers": (*(_P,) * 4, *(_I,) * 3, ctypes.c_int),
+    "multiply_in_registers": (*(_P,) * 4, *(_I,) * 3, *(ctypes.c_int,) * 2),
     "multiply": (*(_P,) * 5, *(_I,) * 3, ctypes.c_int),
 }
 
@@ -56,22 +56,20 @@ class Products:
             _LOG.info("the CPU's matrix units are not used: Linux does not let this process")
         return cls(library, has_units=units > 0) if library.has_registers() else None
 
-    def pack(self, weight: Tensor, bias: Tensor | None) -> "PackedHalves":
-        """A linear layer with its weight `[out, in]` rounded to float16."""
+    def pack(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> "PackedWeights":
+        """A linear layer with its weight `[out, in]` in float32, or rounded to float16."""
         outputs, inputs = weight.shape
         wide, deep = -(-outputs // _SIDE), -(-inputs // _DEEP)
         missing = wide * _SIDE - outputs
-        padded = functional.pad(weight.half(), (0, deep * _DEEP - inputs, 0, missing))
+        padded = functional.pad(weight.to(dtype), (0, deep * _DEEP - inputs, 0, missing))
         panels = padded.view(wide, _SIDE, deep * _DEEP).transpose(1, 2).contiguous()
         offset = None if bias is None else functional.pad(bias, (0, missing)).contiguous()
-        return PackedHalves(self._library, panels, offset, inputs, outputs)
+        return PackedWeights(self._library, panels, offset, inputs, outputs)
 
 
 @dataclass(frozen=True, slots=True)
-class PackedHalves:
-    """A linear layer with float16 weights: from rows `[..., in]` to `[..., out]`, in float32 and
-    contiguous.
-    """
+class PackedWeights:
+    """A linear layer: from rows `[..., in]` to `[..., out]`, in float32 and contiguous."""
 
     _library: Any
     _panels: Tensor
@@ -85,14 +83,15 @@ class PackedHalves:
         given = rows.reshape(-1, self._inputs).contiguous()
         num, wide = len(given), len(self._panels) * _SIDE
         out = given.new_empty(num, wide)
+        is_half = self._panels.dtype == torch.float16
         self._library.multiply_in_registers(
             *(given.data_ptr(), *self._addresses(), out.data_ptr()),
-            *(num, self._inputs, wide, torch.get_num_threads()),
+            *(num, self._inputs, wide, is_half, torch.get_num_threads()),
         )
         return self._shaped(out, rows)
 
     def by_units(self, rows: Tensor) -> Tensor:
-        """Sums but for 2^-17 of what is summed."""
+        """Sums but for 2^-17 of what is summed; weights of float16."""
         given = rows.reshape(-1, self._inputs).contiguous()
         num, (count, deep, _) = len(given), self._panels.shape
         high = -(-num // _SIDE) * _SIDE

@@ -1,8 +1,8 @@
-/* Products with float16 weights in the vector registers of an x86 CPU: see products.py.
+/* Products in the vector registers of an x86 CPU: see products.py.
 
-   Weights are read as float16, two bytes each, and become float32 in a register; all else is
-   float32. Each number is one sum over the inputs in their order, so a row's numbers do not depend
-   on how many stand beside it. */
+   Weights are float32, or are read as float16, two bytes each, and become float32 in a register.
+   All else is float32. Each number is one sum over the inputs in their order, so a row's numbers do
+   not depend on how many stand beside it. */
 
 #include <stdint.h>
 
@@ -14,8 +14,8 @@
 #define SIDE 16
 #define DEEP 32
 
-/* Weights that the cache fetches at once. */
-#define LINE 32
+/* Bytes that the cache fetches at once. */
+#define LINE 64
 
 /* A block has some rows and some panels, as many as registers hold sums of. */
 #if defined __AVX512F__
@@ -48,24 +48,30 @@ static inline void store(float *to, wide numbers) { _mm256_storeu_ps(to, numbers
 
 int has_registers(void) { return 1; }
 
-/* out[r] = weights x[r] + bias, of some rows and some panels, which lie `apart`. `rows` and `panels`
-   are constants, so that sums stay in registers. What is behind these panels is fetched meanwhile:
-   they are read three at a time, which no CPU foresees. */
+static inline wide load_weights(const void *weights, int64_t at, int is_half) {
+    return is_half ? load_half((const uint16_t *)weights + at) : load((const float *)weights + at);
+}
+
+/* out[r] = weights x[r] + bias, of some rows and some panels, which lie `apart`. `rows`, `panels`
+   and `is_half` are constants, so that sums stay in registers. What is behind these panels is
+   fetched meanwhile: several are read at a time, which no CPU foresees. */
 static inline __attribute__((always_inline)) void
-block(const float *x, int64_t inputs, const uint16_t *weights, int64_t apart, const float *bias,
-      float *out, int64_t outputs, int rows, int panels) {
+block(const float *x, int64_t inputs, const void *weights, int64_t apart, const float *bias,
+      float *out, int64_t outputs, int rows, int panels, int is_half) {
+    const int64_t size = is_half ? sizeof(uint16_t) : sizeof(float);
     wide sums[ROWS][PANELS * PARTS];
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < panels * PARTS; i++)
             sums[r][i] = bias ? load(bias + i * WIDE) : repeat(0.0f);
     for (int64_t k = 0; k < inputs; k++) {
-        const uint16_t *next = weights + panels * (apart + k * SIDE);
-        for (int at = 0; at < panels * SIDE; at += LINE)
-            _mm_prefetch((const char *)(next + at), _MM_HINT_T1);
+        const char *next = (const char *)weights + panels * (apart + k * SIDE) * size;
+        for (int64_t at = 0; at < panels * SIDE * size; at += LINE)
+            _mm_prefetch(next + at, _MM_HINT_T1);
         wide numbers[PANELS * PARTS];
         for (int p = 0; p < panels; p++)
             for (int i = 0; i < PARTS; i++)
-                numbers[p * PARTS + i] = load_half(weights + p * apart + k * SIDE + i * WIDE);
+                numbers[p * PARTS + i] =
+                    load_weights(weights, p * apart + k * SIDE + i * WIDE, is_half);
         for (int r = 0; r < rows; r++) {
             wide number = repeat(x[r * inputs + k]);
             for (int i = 0; i < panels * PARTS; i++)
@@ -76,44 +82,51 @@ block(const float *x, int64_t inputs, const uint16_t *weights, int64_t apart, co
         for (int i = 0; i < panels * PARTS; i++) store(out + r * outputs + i * WIDE, sums[r][i]);
 }
 
-#define BLOCK(rows, panels)                                                    \
-    case rows:                                                                 \
-        block(x, inputs, weights, apart, bias, out, outputs, rows, panels);    \
-        break
+#define BLOCK(rows, panels, is_half)                                                        \
+    case rows:                                                                              \
+        block(x, inputs, weights, apart, bias, out, outputs, rows, panels, is_half); break
 
 #if ROWS == 8
-#define BLOCKS(panels)                                                         \
-    BLOCK(1, panels); BLOCK(2, panels); BLOCK(3, panels); BLOCK(4, panels);    \
-    BLOCK(5, panels); BLOCK(6, panels); BLOCK(7, panels); BLOCK(8, panels)
+#define BLOCKS(panels, is_half)                                                             \
+    BLOCK(1, panels, is_half); BLOCK(2, panels, is_half); BLOCK(3, panels, is_half);        \
+    BLOCK(4, panels, is_half); BLOCK(5, panels, is_half); BLOCK(6, panels, is_half);        \
+    BLOCK(7, panels, is_half); BLOCK(8, panels, is_half)
 #else
-#define BLOCKS(panels)                                                         \
-    BLOCK(1, panels); BLOCK(2, panels); BLOCK(3, panels);                      \
-    BLOCK(4, panels); BLOCK(5, panels); BLOCK(6, panels)
+#define BLOCKS(panels, is_half)                                                             \
+    BLOCK(1, panels, is_half); BLOCK(2, panels, is_half); BLOCK(3, panels, is_half);        \
+    BLOCK(4, panels, is_half); BLOCK(5, panels, is_half); BLOCK(6, panels, is_half)
 #endif
 
 static void block_of(int64_t rows, int64_t panels, const float *x, int64_t inputs,
-                     const uint16_t *weights, int64_t apart, const float *bias, float *out,
-                     int64_t outputs) {
-    if (panels == PANELS)
-        switch (rows) { BLOCKS(PANELS); }
-    else
-        for (; panels; panels--, weights += apart, bias += bias ? SIDE : 0, out += SIDE)
-            switch (rows) { BLOCKS(1); }
+                     const void *weights, int64_t apart, const float *bias, float *out,
+                     int64_t outputs, int is_half) {
+    switch (panels == PANELS ? 2 * PANELS + is_half : is_half) {
+    case 2 * PANELS + 1: switch (rows) { BLOCKS(PANELS, 1); } break;
+    case 2 * PANELS: switch (rows) { BLOCKS(PANELS, 0); } break;
+    case 1: switch (rows) { BLOCKS(1, 1); } break;
+    case 0: switch (rows) { BLOCKS(1, 0); } break;
+    }
 }
 
-/* out[r] = weights x[r] + bias. `weights` are panels of float16, [outputs / 16, inputs, 16], their
-   inputs padded to a multiple of 32; `bias` may be null. */
-void multiply_in_registers(const float *x, const uint16_t *weights, const float *bias, float *out,
-                           int64_t rows, int64_t inputs, int64_t outputs, int threads) {
+/* out[r] = weights x[r] + bias. `weights` are panels of float16 or float32, [outputs / 16, inputs,
+   16], their inputs padded to a multiple of 32; `bias` may be null. */
+void multiply_in_registers(const float *x, const void *weights, const float *bias, float *out,
+                           int64_t rows, int64_t inputs, int64_t outputs, int is_half,
+                           int threads) {
     int64_t apart = (inputs + DEEP - 1) / DEEP * DEEP * SIDE, num_panels = outputs / SIDE;
-    int64_t num_groups = (num_panels + PANELS - 1) / PANELS, num_blocks = (rows + ROWS - 1) / ROWS;
+    int64_t size = is_half ? sizeof(uint16_t) : sizeof(float);
+    int64_t num_groups = num_panels / PANELS + num_panels % PANELS;
+    int64_t num_blocks = (rows + ROWS - 1) / ROWS;
 #pragma omp parallel for collapse(2) num_threads(threads) schedule(static)
     for (int64_t g = 0; g < num_groups; g++) {
         for (int64_t b = 0; b < num_blocks; b++) {
-            int64_t p = g * PANELS, panels = num_panels - p < PANELS ? num_panels - p : PANELS;
+            /* What does not fill a group goes panel by panel. */
+            int64_t rest = g - num_panels / PANELS, panels = rest < 0 ? PANELS : 1;
+            int64_t p = rest < 0 ? g * PANELS : num_panels / PANELS * PANELS + rest;
             int64_t r = rows * b / num_blocks, end = rows * (b + 1) / num_blocks;
-            block_of(end - r, panels, x + r * inputs, inputs, weights + p * apart, apart,
-                     bias ? bias + p * SIDE : 0, out + r * outputs + p * SIDE, outputs);
+            block_of(end - r, panels, x + r * inputs, inputs,
+                     (const char *)weights + p * apart * size, apart, bias ? bias + p * SIDE : 0,
+                     out + r * outputs + p * SIDE, outputs, is_half);
         }
     }
 }
@@ -122,7 +135,8 @@ void multiply_in_registers(const float *x, const uint16_t *weights, const float 
 
 int has_registers(void) { return 0; }
 
-void multiply_in_registers(const float *x, const uint16_t *weights, const float *bias, float *out,
-                           int64_t rows, int64_t inputs, int64_t outputs, int threads) {}
+void multiply_in_registers(const float *x, const void *weights, const float *bias, float *out,
+                           int64_t rows, int64_t inputs, int64_t outputs, int is_half,
+                           int threads) {}
 
 #endif

@@ -26,6 +26,7 @@ from specrej.attention.groups import Group
 from specrej.attention.layout import PREFILL_CHUNK, KvLayout
 from specrej.attention.linear import pack_linears
 from specrej.attention.verify import Recorder, verify
+from specrej.engines.torch.kernels import products_here
 from specrej.errors import ModelError
 from specrej.hub.quiet import quiet_transformers
 
@@ -56,7 +57,7 @@ class CausalScorer:
         with quiet_transformers():
             self.layout = self._verify()
         if model.device.type == "cpu" and model.dtype == torch.float32:
-            pack_linears(model, "fp32")
+            pack_linears(model, "fp32", products_here(model.device))
 
     @classmethod
     def of(cls, model: Any) -> "CausalScorer | None":

@@ -10,19 +10,17 @@ from torch import nn
 from torch.nn import functional
 
 from specrej.attention.linear import HalfForms, PackedLinear, half_forms, pack_linears
+from specrej.attention.products import Products
 from specrej.engines.torch import kernels
 from specrej.engines.torch.loading import wrap
 from specrej.types import SamplingParams
 from tiny import make_ids, make_model, make_tokenizer
 
-HERE = kernels.forms_here(torch.device("cpu"))
-FORMS = {
-    f"{forms.few}, {forms.many}": forms
-    for forms in (half_forms(None), HERE)
-    if forms is not None and forms.many is not None
-}
-"""Those of torch alone, and the compiled ones where this CPU has some."""
-pytestmark = pytest.mark.skipif(not FORMS or HERE is None, reason="a kernel is not here")
+PRODUCTS = kernels.products_here(torch.device("cpu"))
+KINDS = {"by torch": None} | ({} if PRODUCTS is None else {"compiled": PRODUCTS})
+"""The kernels of torch alone, and the compiled ones where this CPU has some."""
+FORMS = half_forms(PRODUCTS)
+pytestmark = pytest.mark.skipif(FORMS is None or FORMS.many is None, reason="a kernel is not here")
 
 
 @pytest.fixture(autouse=True)
@@ -46,13 +44,12 @@ def measured(monkeypatch: pytest.MonkeyPatch, found: int | None) -> list[int]:
 
 
 def turning_point(**shape: Any) -> int | None:
-    assert HERE is not None
-    return kernels.turning_point(make_model("llama", **shape), HERE)
+    return kernels.turning_point(make_model("llama", **shape))
 
 
-@pytest.mark.parametrize("forms", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("products", KINDS.values(), ids=KINDS)
 @torch.inference_mode()
-def test_both_forms_compute_with_the_same_rounded_weights(forms: HalfForms) -> None:
+def test_both_forms_compute_with_the_same_rounded_weights(products: Products | None) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, bias, rows = (
         torch.randn(shape, generator=generator) for shape in ((96, 64), (96,), (40, 1, 64))
@@ -60,7 +57,9 @@ def test_both_forms_compute_with_the_same_rounded_weights(forms: HalfForms) -> N
     layer = nn.Linear(64, 96)
     layer.weight.data, layer.bias.data = weight, bias
     model = nn.Sequential(layer)
-    kernel = pack_linears(model, "fp16", forms, 8)
+    forms = half_forms(products)
+    assert forms is not None
+    kernel = pack_linears(model, "fp16", products, 8)
     assert kernel == f"fp16 ({forms.few}, from 8 rows on {forms.many})"
     exact = functional.linear(rows.double(), weight.half().double(), bias.double())
     for num_rows in (1, 7, 8, 40):
@@ -75,14 +74,14 @@ def test_the_number_of_rows_decides_whatever_their_shape() -> None:
         assert layer(torch.ones(shape)).unique().tolist() == [is_many]
 
 
-@pytest.mark.parametrize("forms", FORMS.values(), ids=FORMS)
-def test_what_float16_cannot_hold_stays_exact(forms: HalfForms) -> None:
+@pytest.mark.parametrize("products", KINDS.values(), ids=KINDS)
+def test_what_float16_cannot_hold_stays_exact(products: Products | None) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(16, 8)
     layer.weight.data[0, 0] = 1e6
     model, rows = nn.Sequential(layer), torch.ones(9, 16)
     expected = functional.linear(rows, layer.weight.detach(), layer.bias.detach())
-    pack_linears(model, "fp16", forms, 4)
+    pack_linears(model, "fp16", products, 4)
     # A sum that is nearly 0 is off by what its parts are off by.
     assert torch.allclose(model(rows), expected, rtol=1e-6, atol=1e-6)
     assert torch.allclose(model(rows[:1]), expected[:1], rtol=1e-6, atol=1e-6)
@@ -141,8 +140,8 @@ def test_the_turning_point_is_where_all_larger_sizes_gain(
     monkeypatch.setattr(
         kernels, "_in_turns", lambda *_: [2.0 if next(sizes) in faster else 1.0, 1.0]
     )
-    (forms, *_) = FORMS.values()
-    assert kernels.measure([torch.ones(8, 4)], forms, (4, 16, 64)) == expected
+    assert FORMS is not None
+    assert kernels.measure([torch.ones(8, 4)], FORMS, (4, 16, 64)) == expected
 
 
 @pytest.mark.parametrize(("weights", "is_asked"), [(None, True), ("fp16", True), ("fp32", False)])

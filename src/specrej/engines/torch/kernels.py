@@ -1,8 +1,7 @@
 """How float16 weights are multiplied on this CPU, and from how many rows on by another form, such
 as its matrix units: measured once a machine.
 
-    forms = forms_here(model.device)
-    turning_point(model, forms)    # 64; None: the form for few rows is never slower
+    turning_point(model)      # 64; None: the form for few rows is never slower
 
 Which is faster depends on the processor. All compute with the same rounded weights, in float32.
 What was measured stays in the user's cache, so that a machine goes on giving the same tokens.
@@ -27,6 +26,7 @@ from specrej.attention.linear import (
     linears_of,
     weight_and_bias,
 )
+from specrej.attention.products import Products
 from specrej.errors import UsageError
 from specrej.files.journal import write_json
 from specrej.hub.defaults import cache_dir
@@ -53,22 +53,22 @@ def _fused() -> Fused | None:
     return compile_fused(cache_dir() / "kernels")
 
 
-def forms_here(device: torch.device) -> HalfForms | None:
-    """How layers with float16 weights are multiplied; None where nothing does."""
+def products_here(device: torch.device) -> Products | None:
+    """The compiled products; None where there are none."""
     compiled = fused(device)
-    return half_forms(None if compiled is None else compiled.products)
+    return None if compiled is None else compiled.products
 
 
-def turning_point(model: Any, forms: HalfForms) -> int | None:
+def turning_point(model: Any) -> int | None:
     """From how many rows on the form for many; as of the cache, or measured and put there. Never
     where the cache cannot be written: the next process could measure something else.
 
     Args:
         model: of float32 on a CPU, not packed yet.
-        forms: how it will be packed.
     """
+    forms = half_forms(products_here(model.device))
     weights = _of_each_shape(model)
-    if not weights or forms.many is None:
+    if not weights or forms is None or forms.many is None:
         return None
     path = cache_dir() / "kernels" / f"{_key(weights, forms)}.json"
     try:

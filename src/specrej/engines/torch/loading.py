@@ -26,7 +26,7 @@ from specrej.engines.opening import EngineOptions
 from specrej.engines.torch.allocator import keep_freed
 from specrej.engines.torch.checking import check, set_up
 from specrej.engines.torch.engine import TorchEngine
-from specrej.engines.torch.kernels import forms_here, fused, turning_point
+from specrej.engines.torch.kernels import fused, products_here, turning_point
 from specrej.engines.torch.llama import Llama, LlamaConfig, Rotary, shape_of
 from specrej.engines.torch.remembered import Opened, key_of, recall, remember
 from specrej.errors import UnknownNameError, UsageError
@@ -245,9 +245,8 @@ def _pack(model: Any, weights: str | None) -> str:
         UsageError: weights are asked for where they cannot be packed.
     """
     if model.device.type == "cpu" and model.dtype == torch.float32:
-        forms = forms_here(model.device) if weights in (None, "fp16") else None
-        many_rows = None if forms is None else turning_point(model, forms)
-        return pack_linears(model, weights or "fp16", forms, many_rows)
+        many_rows = turning_point(model) if weights in (None, "fp16") else None
+        return pack_linears(model, weights or "fp16", products_here(model.device), many_rows)
     if weights is not None:
         raise UsageError(
             f"weights={weights!r} is for float32 models on a CPU, got {model.dtype} on "
