@@ -84,7 +84,7 @@ def test_a_version_within_the_range_is_taken(monkeypatch: pytest.MonkeyPatch) ->
     [
         ({"vllm", "openvino_genai"}, "gpu", {}, "vllm"),
         ({"vllm", "openvino_genai"}, "cpu", {}, "openvino"),
-        ({"vllm", "openvino_genai"}, "matrix units", {}, "torch"),
+        ({"vllm", "openvino_genai"}, "cpu with products", {}, "torch"),
         ({"vllm"}, "cpu", {}, "torch"),
         ({"openvino_genai"}, "gpu", {}, "torch"),
         (set(), "cpu", {}, "torch"),
@@ -102,7 +102,7 @@ def test_auto_takes_the_fastest_of_what_is_there(
     monkeypatch.setattr(opening, "_is_installed", lambda module: module in installed)
     monkeypatch.setattr(opening, "require", lambda *_: {})
     monkeypatch.setattr(opening, "_has_gpu", lambda: machine == "gpu")
-    monkeypatch.setattr(opening, "_has_matrix_units", lambda: machine == "matrix units")
+    monkeypatch.setattr(opening, "_has_products", lambda: machine == "cpu with products")
     assert opening.fastest_engine(EngineOptions(arguments={}, **asked)) == chosen
 
 
@@ -111,7 +111,7 @@ def test_auto_takes_torch_for_a_model_that_the_fastest_cannot_open(
 ) -> None:
     pytest.importorskip("openvino_genai")
     monkeypatch.setattr(opening, "_has_gpu", lambda: False)
-    monkeypatch.setattr(opening, "_has_matrix_units", lambda: False)
+    monkeypatch.setattr(opening, "_has_products", lambda: False)
     make_model("gpt2").save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     engine = specrej.open_engine(tmp_path, engine="auto")
@@ -124,7 +124,7 @@ def test_auto_passes_over_a_version_that_is_not_supported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(opening, "_has_gpu", lambda: False)
-    monkeypatch.setattr(opening, "_has_matrix_units", lambda: False)
+    monkeypatch.setattr(opening, "_has_products", lambda: False)
     monkeypatch.setattr(opening, "_is_installed", lambda _: True)
     versions(monkeypatch, {"gguf": "0.19.0", "openvino-genai": "2025.1.0"})
     assert opening.fastest_engine(EngineOptions(arguments={})) == "torch"
@@ -158,7 +158,7 @@ def test_auto_takes_torch_for_a_run_that_the_fastest_refuses(
 ) -> None:
     pytest.importorskip("openvino_genai")
     monkeypatch.setattr(opening, "_has_gpu", lambda: False)
-    monkeypatch.setattr(opening, "_has_matrix_units", lambda: False)
+    monkeypatch.setattr(opening, "_has_products", lambda: False)
     monkeypatch.setattr("specrej.engines.openvino.find_model", None)  # nothing is opened there
     result = specrej.generate(
         "Why?",
@@ -184,7 +184,7 @@ def test_one_run_of_many_decides_for_auto_alone(
     """A row that an engine refuses fails by itself, where that engine is the one asked for."""
     pytest.importorskip("openvino_genai")
     monkeypatch.setattr(opening, "_has_gpu", lambda: False)
-    monkeypatch.setattr(opening, "_has_matrix_units", lambda: False)
+    monkeypatch.setattr(opening, "_has_products", lambda: False)
     plain, refused = Settings(), Settings(**REFUSED[0])
     for engine, runs, opened in (
         ("auto", [plain, plain], "openvino"),

