@@ -24,7 +24,7 @@ demo: $(VENV)/.ready
 # processes, signals and servers.
 test: $(VENV)/.ready
 	$(VENV)/bin/specrej models pull
-	$(MAKE) --jobs=3 --keep-going test-vllm test-commands test-engines test-rest test-server test-torch check test-clients test-tools docs
+	$(MAKE) --jobs=3 --keep-going test-vllm test-rest test-commands test-server test-engines test-torch check test-clients test-tools docs
 
 # Jobs side by side have no cores to share among threads, and tiny models nothing to share. The tests
 # of the torch engine have the threads that users have, but none that spin.

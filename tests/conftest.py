@@ -2,8 +2,10 @@
 browser, and a server that plays a race.
 """
 
+import functools
 import shutil
 import signal
+import ssl
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,10 @@ CHROMIUM = shutil.which("chromium")
 # A shell that runs the tests in the background has told them to ignore Ctrl-C,
 # and the processes that they start would do so too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Each client of httpx reads all certificates, which takes 20 ms, and hundreds of tests ask a server
+# of this process a question each.
+ssl.create_default_context = functools.cache(ssl.create_default_context)  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -157,7 +157,9 @@ async def serving(
         running = asyncio.create_task(run(app, service, listener, grace_s=0, on_ready=ready.set))
         await ready.wait()
         host, port = listener.getsockname()
-        most = httpx.Limits(max_connections=64, max_keepalive_connections=64)
+        # The server closes what has been idle for 5 s. The client gives it up well before: else, on
+        # a busy machine, it would ask on a connection that is about to be closed.
+        most = httpx.Limits(max_connections=64, max_keepalive_connections=64, keepalive_expiry=1.0)
         try:
             async with httpx.AsyncClient(
                 base_url=f"http://{host}:{port}", timeout=PATIENCE_S, limits=most

@@ -105,6 +105,8 @@ def test_a_client_that_leaves_is_noticed_whatever_followed_its_request(
         async with serving(engine, in_flight=1) as served:
             first = asyncio.create_task(served.ask({"prompt": "first"}))
             await served.until(engine.is_there.is_set, "it never ran")
+            calls = served.service._calls
+            before = calls.qsize()
             asked = written("/v1/completions", {"prompt": "a", "stream": is_streamed})
             reader, writer = await opened(served, asked if is_later else asked + more)
             await served.until(lambda: served.service.num_waiting == 1, "it does not wait")
@@ -115,7 +117,8 @@ def test_a_client_that_leaves_is_noticed_whatever_followed_its_request(
             if is_streamed:
                 await reader.readuntil(b"queued")
             writer.close()
-            await asyncio.sleep(0.3)
+            # The thread stands still: it was told of the request, and is told that it is over.
+            await served.until(lambda: calls.qsize() >= before + 2, "nobody saw it leave")
             engine.go_on.set()
             await first
             await served.is_idle()
@@ -147,7 +150,18 @@ def test_requests_one_behind_the_other_are_all_answered(more: bytes) -> None:
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_a_client_that_closes_its_side_gets_its_answer(is_streamed: bool) -> None:
+def test_a_client_that_closes_its_side_gets_its_answer(
+    is_streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, look = list[Connection](), Connection._look
+
+    def counted(self: Connection) -> None:
+        looks.append(self)
+        look(self)
+
+    monkeypatch.setattr(http11, "_LOOK_S", 0.01)
+    monkeypatch.setattr(Connection, "_look", counted)
+
     async def go() -> None:
         engine = Stalling()
         async with serving(engine) as served:
@@ -155,7 +169,7 @@ def test_a_client_that_closes_its_side_gets_its_answer(is_streamed: bool) -> Non
             reader, writer = await opened(served, written("/v1/completions", body) + GET)
             writer.write_eof()
             await served.until(engine.is_there.is_set, "it never ran")
-            await asyncio.sleep(0.3)
+            await served.until(lambda: len(looks) > 5, "nobody looks whether it has left")
             assert engine.groups, "it goes on"
             engine.go_on.set()
             answer = await to_end(reader)

@@ -136,7 +136,17 @@ def test_the_time_before_the_queue_is_the_requests_own() -> None:
     asyncio.run(go())
 
 
-def test_a_client_that_leaves_before_the_queue_is_not_read_for() -> None:
+def test_a_client_that_leaves_before_the_queue_is_not_read_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs, do = list[int](), Line.do
+
+    def noted(self: Line, num_bytes: int, work: Any) -> Any:
+        jobs.append(num_bytes)
+        return do(self, num_bytes, work)
+
+    monkeypatch.setattr(Line, "do", noted)
+
     async def go() -> None:
         engine = Tokenizing()
         async with serving(engine) as served:
@@ -145,7 +155,8 @@ def test_a_client_that_leaves_before_the_queue_is_not_read_for() -> None:
             _, writer = await asyncio.open_connection(*served.address)
             writer.write(written("/v1/completions", {"prompt": "y" * LARGE}))
             await writer.drain()
-            await asyncio.sleep(0.2)
+            # Each of the two is parsed, and then tokenized.
+            await served.until(lambda: len(jobs) == 4, "it does not wait to be tokenized")
             writer.close()
             told = 'path="/v1/completions",status="499"'
 
@@ -165,13 +176,19 @@ def test_a_client_that_leaves_before_the_queue_is_not_read_for() -> None:
 def test_the_smallest_goes_first() -> None:
     async def go() -> list[int]:
         line, go_on, done = Line(), threading.Event(), list[int]()
-        first = asyncio.create_task(line.do(0, lambda: go_on.wait(PATIENCE_S)))
-        await asyncio.sleep(0.05)
+        is_there = threading.Event()
+
+        def hold() -> None:
+            is_there.set()
+            go_on.wait(PATIENCE_S)
+
+        first = asyncio.create_task(line.do(0, hold))
+        assert await asyncio.to_thread(is_there.wait, PATIENCE_S)
         rest = [
             asyncio.create_task(line.do(size, lambda size=size: done.append(size)))  # type: ignore[misc]
             for size in (50, 6, 900, 7)
         ]
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # all of them stand in line
         go_on.set()
         await asyncio.gather(first, *rest)
         return done

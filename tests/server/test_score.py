@@ -266,7 +266,8 @@ def test_stopping_lets_what_is_scored_end_or_tells_it(grace_s: float) -> None:
         asked = service.given.submit([{"role": "user", "content": "Why?"}], ["a"])
         assert await asyncio.to_thread(reward.is_there.wait, 60)
         stopping = asyncio.create_task(service.stop(grace_s))
-        await asyncio.sleep(0.1)
+        while not service.is_stopping:
+            await asyncio.sleep(0)
         with pytest.raises(specrej.ShutdownError):
             service.given.submit([{"role": "user", "content": "Why?"}], ["a"])
         if grace_s:
