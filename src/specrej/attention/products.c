@@ -121,6 +121,8 @@ static inline __attribute__((always_inline)) void begin(const float *bias, const
 static inline __attribute__((always_inline)) void
 block(const uint16_t *inputs, int64_t apart, int64_t below, const uint16_t *weights, int64_t num,
       float *out, int64_t outputs, const float *bias, int is_first, int two_high, int two_wide) {
+    /* By gcc's intrinsics tiles read no memory: what they are loaded from could be written later. */
+    __asm__ volatile("" ::: "memory");
     begin(bias, out, outputs, is_first, two_high, two_wide);
     for (int64_t k = 0; k < num; k++) {
         INPUTS(0);
