@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from specrej.attention import fused, layout
+from specrej.attention import fused, layout, products
 from specrej.engines.torch import engine as engine_module
 
 TORCH = Path(torch.__file__).parent
 ROOMS = {Path(engine_module.__file__).parent, Path(layout.__file__).parent}
 """Of the engine, and of the KV that it holds."""
-OF_THE_MODEL = Path(fused.__file__)
-"""Reserves memory for what layers give, as the model's own code does."""
+OF_THE_MODEL = {Path(inspect.getfile(module)) for module in (fused, products)}
+"""Reserve memory for what layers give, as the model's own code does."""
 RESERVING = (
     "aten.empty",
     "aten.new_empty",
@@ -88,7 +88,7 @@ def _is_called_by_the_engine() -> bool:
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         if path != Path(__file__) and TORCH not in path.parents:
-            return path != OF_THE_MODEL and not ROOMS.isdisjoint(path.parents)
+            return path not in OF_THE_MODEL and not ROOMS.isdisjoint(path.parents)
         frame = frame.f_back
     return False
 

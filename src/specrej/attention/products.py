@@ -99,7 +99,12 @@ class PackedWeights:
             *(given.numel() // self._inputs, self._inputs, self._wide),
             *(self._is_half, torch.get_num_threads()),
         )
-        return out if self._wide == self._outputs else out[..., : self._outputs].contiguous()
+        # A view of one row would be contiguous, and hold the padding.
+        return (
+            out
+            if self._wide == self._outputs
+            else out[..., : self._outputs].clone(memory_format=torch.contiguous_format)
+        )
 
     def by_units(self, rows: Tensor) -> Tensor:
         """Sums but for 2^-17 of what is summed; weights of float16."""

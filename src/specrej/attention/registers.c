@@ -14,6 +14,8 @@
 #define SIDE 16
 #define DEEP 32
 
+/* Below this many multiplications waking the other threads takes longer than the work. */
+#define WORTH_THREADS 262144
 /* Bytes that the cache fetches at once. */
 #define LINE 64
 
@@ -117,7 +119,8 @@ void multiply_in_registers(const float *x, const void *weights, const float *bia
     int64_t size = is_half ? sizeof(uint16_t) : sizeof(float);
     int64_t num_groups = num_panels / PANELS + num_panels % PANELS;
     int64_t num_blocks = (rows + ROWS - 1) / ROWS;
-#pragma omp parallel for collapse(2) num_threads(threads) schedule(static)
+    int is_worth = rows * inputs * outputs >= WORTH_THREADS;
+#pragma omp parallel for collapse(2) num_threads(threads) schedule(static) if (is_worth)
     for (int64_t g = 0; g < num_groups; g++) {
         for (int64_t b = 0; b < num_blocks; b++) {
             /* What does not fill a group goes panel by panel. */

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from specrej.attention.linear import WEIGHTS, pack_linears
 from specrej.engines.opening import EngineOptions
-from specrej.engines.torch.allocator import keep_freed
 from specrej.engines.torch.checking import check, set_up
 from specrej.engines.torch.engine import TorchEngine
 from specrej.engines.torch.kernels import fused, products_here, turning_point
@@ -154,8 +153,6 @@ def _check_weights(weights: str | None) -> None:
 
 
 def _engine(runner: Any, codec: TextCodec, opened: Opened, kernel: str, name: str) -> TorchEngine:
-    if runner.device.type == "cpu":
-        keep_freed()
     is_compiled = runner.dtype == torch.float32 and fused(runner.device) is not None
     return TorchEngine(
         runner,
