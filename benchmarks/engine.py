@@ -201,7 +201,7 @@ def attention_seconds(group: Any) -> tuple[float, float]:
     shared_heads = 3
     query = torch.randn(rows, heads * shared_heads, 1, dim)
     key, value = torch.randn(rows, heads, 1, dim), torch.randn(rows, heads, 1, dim)
-    one_pass = DecodePass([group], fused=fused(query.device))
+    one_pass = DecodePass([group], fused=fused(query.device, query.dtype))
     own = slice(0, group.length)
     keys, values = (
         torch.cat([prompt[0].expand(rows, -1, -1, -1), block[0][:rows, :, own], new], 2)

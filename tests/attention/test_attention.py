@@ -71,7 +71,7 @@ WIDE: dict[str, tuple[str, dict[str, Any]]] = {
 def test_wide_heads_are_attended_to_by_what_is_compiled(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if fused(torch.device("cpu")) is None:
+    if fused(torch.device("cpu"), torch.float32) is None:
         pytest.skip("nothing compiles it here")
     calls: list[int] = []
     attend = Fused.attend

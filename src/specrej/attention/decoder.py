@@ -69,7 +69,7 @@ class Decoder(nn.Module):
         backbone: its layers are taken over one by one, so that no more than one of them is there
             twice.
         scoring: how each layer turns queries and keys into scores.
-        fused: runs what is not a matrix product; None leaves it to torch.
+        fused: runs what is not a matrix product, in float32; None leaves it to torch.
         is_trial: leave the backbone whole; its layers are there twice then.
     """
 
@@ -83,8 +83,6 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config = backbone.config
-        if backbone.embed_tokens.weight.dtype != torch.float32:
-            fused = None
         self.embed_tokens, self.norm = backbone.embed_tokens, _Norm(backbone.norm, fused)
         self.rotary_emb = backbone.rotary_emb
         self.layers = nn.ModuleList()

@@ -211,7 +211,7 @@ def test_another_kernel_is_checked(tmp_path: Path, checks: list[str]) -> None:
 def test_a_key_stands_for_what_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = set()
     for compiled in (None, SimpleNamespace(name="one"), SimpleNamespace(name="another")):
-        monkeypatch.setattr(remembered, "fused", lambda _, compiled=compiled: compiled)
+        monkeypatch.setattr(remembered, "fused", lambda *_, compiled=compiled: compiled)
         keys.add(remembered.key_of(str(tmp_path), "fp16", "cpu"))
     assert len(keys) == 3
 

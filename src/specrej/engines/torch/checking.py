@@ -132,7 +132,7 @@ def _context_tokens(model: Any) -> int:
 
 
 def _write_out(model: Any, scoring: tuple[Scoring, ...], *, is_trial: bool) -> None:
-    compiled = fused(model.device)
+    compiled = fused(model.device, model.dtype)
     decoder = Decoder(model.base_model, dict(enumerate(scoring)), compiled, is_trial=is_trial)
     setattr(model, model.base_model_prefix, decoder)
 
@@ -169,7 +169,7 @@ def _probe(model: Any, ids: Tensor, first: int = 0) -> tuple[Tensor, Recorder]:
         group.reserve()
         position = _PROBE_PROMPT + step
         positions = torch.full((2, 1), first + position, device=ids.device)
-        decode = DecodePass([group], fused=fused(model.device))
+        decode = DecodePass([group], fused=fused(model.device, model.dtype))
         output = model(
             input_ids=ids[:, position, None], position_ids=positions, use_cache=False, kv=decode
         )

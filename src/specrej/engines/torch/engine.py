@@ -258,7 +258,7 @@ class TorchEngine:
             self.model,
             torch.cat([run.fed_ids() for run in runs]),
             torch.tensor(positions, device=self._device)[:, None],
-            DecodePass([run.group for run in runs], apart, fused(self._device)),
+            DecodePass([run.group for run in runs], apart, fused(self._device, self.model.dtype)),
         )
         sizes = [run.num_fed for run in runs]
         return zip(torch.split(logits, sizes), torch.split(hidden, sizes), strict=True)

@@ -42,9 +42,11 @@ _LEAST_NUMBERS = 1 << 18
 _LOG = logging.getLogger("specrej")
 
 
-def fused(device: torch.device) -> Fused | None:
-    """The parts between matrix products, compiled; None where torch runs them, as on a GPU."""
-    return _fused() if device.type == "cpu" else None
+def fused(device: torch.device, dtype: torch.dtype) -> Fused | None:
+    """The parts between matrix products, compiled; None where torch runs them, as on a GPU, or in
+    another precision than float32.
+    """
+    return _fused() if device.type == "cpu" and dtype == torch.float32 else None
 
 
 @cache
@@ -55,7 +57,7 @@ def _fused() -> Fused | None:
 
 def products_here(device: torch.device) -> Products | None:
     """The compiled products; None where there are none."""
-    compiled = fused(device)
+    compiled = fused(device, torch.float32)
     return None if compiled is None else compiled.products
 
 

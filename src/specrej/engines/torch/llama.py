@@ -67,7 +67,7 @@ class Llama(nn.Module):
         self.model = Decoder(
             _parts(config, tensors),
             dict.fromkeys(layers, scoring),
-            fused(self.device),
+            fused(self.device, self.dtype),
             is_trial=False,
         )
         head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"

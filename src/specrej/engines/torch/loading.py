@@ -153,7 +153,7 @@ def _check_weights(weights: str | None) -> None:
 
 
 def _engine(runner: Any, codec: TextCodec, opened: Opened, kernel: str, name: str) -> TorchEngine:
-    is_compiled = runner.dtype == torch.float32 and fused(runner.device) is not None
+    is_compiled = fused(runner.device, runner.dtype) is not None
     return TorchEngine(
         runner,
         codec,

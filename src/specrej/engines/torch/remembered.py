@@ -100,7 +100,7 @@ def key_of(source: str, weights: str, device: str) -> str | None:
     place = directory.resolve()
     # Our own files count beside the version: who changes them must see the check again.
     package = Path(__file__).parents[2]
-    compiled = fused(torch.device(device))
+    compiled = fused(torch.device(device), torch.float32)
     ours = sorted([*package.glob("attention/*.[pc]*"), *package.glob("engines/torch/*.py")])
     return fingerprint(
         [*sorted(place.iterdir()), *ours],

@@ -247,5 +247,4 @@ def logsumexp(logits: Tensor) -> Tensor:
 
 def _compiled_for(rows: Tensor) -> Fused | None:
     """The compiled functions, where these rows are as they need them."""
-    is_plain = rows.dtype == torch.float32 and rows.is_contiguous()
-    return fused(rows.device) if is_plain else None
+    return fused(rows.device, rows.dtype) if rows.is_contiguous() else None
