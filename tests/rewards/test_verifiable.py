@@ -164,7 +164,7 @@ def test_latex_needs_no_dollars_around_it() -> None:
 
 
 def test_what_hangs_is_wrong_and_the_next_answer_is_checked() -> None:
-    reward = MathReward("42", timeout_s=2)
+    reward = MathReward("42", timeout_s=4)
     huge = r"\boxed{9^{9^{9^9}}}"  # stays in C, where no signal would reach it
     assert score(reward, "42", huge, "42", huge, "41") == [1, 0, 1, 0, 0]
     assert reward._verifier.process is not None
