@@ -1,5 +1,5 @@
 """Ctrl-C is heeded in all tests, and they have a cache of their own. Tests of pages share a
-browser, and a server that plays a race.
+browser, and a server that plays a race; those of compiled parts what is compiled here.
 """
 
 import functools
@@ -17,6 +17,8 @@ from specrej.hub.defaults import cache_dir
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+    from specrej.attention.fused import Fused
 
 CHROMIUM = shutil.which("chromium")
 
@@ -39,6 +41,17 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECREJ_CACHE", str(own))
         yield
+
+
+@pytest.fixture(scope="session")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> "Fused":
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+    from specrej.attention.fused import compile_fused
+
+    compiled = compile_fused(tmp_path_factory.mktemp("kernels"))
+    assert compiled is not None
+    return compiled
 
 
 @pytest.fixture(scope="module")

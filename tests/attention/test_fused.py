@@ -30,15 +30,6 @@ EXAMPLES = settings(max_examples=40, deadline=None)
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 70))
 
 
-@pytest.fixture(scope="module")
-def fused(tmp_path_factory: pytest.TempPathFactory) -> Fused:
-    if shutil.which("cc") is None:
-        pytest.skip("there is no C compiler")
-    compiled = compile_fused(tmp_path_factory.mktemp("kernels"))
-    assert compiled is not None
-    return compiled
-
-
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Compiled without optimizing, in a third of the time: flags for tests of who compiles, and

@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from specrej.attention import linear
-from specrej.attention.fused import compile_fused
+from specrej.attention.fused import Fused
 from specrej.attention.linear import WEIGHTS, half_forms, pack_linears
 from specrej.attention.products import Products
 
@@ -45,15 +45,13 @@ def make_linear(out: int, inside: int, *, bias: bool, seed: int = 0) -> nn.Linea
 
 
 @pytest.fixture(scope="module", params=["compiled", "by torch"])
-def products(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Products | None:
+def products(request: pytest.FixtureRequest) -> Products | None:
     """What is compiled where this machine can; None for what torch has."""
     if request.param == "by torch":
         return None
-    fused = compile_fused(tmp_path_factory.mktemp("kernels"))
-    if fused is None or fused.products is None:
-        pytest.skip("nothing is compiled here")
+    fused: Fused = request.getfixturevalue("fused")
+    if fused.products is None:
+        pytest.skip("this CPU has no such registers")
     return fused.products
 
 

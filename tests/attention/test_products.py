@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from specrej.attention.fused import compile_fused, processor
+from specrej.attention.fused import Fused, compile_fused, processor
 from specrej.attention.products import Products
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
@@ -23,10 +23,9 @@ EXAMPLES = settings(max_examples=60, deadline=None)
 
 
 @pytest.fixture(scope="module")
-def products(tmp_path_factory: pytest.TempPathFactory) -> Products:
-    fused = compile_fused(tmp_path_factory.mktemp("kernels"))
-    if fused is None or fused.products is None:
-        pytest.skip("this CPU has no such registers, or there is no compiler")
+def products(fused: Fused) -> Products:
+    if fused.products is None:
+        pytest.skip("this CPU has no such registers")
     return fused.products
 
 

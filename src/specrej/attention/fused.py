@@ -1,5 +1,5 @@
 """What a step does beside its matrix products, compiled on the user's machine: `fused.c`.
-Products with float16 weights, too: `products`.
+Products of linear layers, too: `products`.
 
     fused = compile_fused(folder)          # None where there is no compiler, or it does not serve
     fused.norm(rows, weight, least)
@@ -41,8 +41,8 @@ _FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
 )
 _MOST_NUMBERS, _MOST_SHARED, _WIDE = 4096, 64, 16
-"""Of the queries of one key head, and what the size of a head must be a multiple of: as in the
-source."""
+"""Of the queries of one key head, as in the source; and what the size of a head must be a multiple
+of, that of the widest registers there."""
 _ALL = 1 << 40
 """A window that hides nothing."""
 _MOST_SECONDS = 60
@@ -79,7 +79,7 @@ class Fused:
 
     Attributes:
         name: stands for the CPU, the compiler and the sources, and for what came out.
-        products: with float16 weights; None where this CPU has no registers for them.
+        products: those of linear layers; None where this CPU has no registers for them.
 
     Raises:
         OSError: the library cannot be loaded.

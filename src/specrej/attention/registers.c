@@ -24,27 +24,28 @@
 #define WIDE 16
 #define ROWS 8
 #define PANELS 3
+#define IN_REGISTER(operation) _mm512_##operation
+#define LOAD_HALVES _mm256_loadu_si256
 typedef __m512 wide;
-static inline wide load(const float *from) { return _mm512_loadu_ps(from); }
-static inline wide load_half(const uint16_t *from) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)from));
-}
-static inline wide repeat(float number) { return _mm512_set1_ps(number); }
-static inline wide add_product(wide a, wide b, wide sum) { return _mm512_fmadd_ps(a, b, sum); }
-static inline void store(float *to, wide numbers) { _mm512_storeu_ps(to, numbers); }
 #else
 #define WIDE 8
 #define ROWS 6
 #define PANELS 1
+#define IN_REGISTER(operation) _mm256_##operation
+#define LOAD_HALVES _mm_loadu_si128
 typedef __m256 wide;
-static inline wide load(const float *from) { return _mm256_loadu_ps(from); }
-static inline wide load_half(const uint16_t *from) {
-    return _mm256_cvtph_ps(_mm_loadu_si128((const void *)from));
-}
-static inline wide repeat(float number) { return _mm256_set1_ps(number); }
-static inline wide add_product(wide a, wide b, wide sum) { return _mm256_fmadd_ps(a, b, sum); }
-static inline void store(float *to, wide numbers) { _mm256_storeu_ps(to, numbers); }
 #endif
+
+static inline wide load(const float *from) { return IN_REGISTER(loadu_ps)(from); }
+static inline wide load_half(const uint16_t *from) {
+    return IN_REGISTER(cvtph_ps)(LOAD_HALVES((const void *)from));
+}
+static inline wide repeat(float number) { return IN_REGISTER(set1_ps)(number); }
+static inline wide add_product(wide a, wide b, wide sum) {
+    return IN_REGISTER(fmadd_ps)(a, b, sum);
+}
+static inline void store(float *to, wide numbers) { IN_REGISTER(storeu_ps)(to, numbers); }
+
 /* Registers that a panel takes. */
 #define PARTS (SIDE / WIDE)
 
@@ -88,15 +89,14 @@ block(const float *x, int64_t inputs, const void *weights, int64_t apart, const 
     case rows:                                                                              \
         block(x, inputs, weights, apart, bias, out, outputs, rows, panels, is_half); break
 
-#if ROWS == 8
-#define BLOCKS(panels, is_half)                                                             \
-    BLOCK(1, panels, is_half); BLOCK(2, panels, is_half); BLOCK(3, panels, is_half);        \
-    BLOCK(4, panels, is_half); BLOCK(5, panels, is_half); BLOCK(6, panels, is_half);        \
-    BLOCK(7, panels, is_half); BLOCK(8, panels, is_half)
-#else
-#define BLOCKS(panels, is_half)                                                             \
+#define SIX_BLOCKS(panels, is_half)                                                         \
     BLOCK(1, panels, is_half); BLOCK(2, panels, is_half); BLOCK(3, panels, is_half);        \
     BLOCK(4, panels, is_half); BLOCK(5, panels, is_half); BLOCK(6, panels, is_half)
+#if ROWS == 8
+#define BLOCKS(panels, is_half)                                                             \
+    SIX_BLOCKS(panels, is_half); BLOCK(7, panels, is_half); BLOCK(8, panels, is_half)
+#else
+#define BLOCKS SIX_BLOCKS
 #endif
 
 static void block_of(int64_t rows, int64_t panels, const float *x, int64_t inputs,

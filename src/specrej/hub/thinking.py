@@ -54,10 +54,11 @@ class Thinking:
         thinks nothing.
         """
         begun = self._begun(text)
-        if begun is None or not self.split(text).thought:
+        thought = "" if begun is None else begun.partition(self.closing)[0]
+        if begun is None or not thought.strip():
             return range(0)
         start = len(text) - len(begun)
-        return range(start, start + len(begun.partition(self.closing)[0]))
+        return range(start, start + len(thought))
 
     def _begun(self, text: str) -> str | None:
         """What stands behind the opening mark, to the end; None where nothing is thought."""

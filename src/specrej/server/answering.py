@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from specrej.hub.thinking import Thinking
 from specrej.options import options_of
 from specrej.search.choosing import ranked
 from specrej.server.calling import with_calls
@@ -64,14 +65,15 @@ def to_body(
         `specrej`.
     """
     answers = best_answers(result, request.num_answers)
-    choices = _choices(request, answers, detokenizer, completion_id)
+    thinking = thinking_in(request, detokenizer(request.prompt))
+    choices = _choices(request, answers, detokenizer, completion_id, thinking)
     return {
         "id": completion_id,
         "object": "text_completion" if request.kind == "text" else "chat.completion",
         "created": created,
         "model": model,
         "choices": choices,
-        "usage": _usage(request, result.usage.prompt_tokens, answers, detokenizer),
+        "usage": _usage(request, result.usage.prompt_tokens, answers, detokenizer, thinking),
         "specrej": _own_part(result, answers, request.returned, model),
     }
 
@@ -81,6 +83,7 @@ def _usage(
     num_prompt: int,
     answers: Sequence[Candidate],
     detokenizer: Detokenizers,
+    thinking: Thinking | None,
 ) -> dict[str, Any]:
     num_completion = sum(len(answer.token_ids) for answer in answers)
     usage: dict[str, Any] = {
@@ -88,7 +91,7 @@ def _usage(
         "completion_tokens": num_completion,
         "total_tokens": num_prompt + num_completion,
     }
-    if (thinking := thinking_in(request, detokenizer(request.prompt))) is not None:
+    if thinking is not None:
         numbers = [
             num_thought_tokens(answer, thinking, detokenizer(request.prompt)) for answer in answers
         ]
@@ -101,6 +104,7 @@ def _choices(
     answers: Sequence[Candidate],
     detokenizer: Detokenizers,
     completion_id: str,
+    thinking: Thinking | None,
 ) -> list[dict[str, Any]]:
     is_text = request.kind == "text"
     to_choice, to_logprobs = (
@@ -120,7 +124,7 @@ def _choices(
             with_calls(choice, request, answer, detokenizer(request.prompt), completion_id)
             for choice, answer in zip(choices, answers, strict=True)
         ]
-    if (thinking := thinking_in(request, detokenizer(request.prompt))) is not None:
+    if thinking is not None:
         choices = [without_thought(choice, thinking) for choice in choices]
     return choices
 

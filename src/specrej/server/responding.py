@@ -46,7 +46,6 @@ class ResponseWriter:
         text, thought = choice["message"]["content"], choice["message"].get("reasoning_content")
         message = self._message(status, [_part(text, _logprobs(choice))])
         usage = completion["usage"]
-        details = usage.get("completion_tokens_details", {"reasoning_tokens": 0})
         return {
             **self._response(status),
             "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
@@ -55,7 +54,9 @@ class ResponseWriter:
                 "input_tokens": usage["prompt_tokens"],
                 "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
                 "output_tokens": usage["completion_tokens"],
-                "output_tokens_details": dict(details),
+                "output_tokens_details": usage.get(
+                    "completion_tokens_details", {"reasoning_tokens": 0}
+                ),
                 "total_tokens": usage["total_tokens"],
             },
             "specrej": completion["specrej"],

@@ -87,7 +87,7 @@ class TorchEngine:
         self.flops = flops
         self._eos_ids = eos_ids
         self._description = dict(description)
-        self._device = model.device
+        self._device, self._fused = model.device, fused(model.device, model.dtype)
         self._runs: dict[int, Run] = {}
         self._handles = count()
         num_logits = model.config.get_text_config().vocab_size
@@ -258,7 +258,7 @@ class TorchEngine:
             self.model,
             torch.cat([run.fed_ids() for run in runs]),
             torch.tensor(positions, device=self._device)[:, None],
-            DecodePass([run.group for run in runs], apart, fused(self._device, self.model.dtype)),
+            DecodePass([run.group for run in runs], apart, self._fused),
         )
         sizes = [run.num_fed for run in runs]
         return zip(torch.split(logits, sizes), torch.split(hidden, sizes), strict=True)
